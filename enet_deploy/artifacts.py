@@ -1,0 +1,128 @@
+"""What weights and exported files say about themselves, and writing them so that no half file is ever seen."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from .data import ClassList
+from .errors import ArtifactError, InputError
+
+METADATA_KEY = "enet_deploy"  # the one key, in safetensors' and in ONNX's metadata; its value is JSON
+SCHEMA = 1
+
+BUNDLED_WEIGHTS = Path(__file__).parent / "weights" / "enet-camvid.safetensors"
+
+
+@dataclass(frozen=True)
+class Metadata:
+    """All that a runner has to know beside the tensors.
+
+    Attributes:
+        classes: names, colours, void id.
+        mean, std: per channel, BGR, on the scale of [0, 255]; the network sees (frame - mean) / std.
+        size: (height, width) that the weights were trained for or the graph was exported at.
+        precision: "fp32", "fp16", ...
+        weights_sha256: of the weights file an exported graph came from; "" in the weights themselves.
+        details: facts for people: recipe, figures, commit, tool versions.
+    """
+
+    classes: ClassList
+    mean: tuple[float, float, float]
+    std: tuple[float, float, float]
+    size: tuple[int, int]
+    precision: str = "fp32"
+    weights_sha256: str = ""
+    details: dict[str, Any] = field(default_factory=dict)
+
+    def to_text(self) -> str:
+        return json.dumps(
+            {
+                "schema": SCHEMA,
+                "classes": self.classes.to_json(),
+                "mean": self.mean,
+                "std": self.std,
+                "size": self.size,
+                "precision": self.precision,
+                "weights_sha256": self.weights_sha256,
+                "details": self.details,
+            },
+            sort_keys=True,
+        )
+
+    @classmethod
+    def from_text(cls, text: str | None, source: str | Path) -> Metadata:
+        """The inverse of `to_text`. Raises ArtifactError, naming `source`, where `text` is not of that form."""
+        if text is None:
+            raise ArtifactError(
+                f"{source} carries no '{METADATA_KEY}' metadata (classes, mean, std, size); expected a file written "
+                "by enet-train or enet-export"
+            )
+        try:
+            value = json.loads(text)
+            if value["schema"] != SCHEMA:
+                raise ArtifactError(
+                    f"{source} has metadata of schema {value['schema']!r}, expected {SCHEMA}; make it again with "
+                    "this version of enet_deploy"
+                )
+            return cls(
+                classes=ClassList.from_json(value["classes"]),
+                mean=_triple(value["mean"]),
+                std=_triple(value["std"]),
+                size=(int(value["size"][0]), int(value["size"][1])),
+                precision=str(value["precision"]),
+                weights_sha256=str(value["weights_sha256"]),
+                details=dict(value["details"]),
+            )
+        except (InputError, KeyError, IndexError, TypeError, ValueError) as error:
+            raise ArtifactError(f"{source} has damaged '{METADATA_KEY}' metadata: {error!r}; export it again") from None
+
+
+def _triple(values: Any) -> tuple[float, float, float]:
+    b, g, r = values
+    return float(b), float(g), float(r)
+
+
+def sha256(path: str | Path) -> str:
+    """Hex digest of a file's bytes."""
+    return hashlib.sha256(Path(path).read_bytes()).hexdigest()
+
+
+@contextmanager
+def replacing(path: str | Path) -> Iterator[Path]:
+    """A temporary path beside `path` that takes its name when the block ends well, and vanishes when it does not.
+
+    A reader of `path` sees the old file or the whole new one, also after a crash or a full disk.
+    Raises ArtifactError where the folder cannot be written.
+    """
+    path = Path(path)
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.stem}-", suffix=path.suffix)
+        os.close(handle)
+    except OSError as error:
+        raise ArtifactError(f"cannot write {path}: {error}; choose a folder that can be written") from None
+    temporary = Path(name)
+    try:
+        yield temporary
+        with open(temporary, "rb") as file:
+            os.fsync(file.fileno())
+        temporary.chmod(0o666 & ~_umask())
+        temporary.replace(path)
+    except OSError as error:
+        raise ArtifactError(f"cannot write {path}: {error}; free space or choose another folder") from None
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def _umask() -> int:
+    mask = os.umask(0)
+    os.umask(mask)
+    return mask

@@ -1,0 +1,68 @@
+"""What every command line of the project does alike: one line and exit code 2 for what the user can mend."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Callable, Sequence
+
+from .errors import EnetError, InputError
+
+
+def run(
+    parser: argparse.ArgumentParser, command: Callable[[argparse.Namespace], None], argv: Sequence[str] | None
+) -> int:
+    """Parse `argv`, run `command`; return the exit code: 0 done, 2 an error the user can mend, 130 interrupted."""
+    args = parser.parse_args(argv)
+    try:
+        command(args)
+    except (EnetError, OSError, ModuleNotFoundError) as error:
+        message = _missing_package(error) if isinstance(error, ModuleNotFoundError) else str(error)
+        print(f"{parser.prog}: error: {' '.join(message.split())}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        print(f"{parser.prog}: interrupted", file=sys.stderr)
+        return 130
+    return 0
+
+
+# module -> (package, the extra that brings it)
+_PROVIDERS = {
+    "torch": "torch", "safetensors": "torch", "tqdm": "torch",
+    "onnx": "torch", "onnxscript": "torch", "onnxruntime": "cpu", "openvino": "cpu",
+    "rich": "report", "psutil": "report",
+}  # fmt: skip
+
+
+def _missing_package(error: ModuleNotFoundError) -> str:
+    module = (error.name or "").split(".")[0]
+    if module not in _PROVIDERS:
+        raise error  # our own fault, not the user's: show the traceback
+    return f"the package '{module}' is not installed; pip install 'enet-deploy[{_PROVIDERS[module]}]'"
+
+
+def size(text: str) -> tuple[int, int]:
+    """argparse type: "HxW" -> (height, width)."""
+    try:
+        height, width = (int(part) for part in text.lower().split("x"))
+    except ValueError:
+        raise argparse.ArgumentTypeError(f"'{text}', expected HEIGHTxWIDTH such as 360x480") from None
+    try:
+        check_size((height, width))
+    except InputError as error:
+        raise argparse.ArgumentTypeError(str(error)) from None
+    return height, width
+
+
+def positive(text: str) -> int:
+    """argparse type: an integer of at least 1."""
+    if not text.isdecimal() or int(text) < 1:
+        raise argparse.ArgumentTypeError(f"'{text}', expected a whole number of at least 1")
+    return int(text)
+
+
+def check_size(hw: tuple[int, int]) -> None:
+    """Raise InputError unless both sides are positive multiples of 8: the encoder halves the image three times."""
+    if any(side < 8 or side % 8 for side in hw):
+        near = "x".join(str(max(8, round(side / 8) * 8)) for side in hw)
+        raise InputError(f"size {hw[0]}x{hw[1]}, expected height and width divisible by 8; the nearest is {near}")

@@ -1,0 +1,36 @@
+"""What can go wrong, as one tree.
+
+EnetError
+├── InputError      an argument or a frame is not what was asked for (also a ValueError)
+├── DataError       a data set is incomplete, inconsistent or unreadable
+├── ArtifactError   weights, an ONNX file or an engine is missing, damaged or not ours
+├── BackendError    a backend, device or precision cannot be had on this machine
+└── ParityError     an exported file does not compute what the weights compute
+
+Every message names the value, what was expected and how to mend it; the command lines print it on one line and
+exit with 2.
+"""
+
+
+class EnetError(Exception):
+    """Base of every error that this package raises on purpose."""
+
+
+class InputError(EnetError, ValueError):
+    """An argument or a frame is not what was asked for."""
+
+
+class DataError(EnetError):
+    """A data set is incomplete, inconsistent or unreadable."""
+
+
+class ArtifactError(EnetError):
+    """Weights, an ONNX file or an engine is missing, damaged or not ours."""
+
+
+class BackendError(EnetError):
+    """A backend, device or precision cannot be had on this machine."""
+
+
+class ParityError(EnetError):
+    """An exported file does not compute what the weights compute."""

@@ -1,0 +1,99 @@
+"""Pixel accuracy, Dice and IoU from one confusion matrix over a whole data set, at the label maps' own size."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from .data import ClassList, UInt8Array
+from .errors import InputError
+
+
+@dataclass(frozen=True)
+class Scores:
+    """Figures in [0, 1]. A class that is neither in truth nor in prediction has None and is left out of the means.
+
+    Attributes:
+        pixel_accuracy: right pixels / counted pixels.
+        dice: mean over classes of 2TP / (2TP + FP + FN), also called macro F1.
+        miou: mean over classes of TP / (TP + FP + FN).
+        class_average: mean over the classes in truth of TP / (TP + FN).
+        per_class: class name -> {"iou", "dice"}.
+        absent: names of the classes left out.
+        void_counts: whether void pixels count as mistakes (see `ConfusionMatrix.scores`).
+    """
+
+    pixel_accuracy: float
+    dice: float
+    miou: float
+    class_average: float
+    per_class: dict[str, dict[str, float | None]]
+    absent: tuple[str, ...]
+    void_counts: bool
+
+    def to_json(self) -> dict[str, Any]:
+        return {
+            "pixel_accuracy": self.pixel_accuracy,
+            "dice": self.dice,
+            "miou": self.miou,
+            "class_average": self.class_average,
+            "per_class": self.per_class,
+            "absent": list(self.absent),
+            "void_counts": self.void_counts,
+        }
+
+
+class ConfusionMatrix:
+    """Counts pixels by (truth, prediction); one more row and column hold void and any other id.
+
+    `counts[t, p]` is the number of pixels of class t that were predicted as p.
+    """
+
+    def __init__(self, classes: ClassList) -> None:
+        self.classes = classes
+        self.counts: npt.NDArray[np.int64] = np.zeros((len(classes) + 1,) * 2, np.int64)
+
+    def update(self, truth: UInt8Array, prediction: UInt8Array) -> None:
+        """Add label maps of one shape, uint8 class ids. Raises InputError where the shapes differ."""
+        if truth.shape != prediction.shape:
+            raise InputError(f"prediction of shape {prediction.shape} for labels of {truth.shape}, expected the same")
+        void = len(self.classes)
+        pairs = np.minimum(truth, void).astype(np.int64) * (void + 1) + np.minimum(prediction, void)
+        self.counts += np.bincount(pairs.ravel(), minlength=(void + 1) ** 2).reshape(void + 1, void + 1)
+
+    def scores(self, void_counts: bool = False) -> Scores:
+        """The figures of all pixels seen.
+
+        Args:
+            void_counts: False leaves the pixels that are void in truth out, as the literature on CamVid mostly
+                does. True counts them as mistakes of the class predicted there, which lowers IoU by one to two
+                points; some papers and student reports do this.
+
+        Raises InputError before any labelled pixel was seen.
+        """
+        counted = self.counts if void_counts else self.counts[:-1]
+        hit = np.diagonal(self.counts)[:-1].astype(float)
+        truth = self.counts[:-1].sum(axis=1).astype(float)
+        predicted = counted[:, :-1].sum(axis=0).astype(float)
+        if not truth.any():
+            raise InputError("no labelled pixel was counted, expected at least one image with a class in it")
+        present = truth + predicted > 0
+        with np.errstate(invalid="ignore"):
+            iou = hit / (truth + predicted - hit)
+            dice = 2 * hit / (truth + predicted)
+            recall = hit / truth
+        return Scores(
+            pixel_accuracy=float(hit.sum() / counted.sum()),
+            dice=float(dice[present].mean()),
+            miou=float(iou[present].mean()),
+            class_average=float(recall[truth > 0].mean()),
+            per_class={
+                name: {"iou": float(iou[i]) if present[i] else None, "dice": float(dice[i]) if present[i] else None}
+                for i, name in enumerate(self.classes.names)
+            },
+            absent=tuple(name for i, name in enumerate(self.classes.names) if not present[i]),
+            void_counts=void_counts,
+        )

@@ -1,0 +1,268 @@
+"""ENet for semantic segmentation, whole, in this file.
+
+Paszke, Chaurasia, Kim, Culurciello: "ENet: A Deep Neural Network Architecture for Real-Time Semantic
+Segmentation", 2016, https://arxiv.org/abs/1606.02147, in the detail of the authors' Lua code
+(e-lab/ENet-training, train/models/encoder.lua and decoder.lua). Where paper and code differ, the code decides:
+biases, PReLU slope per channel, no activation before the sum, ReLU and no dropout in the decoder.
+
+Shapes in comments are (channels x height x width) for one 3x512x512 image.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import safetensors.torch
+import torch
+from safetensors import SafetensorError, safe_open
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from .artifacts import METADATA_KEY, Metadata, replacing
+from .errors import ArtifactError
+
+BN_EPS = 1e-3  # Torch7's default, and so the authors'
+
+STRIDE = 8  # the encoder halves the image three times
+
+
+class InitialBlock(nn.Module):
+    """3x3 stride-2 convolution to 13 maps beside 2x2 max-pooling of the image's 3 channels (paper, figure 2a).
+
+    (N, 3, H, W) -> (N, 16, H/2, W/2)
+    """
+
+    def __init__(self, in_channels: int = 3, out_channels: int = 16) -> None:
+        super().__init__()
+        self.conv = nn.Conv2d(in_channels, out_channels - in_channels, 3, stride=2, padding=1)
+        self.pool = nn.MaxPool2d(2)
+        self.bn = nn.BatchNorm2d(out_channels, eps=BN_EPS)
+        self.act = nn.PReLU(out_channels)
+
+    def forward(self, x: Tensor) -> Tensor:
+        y: Tensor = self.act(self.bn(torch.cat([self.conv(x), self.pool(x)], dim=1)))
+        return y
+
+
+def _conv_bn(conv: nn.Module, channels: int) -> list[nn.Module]:
+    return [conv, nn.BatchNorm2d(channels, eps=BN_EPS)]
+
+
+def _activation(channels: int, relu: bool) -> nn.Module:
+    return nn.ReLU() if relu else nn.PReLU(channels)
+
+
+class RegularBottleneck(nn.Module):
+    """Residual bottleneck at constant size (paper, figure 2b).
+
+    1x1 reduction to a quarter of the width; a 3x3, dilated 3x3, or asymmetric 1x5 + 5x1 convolution; 1x1
+    expansion; spatial dropout. No activation before the sum.
+
+    (N, C, H, W) -> (N, C, H, W)
+    """
+
+    def __init__(
+        self, channels: int, *, dilation: int = 1, asymmetric: bool = False, dropout: float = 0.0, relu: bool = False
+    ) -> None:
+        super().__init__()
+        inner = channels // 4
+        if asymmetric:
+            # 1 high x 5 wide first, then 5x1, nothing between them
+            middle: nn.Module = nn.Sequential(
+                nn.Conv2d(inner, inner, (1, 5), padding=(0, 2), bias=False),
+                nn.Conv2d(inner, inner, (5, 1), padding=(2, 0)),
+            )
+        else:
+            middle = nn.Conv2d(inner, inner, 3, padding=dilation, dilation=dilation)
+        self.branch = nn.Sequential(
+            *_conv_bn(nn.Conv2d(channels, inner, 1, bias=False), inner),
+            _activation(inner, relu),
+            *_conv_bn(middle, inner),
+            _activation(inner, relu),
+            *_conv_bn(nn.Conv2d(inner, channels, 1, bias=False), channels),
+            nn.Dropout2d(dropout),
+        )
+        self.act = _activation(channels, relu)
+
+    def forward(self, x: Tensor) -> Tensor:
+        y: Tensor = self.act(x + self.branch(x))
+        return y
+
+
+class DownsamplingBottleneck(nn.Module):
+    """Bottleneck that halves the size; its shortcut is max-pooling, zero-padded to the new width.
+
+    (N, C, H, W) -> ((N, D, H/2, W/2), indices): the indices of the C pooled channels, for the decoder's unpooling.
+    """
+
+    def __init__(self, in_channels: int, out_channels: int, *, dropout: float) -> None:
+        super().__init__()
+        inner = out_channels // 4
+        self.pool = nn.MaxPool2d(2, return_indices=True)
+        self.branch = nn.Sequential(
+            *_conv_bn(nn.Conv2d(in_channels, inner, 2, stride=2, bias=False), inner),
+            nn.PReLU(inner),
+            *_conv_bn(nn.Conv2d(inner, inner, 3, padding=1), inner),
+            nn.PReLU(inner),
+            *_conv_bn(nn.Conv2d(inner, out_channels, 1, bias=False), out_channels),
+            nn.Dropout2d(dropout),
+        )
+        self.extra_channels = out_channels - in_channels
+        self.act = nn.PReLU(out_channels)
+
+    def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        shortcut, indices = self.pool(x)
+        shortcut = F.pad(shortcut, (0, 0, 0, 0, 0, self.extra_channels))  # channels, at the end
+        return self.act(shortcut + self.branch(x)), indices
+
+
+class UpsamplingBottleneck(nn.Module):
+    """Bottleneck that doubles the size; its shortcut is max-unpooling at the places the encoder's pooling took.
+
+    (N, C, H, W), indices of (N, D, H, W) -> (N, D, 2H, 2W)
+    """
+
+    def __init__(self, in_channels: int, out_channels: int) -> None:
+        super().__init__()
+        inner = out_channels // 4
+        self.shortcut = nn.Sequential(*_conv_bn(nn.Conv2d(in_channels, out_channels, 1, bias=False), out_channels))
+        self.unpool = nn.MaxUnpool2d(2)
+        self.branch = nn.Sequential(
+            *_conv_bn(nn.Conv2d(in_channels, inner, 1, bias=False), inner),
+            nn.ReLU(),
+            *_conv_bn(nn.ConvTranspose2d(inner, inner, 3, stride=2, padding=1, output_padding=1), inner),
+            nn.ReLU(),
+            *_conv_bn(nn.Conv2d(inner, out_channels, 1, bias=False), out_channels),
+        )
+        self.act = nn.ReLU()
+
+    def forward(self, x: Tensor, indices: Tensor) -> Tensor:
+        y: Tensor = self.act(self.unpool(self.shortcut(x), indices) + self.branch(x))
+        return y
+
+
+def _context_stage() -> nn.Sequential:
+    """Bottlenecks x.1 to x.8 of stages 2 and 3: the same eight, 128x64x64 throughout."""
+    return nn.Sequential(
+        RegularBottleneck(128, dropout=0.1),
+        RegularBottleneck(128, dilation=2, dropout=0.1),
+        RegularBottleneck(128, asymmetric=True, dropout=0.1),
+        RegularBottleneck(128, dilation=4, dropout=0.1),
+        RegularBottleneck(128, dropout=0.1),
+        RegularBottleneck(128, dilation=8, dropout=0.1),
+        RegularBottleneck(128, asymmetric=True, dropout=0.1),
+        RegularBottleneck(128, dilation=16, dropout=0.1),
+    )
+
+
+class ENet(nn.Module):
+    """ENet (paper, table 1): 363,791 parameters with 11 classes.
+
+    Args:
+        num_classes: classes predicted. Void is no class: it is the loss's `ignore_index`.
+
+    `forward` takes normalised images, (N, 3, H, W) float with H and W divisible by 8, in the channel order the
+    weights were trained on (BGR for those of this project), and returns logits (N, num_classes, H, W).
+    """
+
+    def __init__(self, num_classes: int) -> None:
+        super().__init__()
+        self.num_classes = num_classes
+        self.initial = InitialBlock()  # 16x256x256
+        self.bottleneck1_0 = DownsamplingBottleneck(16, 64, dropout=0.01)  # 64x128x128
+        self.stage1 = nn.Sequential(*(RegularBottleneck(64, dropout=0.01) for _ in range(4)))  # 64x128x128
+        self.bottleneck2_0 = DownsamplingBottleneck(64, 128, dropout=0.1)  # 128x64x64
+        self.stage2 = _context_stage()  # 128x64x64
+        self.stage3 = _context_stage()  # 128x64x64
+        self.bottleneck4_0 = UpsamplingBottleneck(128, 64)  # 64x128x128
+        self.stage4 = nn.Sequential(*(RegularBottleneck(64, relu=True) for _ in range(2)))  # 64x128x128
+        self.bottleneck5_0 = UpsamplingBottleneck(64, 16)  # 16x256x256
+        self.stage5 = nn.Sequential(RegularBottleneck(16, relu=True))  # 16x256x256
+        self.fullconv = nn.ConvTranspose2d(16, num_classes, 2, stride=2)  # num_classes x512x512
+        self.apply(_initialise)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.initial(x)
+        x, indices1 = self.bottleneck1_0(x)
+        x = self.stage1(x)
+        x, indices2 = self.bottleneck2_0(x)
+        x = self.stage3(self.stage2(x))
+        x = self.stage4(self.bottleneck4_0(x, indices2))
+        x = self.stage5(self.bottleneck5_0(x, indices1))
+        logits: Tensor = self.fullconv(x)
+        return logits
+
+
+def _initialise(module: nn.Module) -> None:
+    # He et al. 2015; the transposed convolutions' fan is close enough to share the rule
+    if isinstance(module, nn.Conv2d | nn.ConvTranspose2d):
+        nn.init.kaiming_normal_(module.weight, nonlinearity="relu")
+        if module.bias is not None:
+            nn.init.zeros_(module.bias)
+
+
+class Segmenter(nn.Module):
+    """A network with what the camera before it and the planner behind it need: the graph that is deployed.
+
+    Args:
+        net: (N, 3, H, W) float -> logits (N, C, H, W), C <= 255.
+        mean, std: per channel in the frames' order, on the scale of [0, 255].
+    """
+
+    mean: Tensor
+    std: Tensor
+
+    def __init__(self, net: nn.Module, mean: tuple[float, ...], std: tuple[float, ...]) -> None:
+        super().__init__()
+        self.net = net
+        self.register_buffer("mean", torch.tensor(mean).view(1, -1, 1, 1))
+        self.register_buffer("std", torch.tensor(std).view(1, -1, 1, 1))
+
+    def logits(self, frames: Tensor) -> Tensor:
+        """(N, H, W, 3) uint8 BGR in [0, 255] -> (N, C, H, W)."""
+        x = frames.to(self.mean.dtype).permute(0, 3, 1, 2)
+        logits: Tensor = self.net((x - self.mean) / self.std)
+        return logits
+
+    def forward(self, frames: Tensor) -> Tensor:
+        """(N, H, W, 3) uint8 BGR in [0, 255] -> labels (N, H, W) uint8, class ids."""
+        return self.logits(frames).argmax(dim=1).to(torch.uint8)
+
+
+def save_weights(path: str | Path, net: ENet, metadata: Metadata) -> None:
+    """Write the parameters and running statistics as safetensors, with the metadata in its header."""
+    tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in net.state_dict().items()}
+    with replacing(path) as temporary:
+        safetensors.torch.save_file(tensors, temporary, {METADATA_KEY: metadata.to_text()})
+
+
+def load_weights(path: str | Path) -> tuple[ENet, Metadata]:
+    """Read weights that `save_weights` wrote; runs no code from the file. The network is in eval mode, on the CPU.
+
+    Raises ArtifactError where the file is missing, no safetensors, or not exactly this network's tensors.
+    """
+    if not Path(path).is_file():
+        raise ArtifactError(f"{path} does not exist; expected weights, a .safetensors file written by enet-train")
+    try:
+        with safe_open(path, framework="pt") as file:
+            metadata = Metadata.from_text((file.metadata() or {}).get(METADATA_KEY), path)
+            state = {name: file.get_tensor(name) for name in file.keys()}
+    except (SafetensorError, OSError) as error:
+        raise ArtifactError(f"{path} is not a whole safetensors file: {error}; train or copy it again") from None
+    net = ENet(len(metadata.classes))
+    expected = net.state_dict()
+    _require_same(path, "no tensor named", sorted(expected.keys() - state.keys()))
+    _require_same(path, "a foreign tensor named", sorted(state.keys() - expected.keys()))
+    for name, tensor in expected.items():
+        if state[name].shape != tensor.shape or state[name].dtype != tensor.dtype:
+            raise ArtifactError(
+                f"{path} has {name} as {tuple(state[name].shape)} {state[name].dtype}, "
+                f"expected {tuple(tensor.shape)} {tensor.dtype}; these are weights of another network"
+            )
+    net.load_state_dict(state)
+    return net.eval(), metadata
+
+
+def _require_same(path: str | Path, what: str, names: list[str]) -> None:
+    if names:
+        raise ArtifactError(f"{path} has {what} '{names[0]}' ({len(names)} in all); these are weights of another network")

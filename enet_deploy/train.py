@@ -1,0 +1,523 @@
+"""Training: the recipes, the augmentation, the loop, and `enet-train`.
+
+Runs from a bare checkout with torch, numpy, opencv and safetensors. One process, or several under `torchrun`.
+A run's folder holds `checkpoint.pt` (everything to resume from), `best.safetensors` (highest val mIoU),
+`last.safetensors` and `log.csv`.
+"""
+
+from __future__ import annotations
+
+import argparse
+import csv
+import dataclasses
+import io
+import logging
+import math
+import os
+import subprocess
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import cv2
+import numpy as np
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+from torch.nn import functional as F
+from torch.nn.parallel import DistributedDataParallel
+from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
+from torch.utils.data import DataLoader, Dataset, DistributedSampler
+
+from . import cli
+from .artifacts import Metadata, replacing
+from .data import DataSet, UInt8Array, open_data
+from .errors import ArtifactError, DataError, EnetError, InputError
+from .metrics import ConfusionMatrix, Scores
+from .model import ENet, Segmenter, load_weights, save_weights
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """How to train. The default is the project's own; each field is an option of `enet-train`.
+
+    Attributes:
+        size: (height, width) that images are resized to before augmentation, and evaluated at.
+        crop: (height, width) of a training crop.
+        epochs, batch: passes over the training images; images per step, over all processes.
+        lr, weight_decay: of AdamW (decay decoupled; none on norms, biases and PReLU), or of `adam`'s L2.
+        optimizer: "adamw" or "adam".
+        warmup: steps of linear warm-up, then the rate falls to zero as (1 - progress) ** power.
+        power: 0 keeps the rate constant.
+        class_weight_c: classes weigh 1 / ln(c + pixel share) (ENet paper, section 5.1, has c = 1.02).
+        scale: smallest and largest zoom, drawn log-uniformly.
+        flip: whether half of the crops are mirrored.
+        color: strength of the brightness, contrast and saturation jitter.
+        ema: decay of the weight average that is evaluated and saved; 0 for none.
+        amp: bfloat16 autocast.
+        eval_every: epochs between evaluations on val; the last epoch is always evaluated.
+        seed: of initial weights, order, augmentation and dropout.
+    """
+
+    size: tuple[int, int] = (360, 480)
+    crop: tuple[int, int] = (360, 480)
+    epochs: int = 300
+    batch: int = 10
+    lr: float = 2e-3
+    weight_decay: float = 1e-2
+    optimizer: str = "adamw"
+    warmup: int = 300
+    power: float = 0.9
+    class_weight_c: float = 1.10
+    scale: tuple[float, float] = (0.5, 2.0)
+    flip: bool = True
+    color: float = 0.3
+    ema: float = 0.998
+    amp: bool = False
+    eval_every: int = 5
+    seed: int = 0
+
+
+PRESETS = {
+    "default": Recipe(),
+    # the student report that this project replaces
+    "report": Recipe(
+        size=(512, 512), crop=(512, 512), epochs=100, batch=5, lr=5e-4, weight_decay=2e-4, optimizer="adam", warmup=0,
+        power=0.0, class_weight_c=1.02, scale=(1.0, 1.0), flip=False, color=0.0, ema=0.0,
+    ),
+}  # fmt: skip
+
+
+def augment(
+    image: UInt8Array, labels: UInt8Array, recipe: Recipe, rng: np.random.Generator, fill: tuple[float, ...], void: int
+) -> tuple[UInt8Array, UInt8Array]:
+    """Zoom, crop and mirror in one resampling, then jitter the colours.
+
+    Args:
+        image: (H, W, 3) uint8 BGR. labels: (H, W) uint8.
+        fill, void: BGR colour and label of what lies outside the image.
+
+    Returns both at `recipe.crop`.
+    """
+    height, width = recipe.crop
+    zoom = math.exp(rng.uniform(math.log(recipe.scale[0]), math.log(recipe.scale[1])))
+    # room to move: negative where the zoomed image is smaller than the crop
+    top = rng.uniform(0, 1) * (image.shape[0] * zoom - height)
+    left = rng.uniform(0, 1) * (image.shape[1] * zoom - width)
+    mirror = recipe.flip and rng.uniform() < 0.5
+    sx, dx = (-zoom, width - 1 + left) if mirror else (zoom, -left)
+    matrix = np.array([[sx, 0, dx], [0, zoom, -top]])
+    image = cv2.warpAffine(image, matrix, (width, height), flags=cv2.INTER_LINEAR, borderValue=fill)  # type: ignore[assignment]
+    labels = cv2.warpAffine(labels, matrix, (width, height), flags=cv2.INTER_NEAREST, borderValue=void)  # type: ignore[assignment]
+    if recipe.color:
+        image = _jitter(image, recipe.color, rng)
+    return image, labels
+
+
+def _jitter(image: UInt8Array, strength: float, rng: np.random.Generator) -> UInt8Array:
+    brightness, contrast, saturation = rng.uniform(1 - strength, 1 + strength, 3)
+    gray = cv2.cvtColor(image, cv2.COLOR_BGR2GRAY)[..., None]
+    pixels = gray + saturation * (image.astype(np.float32) - gray)
+    pixels = brightness * (contrast * (pixels - 128) + 128)
+    jittered: UInt8Array = np.clip(pixels, 0, 255).astype(np.uint8)
+    return jittered
+
+
+class _Crops(Dataset[tuple[Tensor, Tensor]]):
+    """Augmented crops; what crop an index gives depends on seed, epoch and index alone, so a resumed run repeats it."""
+
+    def __init__(self, data: DataSet, recipe: Recipe, fill: tuple[float, ...], void: int) -> None:
+        self.data, self.recipe, self.fill, self.void = data, recipe, fill, void
+        self.epoch = 0
+        self.decoded: dict[int, tuple[UInt8Array, UInt8Array]] = {}
+        pixel_bytes = recipe.size[0] * recipe.size[1] * 4 * len(data)
+        self.keep = pixel_bytes < 2 << 30  # CamVid takes 250 MB; decoding would cost a tenth of a CPU step
+
+    def __len__(self) -> int:
+        return len(self.data)
+
+    def __getitem__(self, index: int) -> tuple[Tensor, Tensor]:
+        pair = self.decoded.get(index)
+        if pair is None:
+            pair = resize_pair(*self.data[index], self.recipe.size)
+            if self.keep:
+                self.decoded[index] = pair
+        rng = np.random.default_rng((self.recipe.seed, self.epoch, index))
+        image, labels = augment(*pair, self.recipe, rng, self.fill, self.void)
+        return torch.from_numpy(image), torch.from_numpy(labels)
+
+
+def resize_pair(image: UInt8Array, labels: UInt8Array, size: tuple[int, int]) -> tuple[UInt8Array, UInt8Array]:
+    """Resize an image (bilinear) and its label map (nearest) to (height, width)."""
+    if image.shape[:2] == size:
+        return image, labels
+    image = cv2.resize(image, size[::-1], interpolation=cv2.INTER_LINEAR)  # type: ignore[assignment]
+    labels = cv2.resize(labels, size[::-1], interpolation=cv2.INTER_NEAREST)  # type: ignore[assignment]
+    return image, labels
+
+
+@dataclass(frozen=True)
+class Statistics:
+    """Of the training images: BGR mean and standard deviation on [0, 255]; pixel share per class, void left out."""
+
+    mean: tuple[float, float, float]
+    std: tuple[float, float, float]
+    shares: tuple[float, ...]
+
+
+def statistics(data: DataSet) -> Statistics:
+    """One pass over a data set."""
+    total = np.zeros(3)
+    squares = np.zeros(3)
+    pixels = 0
+    counts = np.zeros(256)
+    for image, labels in data:
+        values = image.reshape(-1, 3).astype(np.float64)
+        total += values.sum(axis=0)
+        squares += (values**2).sum(axis=0)
+        pixels += len(values)
+        counts += np.bincount(labels.ravel(), minlength=256)
+    counts = counts[: len(data.classes)]
+    if not counts.any():
+        raise DataError("every training pixel is void, expected at least one class in the label maps")
+    mean = total / pixels
+    std = np.sqrt(np.maximum(squares / pixels - mean**2, 1.0))
+    b, g, r = mean.round(3).tolist()
+    sb, sg, sr = std.round(3).tolist()
+    return Statistics((b, g, r), (sb, sg, sr), tuple((counts / counts.sum()).tolist()))
+
+
+@torch.inference_mode()
+def evaluate(net: nn.Module, data: DataSet, metadata: Metadata) -> Scores:
+    """Scores of a network on a split, at the label maps' own size, void left out."""
+    device = next(net.parameters()).device
+    segmenter = Segmenter(net, metadata.mean, metadata.std).to(device).eval()
+    confusion = ConfusionMatrix(data.classes)
+    for image, labels in data:
+        frame = resize_pair(image, labels, metadata.size)[0]
+        predicted = segmenter(torch.from_numpy(frame)[None].to(device))[0].cpu().numpy()
+        confusion.update(labels, resize_pair(image, predicted, labels.shape)[1])
+    return confusion.scores()
+
+
+class Trainer:
+    """One run in one folder.
+
+    Args:
+        data: the folder of a data set with the splits train and val.
+        out: the run's folder.
+        init: weights to start from instead of random ones.
+    """
+
+    def __init__(
+        self, data: str | Path, out: str | Path, recipe: Recipe, device: torch.device, init: str | Path | None = None
+    ) -> None:
+        self.recipe, self.device, self.out = recipe, device, Path(out)
+        self.train, self.val = open_data(data, "train"), open_data(data, "val")
+        self.rank = dist.get_rank() if dist.is_initialized() else 0
+        self.world = dist.get_world_size() if dist.is_initialized() else 1
+        self._check()
+        torch.manual_seed(recipe.seed)
+        found = statistics(self.train)
+        net = ENet(len(self.train.classes))
+        if init is not None:
+            net, start = load_weights(init)
+            if start.classes.names != self.train.classes.names:
+                raise ArtifactError(
+                    f"{init} knows the classes {', '.join(start.classes.names)}; the data set has "
+                    f"{', '.join(self.train.classes.names)}: leave out --init to train from scratch"
+                )
+            # the first layers are used to their own normalisation
+            found = dataclasses.replace(found, mean=start.mean, std=start.std)
+        self.metadata = Metadata(self.train.classes, found.mean, found.std, recipe.size)
+        self.net = net.to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
+        if self.world > 1 and device.type == "cuda":
+            self.net = nn.SyncBatchNorm.convert_sync_batchnorm(self.net)
+        self.ema = (
+            AveragedModel(self.net, multi_avg_fn=get_ema_multi_avg_fn(recipe.ema), use_buffers=True)
+            if recipe.ema
+            else None
+        )
+        self.void = 255 if self.train.classes.ignore_id is None else self.train.classes.ignore_id
+        self.weight = (1 / torch.log(recipe.class_weight_c + torch.tensor(found.shares))).to(device)
+        self.loader = self._loader(_Crops(self.train, recipe, found.mean, self.void))
+        self.steps = recipe.epochs * len(self.loader)
+        self.optimizer = self._optimizer()
+        self.schedule = torch.optim.lr_scheduler.LambdaLR(self.optimizer, self._rate)
+        self.epoch = 0
+        self.best = -1.0
+        self.history: list[dict[str, float]] = []
+
+    def _check(self) -> None:
+        recipe = self.recipe
+        cli.check_size(recipe.size)
+        cli.check_size(recipe.crop)
+        if recipe.optimizer not in ("adam", "adamw"):
+            raise InputError(f"optimizer '{recipe.optimizer}', expected adam or adamw")
+        if not 0 < recipe.scale[0] <= recipe.scale[1]:
+            raise InputError(f"scale {recipe.scale}, expected two positive numbers, smallest first")
+        if recipe.batch % self.world:
+            raise InputError(f"batch {recipe.batch} over {self.world} processes, expected a multiple of {self.world}")
+        if len(self.train) < recipe.batch:
+            raise InputError(
+                f"batch {recipe.batch} for {len(self.train)} training images, expected no more than there are; "
+                f"pass --batch {len(self.train)} or less"
+            )
+
+    def _loader(self, crops: _Crops) -> DataLoader[tuple[Tensor, Tensor]]:
+        self.crops = crops
+        self.sampler = DistributedSampler(crops, self.world, self.rank, seed=self.recipe.seed, drop_last=True)
+        return DataLoader(
+            crops,
+            batch_size=self.recipe.batch // self.world,
+            sampler=self.sampler,
+            drop_last=True,
+            # on a CPU the network takes every core anyway; a GPU is fed by processes
+            num_workers=0 if self.device.type == "cpu" else min(8, os.cpu_count() or 1),
+            pin_memory=self.device.type == "cuda",
+        )
+
+    def _optimizer(self) -> torch.optim.Optimizer:
+        recipe = self.recipe
+        if recipe.optimizer == "adam":
+            return torch.optim.Adam(self.net.parameters(), recipe.lr, weight_decay=recipe.weight_decay, fused=True)
+        kernels = [p for p in self.net.parameters() if p.ndim > 1]
+        others = [p for p in self.net.parameters() if p.ndim <= 1]
+        groups = [{"params": kernels}, {"params": others, "weight_decay": 0.0}]
+        return torch.optim.AdamW(groups, recipe.lr, weight_decay=recipe.weight_decay, fused=True)
+
+    def _rate(self, step: int) -> float:
+        warmup = self.recipe.warmup
+        if step < warmup:
+            return (step + 1) / warmup
+        return float((1 - min(1.0, (step - warmup) / max(1, self.steps - warmup))) ** self.recipe.power)
+
+    def run(self) -> None:
+        """Train to the last epoch. After an interruption or a crash, `resume` and `run` give the same weights."""
+        model: nn.Module = self.net
+        if self.world > 1:
+            model = DistributedDataParallel(self.net, broadcast_buffers=False)
+        if self.epoch == 0:
+            self._save_checkpoint()  # so that the first epoch can be interrupted too
+        while self.epoch < self.recipe.epochs:
+            started = time.perf_counter()
+            loss = self._train_epoch(model)
+            self.epoch += 1
+            row = {"epoch": self.epoch, "loss": loss, "lr": self.schedule.get_last_lr()[0]}
+            row["seconds"] = round(time.perf_counter() - started, 2)
+            if self.epoch % self.recipe.eval_every == 0 or self.epoch == self.recipe.epochs:
+                row |= self._evaluate()
+            self.history.append(row)
+            self._write_log()
+            self._save_checkpoint()
+            if self.rank == 0:
+                log.info("  ".join(f"{name} {value:.5g}" for name, value in row.items()))
+        if self.rank == 0:
+            self._save_weights("last.safetensors", self.history[-1])
+
+    def _train_epoch(self, model: nn.Module) -> float:
+        # dropout's stream depends on the epoch, not on what ran before: resuming needs no generator state
+        stream = np.random.SeedSequence((self.recipe.seed, self.epoch, self.rank))
+        torch.manual_seed(int(stream.generate_state(1)[0]))
+        self.sampler.set_epoch(self.epoch)
+        self.crops.epoch = self.epoch
+        model.train()
+        losses = []
+        for images, labels in _progress(self.loader, f"epoch {self.epoch + 1}/{self.recipe.epochs}", self.rank):
+            losses.append(self._step(model, images.to(self.device), labels.to(self.device, torch.int64)))
+        return float(torch.stack(losses).mean())
+
+    def _step(self, model: nn.Module, images: Tensor, labels: Tensor) -> Tensor:
+        mean = torch.tensor(self.metadata.mean, device=self.device).view(1, -1, 1, 1)
+        std = torch.tensor(self.metadata.std, device=self.device).view(1, -1, 1, 1)
+        # permuting NHWC gives channels_last without a copy
+        x = (images.permute(0, 3, 1, 2).float() - mean) / std
+        with torch.autocast(self.device.type, torch.bfloat16, enabled=self.recipe.amp):
+            logits = model(x)
+        loss = F.cross_entropy(logits.float(), labels, self.weight, ignore_index=self.void)
+        if not torch.isfinite(loss):
+            raise EnetError(f"the loss is {loss.item()} in epoch {self.epoch + 1}; lower --lr, or turn --amp off")
+        self.optimizer.zero_grad()
+        loss.backward()  # type: ignore[no-untyped-call]
+        self.optimizer.step()
+        self.schedule.step()
+        if self.ema is not None:
+            self.ema.update_parameters(self.net)
+        return loss.detach()
+
+    def _evaluate(self) -> dict[str, float]:
+        scores = evaluate(self._averaged(), self.val, self.metadata)
+        figures = {
+            "val_miou": scores.miou,
+            "val_pixel_accuracy": scores.pixel_accuracy,
+            "val_dice": scores.dice,
+            "val_class_average": scores.class_average,
+        }
+        if scores.miou > self.best:
+            self.best = scores.miou
+            if self.rank == 0:
+                self._save_weights("best.safetensors", {"epoch": self.epoch, **figures})
+        return figures
+
+    def _averaged(self) -> ENet:
+        net = self.net if self.ema is None else self.ema.module
+        assert isinstance(net, ENet)
+        return net
+
+    def _save_weights(self, name: str, figures: dict[str, float]) -> None:
+        details = {
+            "recipe": dataclasses.asdict(self.recipe),
+            "figures": {key: round(value, 5) for key, value in figures.items()},
+            "images": {"train": len(self.train), "val": len(self.val)},
+            "commit": _commit(),
+            "torch": torch.__version__,
+        }
+        save_weights(self.out / name, self._averaged(), dataclasses.replace(self.metadata, details=details))
+
+    def _save_checkpoint(self) -> None:
+        if self.rank == 0:
+            state = {
+                "recipe": dataclasses.asdict(self.recipe),
+                "metadata": self.metadata.to_text(),
+                "epoch": self.epoch,
+                "best": self.best,
+                "history": self.history,
+                "weight": self.weight.cpu(),
+                "net": self.net.state_dict(),
+                "ema": None if self.ema is None else self.ema.state_dict(),
+                "optimizer": self.optimizer.state_dict(),
+                "schedule": self.schedule.state_dict(),
+            }
+            with replacing(self.out / "checkpoint.pt") as temporary:
+                torch.save(state, temporary)
+
+    def resume(self, state: dict[str, Any]) -> None:
+        """Continue from what `read_checkpoint` gave, on this machine's device."""
+        metadata = Metadata.from_text(state["metadata"], self.out / "checkpoint.pt")
+        if metadata.classes != self.metadata.classes:
+            raise ArtifactError(f"{self.out}/checkpoint.pt was made for other classes than the data set's; use another --out")
+        self.metadata, self.weight = metadata, state["weight"].to(self.device)
+        self.epoch, self.best, self.history = state["epoch"], state["best"], state["history"]
+        self.net.load_state_dict(state["net"])
+        if self.ema is not None:
+            self.ema.load_state_dict(state["ema"])
+        self.optimizer.load_state_dict(state["optimizer"])
+        self.schedule.load_state_dict(state["schedule"])
+
+    def _write_log(self) -> None:
+        if self.rank == 0:
+            columns = list(dict.fromkeys(name for row in self.history for name in row))
+            text = io.StringIO()
+            writer = csv.DictWriter(text, columns, lineterminator="\n")
+            writer.writeheader()
+            writer.writerows(self.history)
+            with replacing(self.out / "log.csv") as temporary:
+                temporary.write_text(text.getvalue())
+
+
+def read_checkpoint(out: str | Path) -> tuple[dict[str, Any], Recipe]:
+    """The state that a run in folder `out` left, and its recipe. Loading runs no code from the file."""
+    path = Path(out) / "checkpoint.pt"
+    if not path.is_file():
+        raise ArtifactError(f"{path} does not exist; there is no run to resume in {out}: leave out --resume")
+    try:
+        state = torch.load(path, map_location="cpu", weights_only=True)
+        recipe = {k: tuple(v) if isinstance(v, list) else v for k, v in state["recipe"].items()}
+        return state, Recipe(**recipe)
+    except Exception as error:  # torch.load raises whatever the bytes lead it to
+        raise ArtifactError(f"{path} is not a whole checkpoint of this version: {error}; start again without --resume") from None
+
+
+def _commit() -> str:
+    try:
+        here = Path(__file__).parent
+        found = subprocess.run(["git", "rev-parse", "HEAD"], cwd=here, capture_output=True, text=True, check=True)
+    except (OSError, subprocess.CalledProcessError):
+        return "unknown"
+    return found.stdout.strip()
+
+
+def _progress(loader: DataLoader[tuple[Tensor, Tensor]], title: str, rank: int) -> Any:
+    try:
+        from tqdm import tqdm
+    except ModuleNotFoundError:  # a bare checkout: the line per epoch is enough
+        return loader
+    return tqdm(loader, title, leave=False, disable=None if rank == 0 else True)
+
+
+def _device(name: str | None) -> torch.device:
+    if name is None:
+        name = "cuda" if torch.cuda.is_available() else "cpu"
+    if name.startswith("cuda") and not torch.cuda.is_available():
+        raise InputError(f"device '{name}', but torch {torch.__version__} sees no CUDA device; use --device cpu")
+    if name.split(":")[0] not in ("cpu", "cuda"):
+        raise InputError(f"device '{name}', expected cpu, cuda or cuda:N")
+    return torch.device(name)
+
+
+def _train(args: argparse.Namespace) -> None:
+    given = {f.name: getattr(args, f.name) for f in dataclasses.fields(Recipe) if hasattr(args, f.name)}
+    given = {name: tuple(value) if isinstance(value, list) else value for name, value in given.items()}
+    state = None
+    if args.resume:
+        state, recipe = read_checkpoint(args.out)
+        changed = [name for name, value in given.items() if getattr(recipe, name) != value]
+        if changed:
+            raise InputError(
+                f"--{changed[0].replace('_', '-')} {given[changed[0]]} with --resume, but the run in {args.out} has "
+                f"{getattr(recipe, changed[0])}; resume without it, or start another run with --out"
+            )
+    elif (Path(args.out) / "checkpoint.pt").exists():
+        raise InputError(f"{args.out} holds a run already; --resume continues it, another --out starts a new one")
+    else:
+        recipe = dataclasses.replace(PRESETS[args.preset], **given)
+    device = _device(args.device)
+    if "LOCAL_RANK" in os.environ:  # started by torchrun
+        dist.init_process_group("nccl" if device.type == "cuda" else "gloo")
+        if device.type == "cuda":
+            device = torch.device("cuda", int(os.environ["LOCAL_RANK"]))
+            torch.cuda.set_device(device)
+    try:
+        trainer = Trainer(args.data, args.out, recipe, device, args.init)
+        if state is not None:
+            trainer.resume(state)
+        trainer.run()
+    except KeyboardInterrupt:
+        log.info("interrupted; the same command with --resume continues after the last whole epoch")
+        raise
+    finally:
+        if dist.is_initialized():
+            dist.destroy_process_group()
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    parser = argparse.ArgumentParser("enet-train", description="Train ENet on a segmentation data set.")
+    parser.add_argument("data", metavar="DATA", help="folder with train/ trainannot/ val/ valannot/")
+    parser.add_argument("--out", default="runs/enet", help="the run's folder (default: %(default)s)")
+    parser.add_argument("--preset", choices=PRESETS, default="default", help="recipe to start from (default: %(default)s)")
+    parser.add_argument("--init", metavar="WEIGHTS", help="start from these weights")
+    parser.add_argument("--resume", action="store_true", help="continue the run in --out")
+    parser.add_argument("--device", help="cpu, cuda or cuda:N (default: cuda where there is one)")
+    group = parser.add_argument_group("recipe", "each replaces the preset's value; see enet_deploy.train.Recipe")
+    for field in dataclasses.fields(Recipe):
+        option: dict[str, Any] = {"default": argparse.SUPPRESS, "help": f"default: {field.default}"}
+        if field.name in ("size", "crop"):
+            option |= {"type": cli.size, "metavar": "HxW"}
+        elif field.name == "scale":
+            option |= {"type": float, "nargs": 2, "metavar": ("MIN", "MAX")}
+        elif isinstance(field.default, bool):
+            option |= {"action": argparse.BooleanOptionalAction}
+        else:
+            positive = field.name in ("epochs", "batch", "eval_every")
+            option |= {"type": cli.positive if positive else type(field.default), "metavar": "X"}
+        group.add_argument("--" + field.name.replace("_", "-"), **option)
+    logging.basicConfig(level=logging.INFO, format="%(message)s")
+    return cli.run(parser, _train, argv)
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())
