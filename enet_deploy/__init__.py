@@ -1,0 +1,33 @@
+"""ENet semantic segmentation, from trained weights to the fastest correct engine on the robot's chip.
+
+    from enet_deploy import open_runner
+
+    with open_runner("enet-fp32.onnx") as runner:
+        labels = runner.segment(image)          # (h, w, 3) uint8 BGR -> (h, w) uint8 class ids
+
+Importing this package loads numpy and opencv only; each backend's library is imported when one of its runners opens.
+"""
+
+from .artifacts import BUNDLED_WEIGHTS
+from .data import CAMVID, ClassList, colorize
+from .errors import ArtifactError, BackendError, DataError, EnetError, InputError, ParityError
+from .runners import BACKENDS, Runner, Spec, open_runner
+
+__version__ = "0.1.0"
+
+__all__ = [
+    "BACKENDS",
+    "BUNDLED_WEIGHTS",
+    "CAMVID",
+    "ArtifactError",
+    "BackendError",
+    "ClassList",
+    "DataError",
+    "EnetError",
+    "InputError",
+    "ParityError",
+    "Runner",
+    "Spec",
+    "colorize",
+    "open_runner",
+]

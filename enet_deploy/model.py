@@ -265,4 +265,6 @@ def load_weights(path: str | Path) -> tuple[ENet, Metadata]:
 
 def _require_same(path: str | Path, what: str, names: list[str]) -> None:
     if names:
-        raise ArtifactError(f"{path} has {what} '{names[0]}' ({len(names)} in all); these are weights of another network")
+        raise ArtifactError(
+            f"{path} has {what} '{names[0]}' ({len(names)} in all); these are weights of another network"
+        )

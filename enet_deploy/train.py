@@ -399,7 +399,9 @@ class Trainer:
         """Continue from what `read_checkpoint` gave, on this machine's device."""
         metadata = Metadata.from_text(state["metadata"], self.out / "checkpoint.pt")
         if metadata.classes != self.metadata.classes:
-            raise ArtifactError(f"{self.out}/checkpoint.pt was made for other classes than the data set's; use another --out")
+            raise ArtifactError(
+                f"{self.out}/checkpoint.pt was made for other classes than the data set's; use another --out"
+            )
         self.metadata, self.weight = metadata, state["weight"].to(self.device)
         self.epoch, self.best, self.history = state["epoch"], state["best"], state["history"]
         self.net.load_state_dict(state["net"])
@@ -429,7 +431,9 @@ def read_checkpoint(out: str | Path) -> tuple[dict[str, Any], Recipe]:
         recipe = {k: tuple(v) if isinstance(v, list) else v for k, v in state["recipe"].items()}
         return state, Recipe(**recipe)
     except Exception as error:  # torch.load raises whatever the bytes lead it to
-        raise ArtifactError(f"{path} is not a whole checkpoint of this version: {error}; start again without --resume") from None
+        raise ArtifactError(
+            f"{path} is not a whole checkpoint of this version: {error}; start again without --resume"
+        ) from None
 
 
 def _commit() -> str:
@@ -498,7 +502,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser("enet-train", description="Train ENet on a segmentation data set.")
     parser.add_argument("data", metavar="DATA", help="folder with train/ trainannot/ val/ valannot/")
     parser.add_argument("--out", default="runs/enet", help="the run's folder (default: %(default)s)")
-    parser.add_argument("--preset", choices=PRESETS, default="default", help="recipe to start from (default: %(default)s)")
+    parser.add_argument(
+        "--preset", choices=PRESETS, default="default", help="recipe to start from (default: %(default)s)"
+    )
     parser.add_argument("--init", metavar="WEIGHTS", help="start from these weights")
     parser.add_argument("--resume", action="store_true", help="continue the run in --out")
     parser.add_argument("--device", help="cpu, cuda or cuda:N (default: cuda where there is one)")

@@ -1,0 +1,257 @@
+"""The runner contract: camera frames in, labels out, the same on every backend."""
+
+from __future__ import annotations
+
+import threading
+from abc import ABC, abstractmethod
+from collections import deque
+from collections.abc import Iterable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+from types import TracebackType
+from typing import Any, TypeVar
+
+import cv2
+import numpy as np
+import numpy.typing as npt
+
+from ..artifacts import Metadata
+from ..data import ClassList, UInt8Array
+from ..errors import ArtifactError, BackendError, InputError
+
+R = TypeVar("R", bound="Runner")
+
+
+@dataclass(frozen=True)
+class Spec:
+    """What an open runner is.
+
+    Attributes:
+        artifact: the file it runs.
+        backend, device: for example "ort" and "cpu".
+        precision: of the arithmetic, for example "fp32".
+        size: (height, width) of the frames.
+        batch: frames per call, or None for any number.
+        classes: what the label ids mean.
+        has_logits: whether `logits` can be called.
+    """
+
+    artifact: Path
+    backend: str
+    device: str
+    precision: str
+    size: tuple[int, int]
+    batch: int | None
+    classes: ClassList
+    has_logits: bool
+
+
+class Runner(ABC):
+    """One network on one device.
+
+    Making one is cheap; `open` (or `with`) touches the device, `close` frees it. Several runners may be open side
+    by side. One runner serves one call at a time: calls from other threads wait.
+
+    A backend is a subclass with four methods: `_open`, `_run`, `_run_logits`, `_close`. They get checked arrays.
+    """
+
+    backend: str
+
+    def __init__(self, artifact: str | Path, device: str = "cpu") -> None:
+        self.artifact = Path(artifact)
+        self.device = device
+        self._spec: Spec | None = None
+        self._lock = threading.Lock()
+
+    @property
+    def spec(self) -> Spec:
+        """Raises BackendError unless the runner is open."""
+        if self._spec is None:
+            raise BackendError(f"the runner of {self.artifact} is not open; call open(), or use it in a with block")
+        return self._spec
+
+    def open(self: R) -> R:
+        """Load the artifact onto the device; does nothing where that is done already.
+
+        Raises ArtifactError for a missing, damaged or foreign file, BackendError where the device is not there.
+        """
+        if self._spec is None:
+            if not self.artifact.is_file():
+                raise ArtifactError(
+                    f"{self.artifact} does not exist; expected a file written by enet-train or enet-export"
+                )
+            self._spec = self._open()
+        return self
+
+    def close(self) -> None:
+        """Free the device; may be called again, and the runner may be opened again."""
+        with self._lock:
+            if self._spec is not None:
+                self._spec = None
+                self._close()
+
+    def __enter__(self: R) -> R:
+        return self.open()
+
+    def __exit__(
+        self, kind: type[BaseException] | None, value: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def infer(self, frames: UInt8Array, out: UInt8Array | None = None) -> UInt8Array:
+        """Label a batch.
+
+        Args:
+            frames: (N, H, W, 3) uint8 BGR in [0, 255], H and W as in `spec.size`; may be read-only or strided.
+            out: (N, H, W) uint8, C-contiguous and writable, to be filled and returned; else a new array, which is
+                the caller's: no later call changes it.
+
+        Returns labels (N, H, W) uint8, class ids. Raises InputError where an array is not so.
+        """
+        frames = self._checked(frames)
+        if out is None:
+            out = np.empty(frames.shape[:3], np.uint8)
+        else:
+            _check_out(out, frames.shape[:3])
+        with self._lock:
+            self.spec  # noqa: B018  another thread may have closed it meanwhile
+            self._run(frames, out)
+        return out
+
+    def logits(self, frames: UInt8Array) -> npt.NDArray[np.float32]:
+        """The scores that `infer` takes the largest of: (N, C, H, W) float32, the caller's.
+
+        Raises ArtifactError where the artifact was exported without them.
+        """
+        frames = self._checked(frames)
+        if not self.spec.has_logits:
+            raise ArtifactError(f"{self.artifact} has no output 'logits'; export it with --logits")
+        with self._lock:
+            return self._run_logits(frames)
+
+    def segment(self, image: UInt8Array) -> UInt8Array:
+        """Label one camera image of any size.
+
+        Args:
+            image: (h, w, 3) uint8 BGR.
+
+        Returns labels (h, w) uint8: the image is resized to the network's size (bilinear), its labels back (nearest).
+        """
+        if not isinstance(image, np.ndarray) or image.dtype != np.uint8 or image.ndim != 3 or image.shape[2] != 3:
+            raise InputError(f"image is {_describe(image)}, expected uint8 of shape (height, width, 3) in BGR order")
+        if 0 in image.shape:
+            raise InputError(f"image has shape {image.shape}, expected at least one pixel")
+        if self.spec.batch not in (None, 1):
+            raise InputError(
+                f"segment takes one image and {self.artifact} takes {self.spec.batch} at a time; "
+                "use infer, or export with --batch 1"
+            )
+        return self.postprocess(self.infer(self.preprocess(image))[0], (image.shape[0], image.shape[1]))
+
+    def preprocess(self, image: UInt8Array) -> UInt8Array:
+        """The first step of `segment`: (h, w, 3) -> (1, H, W, 3) at the network's size."""
+        height, width = self.spec.size
+        if image.shape[:2] != (height, width):
+            image = cv2.resize(image, (width, height), interpolation=cv2.INTER_LINEAR)  # type: ignore[assignment]
+        return image[None]
+
+    def postprocess(self, labels: UInt8Array, size: tuple[int, int]) -> UInt8Array:
+        """The last step of `segment`: (H, W) -> (h, w)."""
+        if labels.shape != size:
+            labels = cv2.resize(labels, size[::-1], interpolation=cv2.INTER_NEAREST)  # type: ignore[assignment]
+        return labels
+
+    def stream(self, frames: Iterable[UInt8Array], depth: int = 2) -> Iterator[UInt8Array]:
+        """Label batch after batch, in order, while the caller fetches the next and uses the last.
+
+        Args:
+            frames: batches as `infer` takes them; one must not change before its labels have come out.
+            depth: how many are in flight; 1 computes only between two fetches.
+
+        Yields what `infer` returns. Closing the iterator early waits for the batch in flight.
+        """
+        if depth < 1:
+            raise InputError(f"depth {depth}, expected at least 1")
+        self.spec  # noqa: B018  not open is said here, not at the first next()
+        return self._stream(iter(frames), depth)
+
+    def _stream(self, frames: Iterator[UInt8Array], depth: int) -> Iterator[UInt8Array]:
+        pending: deque[Future[UInt8Array]] = deque()
+        with ThreadPoolExecutor(1, thread_name_prefix=f"enet-{self.backend}") as pool:
+            try:
+                for batch in frames:
+                    pending.append(pool.submit(self.infer, batch))
+                    if len(pending) >= depth:
+                        yield pending.popleft().result()
+                while pending:
+                    yield pending.popleft().result()
+            finally:
+                for future in pending:
+                    future.cancel()
+
+    def _checked(self, frames: Any) -> UInt8Array:
+        spec = self.spec
+        height, width = spec.size
+        wanted = f"uint8 of shape ({spec.batch or 'N'}, {height}, {width}, 3), BGR"
+        if not isinstance(frames, np.ndarray) or frames.dtype != np.uint8:
+            raise InputError(f"frames is {_describe(frames)}, expected {wanted}")
+        if frames.ndim == 3 and frames.shape[2] == 3:
+            raise InputError(f"frames has shape {frames.shape}, expected {wanted}; pass frames[None], or use segment()")
+        if frames.ndim == 4 and frames.shape[1] == 3 and frames.shape[3] != 3:
+            raise InputError(f"frames has shape {frames.shape}, expected {wanted}; channels come last here")
+        if frames.ndim != 4 or frames.shape[3] != 3:
+            raise InputError(f"frames has shape {frames.shape}, expected {wanted}")
+        if frames.shape[1:3] != spec.size:
+            raise InputError(
+                f"frames has shape {frames.shape}, expected {wanted}; segment() takes any size, "
+                f"or export with --size {frames.shape[1]}x{frames.shape[2]}"
+            )
+        if frames.shape[0] == 0:
+            raise InputError("frames has no frame in it, expected at least one")
+        if spec.batch is not None and frames.shape[0] != spec.batch:
+            raise InputError(
+                f"frames has shape {frames.shape}, expected {wanted}; export with --dynamic-batch for any number"
+            )
+        return np.ascontiguousarray(frames)
+
+    @abstractmethod
+    def _open(self) -> Spec:
+        """Load the artifact; on an error leave nothing open."""
+
+    @abstractmethod
+    def _run(self, frames: UInt8Array, out: UInt8Array) -> None:
+        """Fill `out` with the labels of `frames`; both C-contiguous."""
+
+    @abstractmethod
+    def _run_logits(self, frames: UInt8Array) -> npt.NDArray[np.float32]:
+        """Called only where `spec.has_logits`."""
+
+    @abstractmethod
+    def _close(self) -> None:
+        """Free what `_open` took."""
+
+    def _make_spec(self, metadata: Metadata, batch: int | None, has_logits: bool) -> Spec:
+        return Spec(
+            self.artifact,
+            self.backend,
+            self.device,
+            metadata.precision,
+            metadata.size,
+            batch,
+            metadata.classes,
+            has_logits,
+        )
+
+
+def _check_out(out: Any, shape: tuple[int, ...]) -> None:
+    if not isinstance(out, np.ndarray) or out.dtype != np.uint8 or out.shape != shape:
+        raise InputError(f"out is {_describe(out)}, expected uint8 of shape {shape}")
+    if not (out.flags.c_contiguous and out.flags.writeable):
+        raise InputError("out is strided or read-only, expected a C-contiguous, writable array")
+
+
+def _describe(value: Any) -> str:
+    if isinstance(value, np.ndarray):
+        return f"{value.dtype} of shape {value.shape}"
+    return f"a {type(value).__name__}"

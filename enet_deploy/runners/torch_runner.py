@@ -1,0 +1,66 @@
+"""PyTorch: the weights themselves in their train form. The reference that every other backend is held against."""
+
+from __future__ import annotations
+
+import dataclasses
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+
+from ..cli import check_size
+from ..data import UInt8Array
+from ..errors import BackendError
+from .base import Runner, Spec
+
+
+class TorchRunner(Runner):
+    """Runs weights (.safetensors) in eager PyTorch, fp32, channels_last.
+
+    Args:
+        artifact: weights that enet-train wrote.
+        device: "cpu", "cuda" or "cuda:N".
+        size: (height, width) of the frames, divisible by 8; by default what the weights were trained for.
+    """
+
+    backend = "torch"
+
+    def __init__(self, artifact: str | Path, device: str = "cpu", size: tuple[int, int] | None = None) -> None:
+        super().__init__(artifact, device)
+        if size is not None:
+            check_size(size)
+        self._size = size
+
+    def _open(self) -> Spec:
+        import torch
+
+        from ..model import Segmenter, load_weights
+
+        if self.device.split(":")[0] not in ("cpu", "cuda"):
+            raise BackendError(f"device '{self.device}' for torch, expected cpu, cuda or cuda:N")
+        if self.device != "cpu" and not torch.cuda.is_available():
+            raise BackendError(
+                f"device '{self.device}', but torch {torch.__version__} sees no CUDA device; use device='cpu'"
+            )
+        net, metadata = load_weights(self.artifact)
+        if self._size is not None:
+            metadata = dataclasses.replace(metadata, size=self._size)
+        self._torch = torch
+        self._segmenter = (
+            Segmenter(net, metadata.mean, metadata.std).to(self.device, memory_format=torch.channels_last).eval()
+        )
+        return self._make_spec(metadata, batch=None, has_logits=True)
+
+    def _run(self, frames: UInt8Array, out: UInt8Array) -> None:
+        with self._torch.inference_mode():
+            labels = self._segmenter(self._torch.tensor(frames, device=self.device))
+            self._torch.from_numpy(out).copy_(labels)
+
+    def _run_logits(self, frames: UInt8Array) -> npt.NDArray[np.float32]:
+        with self._torch.inference_mode():
+            logits = self._segmenter.logits(self._torch.tensor(frames, device=self.device))
+            array: npt.NDArray[np.float32] = logits.float().cpu().contiguous().numpy()
+            return array
+
+    def _close(self) -> None:
+        del self._segmenter

@@ -1,0 +1,103 @@
+"""Train form -> deploy form: the same function of the frames, as fewer and exportable operations.
+
+Each rewrite takes a network in eval mode and returns a copy; the caller's network is never edited.
+"""
+
+from __future__ import annotations
+
+import copy
+
+import torch
+from torch import Tensor, nn
+from torch.nn.utils.fusion import fuse_conv_bn_eval
+
+from enet_deploy.artifacts import Metadata
+from enet_deploy.errors import InputError
+from enet_deploy.model import ENet, InitialBlock, Segmenter
+
+from .unpool import with_exportable_unpooling
+
+
+class FoldedInitialBlock(nn.Module):
+    """`InitialBlock` without its BatchNorm, which spans both halves of the concatenation.
+
+    The convolution takes its share into weights and bias. The pooled channels are scaled and shifted after the
+    pooling, where they are a quarter of the size; before it a negative scale would turn maxima into minima.
+    """
+
+    scale: Tensor
+    shift: Tensor
+
+    def __init__(self, block: InitialBlock) -> None:
+        super().__init__()
+        scale, shift = _affine(block.bn)
+        maps = block.conv.out_channels
+        conv = copy.deepcopy(block.conv)
+        assert conv.bias is not None
+        conv.weight = nn.Parameter(conv.weight * scale[:maps].view(-1, 1, 1, 1))
+        conv.bias = nn.Parameter(conv.bias * scale[:maps] + shift[:maps])
+        self.conv, self.pool, self.act = conv, block.pool, block.act
+        self.register_buffer("scale", scale[maps:].view(1, -1, 1, 1))
+        self.register_buffer("shift", shift[maps:].view(1, -1, 1, 1))
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(N, 3, H, W) -> (N, 16, H/2, W/2)"""
+        y: Tensor = self.act(torch.cat([self.conv(x), self.pool(x) * self.scale + self.shift], dim=1))
+        return y
+
+
+def _affine(bn: nn.BatchNorm2d) -> tuple[Tensor, Tensor]:
+    """The scale and shift per channel that a BatchNorm in eval mode applies."""
+    assert bn.running_mean is not None and bn.running_var is not None
+    scale = bn.weight * torch.rsqrt(bn.running_var + bn.eps)
+    return scale.detach(), (bn.bias - bn.running_mean * scale).detach()
+
+
+def fold_batchnorm(net: ENet) -> ENet:
+    """A copy in which every BatchNorm has gone into the convolution before it. Raises InputError in train mode."""
+    if net.training:
+        raise InputError("the network is in train mode, where BatchNorm depends on the batch; call net.eval() first")
+    net = copy.deepcopy(net)
+    net.initial = FoldedInitialBlock(net.initial)  # type: ignore[assignment]
+    for module in list(net.modules()):
+        if isinstance(module, nn.Sequential):
+            _fold_sequence(module)
+    return net
+
+
+def _fold_sequence(sequence: nn.Sequential) -> None:
+    before: nn.Module | None = None
+    for name, layer in list(sequence.named_children()):
+        if isinstance(layer, nn.BatchNorm2d) and before is not None:
+            _fold_into(before, layer)
+            sequence[int(name)] = nn.Identity()
+        before = layer
+
+
+def _fold_into(layer: nn.Module, bn: nn.BatchNorm2d) -> None:
+    if isinstance(layer, nn.Sequential):  # the asymmetric pair: only its second half meets the BatchNorm
+        layer = layer[-1]
+    assert isinstance(layer, nn.Conv2d | nn.ConvTranspose2d)
+    folded = fuse_conv_bn_eval(layer, bn, transpose=isinstance(layer, nn.ConvTranspose2d))
+    layer.weight, layer.bias = folded.weight, folded.bias
+
+
+def drop_inactive(net: ENet) -> ENet:
+    """A copy without the layers that do nothing in eval mode: dropout, and the places folding left empty."""
+    net = copy.deepcopy(net)
+    for module in list(net.modules()):
+        if isinstance(module, nn.Sequential):
+            kept = [layer for layer in module if not isinstance(layer, nn.Dropout2d | nn.Identity)]
+            del module[:]
+            module.extend(kept)
+    return net
+
+
+def to_deploy(net: ENet, metadata: Metadata) -> Segmenter:
+    """The deploy form of a network in eval mode.
+
+    frames (N, H, W, 3) uint8 BGR in [0, 255] -> labels (N, H, W) uint8, with normalisation and argmax inside,
+    BatchNorm folded, dropout gone and unpooling in exportable operations.
+    """
+    net = with_exportable_unpooling(drop_inactive(fold_batchnorm(net)))
+    return Segmenter(net, metadata.mean, metadata.std).eval()

@@ -1,0 +1,96 @@
+"""Max-unpooling that exports: 2x2 max-pooling that remembers its winners, and the unpooling that puts them back.
+
+`torch.nn.MaxPool2d(2, return_indices=True)` and `torch.nn.MaxUnpool2d(2)` do not deploy: TensorRT refuses the
+indices of MaxPool and has no MaxUnpool, and the exporters make int64 scatters of the pair. These two modules
+compute the same, bit for bit, with MaxPool, Resize (nearest), Equal, Mul and Where alone:
+
+    pool:    p = maxpool(x)
+             winners = maxpool((x == up(p)) * rank)      rank = [[4, 3], [2, 1]] repeated over the plane
+    unpool:  where(up(winners) == rank, up(y), 0)
+
+Of the places that equal the maximum, the winner is the one of highest rank: the first in the window, which is
+PyTorch's choice. Comparing with the maximum alone, without the rank, gives *every* tied place the value, and ties
+are common (flat sky, saturated pixels, anything quantised).
+
+The forms that were compared, in the whole network: `python -m enet_deploy.benchmarks.unpool_forms`.
+"""
+
+from __future__ import annotations
+
+import copy
+from typing import TypeVar
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from enet_deploy.errors import InputError
+
+Module = TypeVar("Module", bound=nn.Module)
+
+
+def _up(x: Tensor) -> Tensor:
+    """(N, C, H, W) -> (N, C, 2H, 2W), each value four times."""
+    return F.interpolate(x, scale_factor=2, mode="nearest")
+
+
+def _rank(x: Tensor) -> Tensor:
+    """(H, W) plane of 2x2 windows [[4, 3], [2, 1]], of x's size and dtype; a constant in the exported graph."""
+    window = torch.tensor([[4, 3], [2, 1]], dtype=x.dtype, device=x.device)
+    return window.repeat(x.shape[-2] // 2, x.shape[-1] // 2)
+
+
+class MaxPool2x2(nn.Module):
+    """`MaxPool2d(2, return_indices=True)`, with winners in place of indices.
+
+    (N, C, H, W) -> ((N, C, H/2, W/2), winners of the same shape and dtype): 4, 3, 2 or 1 where the first, second,
+    third or fourth place of the window holds the maximum, in reading order and the first one where several do.
+    H and W even, any float dtype. NaN has no winner (0): PyTorch passes NaN on, here its place is left zero.
+    """
+
+    def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        if x.shape[-2] % 2 or x.shape[-1] % 2:
+            raise InputError(f"input of shape {tuple(x.shape)}, expected even height and width: pad it by one")
+        pooled = F.max_pool2d(x, 2)
+        return pooled, F.max_pool2d((x == _up(pooled)).to(x.dtype) * _rank(x), 2)
+
+
+class MaxUnpool2x2(nn.Module):
+    """`MaxUnpool2d(2)`, with the winners of `MaxPool2x2` in place of its indices.
+
+    (N, C, H, W), winners (N, C, H, W) -> (N, C, 2H, 2W): each value at its winner's place, zeros elsewhere.
+    """
+
+    def forward(self, x: Tensor, winners: Tensor) -> Tensor:
+        places = _up(winners)
+        return torch.where(places == _rank(places), _up(x), torch.zeros((), dtype=x.dtype, device=x.device))
+
+
+def with_exportable_unpooling(model: Module) -> Module:
+    """A copy of any encoder-decoder in which every 2x2 pooling with indices and its unpooling is of this module.
+
+    The model only has to hand the indices on as they are. Raises InputError for a pooling with indices, or an
+    unpooling, whose kernel or stride is not 2 or that has padding or dilation.
+    """
+    model = copy.deepcopy(model)
+    for parent in list(model.modules()):
+        for name, child in parent.named_children():
+            if isinstance(child, nn.MaxPool2d) and child.return_indices:
+                _require_2x2(child, child.dilation, child.ceil_mode)
+                setattr(parent, name, MaxPool2x2())
+            elif isinstance(child, nn.MaxUnpool2d):
+                _require_2x2(child)
+                setattr(parent, name, MaxUnpool2x2())
+    return model
+
+
+def _require_2x2(module: nn.MaxPool2d | nn.MaxUnpool2d, dilation: object = 1, ceil_mode: bool = False) -> None:
+    plain = {2, (2, 2)}
+    if (
+        module.kernel_size not in plain
+        or module.stride not in plain
+        or module.padding not in {0, (0, 0)}
+        or dilation not in {1, (1, 1)}
+        or ceil_mode
+    ):
+        raise InputError(f"{module}, expected kernel and stride 2 without padding, dilation or ceil_mode")

@@ -1,0 +1,63 @@
+"""Fixtures: a small data set of drawn street scenes, the bundled weights, and one export of them."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import cv2
+import pytest
+
+import enet_deploy
+from enet_deploy.artifacts import BUNDLED_WEIGHTS
+from enet_deploy.scenes import street_scene
+
+# In a checkout that is not installed, enet_deploy.export is the folder export/ beside enet_deploy/
+ROOT = Path(__file__).parent.parent
+if Path(enet_deploy.__file__).parent == ROOT / "enet_deploy":
+    enet_deploy.__path__.append(str(ROOT))
+
+SIZE = (96, 128)  # of the fixtures: small enough that a test takes milliseconds
+FIRST_SEED = {"train": 0, "val": 1000}
+
+
+def write_scenes(root: Path, counts: dict[str, int]) -> Path:
+    """A data set in the SegNet layout: counts["train"] scenes in train/ and trainannot/, and so on."""
+    for split, count in counts.items():
+        for folder in (root / split, root / f"{split}annot"):
+            folder.mkdir(parents=True)
+        for i in range(count):
+            image, labels = street_scene(FIRST_SEED[split] + i, SIZE)
+            cv2.imwrite(str(root / split / f"scene{i:02}.png"), image)
+            cv2.imwrite(str(root / f"{split}annot" / f"scene{i:02}.png"), labels)
+    return root
+
+
+@pytest.fixture(scope="session")
+def scenes(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Eight training and four validation scenes of 96x128. Do not write to it."""
+    return write_scenes(tmp_path_factory.mktemp("scenes"), {"train": 8, "val": 4})
+
+
+@pytest.fixture(scope="session")
+def weights() -> Path:
+    return BUNDLED_WEIGHTS
+
+
+@pytest.fixture(scope="session")
+def exported(tmp_path_factory: pytest.TempPathFactory, weights: Path) -> Path:
+    """The bundled weights at 96x128, any batch, with logits."""
+    from enet_deploy.export import to_onnx
+
+    path = tmp_path_factory.mktemp("export") / "enet-fp32.onnx"
+    to_onnx(weights, path, size=SIZE, batch=None, logits=True)
+    return path
+
+
+@pytest.fixture(scope="session")
+def camvid() -> Path:
+    """The real CamVid; the test is skipped where CAMVID_DIR does not say where it is."""
+    folder = os.environ.get("CAMVID_DIR")
+    if not folder:
+        pytest.skip("CAMVID_DIR is not set; it names a folder with CamVid's train/ trainannot/ val/ valannot/")
+    return Path(folder)
