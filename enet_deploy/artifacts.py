@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
 import os
+import subprocess
 import tempfile
 from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -17,6 +18,9 @@ from .errors import ArtifactError, InputError
 
 METADATA_KEY = "enet_deploy"  # the one key, in safetensors' and in ONNX's metadata; its value is JSON
 SCHEMA = 1
+
+_UMASK = os.umask(0)  # reading it means setting it, which is no business of threads: once, at import
+os.umask(_UMASK)
 
 BUNDLED_WEIGHTS = Path(__file__).parent / "weights" / "enet-camvid.safetensors"
 
@@ -95,7 +99,17 @@ def sha256(path: str | Path) -> str:
     return hashlib.sha256(Path(path).read_bytes()).hexdigest()
 
 
-@contextmanager
+def commit() -> str:
+    """The checkout's commit, for the record; "unknown" where the package is installed or git is not there."""
+    try:
+        command = ["git", "rev-parse", "HEAD"]
+        found = subprocess.run(command, cwd=Path(__file__).parent, capture_output=True, text=True, check=True)
+    except (OSError, subprocess.CalledProcessError):
+        return "unknown"
+    return found.stdout.strip()
+
+
+@contextlib.contextmanager
 def replacing(path: str | Path) -> Iterator[Path]:
     """A temporary path beside `path` that takes its name when the block ends well, and vanishes when it does not.
 
@@ -112,9 +126,9 @@ def replacing(path: str | Path) -> Iterator[Path]:
     temporary = Path(name)
     try:
         yield temporary
-        with open(temporary, "rb") as file:
+        with temporary.open("rb") as file:
             os.fsync(file.fileno())
-        temporary.chmod(0o666 & ~_umask())
+        temporary.chmod(0o666 & ~_UMASK)
         temporary.replace(path)
     except OSError as error:
         raise ArtifactError(f"cannot write {path}: {error}; free space or choose another folder") from None
@@ -122,7 +136,17 @@ def replacing(path: str | Path) -> Iterator[Path]:
         temporary.unlink(missing_ok=True)
 
 
-def _umask() -> int:
-    mask = os.umask(0)
-    os.umask(mask)
-    return mask
+def require_writable(path: str | Path) -> None:
+    """Raise ArtifactError where `replacing` could not write `path`: for before the long work, not after it."""
+    with contextlib.suppress(_Tried), replacing(path):
+        raise _Tried
+
+
+class _Tried(Exception):
+    pass
+
+
+def write_json(path: str | Path, value: Any) -> None:
+    """Write `value`, whole or not at all, indented for people. Raises ArtifactError where that fails."""
+    with replacing(path) as temporary:
+        temporary.write_text(json.dumps(value, indent=2) + "\n")

@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import argparse
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
+from typing import TypeVar
 
 from .errors import EnetError, InputError
+
+Item = TypeVar("Item")
 
 
 def run(
@@ -66,3 +69,13 @@ def check_size(hw: tuple[int, int]) -> None:
     if any(side < 8 or side % 8 for side in hw):
         near = "x".join(str(max(8, round(side / 8) * 8)) for side in hw)
         raise InputError(f"size {hw[0]}x{hw[1]}, expected height and width divisible by 8; the nearest is {near}")
+
+
+def progress(items: Iterable[Item], title: str, total: int | None = None) -> Iterable[Item]:
+    """The items, with a progress bar on a terminal's stderr where tqdm is installed; `total` for those without len."""
+    try:
+        from tqdm import tqdm
+    except ModuleNotFoundError:
+        return items
+    bar: Iterable[Item] = tqdm(items, title, total, leave=False, disable=None)
+    return bar

@@ -175,6 +175,22 @@ def read_image(path: str | Path) -> UInt8Array:
     return _decode(Path(path), cv2.IMREAD_COLOR).astype(np.uint8, copy=False)
 
 
+def resize_image(image: UInt8Array, size: tuple[int, int]) -> UInt8Array:
+    """(h, w, 3) uint8 -> (height, width, 3), bilinear; the same array where it has that size already."""
+    return _resize(image, size, cv2.INTER_LINEAR)
+
+
+def resize_labels(labels: UInt8Array, size: tuple[int, int]) -> UInt8Array:
+    """(h, w) uint8 ids -> (height, width), nearest: mixing ids would invent classes."""
+    return _resize(labels, size, cv2.INTER_NEAREST)
+
+
+def _resize(pixels: UInt8Array, size: tuple[int, int], interpolation: int) -> UInt8Array:
+    if pixels.shape[:2] == size:
+        return pixels
+    return cv2.resize(pixels, size[::-1], interpolation=interpolation).astype(np.uint8, copy=False)
+
+
 def colorize(labels: UInt8Array, classes: ClassList) -> UInt8Array:
     """Paint a label map: (H, W) uint8 ids -> (H, W, 3) uint8 BGR; ids without a class are black."""
     palette = np.zeros((256, 3), np.uint8)

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable
+from dataclasses import asdict, dataclass
 from typing import Any
 
 import numpy as np
@@ -35,15 +36,7 @@ class Scores:
     void_counts: bool
 
     def to_json(self) -> dict[str, Any]:
-        return {
-            "pixel_accuracy": self.pixel_accuracy,
-            "dice": self.dice,
-            "miou": self.miou,
-            "class_average": self.class_average,
-            "per_class": self.per_class,
-            "absent": list(self.absent),
-            "void_counts": self.void_counts,
-        }
+        return {**asdict(self), "absent": list(self.absent)}
 
 
 class ConfusionMatrix:
@@ -97,3 +90,18 @@ class ConfusionMatrix:
             absent=tuple(name for i, name in enumerate(self.classes.names) if not present[i]),
             void_counts=void_counts,
         )
+
+
+def evaluate(
+    segment: Callable[[UInt8Array], UInt8Array], pairs: Iterable[tuple[UInt8Array, UInt8Array]], classes: ClassList
+) -> ConfusionMatrix:
+    """Count every pixel of every pair.
+
+    Args:
+        segment: (h, w, 3) uint8 BGR -> (h, w) uint8 class ids, at the image's own size: `Runner.segment`.
+        pairs: (image, labels), a `DataSet` for one.
+    """
+    confusion = ConfusionMatrix(classes)
+    for image, labels in pairs:
+        confusion.update(labels, segment(image))
+    return confusion

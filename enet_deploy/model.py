@@ -246,7 +246,7 @@ def load_weights(path: str | Path) -> tuple[ENet, Metadata]:
     try:
         with safe_open(path, framework="pt") as file:
             metadata = Metadata.from_text((file.metadata() or {}).get(METADATA_KEY), path)
-            state = {name: file.get_tensor(name) for name in file.keys()}
+            state = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118  no dict
     except (SafetensorError, OSError) as error:
         raise ArtifactError(f"{path} is not a whole safetensors file: {error}; train or copy it again") from None
     net = ENet(len(metadata.classes))

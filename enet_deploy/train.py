@@ -14,15 +14,15 @@ import io
 import logging
 import math
 import os
-import subprocess
 import time
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import cv2
 import numpy as np
+import numpy.typing as npt
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
@@ -32,10 +32,10 @@ from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 from torch.utils.data import DataLoader, Dataset, DistributedSampler
 
 from . import cli
-from .artifacts import Metadata, replacing
-from .data import DataSet, UInt8Array, open_data
+from .artifacts import Metadata, commit, replacing
+from .data import DataSet, UInt8Array, open_data, resize_image, resize_labels
 from .errors import ArtifactError, DataError, EnetError, InputError
-from .metrics import ConfusionMatrix, Scores
+from .metrics import Scores, evaluate
 from .model import ENet, Segmenter, load_weights, save_weights
 
 log = logging.getLogger(__name__)
@@ -111,19 +111,19 @@ def augment(
     mirror = recipe.flip and rng.uniform() < 0.5
     sx, dx = (-zoom, width - 1 + left) if mirror else (zoom, -left)
     matrix = np.array([[sx, 0, dx], [0, zoom, -top]])
-    image = cv2.warpAffine(image, matrix, (width, height), flags=cv2.INTER_LINEAR, borderValue=fill)  # type: ignore[assignment]
-    labels = cv2.warpAffine(labels, matrix, (width, height), flags=cv2.INTER_NEAREST, borderValue=void)  # type: ignore[assignment]
+    pixels = cv2.warpAffine(image, matrix, (width, height), flags=cv2.INTER_LINEAR, borderValue=fill)
+    ids = cv2.warpAffine(labels, matrix, (width, height), flags=cv2.INTER_NEAREST, borderValue=void)
     if recipe.color:
-        image = _jitter(image, recipe.color, rng)
-    return image, labels
+        pixels = _jitter(pixels, recipe.color, rng)
+    return pixels.astype(np.uint8, copy=False), ids.astype(np.uint8, copy=False)
 
 
-def _jitter(image: UInt8Array, strength: float, rng: np.random.Generator) -> UInt8Array:
+def _jitter(image: npt.NDArray[Any], strength: float, rng: np.random.Generator) -> npt.NDArray[Any]:
     brightness, contrast, saturation = rng.uniform(1 - strength, 1 + strength, 3)
     gray = cv2.cvtColor(image, cv2.COLOR_BGR2GRAY)[..., None]
     pixels = gray + saturation * (image.astype(np.float32) - gray)
     pixels = brightness * (contrast * (pixels - 128) + 128)
-    jittered: UInt8Array = np.clip(pixels, 0, 255).astype(np.uint8)
+    jittered: npt.NDArray[np.uint8] = np.clip(pixels, 0, 255).astype(np.uint8)
     return jittered
 
 
@@ -143,21 +143,13 @@ class _Crops(Dataset[tuple[Tensor, Tensor]]):
     def __getitem__(self, index: int) -> tuple[Tensor, Tensor]:
         pair = self.decoded.get(index)
         if pair is None:
-            pair = resize_pair(*self.data[index], self.recipe.size)
+            image, labels = self.data[index]
+            pair = resize_image(image, self.recipe.size), resize_labels(labels, self.recipe.size)
             if self.keep:
                 self.decoded[index] = pair
         rng = np.random.default_rng((self.recipe.seed, self.epoch, index))
         image, labels = augment(*pair, self.recipe, rng, self.fill, self.void)
         return torch.from_numpy(image), torch.from_numpy(labels)
-
-
-def resize_pair(image: UInt8Array, labels: UInt8Array, size: tuple[int, int]) -> tuple[UInt8Array, UInt8Array]:
-    """Resize an image (bilinear) and its label map (nearest) to (height, width)."""
-    if image.shape[:2] == size:
-        return image, labels
-    image = cv2.resize(image, size[::-1], interpolation=cv2.INTER_LINEAR)  # type: ignore[assignment]
-    labels = cv2.resize(labels, size[::-1], interpolation=cv2.INTER_NEAREST)  # type: ignore[assignment]
-    return image, labels
 
 
 @dataclass(frozen=True)
@@ -191,17 +183,18 @@ def statistics(data: DataSet) -> Statistics:
     return Statistics((b, g, r), (sb, sg, sr), tuple((counts / counts.sum()).tolist()))
 
 
-@torch.inference_mode()
-def evaluate(net: nn.Module, data: DataSet, metadata: Metadata) -> Scores:
+def scores(net: nn.Module, data: DataSet, metadata: Metadata) -> Scores:
     """Scores of a network on a split, at the label maps' own size, void left out."""
     device = next(net.parameters()).device
     segmenter = Segmenter(net, metadata.mean, metadata.std).to(device).eval()
-    confusion = ConfusionMatrix(data.classes)
-    for image, labels in data:
-        frame = resize_pair(image, labels, metadata.size)[0]
-        predicted = segmenter(torch.from_numpy(frame)[None].to(device))[0].cpu().numpy()
-        confusion.update(labels, resize_pair(image, predicted, labels.shape)[1])
-    return confusion.scores()
+
+    def segment(image: UInt8Array) -> UInt8Array:
+        frame = resize_image(image, metadata.size)
+        labels = segmenter(torch.from_numpy(frame)[None].to(device))[0].cpu().numpy()
+        return resize_labels(labels, (image.shape[0], image.shape[1]))
+
+    with torch.inference_mode():
+        return evaluate(segment, data, data.classes).scores()
 
 
 class Trainer:
@@ -234,20 +227,21 @@ class Trainer:
             # the first layers are used to their own normalisation
             found = dataclasses.replace(found, mean=start.mean, std=start.std)
         self.metadata = Metadata(self.train.classes, found.mean, found.std, recipe.size)
-        self.net = net.to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
+        self.net = net.to(device)
+        self.net.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
         if self.world > 1 and device.type == "cuda":
-            self.net = nn.SyncBatchNorm.convert_sync_batchnorm(self.net)
-        self.ema = (
-            AveragedModel(self.net, multi_avg_fn=get_ema_multi_avg_fn(recipe.ema), use_buffers=True)
-            if recipe.ema
-            else None
-        )
+            self.net = nn.SyncBatchNorm.convert_sync_batchnorm(self.net)  # type: ignore[no-untyped-call]
+        self.ema = None
+        if recipe.ema:
+            average = get_ema_multi_avg_fn(recipe.ema)  # type: ignore[no-untyped-call]
+            self.ema = AveragedModel(self.net, multi_avg_fn=average, use_buffers=True)
         self.void = 255 if self.train.classes.ignore_id is None else self.train.classes.ignore_id
         self.weight = (1 / torch.log(recipe.class_weight_c + torch.tensor(found.shares))).to(device)
         self.loader = self._loader(_Crops(self.train, recipe, found.mean, self.void))
         self.steps = recipe.epochs * len(self.loader)
         self.optimizer = self._optimizer()
         self.schedule = torch.optim.lr_scheduler.LambdaLR(self.optimizer, self._rate)
+        self.commit = commit()
         self.epoch = 0
         self.best = -1.0
         self.history: list[dict[str, float]] = []
@@ -270,7 +264,9 @@ class Trainer:
 
     def _loader(self, crops: _Crops) -> DataLoader[tuple[Tensor, Tensor]]:
         self.crops = crops
-        self.sampler = DistributedSampler(crops, self.world, self.rank, seed=self.recipe.seed, drop_last=True)
+        self.sampler: DistributedSampler[tuple[Tensor, Tensor]] = DistributedSampler(
+            crops, self.world, self.rank, seed=self.recipe.seed, drop_last=True
+        )
         return DataLoader(
             crops,
             batch_size=self.recipe.batch // self.world,
@@ -287,7 +283,7 @@ class Trainer:
             return torch.optim.Adam(self.net.parameters(), recipe.lr, weight_decay=recipe.weight_decay, fused=True)
         kernels = [p for p in self.net.parameters() if p.ndim > 1]
         others = [p for p in self.net.parameters() if p.ndim <= 1]
-        groups = [{"params": kernels}, {"params": others, "weight_decay": 0.0}]
+        groups: list[dict[str, Any]] = [{"params": kernels}, {"params": others, "weight_decay": 0.0}]
         return torch.optim.AdamW(groups, recipe.lr, weight_decay=recipe.weight_decay, fused=True)
 
     def _rate(self, step: int) -> float:
@@ -307,7 +303,7 @@ class Trainer:
             started = time.perf_counter()
             loss = self._train_epoch(model)
             self.epoch += 1
-            row = {"epoch": self.epoch, "loss": loss, "lr": self.schedule.get_last_lr()[0]}
+            row: dict[str, float] = {"epoch": self.epoch, "loss": loss, "lr": float(self.schedule.get_last_lr()[0])}
             row["seconds"] = round(time.perf_counter() - started, 2)
             if self.epoch % self.recipe.eval_every == 0 or self.epoch == self.recipe.epochs:
                 row |= self._evaluate()
@@ -327,9 +323,13 @@ class Trainer:
         self.crops.epoch = self.epoch
         model.train()
         losses = []
-        for images, labels in _progress(self.loader, f"epoch {self.epoch + 1}/{self.recipe.epochs}", self.rank):
+        for images, labels in self._progress():
             losses.append(self._step(model, images.to(self.device), labels.to(self.device, torch.int64)))
         return float(torch.stack(losses).mean())
+
+    def _progress(self) -> Iterable[tuple[Tensor, Tensor]]:
+        title = f"epoch {self.epoch + 1}/{self.recipe.epochs}"
+        return self.loader if self.rank else cli.progress(self.loader, title)
 
     def _step(self, model: nn.Module, images: Tensor, labels: Tensor) -> Tensor:
         mean = torch.tensor(self.metadata.mean, device=self.device).view(1, -1, 1, 1)
@@ -350,15 +350,15 @@ class Trainer:
         return loss.detach()
 
     def _evaluate(self) -> dict[str, float]:
-        scores = evaluate(self._averaged(), self.val, self.metadata)
+        found = scores(self._averaged(), self.val, self.metadata)
         figures = {
-            "val_miou": scores.miou,
-            "val_pixel_accuracy": scores.pixel_accuracy,
-            "val_dice": scores.dice,
-            "val_class_average": scores.class_average,
+            "val_miou": found.miou,
+            "val_pixel_accuracy": found.pixel_accuracy,
+            "val_dice": found.dice,
+            "val_class_average": found.class_average,
         }
-        if scores.miou > self.best:
-            self.best = scores.miou
+        if found.miou > self.best:
+            self.best = found.miou
             if self.rank == 0:
                 self._save_weights("best.safetensors", {"epoch": self.epoch, **figures})
         return figures
@@ -373,7 +373,7 @@ class Trainer:
             "recipe": dataclasses.asdict(self.recipe),
             "figures": {key: round(value, 5) for key, value in figures.items()},
             "images": {"train": len(self.train), "val": len(self.val)},
-            "commit": _commit(),
+            "commit": self.commit,
             "torch": torch.__version__,
         }
         save_weights(self.out / name, self._averaged(), dataclasses.replace(self.metadata, details=details))
@@ -428,29 +428,11 @@ def read_checkpoint(out: str | Path) -> tuple[dict[str, Any], Recipe]:
         raise ArtifactError(f"{path} does not exist; there is no run to resume in {out}: leave out --resume")
     try:
         state = torch.load(path, map_location="cpu", weights_only=True)
-        recipe = {k: tuple(v) if isinstance(v, list) else v for k, v in state["recipe"].items()}
-        return state, Recipe(**recipe)
-    except Exception as error:  # torch.load raises whatever the bytes lead it to
+        return state, Recipe(**state["recipe"])
+    except Exception as error:  # noqa: BLE001  torch.load raises whatever the bytes lead it to
         raise ArtifactError(
             f"{path} is not a whole checkpoint of this version: {error}; start again without --resume"
         ) from None
-
-
-def _commit() -> str:
-    try:
-        here = Path(__file__).parent
-        found = subprocess.run(["git", "rev-parse", "HEAD"], cwd=here, capture_output=True, text=True, check=True)
-    except (OSError, subprocess.CalledProcessError):
-        return "unknown"
-    return found.stdout.strip()
-
-
-def _progress(loader: DataLoader[tuple[Tensor, Tensor]], title: str, rank: int) -> Any:
-    try:
-        from tqdm import tqdm
-    except ModuleNotFoundError:  # a bare checkout: the line per epoch is enough
-        return loader
-    return tqdm(loader, title, leave=False, disable=None if rank == 0 else True)
 
 
 def _device(name: str | None) -> torch.device:

@@ -10,16 +10,15 @@ import numpy as np
 
 from enet_deploy import cli
 from enet_deploy.artifacts import BUNDLED_WEIGHTS
-from enet_deploy.data import UInt8Array, open_data
+from enet_deploy.data import UInt8Array, open_data, resize_image
 
 
 def _frames(data: str, split: str, size: tuple[int, int] | None, weights: Path) -> UInt8Array:
     """All images of a split at the size of the export."""
     from enet_deploy.model import load_weights
-    from enet_deploy.train import resize_pair
 
     size = size or load_weights(weights)[1].size
-    return np.stack([resize_pair(image, labels, size)[0] for image, labels in open_data(data, split)])
+    return np.stack([resize_image(image, size) for image, _ in open_data(data, split)])
 
 
 def _export(args: argparse.Namespace) -> None:

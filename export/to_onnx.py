@@ -17,7 +17,7 @@ import torch
 from torch import Tensor, nn
 
 import enet_deploy
-from enet_deploy.artifacts import METADATA_KEY, Metadata, replacing, sha256
+from enet_deploy.artifacts import METADATA_KEY, replacing, sha256
 from enet_deploy.cli import check_size
 from enet_deploy.data import UInt8Array
 from enet_deploy.errors import InputError, ParityError
@@ -92,8 +92,8 @@ def to_onnx(
         agreement = _agreement(temporary, Segmenter(net, metadata.mean, metadata.std).eval(), frames, batch)
         if agreement < 1 - MAX_DISAGREEMENT:
             raise ParityError(
-                f"{path} would give {1 - agreement:.4%} of the pixels another label than PyTorch does, expected at most "
-                f"{MAX_DISAGREEMENT:.2%}; nothing was written. Please report it with the weights' recipe"
+                f"{path} would give {1 - agreement:.4%} of the pixels another label than PyTorch does, expected at "
+                f"most {MAX_DISAGREEMENT:.2%}; nothing was written. Please report it with the weights' recipe"
             )
         written = temporary.stat().st_size
     return Export(Path(path), agreement, len(frames), written, len(model.graph.node))

@@ -12,12 +12,11 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, TypeVar
 
-import cv2
 import numpy as np
 import numpy.typing as npt
 
 from ..artifacts import Metadata
-from ..data import ClassList, UInt8Array
+from ..data import ClassList, UInt8Array, resize_image, resize_labels
 from ..errors import ArtifactError, BackendError, InputError
 
 R = TypeVar("R", bound="Runner")
@@ -35,6 +34,7 @@ class Spec:
         batch: frames per call, or None for any number.
         classes: what the label ids mean.
         has_logits: whether `logits` can be called.
+        weights_sha256: of the weights file that the artifact is, or came from.
     """
 
     artifact: Path
@@ -45,6 +45,7 @@ class Spec:
     batch: int | None
     classes: ClassList
     has_logits: bool
+    weights_sha256: str
 
 
 class Runner(ABC):
@@ -151,16 +152,11 @@ class Runner(ABC):
 
     def preprocess(self, image: UInt8Array) -> UInt8Array:
         """The first step of `segment`: (h, w, 3) -> (1, H, W, 3) at the network's size."""
-        height, width = self.spec.size
-        if image.shape[:2] != (height, width):
-            image = cv2.resize(image, (width, height), interpolation=cv2.INTER_LINEAR)  # type: ignore[assignment]
-        return image[None]
+        return resize_image(image, self.spec.size)[None]
 
     def postprocess(self, labels: UInt8Array, size: tuple[int, int]) -> UInt8Array:
         """The last step of `segment`: (H, W) -> (h, w)."""
-        if labels.shape != size:
-            labels = cv2.resize(labels, size[::-1], interpolation=cv2.INTER_NEAREST)  # type: ignore[assignment]
-        return labels
+        return resize_labels(labels, size)
 
     def stream(self, frames: Iterable[UInt8Array], depth: int = 2) -> Iterator[UInt8Array]:
         """Label batch after batch, in order, while the caller fetches the next and uses the last.
@@ -233,14 +229,15 @@ class Runner(ABC):
 
     def _make_spec(self, metadata: Metadata, batch: int | None, has_logits: bool) -> Spec:
         return Spec(
-            self.artifact,
-            self.backend,
-            self.device,
-            metadata.precision,
-            metadata.size,
-            batch,
-            metadata.classes,
-            has_logits,
+            artifact=self.artifact,
+            backend=self.backend,
+            device=self.device,
+            precision=metadata.precision,
+            size=metadata.size,
+            batch=batch,
+            classes=metadata.classes,
+            has_logits=has_logits,
+            weights_sha256=metadata.weights_sha256,
         )
 
 

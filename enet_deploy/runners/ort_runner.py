@@ -111,7 +111,7 @@ def _check_signature(session: Any, metadata: Metadata, path: Path) -> int | None
     wanted = [*metadata.size, 3]
     if len(inputs) != 1 or kind != "tensor(uint8)" or shape[1:] != wanted or outputs.get("labels") != "tensor(uint8)":
         raise ArtifactError(
-            f"{path} takes {inputs} and gives {outputs}; expected frames tensor(uint8) [N, {wanted[0]}, {wanted[1]}, 3] "
-            "and labels tensor(uint8): export it with enet-export"
+            f"{path} takes {inputs} and gives {outputs}; expected frames tensor(uint8) [N, {wanted[0]}, "
+            f"{wanted[1]}, 3] and labels tensor(uint8): export it with enet-export"
         )
     return shape[0] if isinstance(shape[0], int) else None

@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 
+from ..artifacts import sha256
 from ..cli import check_size
 from ..data import UInt8Array
 from ..errors import BackendError
@@ -43,12 +44,10 @@ class TorchRunner(Runner):
                 f"device '{self.device}', but torch {torch.__version__} sees no CUDA device; use device='cpu'"
             )
         net, metadata = load_weights(self.artifact)
-        if self._size is not None:
-            metadata = dataclasses.replace(metadata, size=self._size)
+        metadata = dataclasses.replace(metadata, size=self._size or metadata.size, weights_sha256=sha256(self.artifact))
         self._torch = torch
-        self._segmenter = (
-            Segmenter(net, metadata.mean, metadata.std).to(self.device, memory_format=torch.channels_last).eval()
-        )
+        net.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+        self._segmenter = Segmenter(net, metadata.mean, metadata.std).to(self.device).eval()
         return self._make_spec(metadata, batch=None, has_logits=True)
 
     def _run(self, frames: UInt8Array, out: UInt8Array) -> None:

@@ -1,0 +1,1 @@
+"""Latency, throughput and parity, side by side. Installed as `enet_deploy.benchmarks`."""

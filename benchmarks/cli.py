@@ -1,0 +1,149 @@
+"""`enet-bench`: latency, throughput and parity of the chosen runners, side by side in one run."""
+
+from __future__ import annotations
+
+import argparse
+import tempfile
+from collections.abc import Sequence
+from contextlib import ExitStack
+from pathlib import Path
+
+from enet_deploy import cli
+from enet_deploy.artifacts import BUNDLED_WEIGHTS, require_writable, sha256, write_json
+from enet_deploy.data import DataSet, UInt8Array, open_data
+from enet_deploy.errors import ArtifactError, InputError
+from enet_deploy.evaluate import require_classes
+from enet_deploy.runners import BACKENDS, Runner, backend_for, open_runner
+from enet_deploy.scenes import street_scene
+
+from .parity import Parity, compare
+from .timing import measure
+
+CAMERA = (720, 1280)  # size of the drawn scenes: an ordinary camera's
+SCENES = 8
+ROUNDS = 5
+
+
+def _exported(weights: Path, folder: Path, size: tuple[int, int] | None, batch: int) -> list[Path]:
+    """The weights and their fresh export, which is what is compared where no artifact was named."""
+    from enet_deploy.export import to_onnx
+
+    print(f"exporting {weights.name} ...", flush=True)
+    # With logits, which cost nothing where only the labels are fetched, so that these can be compared too
+    return [weights, to_onnx(weights, folder / "enet-fp32.onnx", size=size, batch=batch, logits=True).path]
+
+
+def _open(artifacts: list[Path], args: argparse.Namespace, stack: ExitStack) -> list[Runner]:
+    """A runner for each artifact, less those of backends that were not asked for; all of one frame size."""
+    wanted = args.backend or BACKENDS
+    chosen = [artifact for artifact in artifacts if backend_for(artifact) in wanted]
+    missing = sorted(set(args.backend or ()) - {backend_for(artifact) for artifact in chosen})
+    if missing:
+        raise InputError(
+            f"--backend {missing[0]}, but none of the artifacts runs on it: {', '.join(map(str, artifacts))}"
+        )
+    # graphs have a size of their own and come first; weights run at any size, so they follow it
+    runners = {}
+    size = args.size
+    for artifact in sorted(chosen, key=lambda path: path.suffix == ".safetensors"):
+        options = {"size": size} if backend_for(artifact) == "torch" and size else {}
+        runners[artifact] = stack.enter_context(open_runner(artifact, device=args.device, **options))
+        size = size or runners[artifact].spec.size
+        if runners[artifact].spec.size != size:
+            raise InputError(
+                f"{artifact} takes frames of {runners[artifact].spec.size}, expected {size} as the others do"
+            )
+    return [runners[artifact] for artifact in chosen]
+
+
+def _reference(runners: list[Runner], weights: Path, stack: ExitStack) -> Runner | None:
+    """PyTorch with the weights that every artifact came from, or None where these are not at hand."""
+    if {runner.spec.weights_sha256 for runner in runners} != {sha256(weights)}:
+        return None
+    return stack.enter_context(open_runner(weights, "torch", size=runners[0].spec.size))
+
+
+def _material(data: DataSet | None) -> tuple[list[UInt8Array], list[tuple[UInt8Array, UInt8Array | None]] | DataSet]:
+    """Camera images to time with, and (image, truth) pairs to compare on."""
+    if data is not None:
+        return [data[index][0] for index in range(min(SCENES, len(data)))], data
+    images = [street_scene(seed, CAMERA)[0] for seed in range(SCENES)]
+    return images, [(image, None) for image in images]
+
+
+def _require(args: argparse.Namespace) -> None:
+    """Refuse what would only be found after minutes of measuring."""
+    if not args.weights.is_file():
+        raise ArtifactError(f"--weights {args.weights} does not exist; expected a .safetensors file of enet-train")
+    if args.json is not None:
+        require_writable(args.json)
+
+
+def _bench(args: argparse.Namespace) -> None:
+    from rich.console import Console
+
+    from .environment import environment, peak_memory
+    from .report import Result, show, to_json
+
+    _require(args)
+    console = Console()
+    machine = environment()  # before a load of our own
+    data = None if args.data is None else open_data(args.data, args.split)
+    with ExitStack() as stack:
+        folder = Path(stack.enter_context(tempfile.TemporaryDirectory()))
+        artifacts = args.artifacts or _exported(args.weights, folder, args.size, args.batch)
+        runners = _open(artifacts, args, stack)
+        if data is not None:
+            require_classes(runners[0], data, args.data)
+        images, pairs = _material(data)
+        reference = _reference(runners, args.weights, stack)
+        if reference is None:
+            console.print(
+                f"parity is not measured: {args.weights} are not the weights that all of these came from; see --weights"
+            )
+            found: Sequence[Parity | None] = [None] * len(runners)
+            of_reference = None
+        else:
+            of_reference, found = compare(reference, runners, cli.progress(pairs, "comparing labels", len(pairs)))
+        peaks = [peak_memory(runner) for runner in runners]
+        bar = iter(cli.progress(range(ROUNDS * len(runners) + 1), "timing"))
+        timings = measure(runners, images, args.frames, ROUNDS, on_block=lambda: next(bar))
+        results = [
+            Result(runner.spec, timing, parity, runner.artifact.stat().st_size, peak)
+            for runner, timing, parity, peak in zip(runners, timings, found, peaks, strict=True)
+        ]
+    run = to_json(machine, results, of_reference)
+    if args.json is not None:
+        write_json(args.json, run)
+    show(run, console)
+    if data is None:
+        console.print("accuracy is not measured: the frames are drawn street scenes; see --data")
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(
+        "enet-bench", description="Latency, throughput and parity of runners, side by side in one run."
+    )
+    parser.add_argument(
+        "artifacts", nargs="*", type=Path, metavar="ARTIFACT", help="default: --weights and their export"
+    )
+    parser.add_argument(
+        "--weights", type=Path, default=BUNDLED_WEIGHTS, help="parity is against these (default: bundled)"
+    )
+    parser.add_argument("--backend", action="append", choices=BACKENDS, help="may be repeated; default: all that fit")
+    parser.add_argument("--device", default="cpu", help="default: %(default)s")
+    parser.add_argument("--size", type=cli.size, metavar="HxW", help="frame size; default: what the artifact has")
+    parser.add_argument(
+        "--batch", type=cli.positive, default=1, metavar="N", help="frames per call (default: %(default)s)"
+    )
+    parser.add_argument(
+        "--frames", type=cli.positive, default=100, metavar="N", help="timed per runner (default: %(default)s)"
+    )
+    parser.add_argument("--data", help="data set: real images, and accuracy as well as parity")
+    parser.add_argument("--split", default="val", help="of --data (default: %(default)s)")
+    parser.add_argument("--json", type=Path, metavar="FILE", help="write the whole result there")
+    return cli.run(parser, _bench, argv)
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())

@@ -1,0 +1,75 @@
+"""What a result was measured on, and the memory that a runner takes."""
+
+from __future__ import annotations
+
+import os
+import platform
+import subprocess
+import sys
+import time
+from importlib import metadata as packages
+from typing import Any
+
+import psutil
+
+from enet_deploy.artifacts import commit
+from enet_deploy.runners import Runner
+
+PACKAGES = ("enet-deploy", "torch", "onnxruntime", "onnxruntime-gpu", "numpy", "opencv-python")
+
+
+def environment() -> dict[str, Any]:
+    """Machine, load and versions, for the JSON result."""
+    return {
+        "time": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
+        "machine": platform.machine(),
+        "system": platform.platform(),
+        "processor": _processor(),
+        "cores": os.cpu_count(),
+        "memory_gb": round(psutil.virtual_memory().total / 2**30, 1),
+        "load": [round(load, 2) for load in os.getloadavg()],
+        "python": platform.python_version(),
+        "packages": _versions(),
+        "commit": commit(),
+    }
+
+
+def _processor() -> str:
+    try:
+        with open("/proc/cpuinfo", encoding="utf-8") as file:  # noqa: PTH123  no file on a disk
+            names = [line.split(":", 1)[1].strip() for line in file if line.startswith("model name")]
+    except OSError:
+        names = []
+    return names[0] if names else platform.processor()
+
+
+def _versions() -> dict[str, str]:
+    found = {}
+    for name in PACKAGES:
+        try:
+            found[name] = packages.version(name)
+        except packages.PackageNotFoundError:
+            continue
+    return found
+
+
+# A process of its own: peak memory belongs to a process, and this one has every runner open
+_PEAK = """
+import resource, sys
+import numpy as np
+from enet_deploy import open_runner
+artifact, backend, device, height, width = sys.argv[1:]
+options = {"size": (int(height), int(width))} if backend == "torch" else {}
+with open_runner(artifact, backend, device, **options) as runner:
+    frames = np.zeros((runner.spec.batch or 1, *runner.spec.size, 3), np.uint8)
+    for _ in range(3):
+        runner.infer(frames)
+print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024)
+"""
+
+
+def peak_memory(runner: Runner) -> int:
+    """Peak resident bytes of a process that opens this runner alone, its library included, and labels frames."""
+    spec = runner.spec
+    command = [sys.executable, "-c", _PEAK, str(spec.artifact), spec.backend, spec.device, *map(str, spec.size)]
+    return int(subprocess.run(command, capture_output=True, text=True, check=True).stdout)

@@ -1,0 +1,77 @@
+"""Is it still the same network? Labels and logits of a runner against PyTorch's, and both against the truth."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+
+from enet_deploy.data import ClassList, UInt8Array
+from enet_deploy.metrics import ConfusionMatrix
+from enet_deploy.runners import Runner
+
+LOGIT_FRAMES = 8  # logits are compared on the first few frames: they are 44 times the labels' size
+
+
+@dataclass
+class Parity:
+    """What one runner said about the same images as the reference.
+
+    Attributes:
+        against_reference: counts of pixels by (reference's label, runner's label).
+        against_truth: counts of pixels by (true label, runner's label), empty without a data set.
+        max_abs_logit: largest difference of a logit, or None where the artifact gives none.
+    """
+
+    classes: ClassList
+    against_reference: ConfusionMatrix = field(init=False)
+    against_truth: ConfusionMatrix = field(init=False)
+    max_abs_logit: float | None = None
+
+    def __post_init__(self) -> None:
+        self.against_reference = ConfusionMatrix(self.classes)
+        self.against_truth = ConfusionMatrix(self.classes)
+
+    def parity_json(self) -> dict[str, Any]:
+        """Agreement (share of equal labels), largest logit difference, Dice and IoU with the reference as truth."""
+        scores = self.against_reference.scores()
+        return {
+            "agreement": scores.pixel_accuracy,
+            "max_abs_logit": self.max_abs_logit,
+            "miou": scores.miou,
+            "dice": scores.dice,
+            "per_class": scores.per_class,
+        }
+
+    def accuracy_json(self) -> dict[str, Any] | None:
+        return self.against_truth.scores().to_json() if self.against_truth.counts.any() else None
+
+
+def compare(
+    reference: Runner, runners: Sequence[Runner], pairs: Iterable[tuple[UInt8Array, UInt8Array | None]]
+) -> tuple[Parity, list[Parity]]:
+    """Run all on every image. The reference takes any batch; a runner's batch is filled with copies of the image.
+
+    Args:
+        pairs: (image, truth), (h, w, 3) uint8 BGR and (h, w) uint8 class ids or None.
+
+    Returns the reference's accuracy (its parity with itself) and that of each runner.
+    """
+    of_reference = Parity(reference.spec.classes)
+    parities = [Parity(reference.spec.classes) for _ in runners]
+    for index, (image, truth) in enumerate(pairs):
+        frame = reference.preprocess(image)
+        expected = reference.infer(frame)
+        logits = reference.logits(frame) if index < LOGIT_FRAMES else None
+        for runner, parity in ((reference, of_reference), *zip(runners, parities, strict=True)):
+            batch = np.repeat(frame, runner.spec.batch or 1, axis=0)
+            labels = runner.infer(batch)
+            parity.against_reference.update(np.broadcast_to(expected, labels.shape), labels)
+            if truth is not None:
+                parity.against_truth.update(truth, runner.postprocess(labels[0], (image.shape[0], image.shape[1])))
+            if logits is not None and runner.spec.has_logits:
+                difference = float(np.abs(runner.logits(batch) - logits).max())
+                parity.max_abs_logit = max(difference, parity.max_abs_logit or 0.0)
+    return of_reference, parities

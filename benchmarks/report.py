@@ -1,0 +1,134 @@
+"""A benchmark result as data, and as the tables that people read."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+from rich.console import Console
+from rich.table import Table
+
+from enet_deploy.runners import Spec
+
+from .parity import Parity
+from .timing import STAGES, UNSTABLE, Timing
+
+SCHEMA = 1
+
+
+@dataclass(frozen=True)
+class Result:
+    """One runner's part of a run.
+
+    Attributes:
+        spec: the runner.
+        timing: its samples.
+        parity: against PyTorch, or None where the weights it came from are unknown.
+        model_bytes, peak_bytes: size of the artifact; peak memory of a process with this runner alone.
+    """
+
+    spec: Spec
+    timing: Timing
+    parity: Parity | None
+    model_bytes: int
+    peak_bytes: int
+
+    def to_json(self) -> dict[str, Any]:
+        return {
+            "backend": self.spec.backend,
+            "device": self.spec.device,
+            "precision": self.spec.precision,
+            "artifact": str(self.spec.artifact),
+            "size": list(self.spec.size),
+            "batch": self.timing.batch,
+            "latency_ms": self.timing.summary("infer"),
+            "stages_ms": {stage: self.timing.summary(stage) for stage in STAGES},
+            "fps": self.timing.fps,
+            "samples_ms": [seconds * 1e3 for seconds in self.timing.samples["infer"]],
+            "spread": self.timing.spread,
+            "model_bytes": self.model_bytes,
+            "peak_bytes": self.peak_bytes,
+            "parity": None if self.parity is None else self.parity.parity_json(),
+            "accuracy": None if self.parity is None else self.parity.accuracy_json(),
+        }
+
+
+def to_json(environment: dict[str, Any], results: list[Result], reference: Parity | None) -> dict[str, Any]:
+    """The whole run; the fields are described in the README."""
+    return {
+        "schema": SCHEMA,
+        "environment": environment,
+        "reference": None if reference is None else {"backend": "torch", "accuracy": reference.accuracy_json()},
+        "results": [result.to_json() for result in results],
+    }
+
+
+def show(run: dict[str, Any], console: Console) -> None:
+    """Print a run of `to_json`'s form."""
+    results = run["results"]
+    _show_speed(results, console)
+    _show_stages(results, console)
+    if any(result["parity"] for result in results):
+        _show_parity(results, run["reference"], console)
+    for result in results:
+        if result["spread"] > UNSTABLE:
+            console.print(
+                f"[yellow]unstable:[/] the blocks of {_name(result)} differ by {result['spread']:.0%}; close other "
+                "programs, fix the clock frequency, or take more --frames"
+            )
+
+
+def _name(result: dict[str, Any]) -> str:
+    return f"{result['backend']} {result['precision']}" + (f" x{result['batch']}" if result["batch"] > 1 else "")
+
+
+def _table(title: str, *columns: str) -> Table:
+    table = Table(title=title, title_justify="left", title_style="bold")
+    table.add_column("runner", no_wrap=True)
+    for column in columns:
+        table.add_column(column, justify="right")
+    return table
+
+
+def _show_speed(results: list[dict[str, Any]], console: Console) -> None:
+    height, width = results[0]["size"]
+    table = _table(
+        f"infer, frames {height}x{width}, ms", "p50", "p90", "p99", "mean", "FPS", "faster", "file MB", "peak MB"
+    )
+    first = results[0]["latency_ms"]["p50"] / results[0]["batch"]
+    for result in results:
+        latency = result["latency_ms"]
+        table.add_row(
+            _name(result),
+            *(f"{latency[figure]:.1f}" for figure in ("p50", "p90", "p99", "mean")),
+            f"{result['fps']:.1f}",
+            f"{first / (latency['p50'] / result['batch']):.2f}x",
+            f"{result['model_bytes'] / 1e6:.2f}",
+            f"{result['peak_bytes'] / 1e6:.0f}",
+        )
+    console.print(table)
+
+
+def _show_stages(results: list[dict[str, Any]], console: Console) -> None:
+    table = _table("camera image to camera-sized labels, p50 ms", *STAGES)
+    for result in results:
+        table.add_row(_name(result), *(f"{result['stages_ms'][stage]['p50']:.2f}" for stage in STAGES))
+    console.print(table)
+
+
+def _show_parity(results: list[dict[str, Any]], reference: dict[str, Any], console: Console) -> None:
+    truth = reference["accuracy"]
+    measured = ("pixel acc", "Dice", "mIoU", "change") if truth else ()
+    table = _table("the same network? against PyTorch fp32", "equal labels", "max logit diff", "IoU", "Dice", *measured)
+    for result in results:
+        parity, accuracy = result["parity"], result["accuracy"]
+        if parity is None:
+            continue
+        logit = parity["max_abs_logit"]
+        row = [f"{parity['agreement']:.4%}", "not exported" if logit is None else f"{logit:.2g}"]
+        row += [f"{parity['miou']:.5f}", f"{parity['dice']:.5f}"]
+        if truth:
+            change = 100 * (accuracy["miou"] - truth["miou"])
+            row += [f"{accuracy[figure]:.4f}" for figure in ("pixel_accuracy", "dice", "miou")] + [f"{change:+.2f}"]
+        table.add_row(_name(result), *row)
+    console.print(table)

@@ -1,0 +1,75 @@
+"""`enet-eval`: pixel accuracy, Dice and IoU of any artifact on any backend."""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from . import cli
+from .artifacts import require_writable, write_json
+from .data import DataSet, open_data
+from .errors import DataError
+from .metrics import Scores, evaluate
+from .runners import BACKENDS, Runner, open_runner
+
+SCHEMA = 1
+
+
+def require_classes(runner: Runner, data: DataSet, folder: str) -> None:
+    """Raise DataError unless the data set has the classes that the artifact was trained on."""
+    if runner.spec.classes.names != data.classes.names:
+        raise DataError(
+            f"{folder} has the classes {', '.join(data.classes.names)}, but {runner.artifact} knows "
+            f"{', '.join(runner.spec.classes.names)}; put the right classes.json into the data set"
+        )
+
+
+def as_text(scores: Scores) -> str:
+    """A table for people: a line per class, the means, and which convention they follow."""
+    lines = [f"{'class':<16}{'IoU':>8}{'Dice':>8}"]
+    for name, figures in scores.per_class.items():
+        iou, dice = figures["iou"], figures["dice"]
+        lines.append(f"{name:<16}" + ("  absent: in no mean" if iou is None else f"{iou:>8.4f}{dice:>8.4f}"))
+    lines.append(f"{'mean':<16}{scores.miou:>8.4f}{scores.dice:>8.4f}")
+    lines.append(f"pixel accuracy {scores.pixel_accuracy:.4f}   class average {scores.class_average:.4f}")
+    lines.append("void pixels " + ("count as mistakes (--void-counts)" if scores.void_counts else "are left out"))
+    return "\n".join(lines)
+
+
+def _evaluate(args: argparse.Namespace) -> None:
+    if args.json is not None:
+        require_writable(args.json)
+    data = open_data(args.data, args.split)
+    with open_runner(args.artifact, args.backend, args.device) as runner:
+        require_classes(runner, data, args.data)
+        confusion = evaluate(runner.segment, cli.progress(data, args.split), data.classes)
+    scores = confusion.scores(args.void_counts)
+    result: dict[str, Any] = {
+        "schema": SCHEMA,
+        "artifact": str(args.artifact),
+        "backend": runner.backend,
+        "split": args.split,
+        "images": len(data),
+        "accuracy": scores.to_json(),
+    }
+    print(f"{args.artifact} on {runner.backend}, {len(data)} images of {args.split}\n{as_text(scores)}")
+    if args.json is not None:
+        write_json(args.json, result)
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    parser = argparse.ArgumentParser("enet-eval", description="Score an artifact on a split of a data set.")
+    parser.add_argument("artifact", type=Path, metavar="ARTIFACT", help="weights (.safetensors) or a graph (.onnx)")
+    parser.add_argument("--data", required=True, help="folder with SPLIT/ and SPLITannot/")
+    parser.add_argument("--split", default="val", help="train, val or test (default: %(default)s)")
+    parser.add_argument("--backend", choices=BACKENDS, help="default: by the artifact's suffix")
+    parser.add_argument("--device", default="cpu", help="default: %(default)s")
+    parser.add_argument("--void-counts", action="store_true", help="count void pixels as mistakes, as some reports do")
+    parser.add_argument("--json", type=Path, metavar="FILE", help="write the figures there too")
+    return cli.run(parser, _evaluate, argv)
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())
