@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
+from rich.box import SIMPLE_HEAD
 from rich.console import Console
 from rich.table import Table
 
@@ -65,11 +66,11 @@ def to_json(environment: dict[str, Any], results: list[Result], reference: Parit
 
 def show(run: dict[str, Any], console: Console) -> None:
     """Print a run of `to_json`'s form."""
-    results = run["results"]
-    _show_speed(results, console)
-    _show_stages(results, console)
-    if any(result["parity"] for result in results):
-        _show_parity(results, run["reference"], console)
+    results, reference = run["results"], run["reference"]
+    _show_latency(results, console)
+    _show_sameness(results, console)
+    if reference and reference["accuracy"]:
+        _show_accuracy(results, reference["accuracy"], console)
     for result in results:
         if result["spread"] > UNSTABLE:
             console.print(
@@ -83,52 +84,49 @@ def _name(result: dict[str, Any]) -> str:
 
 
 def _table(title: str, *columns: str) -> Table:
-    table = Table(title=title, title_justify="left", title_style="bold")
+    table = Table(title=title, title_justify="left", title_style="bold", box=SIMPLE_HEAD)
     table.add_column("runner", no_wrap=True)
     for column in columns:
         table.add_column(column, justify="right")
     return table
 
 
-def _show_speed(results: list[dict[str, Any]], console: Console) -> None:
+def _show_latency(results: list[dict[str, Any]], console: Console) -> None:
     height, width = results[0]["size"]
-    table = _table(
-        f"infer, frames {height}x{width}, ms", "p50", "p90", "p99", "mean", "FPS", "faster", "file MB", "peak MB"
-    )
+    table = _table(f"Latency in ms, frames of {height}x{width}", "stage", "p50", "p90", "p99", "mean", "FPS")
+    for result in results:
+        for stage in STAGES:
+            figures = result["stages_ms"][stage]
+            table.add_row(
+                _name(result) if stage == STAGES[0] else "",
+                stage,
+                *(f"{figures[figure]:.2f}" for figure in ("p50", "p90", "p99", "mean")),
+                f"{1e3 * result['batch'] / figures['mean']:.1f}",
+                end_section=stage == STAGES[-1],
+            )
+    console.print(table)
+
+
+def _show_sameness(results: list[dict[str, Any]], console: Console) -> None:
+    columns = ("faster", "file MB", "peak MB", "equal labels", "max logit diff", "IoU", "Dice")
+    table = _table("Speed of infer against the first; labels against PyTorch fp32", *columns)
     first = results[0]["latency_ms"]["p50"] / results[0]["batch"]
     for result in results:
-        latency = result["latency_ms"]
-        table.add_row(
-            _name(result),
-            *(f"{latency[figure]:.1f}" for figure in ("p50", "p90", "p99", "mean")),
-            f"{result['fps']:.1f}",
-            f"{first / (latency['p50'] / result['batch']):.2f}x",
-            f"{result['model_bytes'] / 1e6:.2f}",
-            f"{result['peak_bytes'] / 1e6:.0f}",
-        )
-    console.print(table)
-
-
-def _show_stages(results: list[dict[str, Any]], console: Console) -> None:
-    table = _table("camera image to camera-sized labels, p50 ms", *STAGES)
-    for result in results:
-        table.add_row(_name(result), *(f"{result['stages_ms'][stage]['p50']:.2f}" for stage in STAGES))
-    console.print(table)
-
-
-def _show_parity(results: list[dict[str, Any]], reference: dict[str, Any], console: Console) -> None:
-    truth = reference["accuracy"]
-    measured = ("pixel acc", "Dice", "mIoU", "change") if truth else ()
-    table = _table("the same network? against PyTorch fp32", "equal labels", "max logit diff", "IoU", "Dice", *measured)
-    for result in results:
-        parity, accuracy = result["parity"], result["accuracy"]
-        if parity is None:
-            continue
-        logit = parity["max_abs_logit"]
-        row = [f"{parity['agreement']:.4%}", "not exported" if logit is None else f"{logit:.2g}"]
-        row += [f"{parity['miou']:.5f}", f"{parity['dice']:.5f}"]
-        if truth:
-            change = 100 * (accuracy["miou"] - truth["miou"])
-            row += [f"{accuracy[figure]:.4f}" for figure in ("pixel_accuracy", "dice", "miou")] + [f"{change:+.2f}"]
+        row = [f"{first / (result['latency_ms']['p50'] / result['batch']):.2f}x"]
+        row += [f"{result['model_bytes'] / 1e6:.2f}", f"{result['peak_bytes'] / 1e6:.0f}"]
+        parity = result["parity"]
+        if parity is not None:
+            logit = parity["max_abs_logit"]
+            row += [f"{parity['agreement']:.4%}", "no logits" if logit is None else f"{logit:.2g}"]
+            row += [f"{parity['miou']:.5f}", f"{parity['dice']:.5f}"]
         table.add_row(_name(result), *row)
+    console.print(table)
+
+
+def _show_accuracy(results: list[dict[str, Any]], reference: dict[str, Any], console: Console) -> None:
+    table = _table("Accuracy, void left out", "pixel accuracy", "Dice", "mIoU", "mIoU change, points")
+    for result in results:
+        accuracy = result["accuracy"]
+        row = [f"{accuracy[figure]:.4f}" for figure in ("pixel_accuracy", "dice", "miou")]
+        table.add_row(_name(result), *row, f"{100 * (accuracy['miou'] - reference['miou']):+.3f}")
     console.print(table)

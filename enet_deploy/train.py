@@ -1,4 +1,4 @@
-"""Training: the recipes, the augmentation, the loop, and `enet-train`.
+"""The training loop.
 
 Runs from a bare checkout with torch, numpy, opencv and safetensors. One process, or several under `torchrun`.
 A run's folder holds `checkpoint.pt` (everything to resume from), `best.safetensors` (highest val mIoU),
@@ -7,22 +7,18 @@ A run's folder holds `checkpoint.pt` (everything to resume from), `best.safetens
 
 from __future__ import annotations
 
-import argparse
 import csv
 import dataclasses
 import io
 import logging
-import math
 import os
 import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import cv2
 import numpy as np
-import numpy.typing as npt
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
@@ -37,94 +33,9 @@ from .data import DataSet, UInt8Array, open_data, resize_image, resize_labels
 from .errors import ArtifactError, DataError, EnetError, InputError
 from .metrics import Scores, evaluate
 from .model import ENet, Segmenter, load_weights, save_weights
+from .recipe import Recipe, augment
 
 log = logging.getLogger(__name__)
-
-
-@dataclass(frozen=True)
-class Recipe:
-    """How to train. The default is the project's own; each field is an option of `enet-train`.
-
-    Attributes:
-        size: (height, width) that images are resized to before augmentation, and evaluated at.
-        crop: (height, width) of a training crop.
-        epochs, batch: passes over the training images; images per step, over all processes.
-        lr, weight_decay: of AdamW (decay decoupled; none on norms, biases and PReLU), or of `adam`'s L2.
-        optimizer: "adamw" or "adam".
-        warmup: steps of linear warm-up, then the rate falls to zero as (1 - progress) ** power.
-        power: 0 keeps the rate constant.
-        class_weight_c: classes weigh 1 / ln(c + pixel share) (ENet paper, section 5.1, has c = 1.02).
-        scale: smallest and largest zoom, drawn log-uniformly.
-        flip: whether half of the crops are mirrored.
-        color: strength of the brightness, contrast and saturation jitter.
-        ema: decay of the weight average that is evaluated and saved; 0 for none.
-        amp: bfloat16 autocast.
-        eval_every: epochs between evaluations on val; the last epoch is always evaluated.
-        seed: of initial weights, order, augmentation and dropout.
-    """
-
-    size: tuple[int, int] = (360, 480)
-    crop: tuple[int, int] = (360, 480)
-    epochs: int = 300
-    batch: int = 10
-    lr: float = 2e-3
-    weight_decay: float = 1e-2
-    optimizer: str = "adamw"
-    warmup: int = 300
-    power: float = 0.9
-    class_weight_c: float = 1.10
-    scale: tuple[float, float] = (0.5, 2.0)
-    flip: bool = True
-    color: float = 0.3
-    ema: float = 0.998
-    amp: bool = False
-    eval_every: int = 5
-    seed: int = 0
-
-
-PRESETS = {
-    "default": Recipe(),
-    # the student report that this project replaces
-    "report": Recipe(
-        size=(512, 512), crop=(512, 512), epochs=100, batch=5, lr=5e-4, weight_decay=2e-4, optimizer="adam", warmup=0,
-        power=0.0, class_weight_c=1.02, scale=(1.0, 1.0), flip=False, color=0.0, ema=0.0,
-    ),
-}  # fmt: skip
-
-
-def augment(
-    image: UInt8Array, labels: UInt8Array, recipe: Recipe, rng: np.random.Generator, fill: tuple[float, ...], void: int
-) -> tuple[UInt8Array, UInt8Array]:
-    """Zoom, crop and mirror in one resampling, then jitter the colours.
-
-    Args:
-        image: (H, W, 3) uint8 BGR. labels: (H, W) uint8.
-        fill, void: BGR colour and label of what lies outside the image.
-
-    Returns both at `recipe.crop`.
-    """
-    height, width = recipe.crop
-    zoom = math.exp(rng.uniform(math.log(recipe.scale[0]), math.log(recipe.scale[1])))
-    # room to move: negative where the zoomed image is smaller than the crop
-    top = rng.uniform(0, 1) * (image.shape[0] * zoom - height)
-    left = rng.uniform(0, 1) * (image.shape[1] * zoom - width)
-    mirror = recipe.flip and rng.uniform() < 0.5
-    sx, dx = (-zoom, width - 1 + left) if mirror else (zoom, -left)
-    matrix = np.array([[sx, 0, dx], [0, zoom, -top]])
-    pixels = cv2.warpAffine(image, matrix, (width, height), flags=cv2.INTER_LINEAR, borderValue=fill)
-    ids = cv2.warpAffine(labels, matrix, (width, height), flags=cv2.INTER_NEAREST, borderValue=void)
-    if recipe.color:
-        pixels = _jitter(pixels, recipe.color, rng)
-    return pixels.astype(np.uint8, copy=False), ids.astype(np.uint8, copy=False)
-
-
-def _jitter(image: npt.NDArray[Any], strength: float, rng: np.random.Generator) -> npt.NDArray[Any]:
-    brightness, contrast, saturation = rng.uniform(1 - strength, 1 + strength, 3)
-    gray = cv2.cvtColor(image, cv2.COLOR_BGR2GRAY)[..., None]
-    pixels = gray + saturation * (image.astype(np.float32) - gray)
-    pixels = brightness * (contrast * (pixels - 128) + 128)
-    jittered: npt.NDArray[np.uint8] = np.clip(pixels, 0, 255).astype(np.uint8)
-    return jittered
 
 
 class _Crops(Dataset[tuple[Tensor, Tensor]]):
@@ -252,6 +163,8 @@ class Trainer:
         cli.check_size(recipe.crop)
         if recipe.optimizer not in ("adam", "adamw"):
             raise InputError(f"optimizer '{recipe.optimizer}', expected adam or adamw")
+        if recipe.seed < 0:
+            raise InputError(f"seed {recipe.seed}, expected 0 or more")
         if not 0 < recipe.scale[0] <= recipe.scale[1]:
             raise InputError(f"scale {recipe.scale}, expected two positive numbers, smallest first")
         if recipe.batch % self.world:
@@ -433,79 +346,3 @@ def read_checkpoint(out: str | Path) -> tuple[dict[str, Any], Recipe]:
         raise ArtifactError(
             f"{path} is not a whole checkpoint of this version: {error}; start again without --resume"
         ) from None
-
-
-def _device(name: str | None) -> torch.device:
-    if name is None:
-        name = "cuda" if torch.cuda.is_available() else "cpu"
-    if name.startswith("cuda") and not torch.cuda.is_available():
-        raise InputError(f"device '{name}', but torch {torch.__version__} sees no CUDA device; use --device cpu")
-    if name.split(":")[0] not in ("cpu", "cuda"):
-        raise InputError(f"device '{name}', expected cpu, cuda or cuda:N")
-    return torch.device(name)
-
-
-def _train(args: argparse.Namespace) -> None:
-    given = {f.name: getattr(args, f.name) for f in dataclasses.fields(Recipe) if hasattr(args, f.name)}
-    given = {name: tuple(value) if isinstance(value, list) else value for name, value in given.items()}
-    state = None
-    if args.resume:
-        state, recipe = read_checkpoint(args.out)
-        changed = [name for name, value in given.items() if getattr(recipe, name) != value]
-        if changed:
-            raise InputError(
-                f"--{changed[0].replace('_', '-')} {given[changed[0]]} with --resume, but the run in {args.out} has "
-                f"{getattr(recipe, changed[0])}; resume without it, or start another run with --out"
-            )
-    elif (Path(args.out) / "checkpoint.pt").exists():
-        raise InputError(f"{args.out} holds a run already; --resume continues it, another --out starts a new one")
-    else:
-        recipe = dataclasses.replace(PRESETS[args.preset], **given)
-    device = _device(args.device)
-    if "LOCAL_RANK" in os.environ:  # started by torchrun
-        dist.init_process_group("nccl" if device.type == "cuda" else "gloo")
-        if device.type == "cuda":
-            device = torch.device("cuda", int(os.environ["LOCAL_RANK"]))
-            torch.cuda.set_device(device)
-    try:
-        trainer = Trainer(args.data, args.out, recipe, device, args.init)
-        if state is not None:
-            trainer.resume(state)
-        trainer.run()
-    except KeyboardInterrupt:
-        log.info("interrupted; the same command with --resume continues after the last whole epoch")
-        raise
-    finally:
-        if dist.is_initialized():
-            dist.destroy_process_group()
-
-
-def main(argv: Sequence[str] | None = None) -> int:
-    parser = argparse.ArgumentParser("enet-train", description="Train ENet on a segmentation data set.")
-    parser.add_argument("data", metavar="DATA", help="folder with train/ trainannot/ val/ valannot/")
-    parser.add_argument("--out", default="runs/enet", help="the run's folder (default: %(default)s)")
-    parser.add_argument(
-        "--preset", choices=PRESETS, default="default", help="recipe to start from (default: %(default)s)"
-    )
-    parser.add_argument("--init", metavar="WEIGHTS", help="start from these weights")
-    parser.add_argument("--resume", action="store_true", help="continue the run in --out")
-    parser.add_argument("--device", help="cpu, cuda or cuda:N (default: cuda where there is one)")
-    group = parser.add_argument_group("recipe", "each replaces the preset's value; see enet_deploy.train.Recipe")
-    for field in dataclasses.fields(Recipe):
-        option: dict[str, Any] = {"default": argparse.SUPPRESS, "help": f"default: {field.default}"}
-        if field.name in ("size", "crop"):
-            option |= {"type": cli.size, "metavar": "HxW"}
-        elif field.name == "scale":
-            option |= {"type": float, "nargs": 2, "metavar": ("MIN", "MAX")}
-        elif isinstance(field.default, bool):
-            option |= {"action": argparse.BooleanOptionalAction}
-        else:
-            positive = field.name in ("epochs", "batch", "eval_every")
-            option |= {"type": cli.positive if positive else type(field.default), "metavar": "X"}
-        group.add_argument("--" + field.name.replace("_", "-"), **option)
-    logging.basicConfig(level=logging.INFO, format="%(message)s")
-    return cli.run(parser, _train, argv)
-
-
-if __name__ == "__main__":
-    raise SystemExit(main())
