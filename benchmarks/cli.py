@@ -121,9 +121,7 @@ def _bench(args: argparse.Namespace) -> None:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(
-        "enet-bench", description="Latency, throughput and parity of runners, side by side in one run."
-    )
+    parser = cli.Parser("enet-bench", description="Latency, throughput and parity of runners, side by side in one run.")
     parser.add_argument(
         "artifacts", nargs="*", type=Path, metavar="ARTIFACT", help="default: --weights and their export"
     )

@@ -249,7 +249,7 @@ def _camvid(args: argparse.Namespace) -> None:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    parser = argparse.ArgumentParser("enet-data", description="Fetch a data set to train and evaluate on.")
+    parser = cli.Parser("enet-data", description="Fetch a data set to train and evaluate on.")
     camvid = parser.add_subparsers(metavar="DATASET", required=True).add_parser(
         "camvid",
         help="CamVid, 367 / 101 / 233 road scenes of 360x480 with 11 classes",

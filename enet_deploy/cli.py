@@ -5,11 +5,18 @@ from __future__ import annotations
 import argparse
 import sys
 from collections.abc import Callable, Iterable, Sequence
-from typing import TypeVar
+from typing import NoReturn, TypeVar
 
 from .errors import EnetError, InputError
 
 Item = TypeVar("Item")
+
+
+class Parser(argparse.ArgumentParser):
+    """argparse, saying what is wrong on one line instead of after the whole usage."""
+
+    def error(self, message: str) -> NoReturn:
+        self.exit(2, f"{self.prog}: error: {message}; see {self.prog} --help\n")
 
 
 def run(

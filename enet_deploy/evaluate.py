@@ -60,7 +60,7 @@ def _evaluate(args: argparse.Namespace) -> None:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    parser = argparse.ArgumentParser("enet-eval", description="Score an artifact on a split of a data set.")
+    parser = cli.Parser("enet-eval", description="Score an artifact on a split of a data set.")
     parser.add_argument("artifact", type=Path, metavar="ARTIFACT", help="weights (.safetensors) or a graph (.onnx)")
     parser.add_argument("--data", required=True, help="folder with SPLIT/ and SPLITannot/")
     parser.add_argument("--split", default="val", help="train, val or test (default: %(default)s)")

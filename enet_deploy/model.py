@@ -233,7 +233,7 @@ def save_weights(path: str | Path, net: ENet, metadata: Metadata) -> None:
     """Write the parameters and running statistics as safetensors, with the metadata in its header."""
     tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in net.state_dict().items()}
     with replacing(path) as temporary:
-        safetensors.torch.save_file(tensors, temporary, {METADATA_KEY: metadata.to_text()})
+        temporary.write_bytes(safetensors.torch.save(tensors, {METADATA_KEY: metadata.to_text()}))
 
 
 def load_weights(path: str | Path) -> tuple[ENet, Metadata]:

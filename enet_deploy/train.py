@@ -305,8 +305,10 @@ class Trainer:
                 "optimizer": self.optimizer.state_dict(),
                 "schedule": self.schedule.state_dict(),
             }
+            content = io.BytesIO()  # written as bytes, a full disk is an OSError like everywhere else
+            torch.save(state, content)
             with replacing(self.out / "checkpoint.pt") as temporary:
-                torch.save(state, temporary)
+                temporary.write_bytes(content.getvalue())
 
     def resume(self, state: dict[str, Any]) -> None:
         """Continue from what `read_checkpoint` gave, on this machine's device."""

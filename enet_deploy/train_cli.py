@@ -73,7 +73,7 @@ def _train(args: argparse.Namespace) -> None:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    parser = argparse.ArgumentParser("enet-train", description="Train ENet on a segmentation data set.")
+    parser = cli.Parser("enet-train", description="Train ENet on a segmentation data set.")
     parser.add_argument("data", metavar="DATA", help="folder with train/ trainannot/ val/ valannot/")
     parser.add_argument("--out", default="runs/enet", help="the run's folder (default: %(default)s)")
     parser.add_argument(

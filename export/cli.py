@@ -35,7 +35,7 @@ def _export(args: argparse.Namespace) -> None:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(
+    parser = cli.Parser(
         "enet-export",
         description="Export weights to ONNX: uint8 BGR frames in, uint8 labels out, held against PyTorch.",
         formatter_class=argparse.ArgumentDefaultsHelpFormatter,

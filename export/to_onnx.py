@@ -17,7 +17,7 @@ import torch
 from torch import Tensor, nn
 
 import enet_deploy
-from enet_deploy.artifacts import METADATA_KEY, replacing, sha256
+from enet_deploy.artifacts import METADATA_KEY, replacing, require_writable, sha256
 from enet_deploy.cli import check_size
 from enet_deploy.data import UInt8Array
 from enet_deploy.errors import InputError, ParityError
@@ -71,6 +71,7 @@ def to_onnx(
     Raises ArtifactError for unusable weights, InputError for an impossible size, ParityError (and writes nothing)
     where more than 0.01 % of the pixels get another label in ONNX Runtime than in PyTorch.
     """
+    require_writable(path)
     net, metadata = load_weights(weights)
     size = metadata.size if size is None else size
     check_size(size)
