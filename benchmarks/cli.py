@@ -26,7 +26,7 @@ ROUNDS = 5
 
 def _exported(weights: Path, folder: Path, size: tuple[int, int] | None, batch: int) -> list[Path]:
     """The weights and their fresh export, which is what is compared where no artifact was named."""
-    from enet_deploy.export import to_onnx
+    from enet_deploy.export.to_onnx import to_onnx
 
     print(f"exporting {weights.name} ...", flush=True)
     # With logits, which cost nothing where only the labels are fetched, so that these can be compared too
@@ -49,9 +49,10 @@ def _open(artifacts: list[Path], args: argparse.Namespace, stack: ExitStack) -> 
         options = {"size": size} if backend_for(artifact) == "torch" and size else {}
         runners[artifact] = stack.enter_context(open_runner(artifact, device=args.device, **options))
         size = size or runners[artifact].spec.size
-        if runners[artifact].spec.size != size:
+        own = runners[artifact].spec.size
+        if own != size:
             raise InputError(
-                f"{artifact} takes frames of {runners[artifact].spec.size}, expected {size} as the others do"
+                f"{artifact} takes frames of {own[0]}x{own[1]}, expected {size[0]}x{size[1]}: one run has one size"
             )
     return [runners[artifact] for artifact in chosen]
 

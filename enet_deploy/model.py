@@ -242,7 +242,7 @@ def load_weights(path: str | Path) -> tuple[ENet, Metadata]:
     Raises ArtifactError where the file is missing, no safetensors, or not exactly this network's tensors.
     """
     if not Path(path).is_file():
-        raise ArtifactError(f"{path} does not exist; expected weights, a .safetensors file written by enet-train")
+        raise ArtifactError(f"{path} is not a file; expected weights, a .safetensors file written by enet-train")
     try:
         with safe_open(path, framework="pt") as file:
             metadata = Metadata.from_text((file.metadata() or {}).get(METADATA_KEY), path)

@@ -46,6 +46,12 @@ class FoldedInitialBlock(nn.Module):
         return y
 
 
+def _copy_in_eval_mode(net: ENet) -> ENet:
+    if net.training:
+        raise InputError("the network is in train mode, where it depends on batch and chance; call net.eval() first")
+    return copy.deepcopy(net)
+
+
 def _affine(bn: nn.BatchNorm2d) -> tuple[Tensor, Tensor]:
     """The scale and shift per channel that a BatchNorm in eval mode applies."""
     assert bn.running_mean is not None and bn.running_var is not None
@@ -55,9 +61,7 @@ def _affine(bn: nn.BatchNorm2d) -> tuple[Tensor, Tensor]:
 
 def fold_batchnorm(net: ENet) -> ENet:
     """A copy in which every BatchNorm has gone into the convolution before it. Raises InputError in train mode."""
-    if net.training:
-        raise InputError("the network is in train mode, where BatchNorm depends on the batch; call net.eval() first")
-    net = copy.deepcopy(net)
+    net = _copy_in_eval_mode(net)
     net.initial = FoldedInitialBlock(net.initial)  # type: ignore[assignment]
     for module in list(net.modules()):
         if isinstance(module, nn.Sequential):
@@ -83,8 +87,11 @@ def _fold_into(layer: nn.Module, bn: nn.BatchNorm2d) -> None:
 
 
 def drop_inactive(net: ENet) -> ENet:
-    """A copy without the layers that do nothing in eval mode: dropout, and the places folding left empty."""
-    net = copy.deepcopy(net)
+    """A copy without the layers that do nothing in eval mode: dropout, and the places folding left empty.
+
+    Raises InputError in train mode.
+    """
+    net = _copy_in_eval_mode(net)
     for module in list(net.modules()):
         if isinstance(module, nn.Sequential):
             kept = [layer for layer in module if not isinstance(layer, nn.Dropout2d | nn.Identity)]
@@ -99,5 +106,5 @@ def to_deploy(net: ENet, metadata: Metadata) -> Segmenter:
     frames (N, H, W, 3) uint8 BGR in [0, 255] -> labels (N, H, W) uint8, with normalisation and argmax inside,
     BatchNorm folded, dropout gone and unpooling in exportable operations.
     """
-    net = with_exportable_unpooling(drop_inactive(fold_batchnorm(net)))
-    return Segmenter(net, metadata.mean, metadata.std).eval()
+    exportable = with_exportable_unpooling(drop_inactive(fold_batchnorm(net)))
+    return Segmenter(exportable, metadata.mean, metadata.std).eval()

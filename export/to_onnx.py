@@ -153,9 +153,18 @@ def _clean(model: onnx.ModelProto) -> None:
         del part.metadata_props[:]
         part.doc_string = ""
     del graph.value_info[:]
+    _share_equal_constants(graph)
     used = {name for node in graph.node for name in node.input}
     for initializer in [i for i in graph.initializer if i.name not in used]:
         graph.initializer.remove(initializer)
+
+
+def _share_equal_constants(graph: onnx.GraphProto) -> None:
+    """Let operations that use equal constants use one of them: the exporter writes each unpooling's plane anew."""
+    first: dict[tuple[int, tuple[int, ...], bytes], str] = {}
+    same = {i.name: first.setdefault((i.data_type, tuple(i.dims), i.raw_data), i.name) for i in graph.initializer}
+    for node in graph.node:
+        node.input[:] = [same.get(name, name) for name in node.input]
 
 
 def _agreement(path: Path, reference: Segmenter, frames: UInt8Array, batch: int | None) -> float:

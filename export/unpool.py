@@ -12,21 +12,19 @@ Of the places that equal the maximum, the winner is the one of highest rank: the
 PyTorch's choice. Comparing with the maximum alone, without the rank, gives *every* tied place the value, and ties
 are common (flat sky, saturated pixels, anything quantised).
 
-The forms that were compared, in the whole network: `python -m enet_deploy.benchmarks.unpool_forms`.
+The forms that were compared, in the whole network: `python -m enet_deploy.export.unpool_forms`.
 """
 
 from __future__ import annotations
 
 import copy
-from typing import TypeVar
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from enet_deploy.errors import InputError
-
-Module = TypeVar("Module", bound=nn.Module)
 
 
 def _up(x: Tensor) -> Tensor:
@@ -61,27 +59,37 @@ class MaxUnpool2x2(nn.Module):
     (N, C, H, W), winners (N, C, H, W) -> (N, C, 2H, 2W): each value at its winner's place, zeros elsewhere.
     """
 
-    def forward(self, x: Tensor, winners: Tensor) -> Tensor:
+    def forward(self, x: Tensor, winners: Tensor, output_size: Sequence[int] | None = None) -> Tensor:
+        size = (2 * x.shape[-2], 2 * x.shape[-1])
+        if output_size is not None and tuple(output_size[-2:]) != size:
+            raise InputError(f"output_size {tuple(output_size)}, expected it to end in {size}: twice the input's")
         places = _up(winners)
         return torch.where(places == _rank(places), _up(x), torch.zeros((), dtype=x.dtype, device=x.device))
 
 
-def with_exportable_unpooling(model: Module) -> Module:
+def with_exportable_unpooling(model: nn.Module) -> nn.Module:
     """A copy of any encoder-decoder in which every 2x2 pooling with indices and its unpooling is of this module.
 
-    The model only has to hand the indices on as they are. Raises InputError for a pooling with indices, or an
-    unpooling, whose kernel or stride is not 2 or that has padding or dilation.
+    The model has to use the modules `nn.MaxPool2d` and `nn.MaxUnpool2d`, not their functions, and hand the indices on
+    as they are. Raises InputError for a pooling with indices, or an unpooling, whose kernel or stride is not 2 or that
+    has padding, dilation or ceil_mode.
     """
     model = copy.deepcopy(model)
     for parent in list(model.modules()):
-        for name, child in parent.named_children():
-            if isinstance(child, nn.MaxPool2d) and child.return_indices:
-                _require_2x2(child, child.dilation, child.ceil_mode)
-                setattr(parent, name, MaxPool2x2())
-            elif isinstance(child, nn.MaxUnpool2d):
-                _require_2x2(child)
-                setattr(parent, name, MaxUnpool2x2())
-    return model
+        for name, child in list(parent._modules.items()):  # named_children() leaves out a second name of one module
+            if child is not None:
+                parent._modules[name] = _exportable(child)
+    return _exportable(model)
+
+
+def _exportable(module: nn.Module) -> nn.Module:
+    if isinstance(module, nn.MaxPool2d) and module.return_indices:
+        _require_2x2(module, module.dilation, module.ceil_mode)
+        return MaxPool2x2()
+    if isinstance(module, nn.MaxUnpool2d):
+        _require_2x2(module)
+        return MaxUnpool2x2()
+    return module
 
 
 def _require_2x2(module: nn.MaxPool2d | nn.MaxUnpool2d, dilation: object = 1, ceil_mode: bool = False) -> None:

@@ -47,7 +47,7 @@ def weights() -> Path:
 @pytest.fixture(scope="session")
 def exported(tmp_path_factory: pytest.TempPathFactory, weights: Path) -> Path:
     """The bundled weights at 96x128, any batch, with logits."""
-    from enet_deploy.export import to_onnx
+    from enet_deploy.export.to_onnx import to_onnx
 
     path = tmp_path_factory.mktemp("export") / "enet-fp32.onnx"
     to_onnx(weights, path, size=SIZE, batch=None, logits=True)

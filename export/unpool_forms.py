@@ -1,0 +1,224 @@
+"""`python -m enet_deploy.export.unpool_forms`: ways to write max-unpooling, timed in the whole network.
+
+One run at 360x480, fp32, batch 1, on 2 cores, Xeon (AVX-512), with torch 2.13.0, onnxruntime 1.32.0 and openvino
+2026.4.1. The machine was shared: read the ratios, not the times, and nothing into less than 0.15.
+
+    form                             wrong on ties         ONNX Runtime             OpenVINO
+    equality mask                             6.0%      177.4 ms  x1.00       50.4 ms  x1.00
+    4 slices, chain, pixel shuffle            0.0%      184.7 ms  x1.04       59.9 ms  x1.19
+    winner code, where                        0.0%      174.7 ms  x0.98       67.3 ms  x1.34
+    winner code, multiplied (kept)            0.0%      175.9 ms  x0.99       56.6 ms  x1.12
+    winner code from slices                   0.0%      187.3 ms  x1.06       56.5 ms  x1.12
+    6-D broadcast                             0.0%      238.2 ms  x1.34       88.3 ms  x1.75
+    indices, scatter (no TensorRT)            0.0%      178.2 ms  x1.00      365.2 ms  x7.24
+"""
+
+from __future__ import annotations
+
+import argparse
+import copy
+import logging
+import tempfile
+import time
+import warnings
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from statistics import median
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from enet_deploy import cli
+from enet_deploy.artifacts import BUNDLED_WEIGHTS
+from enet_deploy.data import UInt8Array
+from enet_deploy.model import Segmenter, load_weights
+from enet_deploy.scenes import street_scene
+
+from .deploy import to_deploy
+from .unpool import MaxPool2x2, MaxUnpool2x2
+
+Call = Callable[[], object]
+# the two halves of a form: x -> (pooled, winners) and (y, winners) -> unpooled
+Form = tuple[Callable[..., tuple[Tensor, Any]], Callable[..., Tensor]]
+
+CALLS, DROPPED = 9, 3  # per block; the first ones meet the caches and spinning threads of the form before
+
+
+def up(x: Tensor) -> Tensor:
+    return F.interpolate(x, scale_factor=2, mode="nearest")
+
+
+def rank(x: Tensor) -> Tensor:
+    """Reading order as falling numbers, [[4, 3], [2, 1]] repeated over the plane of x."""
+    return torch.tensor([[4, 3], [2, 1]], dtype=x.dtype).repeat(x.shape[-2] // 2, x.shape[-1] // 2)
+
+
+def places(x: Tensor) -> tuple[Tensor, ...]:
+    """The first, second, third and fourth element of every window, each a quarter of x."""
+    return x[..., ::2, ::2], x[..., ::2, 1::2], x[..., 1::2, ::2], x[..., 1::2, 1::2]
+
+
+def equality_pool(x: Tensor) -> tuple[Tensor, Tensor]:
+    pooled = F.max_pool2d(x, 2)
+    return pooled, x == up(pooled)
+
+
+def equality_unpool(y: Tensor, mask: Tensor) -> Tensor:
+    return torch.where(mask, up(y), 0.0)
+
+
+def chain_pool(x: Tensor) -> tuple[Tensor, tuple[Tensor, ...]]:
+    pooled = F.max_pool2d(x, 2)
+    a, b, c, _ = (place == pooled for place in places(x))
+    return pooled, (a, b & ~a, c & ~(a | b), ~(a | b | c))
+
+
+def chain_unpool(y: Tensor, masks: tuple[Tensor, ...]) -> Tensor:
+    parts = torch.stack([torch.where(mask, y, 0.0) for mask in masks], dim=2)  # (N, C, 4, H, W)
+    return F.pixel_shuffle(parts.flatten(1, 2), 2)
+
+
+def where_pool(x: Tensor) -> tuple[Tensor, Tensor]:
+    pooled = F.max_pool2d(x, 2)
+    return pooled, F.max_pool2d(torch.where(x == up(pooled), rank(x), 0.0), 2)
+
+
+def slice_pool(x: Tensor) -> tuple[Tensor, Tensor]:
+    pooled = F.max_pool2d(x, 2)
+    winners = torch.ones_like(pooled)
+    for number, place in zip((2.0, 3.0, 4.0), reversed(places(x)[:3]), strict=True):
+        winners = torch.where(place == pooled, number, winners)
+    return pooled, winners
+
+
+def windows(x: Tensor, side: int) -> Tensor:
+    """(N, C, H, W) -> (N, C, H/side, side, W/side, side)"""
+    n, c, h, w = x.shape
+    return x.reshape(n, c, h // side, side, w // side, side)
+
+
+def broadcast_pool(x: Tensor) -> tuple[Tensor, Tensor]:
+    pooled = F.max_pool2d(x, 2)
+    ranks = windows(rank(x[..., :2, :2])[None, None], 2)
+    return pooled, torch.where(windows(x, 2) == windows(pooled, 1), ranks, 0.0).amax((3, 5))
+
+
+def broadcast_unpool(y: Tensor, winners: Tensor) -> Tensor:
+    ranks = windows(torch.tensor([[4.0, 3.0], [2.0, 1.0]])[None, None], 2)
+    spread = torch.where(windows(winners, 1) == ranks, windows(y, 1), 0.0)
+    return spread.flatten(4, 5).flatten(2, 3)
+
+
+EQUALITY = "equality mask"
+FORMS: dict[str, Form] = {
+    EQUALITY: (equality_pool, equality_unpool),
+    "4 slices, chain, pixel shuffle": (chain_pool, chain_unpool),
+    "winner code, where": (where_pool, MaxUnpool2x2()),
+    "winner code, multiplied (kept)": (MaxPool2x2(), MaxUnpool2x2()),
+    "winner code from slices": (slice_pool, MaxUnpool2x2()),
+    "6-D broadcast": (broadcast_pool, broadcast_unpool),
+    "indices, scatter (no TensorRT)": (nn.MaxPool2d(2, return_indices=True), nn.MaxUnpool2d(2)),
+}
+
+
+def wrong_on_ties(form: Form) -> float:
+    """Share of elements that differ from PyTorch's on data full of ties, as flat or quantised images make them."""
+    generator = torch.Generator().manual_seed(0)
+    x = (torch.randn((2, 16, 64, 64), generator=generator) * 4).round().clamp(min=-1) / 4
+    y = torch.randn((2, 16, 32, 32), generator=generator)
+    expected = F.max_unpool2d(y, F.max_pool2d(x, 2, return_indices=True)[1], [2, 2])
+    pool, unpool = form
+    return float((unpool(y, pool(x)[1]) != expected).float().mean())
+
+
+class Apply(nn.Module):
+    """A function in a module's place."""
+
+    def __init__(self, function: Callable[..., object]) -> None:
+        super().__init__()
+        self.function = function
+
+    def forward(self, *inputs: Tensor) -> object:
+        return self.function(*inputs)
+
+
+def export(segmenter: Segmenter, form: Form, frames: UInt8Array, path: str) -> str:
+    """Write the segmenter with its two poolings and unpoolings in one form; returns the path."""
+    segmenter = copy.deepcopy(segmenter)
+    pool, unpool = form
+    for name in ("bottleneck1_0", "bottleneck2_0"):
+        segmenter.net.set_submodule(f"{name}.pool", Apply(pool))
+    for name in ("bottleneck4_0", "bottleneck5_0"):
+        segmenter.net.set_submodule(f"{name}.unpool", Apply(unpool))
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        program = torch.onnx.export(
+            segmenter, (torch.from_numpy(frames),), input_names=["frames"], dynamo=True, opset_version=18, verbose=False
+        )
+    assert program is not None
+    program.save(path, external_data=False)
+    return path
+
+
+def onnxruntime_call(path: str, frames: UInt8Array) -> Call:
+    import onnxruntime as ort
+
+    session = ort.InferenceSession(path, providers=["CPUExecutionProvider"])
+    return lambda: session.run(None, {"frames": frames})
+
+
+def openvino_call(path: str, frames: UInt8Array) -> Call:
+    import openvino as ov
+
+    # f32: some CPUs would otherwise be given bfloat16
+    config = {"PERFORMANCE_HINT": "LATENCY", "INFERENCE_PRECISION_HINT": "f32"}
+    request = ov.Core().compile_model(path, "CPU", config).create_infer_request()
+    return lambda: request.infer([frames])
+
+
+def measure(calls: dict[str, Call], rounds: int) -> dict[str, float]:
+    """Median milliseconds of each, their blocks of calls taking turns."""
+    samples: dict[str, list[float]] = {name: [] for name in calls}
+    for _ in range(rounds):
+        for name, call in calls.items():
+            block = []
+            for _ in range(CALLS):
+                start = time.perf_counter()
+                call()
+                block.append((time.perf_counter() - start) * 1e3)
+            samples[name] += block[DROPPED:]
+    return {name: median(times) for name, times in samples.items()}
+
+
+def _compare(args: argparse.Namespace) -> None:
+    net, metadata = load_weights(args.weights)
+    segmenter = to_deploy(net, metadata)
+    frames = street_scene(0, args.size)[0][None]
+    for name in ("torch.onnx", "onnx_ir"):  # their notes have no bearing on this
+        logging.getLogger(name).setLevel(logging.ERROR)
+    with tempfile.TemporaryDirectory() as folder:
+        files = {name: export(segmenter, form, frames, f"{folder}/{name}.onnx") for name, form in FORMS.items()}
+        ort = measure({name: onnxruntime_call(path, frames) for name, path in files.items()}, args.rounds)
+        ov = measure({name: openvino_call(path, frames) for name, path in files.items()}, args.rounds)
+    print(f"{'form':32} {'wrong on ties':>13} {'ONNX Runtime':>20} {'OpenVINO':>20}")
+    for name, form in FORMS.items():
+        columns = (f"{t[name]:10.1f} ms  x{t[name] / t[EQUALITY]:.2f}" for t in (ort, ov))
+        print(f"{name:32} {wrong_on_ties(form):>13.1%} {'  '.join(columns)}")
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    parser = cli.Parser(
+        "python -m enet_deploy.export.unpool_forms",
+        description="Time forms of max-unpooling in the whole network, in ONNX Runtime and OpenVINO on the CPU.",
+        formatter_class=argparse.ArgumentDefaultsHelpFormatter,
+    )
+    parser.add_argument("--weights", type=Path, default=BUNDLED_WEIGHTS, help="a .safetensors file of enet-train")
+    parser.add_argument("--size", type=cli.size, default="360x480", metavar="HxW", help="frame size")
+    parser.add_argument("--rounds", type=cli.positive, default=5, help=f"blocks of {CALLS} calls per form")
+    return cli.run(parser, _compare, argv)
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())

@@ -1,0 +1,223 @@
+"""`enet-bench`: what a result holds, that its parity is true, and what it refuses."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import re
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import pytest
+from conftest import SIZE
+from rich.console import Console
+
+from enet_deploy import CAMVID, Runner, Spec, open_runner
+from enet_deploy.benchmarks import cli
+from enet_deploy.benchmarks.parity import compare
+from enet_deploy.benchmarks.report import show
+from enet_deploy.benchmarks.timing import STAGES, Timing, measure
+from enet_deploy.data import UInt8Array, open_data
+from enet_deploy.model import load_weights, save_weights
+
+HEIGHT, WIDTH = SIZE
+
+
+class Painter(Runner):
+    """Labels everything `label`, but the first `wrong` pixels of each frame one higher."""
+
+    backend = "painter"
+
+    def __init__(self, label: int, wrong: int = 0, batch: int | None = None) -> None:
+        super().__init__(Path(__file__))
+        self.label, self.wrong, self.batch, self.calls = label, wrong, batch, 0
+
+    def _open(self) -> Spec:
+        return Spec(self.artifact, self.backend, "cpu", "fp32", SIZE, self.batch, CAMVID, True, "")
+
+    def _run(self, frames: UInt8Array, out: UInt8Array) -> None:
+        self.calls += 1
+        out[:] = self.label
+        out.reshape(len(out), -1)[:, : self.wrong] += 1
+
+    def _run_logits(self, frames: UInt8Array) -> npt.NDArray[np.float32]:
+        return np.full((len(frames), len(CAMVID), *SIZE), self.wrong / 4, np.float32)
+
+    def _close(self) -> None:
+        pass
+
+
+def image(size: tuple[int, int] = SIZE) -> UInt8Array:
+    return np.zeros((*size, 3), np.uint8)
+
+
+@pytest.fixture(scope="module")
+def run(scenes: Path, weights: Path, exported: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
+    """The JSON of one run over PyTorch and ONNX Runtime on the drawn data set."""
+    path = tmp_path_factory.mktemp("bench") / "out.json"
+    artifacts = [str(weights), str(exported)]
+    assert cli.main([*artifacts, "--frames", "7", "--data", str(scenes), "--json", str(path)]) == 0
+    return json.loads(path.read_text())
+
+
+def test_result_holds_what_the_readme_says(run: dict[str, Any], weights: Path, exported: Path) -> None:
+    assert run["schema"] == 1 and {"processor", "cores", "packages", "commit", "load"} <= run["environment"].keys()
+    assert [result["backend"] for result in run["results"]] == ["torch", "ort"]
+    for result, artifact in zip(run["results"], (weights, exported), strict=True):
+        assert (result["artifact"], result["precision"], result["batch"]) == (str(artifact), "fp32", 1)
+        assert result["size"] == list(SIZE) and result["model_bytes"] == artifact.stat().st_size
+        assert len(result["samples_ms"]) == 7 and min(result["samples_ms"]) > 0
+        latency = result["latency_ms"]
+        assert latency["p50"] <= latency["p90"] <= latency["p99"] <= max(result["samples_ms"])
+        assert latency == result["stages_ms"]["infer"] and set(result["stages_ms"]) == set(STAGES)
+        assert result["fps"] == pytest.approx(1e3 / np.mean(result["samples_ms"]))
+        assert result["peak_bytes"] > 20e6  # an interpreter with numpy alone is larger
+
+
+def test_accuracy_is_that_of_enet_eval(run: dict[str, Any], scenes: Path, exported: Path) -> None:
+    from enet_deploy.metrics import evaluate
+
+    data = open_data(scenes, "val")
+    with open_runner(exported) as runner:
+        scores = evaluate(runner.segment, data, CAMVID).scores()
+    assert run["results"][1]["accuracy"] == json.loads(json.dumps(scores.to_json()))
+
+
+def test_parity_of_a_run(run: dict[str, Any]) -> None:
+    torch, ort = (result["parity"] for result in run["results"])
+    assert torch["agreement"] == 1 and torch["max_abs_logit"] == 0
+    assert ort["agreement"] >= 0.9999 and ort["max_abs_logit"] > 0
+    assert run["reference"]["accuracy"] == run["results"][0]["accuracy"]
+
+
+def test_parity_counts_every_differing_pixel() -> None:
+    truth = np.full(SIZE, 4, np.uint8)
+    with Painter(3).open() as reference, Painter(3, wrong=HEIGHT * WIDTH // 4, batch=2).open() as runner:
+        of_reference, (parity,) = compare(reference, [runner], [(image(), truth), (image(), None)])
+    assert parity.parity_json()["agreement"] == 0.75
+    assert parity.parity_json()["max_abs_logit"] == HEIGHT * WIDTH / 16
+    # one image has a truth: a quarter of it was labelled 4, and the reference hit nothing
+    assert parity.against_truth.scores().pixel_accuracy == 0.25
+    assert of_reference.against_truth.scores().pixel_accuracy == 0
+
+
+def test_runners_take_turns_and_warm_up_is_not_counted() -> None:
+    with Painter(0).open() as a, Painter(1, batch=4).open() as b:
+        single, batched = measure([a, b], [image(), image((50, 70))], frames=10, rounds=3)
+    assert single.blocks == [3, 3, 4] and len(single.samples["total"]) == 10
+    assert batched.blocks == [1, 1, 1] and batched.batch == 4
+    assert a.calls == 10 + 3 * 3 and b.calls == 3 + 3 * 3
+
+
+def test_timing_arithmetic() -> None:
+    seconds = [0.001 * n for n in (1, 2, 3, 4, 10, 10)]
+    timing = Timing(dict.fromkeys(STAGES, seconds), blocks=[4, 2], batch=2)
+    assert timing.summary("infer") == pytest.approx({"p50": 3.5, "p90": 10, "p99": 10, "mean": 5})
+    assert timing.fps == pytest.approx(400)
+    assert timing.spread == pytest.approx((10 - 2.5) / 3.5)
+
+
+STORED: dict[str, Any] = {
+    "schema": 1,
+    "environment": {},
+    "reference": {"backend": "torch", "accuracy": {"miou": 0.5}},
+    "results": [
+        {
+            "backend": "torch", "precision": "fp32", "size": [360, 480], "batch": 1, "spread": 0.01,
+            "latency_ms": {"p50": 100.0},
+            "stages_ms": {s: {"p50": 100.0, "p90": 110.0, "p99": 120.0, "mean": 100.0} for s in STAGES},
+            "model_bytes": 1_500_000, "peak_bytes": 600_000_000,
+            "parity": {"agreement": 1.0, "max_abs_logit": 0.0, "miou": 1.0, "dice": 1.0},
+            "accuracy": {"pixel_accuracy": 0.9, "dice": 0.6, "miou": 0.5},
+        },
+        {
+            "backend": "ort", "precision": "fp32", "size": [360, 480], "batch": 4, "spread": 0.25,
+            "latency_ms": {"p50": 200.0},
+            "stages_ms": {s: {"p50": 200.0, "p90": 210.0, "p99": 220.0, "mean": 200.0} for s in STAGES},
+            "model_bytes": 1_900_000, "peak_bytes": 100_000_000,
+            "parity": {"agreement": 0.99998, "max_abs_logit": None, "miou": 0.9999, "dice": 0.9999},
+            "accuracy": {"pixel_accuracy": 0.9, "dice": 0.6, "miou": 0.4975},
+        },
+    ],
+}  # fmt: skip
+
+SHOWN = """\
+Latency in ms, frames of 360x480
+
+  runner        stage      p50      p90      p99     mean    FPS
+ ────────────────────────────────────────────────────────────────
+  torch fp32      pre   100.00   110.00   120.00   100.00   10.0
+                infer   100.00   110.00   120.00   100.00   10.0
+                 post   100.00   110.00   120.00   100.00   10.0
+                total   100.00   110.00   120.00   100.00   10.0
+
+  ort fp32 x4     pre   200.00   210.00   220.00   200.00   20.0
+                infer   200.00   210.00   220.00   200.00   20.0
+                 post   200.00   210.00   220.00   200.00   20.0
+                total   200.00   210.00   220.00   200.00   20.0
+
+Speed of infer against the first; labels against PyTorch fp32
+
+  runner        faster   file MB   peak MB   equal labels   max logit diff       IoU      Dice
+ ──────────────────────────────────────────────────────────────────────────────────────────────
+  torch fp32     1.00x      1.50       600      100.0000%                0   1.00000   1.00000
+  ort fp32 x4    2.00x      1.90       100       99.9980%        no logits   0.99990   0.99990
+
+Accuracy, void left out
+
+  runner        pixel accuracy     Dice     mIoU   mIoU change, points
+ ──────────────────────────────────────────────────────────────────────
+  torch fp32            0.9000   0.6000   0.5000                +0.000
+  ort fp32 x4           0.9000   0.6000   0.4975                -0.250
+
+unstable: the blocks of ort fp32 x4 differ by 25%; close other programs, fix the clock frequency, or take more --frames
+"""
+
+
+def test_tables_for_a_stored_result(capsys: pytest.CaptureFixture[str]) -> None:
+    show(STORED, Console(width=120))
+    assert [line.rstrip() for line in capsys.readouterr().out.split("\n")] == SHOWN.split("\n")
+
+
+def test_without_data_and_with_foreign_weights(
+    weights: Path, exported: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    net, metadata = load_weights(weights)
+    other = tmp_path / "other.safetensors"
+    save_weights(other, net, dataclasses.replace(metadata, details={"note": "other bytes"}))
+    path = tmp_path / "out.json"
+    assert cli.main([str(exported), "--weights", str(other), "--frames", "5", "--json", str(path)]) == 0
+    printed = capsys.readouterr().out
+    assert "parity is not measured" in printed and "accuracy is not measured" in printed
+    (result,) = json.loads(path.read_text())["results"]
+    assert result["parity"] is None and result["accuracy"] is None
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (["{weights}", "--backend", "ort"], "--backend ort, but none of the artifacts runs on it: .*safetensors"),
+        (["{exported}", "--size", "64x64"], r"takes frames of 96x128, expected 64x64"),
+        (["{tmp}/none.onnx"], "none.onnx does not exist"),
+        (["{exported}", "--weights", "{tmp}/none.safetensors"], "--weights .* does not exist"),
+        (["{exported}", "--data", "{tmp}"], "train is not a folder|val is not a folder"),
+        (["{exported}", "--device", "cuda"], "device 'cuda' needs onnxruntime's CUDAExecutionProvider"),
+        (["{exported}", "--json", "{exported}/out.json"], "cannot write"),
+    ],
+)
+def test_refusals(
+    options: list[str], message: str, weights: Path, exported: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    filled = [option.format(weights=weights, exported=exported, tmp=tmp_path) for option in options]
+    assert cli.main(filled) == 2
+    error = capsys.readouterr().err
+    assert error.count("\n") == 1 and re.match(rf"enet-bench: error: .*({message})", error), error
+
+
+@pytest.mark.parametrize("options", [["--frames", "0"], ["--backend", "nix"], ["--batch", "x"]])
+def test_refused_by_the_parser(options: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as stopped:
+        cli.main(options)
+    assert stopped.value.code == 2 and capsys.readouterr().err.count("\n") == 1

@@ -1,0 +1,164 @@
+"""What an import loads, which part may import which, and what a wheel holds."""
+
+from __future__ import annotations
+
+import ast
+import configparser
+import importlib.metadata
+import inspect
+import os
+import shutil
+import subprocess
+import sys
+import zipfile
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from conftest import ROOT
+
+import enet_deploy
+
+HUB = "enet_deploy"
+SPOKES = {"export", "calibration", "benchmarks"}  # folders of the checkout, installed as enet_deploy.export and so on
+HEAVY = ["torch", "onnx", "onnxruntime", "openvino", "tensorrt", "tensorrt_rtx", "pycuda", "cuda", "safetensors"]
+
+CONFIG = configparser.ConfigParser()
+CONFIG.read(ROOT / "setup.cfg")
+PACKAGES = CONFIG["options"]["packages"].split()
+SCRIPTS = dict(line.split(" = ") for line in CONFIG["options.entry_points"]["console_scripts"].strip().splitlines())
+
+
+def python(code: str, path: Path = ROOT) -> str:
+    """What a fresh interpreter prints that looks for the package in `path` first."""
+    environment = os.environ | {"PYTHONPATH": str(path)}
+    done = subprocess.run([sys.executable, "-c", code], env=environment, cwd="/", capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    return done.stdout.strip()
+
+
+def test_import_loads_no_backend() -> None:
+    code = f"""
+import sys
+import enet_deploy
+from enet_deploy.runners import ort_runner, torch_runner
+ort_runner.OrtRunner("a.onnx"), torch_runner.TorchRunner("a.safetensors")  # making a runner is cheap
+print(*[name for name in {HEAVY} if name in sys.modules])"""
+    assert python(code) == ""
+
+
+def test_exported_graph_runs_where_there_is_no_torch(exported: Path) -> None:
+    pytest.importorskip("onnxruntime")
+    code = f"""
+import sys
+for name in ["torch", "onnx", "safetensors", "tqdm"]:
+    sys.modules[name] = None  # importing it fails
+import numpy as np
+import enet_deploy
+with enet_deploy.open_runner({str(exported)!r}) as runner:
+    print(runner.segment(np.zeros((60, 80, 3), np.uint8)).shape)"""
+    assert python(code) == "(60, 80)"
+
+
+def test_public_names() -> None:
+    public = [n for n, v in vars(enet_deploy).items() if not n.startswith("_") and not inspect.ismodule(v)]
+    assert enet_deploy.__all__ == sorted(public, key=lambda name: (not name.isupper(), name))  # constants first
+
+
+def sources() -> Iterator[tuple[Path, str]]:
+    """Every source file and the name that it is imported by."""
+    for folder in (HUB, *sorted(SPOKES)):
+        for path in sorted((ROOT / folder).rglob("*.py")):
+            parts = path.relative_to(ROOT).with_suffix("").parts
+            yield path, ".".join(parts if folder == HUB else (HUB, *parts)).removesuffix(".__init__")
+
+
+def imports(path: Path, module: str) -> Iterator[str]:
+    """Absolute names of all that a file imports, at its top or anywhere else."""
+    package = module if path.name == "__init__.py" else module.rpartition(".")[0]
+    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        if isinstance(node, ast.Import):
+            yield from (alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            start = package.rsplit(".", node.level - 1)[0] if node.level else ""
+            base = ".".join(filter(None, (start, node.module)))
+            yield from (f"{base}.{alias.name}" for alias in node.names)
+
+
+def spoke_of(module: str) -> str | None:
+    """The spoke that a module lies in, also by its folder's bare name; None for the hub and for libraries."""
+    parts = module.removeprefix(f"{HUB}.").split(".")
+    return parts[0] if parts[0] in SPOKES else None
+
+
+def test_imports_run_one_way() -> None:
+    """The hub imports no spoke; a spoke imports itself and the hub, and another spoke only in its cli.py."""
+    wrong = [
+        f"{path.relative_to(ROOT)} imports {target}"
+        for path, module in sources()
+        for target in imports(path, module)
+        if spoke_of(target) not in (None, spoke_of(module)) and (spoke_of(module) is None or path.name != "cli.py")
+    ]
+    assert wrong == []
+
+
+def test_that_check_sees_every_form_of_import(tmp_path: Path) -> None:
+    file = tmp_path / "a.py"
+    for line, target in {
+        "import enet_deploy.export.cli": "enet_deploy.export.cli",
+        "from enet_deploy import export": "enet_deploy.export",
+        "from enet_deploy.export import to_onnx": "enet_deploy.export.to_onnx",
+        "from .. import export": "enet_deploy.export",
+        "from ..export.cli import main": "enet_deploy.export.cli.main",
+        "def f():\n    import export": "export",
+    }.items():
+        file.write_text(line)
+        assert list(imports(file, "enet_deploy.runners.a")) == [target]
+        assert spoke_of(target) == "export"
+    assert spoke_of("enet_deploy.data") is spoke_of("torch.export") is None
+
+
+def test_setup_cfg_lists_every_package() -> None:
+    assert sorted(PACKAGES) == sorted(module for path, module in sources() if path.name == "__init__.py")
+
+
+@pytest.fixture(scope="module")
+def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The unpacked wheel of a copy of the checkout (building leaves files in the folder it builds from)."""
+    setuptools = pytest.importorskip("setuptools", minversion="77")
+    root = tmp_path_factory.mktemp("wheel")
+    rubbish = shutil.ignore_patterns(".*", "__pycache__", "*.egg-info", "build", "dist", "demo", "runs")
+    shutil.copytree(ROOT, root / "checkout", ignore=rubbish)
+    command = [sys.executable, "-m", "pip", "wheel", str(root / "checkout"), "--wheel-dir", str(root), "--quiet"]
+    command += ["--no-deps", "--no-build-isolation", "--no-index"]
+    done = subprocess.run(command, capture_output=True, text=True)
+    assert done.returncode == 0, f"setuptools {setuptools.__version__}: {done.stderr}"
+    (built,) = root.glob("*.whl")
+    zipfile.ZipFile(built).extractall(root / "unpacked")
+    return root / "unpacked"
+
+
+def test_wheel_holds_the_package_and_nothing_else(wheel: Path) -> None:
+    info = f"enet_deploy-{enet_deploy.__version__}.dist-info"
+    assert sorted(path.name for path in wheel.iterdir()) == ["enet_deploy", info]  # no tests, no bare export/
+    shipped = {path.relative_to(wheel).as_posix() for path in (wheel / HUB).rglob("*") if path.is_file()}
+    modules = {path.relative_to(ROOT).as_posix() for path, _ in sources()}
+    modules = {name if name.startswith(f"{HUB}/") else f"{HUB}/{name}" for name in modules}
+    assert {name for name in shipped if name.endswith(".py")} == modules
+    assert {f"{HUB}/py.typed", f"{HUB}/weights/enet-camvid.safetensors"} <= shipped
+    assert (wheel / info / "licenses" / "LICENSE").is_file()
+
+
+def test_wheel_runs(wheel: Path) -> None:
+    code = "import enet_deploy as e; print(e.__file__, e.BUNDLED_WEIGHTS.is_file(), e.__version__)"
+    assert python(code, wheel) == f"{wheel}/enet_deploy/__init__.py True {enet_deploy.__version__}"
+
+
+def test_console_scripts(wheel: Path) -> None:
+    (info,) = wheel.glob("*.dist-info")
+    scripts = importlib.metadata.PathDistribution(info).entry_points.select(group="console_scripts")
+    assert {script.name: script.value for script in scripts} == SCRIPTS
+    assert {"enet-train", "enet-eval", "enet-export", "enet-bench", "enet-data"} <= SCRIPTS.keys()
+    for script in scripts:
+        code = f"from {script.module} import {script.attr} as main; main(['--help'])"
+        assert f"usage: {script.name}" in python(code, wheel)

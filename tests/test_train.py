@@ -1,0 +1,419 @@
+"""`enet-train` on drawn scenes: what a run leaves, that it learns, and that it resumes to the same bits."""
+
+from __future__ import annotations
+
+import csv
+import dataclasses
+import json
+import math
+import os
+import pickle
+import re
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import cv2
+import numpy as np
+import pytest
+import torch
+from conftest import ROOT, write_scenes
+
+from enet_deploy import train_cli
+from enet_deploy.data import CAMVID, open_data
+from enet_deploy.model import load_weights
+from enet_deploy.recipe import PRESETS, Recipe, augment
+from enet_deploy.train import Trainer, read_checkpoint
+
+CPU = torch.device("cpu")
+TINY = {"size": "48x64", "crop": "32x32", "batch": 4, "epochs": 2, "eval_every": 2}
+STEPS = 2  # per epoch: eight images in batches of four
+FILES = ["best.safetensors", "checkpoint.pt", "last.safetensors", "log.csv"]
+STILL = ["--scale", "1", "1", "--no-flip", "--color", "0", "--warmup", "0"]  # the same pixels in every epoch
+
+ROOM = {"names": ["floor", "wall", "door"], "colors": [[0, 90, 200], [200, 200, 0], [9, 9, 9]], "ignore_id": None}
+
+
+def arguments(data: Path, out: Path, *options: str, **changes: Any) -> list[str]:
+    recipe = TINY | changes
+    return [str(data), "--out", str(out), *(f"--{k.replace('_', '-')}={v}" for k, v in recipe.items()), *options]
+
+
+def enet_train(data: Path, out: Path, *options: str, **changes: Any) -> int:
+    return train_cli.main(arguments(data, out, *options, **changes))
+
+
+def tensors(weights: Path) -> dict[str, Any]:
+    return load_weights(weights)[0].state_dict()
+
+
+def assert_same_tensors(a: dict[str, Any], b: dict[str, Any]) -> None:
+    assert a.keys() == b.keys()
+    assert [name for name in a if not torch.equal(a[name], b[name])] == []
+
+
+def rows(out: Path) -> list[dict[str, str]]:
+    with (out / "log.csv").open(newline="") as file:
+        return list(csv.DictReader(file))
+
+
+def assert_refused(code: int, capsys: pytest.CaptureFixture[str], message: str) -> None:
+    """Exit code 2, and one line that says why."""
+    error = capsys.readouterr().err
+    assert code == 2 and error.count("\n") == 1
+    assert re.match(rf"enet-train: error: .*{message}", error), error
+
+
+@pytest.fixture(scope="module")
+def finished(scenes: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder of an undisturbed run. Do not write to it."""
+    out = tmp_path_factory.mktemp("runs") / "finished"
+    assert enet_train(scenes, out) == 0
+    return out
+
+
+@pytest.fixture(scope="module")
+def room(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A data set of three classes of its own."""
+    root = write_scenes(tmp_path_factory.mktemp("room"), {"train": 4, "val": 1})
+    for _, path in (*open_data(root, "train").pairs, *open_data(root, "val").pairs):
+        cv2.imwrite(str(path), cv2.imread(str(path), cv2.IMREAD_UNCHANGED) % 3)
+    (root / "classes.json").write_text(json.dumps(ROOM))
+    return root
+
+
+def test_run_leaves_weights_checkpoint_and_log(finished: Path) -> None:
+    assert sorted(path.name for path in finished.iterdir()) == FILES
+    log = rows(finished)
+    assert [*log[0]] == [
+        "epoch", "loss", "lr", "seconds", "val_miou", "val_pixel_accuracy", "val_dice", "val_class_average",
+    ]  # fmt: skip
+    assert [row["epoch"] for row in log] == ["1", "2"]
+    assert [bool(row["val_miou"]) for row in log] == [False, True]
+    assert all(math.isfinite(float(row["loss"])) for row in log)
+    _, best = load_weights(finished / "best.safetensors")
+    _, last = load_weights(finished / "last.safetensors")
+    assert best.details["figures"]["val_miou"] == pytest.approx(float(log[1]["val_miou"]), abs=1e-5)
+    assert last.details["figures"]["epoch"] == 2
+    assert last.classes == CAMVID and last.size == (48, 64)
+    assert last.details["recipe"]["crop"] == [32, 32] and last.details["images"] == {"train": 8, "val": 4}
+
+
+def test_mean_and_std_are_those_of_the_training_images(finished: Path, scenes: Path) -> None:
+    pixels = np.concatenate([image.reshape(-1, 3) for image, _ in open_data(scenes, "train")]).astype(float)
+    _, metadata = load_weights(finished / "last.safetensors")
+    assert metadata.mean == pytest.approx(pixels.mean(axis=0), abs=1e-3)
+    assert metadata.std == pytest.approx(pixels.std(axis=0), abs=1e-3)
+
+
+def test_loss_falls_on_a_scene_seen_again_and_again(tmp_path: Path) -> None:
+    data = write_scenes(tmp_path / "data", {"train": 2, "val": 1})
+    options = {"crop": "48x64", "batch": 2, "epochs": 12, "eval_every": 12, "lr": 0.03, "power": 0, "ema": 0}
+    assert enet_train(data, tmp_path / "run", *STILL, **options) == 0
+    losses = [float(row["loss"]) for row in rows(tmp_path / "run")]
+    assert losses[-1] < 0.7 * losses[0]
+
+
+@pytest.mark.parametrize(
+    ("owner", "name", "call"),
+    [
+        (Trainer, "_step", 1),
+        (Trainer, "_step", STEPS + 1),
+        (Trainer, "_evaluate", 0),
+        (torch, "save", 2),
+    ],
+    ids=["first epoch", "second epoch", "evaluation", "writing a checkpoint"],
+)
+def test_interrupted_run_resumes_to_the_same_bits(
+    finished: Path, scenes: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, owner: Any, name: str, call: int
+) -> None:
+    original = getattr(owner, name)
+    calls = iter(range(call + 1))
+
+    def interrupted(*args: Any) -> Any:
+        if next(calls) < call:
+            return original(*args)
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(owner, name, interrupted)
+        assert enet_train(scenes, tmp_path) == 130
+    assert not (tmp_path / "last.safetensors").exists()
+    assert {path.name for path in tmp_path.iterdir()} <= set(FILES)  # no half-written file either
+
+    assert enet_train(scenes, tmp_path, "--resume") == 0
+    for file in ("last.safetensors", "best.safetensors"):
+        assert_same_tensors(tensors(tmp_path / file), tensors(finished / file))
+    for row, expected in zip(rows(tmp_path), rows(finished), strict=True):
+        assert row | {"seconds": ""} == expected | {"seconds": ""}
+
+
+def test_finished_run_can_be_resumed(finished: Path, scenes: Path, tmp_path: Path) -> None:
+    (tmp_path / "checkpoint.pt").write_bytes((finished / "checkpoint.pt").read_bytes())
+    assert train_cli.main([str(scenes), "--out", str(tmp_path), "--resume"]) == 0
+    assert_same_tensors(tensors(tmp_path / "last.safetensors"), tensors(finished / "last.safetensors"))
+
+
+def test_init_continues_from_weights(finished: Path, scenes: Path, tmp_path: Path) -> None:
+    start = finished / "last.safetensors"
+    # at a rate of zero only the running statistics move
+    assert enet_train(scenes, tmp_path, "--init", str(start), lr=0, ema=0, epochs=1) == 0
+    net, metadata = load_weights(tmp_path / "last.safetensors")
+    before, before_metadata = load_weights(start)
+    assert_same_tensors(dict(net.named_parameters()), dict(before.named_parameters()))
+    assert not torch.equal(net.initial.bn.running_mean, before.initial.bn.running_mean)
+    assert (metadata.mean, metadata.std) == (before_metadata.mean, before_metadata.std)
+
+
+def test_three_classes_train_without_a_change(room: Path, tmp_path: Path) -> None:
+    assert enet_train(room, tmp_path, epochs=1) == 0
+    net, metadata = load_weights(tmp_path / "best.safetensors")
+    assert net.num_classes == 3 and metadata.classes.to_json() == ROOM
+
+
+def test_image_of_void_alone_is_passed_over(tmp_path: Path) -> None:
+    data = write_scenes(tmp_path / "data", {"train": 2, "val": 1})
+    cv2.imwrite(str(data / "trainannot" / "scene00.png"), np.full((96, 128), CAMVID.ignore_id, np.uint8))
+    assert enet_train(data, tmp_path / "run", batch=1, epochs=1) == 0
+    assert math.isfinite(float(rows(tmp_path / "run")[0]["loss"]))
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (["--resume", "--lr", "0.1"], r"--lr 0\.1 with --resume, but the run in .* has 0\.002; resume without it"),
+        (["--resume", "--crop", "64x64"], r"--crop \(64, 64\) with --resume, but .* has \(32, 32\)"),
+        ([], r"holds a run already; --resume continues it, another --out starts a new one"),
+    ],
+    ids=["other rate", "other crop", "over an old run"],
+)
+def test_a_run_is_not_changed_half_way(
+    finished: Path, scenes: Path, capsys: pytest.CaptureFixture[str], options: list[str], message: str
+) -> None:
+    before = {path: path.read_bytes() for path in finished.iterdir()}
+    assert_refused(train_cli.main([str(scenes), "--out", str(finished), *options]), capsys, message)
+    assert {path: path.read_bytes() for path in finished.iterdir()} == before
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (["--resume"], r"checkpoint\.pt does not exist; there is no run to resume in .*: leave out --resume"),
+        (["--batch", "9"], r"batch 9 for 8 training images, expected no more than there are; pass --batch 8 or less"),
+        (["--device", "tpu"], r"device 'tpu', expected cpu, cuda or cuda:N"),
+        (["--device", "cpu:x"], r"device 'cpu:x'"),
+        (["--optimizer", "sgd"], r"optimizer 'sgd', expected adam or adamw"),
+        (["--scale", "2", "0.5"], r"scale \(2\.0, 0\.5\), expected two positive numbers, smallest first"),
+        (["--seed", "-1"], r"seed -1, expected"),
+        (["--lr", "-1"], r"lr -1\.0, expected"),
+        (["--weight-decay", "-1"], r"weight_decay -1\.0, expected"),
+        (["--ema", "2"], r"ema 2\.0, expected"),
+        (["--lr", "1e30"], r"the loss is nan in epoch 1; lower --lr"),
+        (["--init", "none.safetensors"], r"none\.safetensors does not exist; expected weights"),
+    ],
+    ids=lambda value: " ".join(value) if isinstance(value, list) else "",
+)
+def test_refusals(
+    scenes: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], options: list[str], message: str
+) -> None:
+    assert_refused(enet_train(scenes, tmp_path, *options), capsys, message)
+
+
+def test_weights_and_runs_of_other_classes_are_refused(
+    finished: Path, room: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    code = enet_train(room, tmp_path, "--init", str(finished / "last.safetensors"))
+    assert_refused(code, capsys, r"knows the classes sky, .*; the data set has floor, wall, door: leave out --init")
+    code = train_cli.main([str(room), "--out", str(finished), "--resume"])
+    assert_refused(code, capsys, r"checkpoint\.pt was made for other classes than the data set's; use another --out")
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="a CUDA device is there")
+def test_cuda_is_refused_where_there_is_none(scenes: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    code = enet_train(scenes, tmp_path, "--device", "cuda")
+    assert_refused(code, capsys, r"device 'cuda', but torch .* sees no CUDA device; use --device cpu")
+
+
+class Touch:
+    """Pickled, it makes a file when it is loaded by whoever trusts it."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    def __reduce__(self) -> tuple[Callable[..., Any], tuple[Any, ...]]:
+        return Path.touch, (self.path,)
+
+
+@pytest.mark.parametrize("damage", ["cut", "text", "pickle", "zipped pickle", "other recipe"])
+def test_bad_checkpoints_are_refused_and_run_no_code(
+    finished: Path, scenes: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], damage: str
+) -> None:
+    checkpoint, touched = tmp_path / "checkpoint.pt", tmp_path / "touched"
+    if damage == "cut":
+        checkpoint.write_bytes((finished / "checkpoint.pt").read_bytes()[:-5000])
+    elif damage == "text":
+        checkpoint.write_text("no checkpoint")
+    elif damage == "pickle":
+        checkpoint.write_bytes(pickle.dumps(Touch(touched)))
+    elif damage == "zipped pickle":
+        torch.save(Touch(touched), checkpoint)
+    else:
+        torch.save({"recipe": {"momentum": 0.9}}, checkpoint)
+    code = enet_train(scenes, tmp_path, "--resume")
+    assert_refused(code, capsys, r"checkpoint\.pt is not a whole checkpoint of this version: .*; start again")
+    assert not touched.exists()
+
+
+def test_classes_weigh_by_their_share(scenes: Path, tmp_path: Path) -> None:
+    labels = np.concatenate([labels.ravel() for _, labels in open_data(scenes, "train")])
+    shares = np.bincount(labels[labels != CAMVID.ignore_id], minlength=len(CAMVID)) / (labels != CAMVID.ignore_id).sum()
+    trainer = Trainer(scenes, tmp_path, Recipe(crop=(64, 64), batch=4, class_weight_c=1.02), CPU)
+    assert trainer.weight.tolist() == pytest.approx((1 / np.log(1.02 + shares)).tolist(), rel=1e-5)
+
+
+def test_loss_is_the_weighted_mean_over_labelled_pixels(scenes: Path, tmp_path: Path) -> None:
+    trainer = Trainer(scenes, tmp_path, Recipe(crop=(64, 64), batch=4), CPU)
+    mean, std = trainer.metadata.mean, trainer.metadata.std
+    images = torch.tensor([[[[0, 100, 200], [9, 8, 7], [1, 2, 3]]]], dtype=torch.uint8)  # three pixels
+    labels = torch.tensor([[[0, 3, CAMVID.ignore_id]]])
+    logits = torch.randn((1, len(CAMVID), 1, 3), generator=torch.Generator().manual_seed(0), requires_grad=True)
+
+    def model(x: Any) -> Any:
+        assert x[0, :, 0, 0].tolist() == pytest.approx(
+            [(v - m) / s for v, m, s in zip((0, 100, 200), mean, std, strict=True)]
+        )
+        return logits
+
+    loss = trainer._step(model, images, labels)  # type: ignore[arg-type]
+    miss = -logits.detach().log_softmax(dim=1)[0, :, 0]
+    weight = trainer.weight
+    expected = (weight[0] * miss[0, 0] + weight[3] * miss[3, 1]) / (weight[0] + weight[3])
+    assert loss.item() == pytest.approx(expected.item())
+
+
+@pytest.fixture
+def steps(monkeypatch: pytest.MonkeyPatch) -> list[tuple[Any, dict[str, Any]]]:
+    """Of every training step: the images, and the network's tensors after it."""
+    seen: list[tuple[Any, dict[str, Any]]] = []
+    step = Trainer._step
+
+    def watched(self: Trainer, model: Any, images: Any, labels: Any) -> Any:
+        loss = step(self, model, images, labels)
+        seen.append((images, {name: value.clone() for name, value in self.net.state_dict().items()}))
+        return loss
+
+    monkeypatch.setattr(Trainer, "_step", watched)
+    return seen
+
+
+def test_average_of_the_weights_is_what_is_saved(
+    scenes: Path, tmp_path: Path, steps: list[tuple[Any, dict[str, Any]]]
+) -> None:
+    """After the first step it is the network's weights, from then on decay * average + (1 - decay) * weights."""
+    assert enet_train(scenes, tmp_path, epochs=1, ema=0.75, lr=0.01, warmup=0) == 0
+    (_, first), (_, second) = steps
+    for name, value in tensors(tmp_path / "last.safetensors").items():
+        if value.is_floating_point():  # running statistics too, but no counters
+            torch.testing.assert_close(value, 0.75 * first[name] + 0.25 * second[name])
+    assert not torch.equal(first["fullconv.weight"], second["fullconv.weight"])
+
+
+@pytest.mark.parametrize("still", [True, False])
+def test_every_epoch_has_another_order_and_other_crops(
+    scenes: Path, tmp_path: Path, steps: list[tuple[Any, dict[str, Any]]], still: bool
+) -> None:
+    assert enet_train(scenes, tmp_path, *(STILL if still else []), crop="48x64") == 0
+    first, second = (
+        [image.numpy().tobytes() for images, _ in steps[i : i + STEPS] for image in images] for i in (0, 2)
+    )
+    assert len({*first}) == len({*second}) == 8  # every image once
+    assert first != second
+    assert ({*first} == {*second}) is still
+
+
+def test_report_preset(scenes: Path, tmp_path: Path) -> None:
+    """The student report's recipe; the size is not the data set's, as in the report."""
+    options = ["--preset", "report", "--size", "64x96", "--crop", "32x32", "--epochs", "1"]
+    assert train_cli.main([str(scenes), "--out", str(tmp_path), *options]) == 0
+    report = Recipe(
+        size=(512, 512), crop=(512, 512), epochs=100, batch=5, lr=5e-4, weight_decay=2e-4, optimizer="adam", warmup=0,
+        power=0.0, class_weight_c=1.02, scale=(1.0, 1.0), flip=False, color=0.0, ema=0.0,
+    )  # fmt: skip
+    assert PRESETS["report"] == report
+    assert vars(read_checkpoint(tmp_path)[1]) == vars(report) | {"size": (64, 96), "crop": (32, 32), "epochs": 1}
+    assert [row["lr"] for row in rows(tmp_path)] == ["0.0005"]
+
+
+PLAIN = Recipe(crop=(96, 128), scale=(1.0, 1.0), flip=False, color=0.0)
+FILL, VOID = (255.0, 255.0, 255.0), 255
+
+
+def ramp(axis: int) -> tuple[np.ndarray, np.ndarray]:
+    """An image whose pixels hold the number of their row or column, and so does its label map."""
+    labels = np.indices((96, 128), np.uint8)[axis]
+    return np.dstack([labels] * 3), labels
+
+
+@pytest.mark.parametrize("axis", [0, 1])
+@pytest.mark.parametrize("crop", [(96, 128), (64, 160)])
+def test_augment_moves_image_and_labels_together(axis: int, crop: tuple[int, int]) -> None:
+    recipe = dataclasses.replace(PLAIN, crop=crop, scale=(0.5, 2.0), flip=True)
+    for seed in range(20):
+        image, labels = augment(*ramp(axis), recipe, np.random.default_rng(seed), FILL, VOID)
+        assert image.shape == (*crop, 3) and labels.shape == crop and image.dtype == labels.dtype == np.uint8
+        # only where the image ends does linear interpolation blend in what lies outside
+        assert (np.abs(image - labels[..., None].astype(int)) <= 1).mean() > 0.9
+
+
+def test_augment_leaves_alone_what_is_switched_off() -> None:
+    image, labels = augment(*ramp(1), PLAIN, np.random.default_rng(0), FILL, VOID)
+    np.testing.assert_array_equal(image, ramp(1)[0])
+    np.testing.assert_array_equal(labels, ramp(1)[1])
+
+
+def test_augment_mirrors_half_of_the_crops() -> None:
+    recipe, mirrored = dataclasses.replace(PLAIN, flip=True), 0
+    image, labels = ramp(1)
+    for seed in range(40):
+        new, new_labels = augment(image, labels, recipe, np.random.default_rng(seed), FILL, VOID)
+        flipped = bool(new_labels[0, 0] != labels[0, 0])
+        np.testing.assert_array_equal(new, image[:, ::-1] if flipped else image)
+        np.testing.assert_array_equal(new_labels, labels[:, ::-1] if flipped else labels)
+        mirrored += flipped
+    assert 10 <= mirrored <= 30
+
+
+def test_augment_invents_no_label() -> None:
+    labels = np.random.default_rng(0).choice(np.array([2, 5, 9], np.uint8), (96, 128))
+    recipe = dataclasses.replace(PLAIN, scale=(0.5, 2.0), flip=True, color=0.5)
+    seen = [
+        augment(np.dstack([labels] * 3), labels, recipe, np.random.default_rng(seed), FILL, VOID)[1]
+        for seed in range(9)
+    ]
+    assert set(np.unique(seen)) == {2, 5, 9, VOID}
+
+
+def test_colours_are_jittered_and_labels_are_not() -> None:
+    image, labels = ramp(1)
+    new, new_labels = augment(
+        image, labels, dataclasses.replace(PLAIN, color=0.3), np.random.default_rng(0), FILL, VOID
+    )
+    np.testing.assert_array_equal(new_labels, labels)
+    assert (new != image).mean() > 0.5
+    assert (np.diff(new[..., 0].astype(int), axis=1) >= 0).all()  # brighter stays brighter
+
+
+def test_two_processes_train_one_network(scenes: Path, tmp_path: Path) -> None:
+    # three interpreters that import torch: ten seconds
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
+    command += ["-m", "enet_deploy.train_cli", *arguments(scenes, tmp_path, epochs=1)]
+    environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=600)
+    assert done.returncode == 0, done.stderr
+    assert sorted(path.name for path in tmp_path.iterdir()) == FILES
+    (row,) = rows(tmp_path)
+    assert math.isfinite(float(row["loss"]))
+    # each process has half of a batch: the data set takes as many steps as in one process
+    assert read_checkpoint(tmp_path)[0]["schedule"]["last_epoch"] == STEPS
