@@ -28,7 +28,7 @@ from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 from torch.utils.data import DataLoader, Dataset, DistributedSampler
 
 from . import cli
-from .artifacts import Metadata, commit, replacing
+from .artifacts import Metadata, commit, replacing, sha256
 from .data import DataSet, UInt8Array, open_data, resize_image, resize_labels
 from .errors import ArtifactError, DataError, EnetError, InputError
 from .metrics import Scores, evaluate
@@ -128,6 +128,7 @@ class Trainer:
         torch.manual_seed(recipe.seed)
         found = statistics(self.train)
         net = ENet(len(self.train.classes))
+        origin = {}
         if init is not None:
             net, start = load_weights(init)
             if start.classes.names != self.train.classes.names:
@@ -137,7 +138,8 @@ class Trainer:
                 )
             # the first layers are used to their own normalisation
             found = dataclasses.replace(found, mean=start.mean, std=start.std)
-        self.metadata = Metadata(self.train.classes, found.mean, found.std, recipe.size)
+            origin = {"init": {"sha256": sha256(init), **start.details}}
+        self.metadata = Metadata(self.train.classes, found.mean, found.std, recipe.size, details=origin)
         self.net = net.to(device)
         self.net.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
         if self.world > 1 and device.type == "cuda":
@@ -283,6 +285,7 @@ class Trainer:
 
     def _save_weights(self, name: str, figures: dict[str, float]) -> None:
         details = {
+            **self.metadata.details,
             "recipe": dataclasses.asdict(self.recipe),
             "figures": {key: round(value, 5) for key, value in figures.items()},
             "images": {"train": len(self.train), "val": len(self.val)},
