@@ -65,6 +65,8 @@ class ClassList:
         """The inverse of `to_json`. Raises InputError where `value` is not of that form."""
         try:
             ignore_id = value.get("ignore_id")
+            if not isinstance(value["names"], list):
+                raise TypeError("names is no list")
             return cls(
                 names=tuple(str(name) for name in value["names"]),
                 colors=tuple((int(r), int(g), int(b)) for r, g, b in value["colors"]),

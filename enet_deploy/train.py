@@ -165,8 +165,11 @@ class Trainer:
         cli.check_size(recipe.crop)
         if recipe.optimizer not in ("adam", "adamw"):
             raise InputError(f"optimizer '{recipe.optimizer}', expected adam or adamw")
-        if recipe.seed < 0:
-            raise InputError(f"seed {recipe.seed}, expected 0 or more")
+        for name in ("seed", "lr", "weight_decay"):
+            if not getattr(recipe, name) >= 0:  # nan is not
+                raise InputError(f"{name} {getattr(recipe, name)}, expected 0 or more")
+        if not 0 <= recipe.ema < 1:
+            raise InputError(f"ema {recipe.ema}, expected 0 (none) or a decay below 1")
         if not 0 < recipe.scale[0] <= recipe.scale[1]:
             raise InputError(f"scale {recipe.scale}, expected two positive numbers, smallest first")
         if recipe.batch % self.world:
@@ -215,11 +218,11 @@ class Trainer:
         if self.epoch == 0:
             self._save_checkpoint()  # so that the first epoch can be interrupted too
         while self.epoch < self.recipe.epochs:
-            started = time.perf_counter()
+            started, rate = time.perf_counter(), float(self.schedule.get_last_lr()[0])
             loss = self._train_epoch(model)
             self.epoch += 1
-            row: dict[str, float] = {"epoch": self.epoch, "loss": loss, "lr": float(self.schedule.get_last_lr()[0])}
-            row["seconds"] = round(time.perf_counter() - started, 2)
+            seconds = round(time.perf_counter() - started, 2)
+            row: dict[str, float] = {"epoch": self.epoch, "loss": loss, "lr": rate, "seconds": seconds}
             if self.epoch % self.recipe.eval_every == 0 or self.epoch == self.recipe.epochs:
                 row |= self._evaluate()
             self.history.append(row)
@@ -240,7 +243,10 @@ class Trainer:
         losses = []
         for images, labels in self._progress():
             losses.append(self._step(model, images.to(self.device), labels.to(self.device, torch.int64)))
-        return float(torch.stack(losses).mean())
+        loss = torch.stack(losses).mean()
+        if self.world > 1:
+            dist.all_reduce(loss)
+        return float(loss) / self.world
 
     def _progress(self) -> Iterable[tuple[Tensor, Tensor]]:
         title = f"epoch {self.epoch + 1}/{self.recipe.epochs}"
@@ -254,6 +260,8 @@ class Trainer:
         with torch.autocast(self.device.type, torch.bfloat16, enabled=self.recipe.amp):
             logits = model(x)
         loss = F.cross_entropy(logits.float(), labels, self.weight, ignore_index=self.void)
+        if (labels == self.void).all():  # the mean over no pixel is nan: such a batch teaches nothing
+            loss = logits.float().sum() * 0
         if not torch.isfinite(loss):
             raise EnetError(f"the loss is {loss.item()} in epoch {self.epoch + 1}; lower --lr, or turn --amp off")
         self.optimizer.zero_grad()
@@ -349,5 +357,5 @@ def read_checkpoint(out: str | Path) -> tuple[dict[str, Any], Recipe]:
         return state, Recipe(**state["recipe"])
     except Exception as error:  # noqa: BLE001  torch.load raises whatever the bytes lead it to
         raise ArtifactError(
-            f"{path} is not a whole checkpoint of this version: {error}; start again without --resume"
+            f"{path} is not a whole checkpoint of this version ({type(error).__name__}); start again with another --out"
         ) from None

@@ -8,52 +8,46 @@ import logging
 import os
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from . import cli
 from .errors import InputError
 from .recipe import PRESETS, Recipe
 
-if TYPE_CHECKING:
-    import torch
-
 log = logging.getLogger(__name__)
 
 
-def _device(name: str | None) -> torch.device:
-    import torch
+def _recipe(args: argparse.Namespace) -> tuple[Recipe, dict[str, Any] | None]:
+    """The recipe to train with, and the state to resume from, if any."""
+    from .train import read_checkpoint
 
-    if name is None:
-        name = "cuda" if torch.cuda.is_available() else "cpu"
-    if name.startswith("cuda") and not torch.cuda.is_available():
-        raise InputError(f"device '{name}', but torch {torch.__version__} sees no CUDA device; use --device cpu")
-    if name.split(":")[0] not in ("cpu", "cuda"):
-        raise InputError(f"device '{name}', expected cpu, cuda or cuda:N")
-    return torch.device(name)
+    given = {f.name: getattr(args, f.name) for f in dataclasses.fields(Recipe) if hasattr(args, f.name)}
+    given = {name: tuple(value) if isinstance(value, list) else value for name, value in given.items()}
+    if not args.resume:
+        if (Path(args.out) / "checkpoint.pt").exists():
+            raise InputError(f"{args.out} holds a run already; --resume continues it, another --out starts a new one")
+        return dataclasses.replace(PRESETS[args.preset or "default"], **given), None
+    if args.preset or args.init:
+        raise InputError(f"--{'preset' if args.preset else 'init'} with --resume, expected neither: the run has both")
+    state, recipe = read_checkpoint(args.out)
+    changed = [name for name, value in given.items() if getattr(recipe, name) != value]
+    if changed:
+        raise InputError(
+            f"--{changed[0].replace('_', '-')} {given[changed[0]]} with --resume, but the run in {args.out} has "
+            f"{getattr(recipe, changed[0])}; resume without it, or start another run with --out"
+        )
+    return recipe, state
 
 
 def _train(args: argparse.Namespace) -> None:
     import torch
     import torch.distributed as dist
 
-    from .train import Trainer, read_checkpoint
+    from .runners.torch_runner import torch_device
+    from .train import Trainer
 
-    given = {f.name: getattr(args, f.name) for f in dataclasses.fields(Recipe) if hasattr(args, f.name)}
-    given = {name: tuple(value) if isinstance(value, list) else value for name, value in given.items()}
-    state = None
-    if args.resume:
-        state, recipe = read_checkpoint(args.out)
-        changed = [name for name, value in given.items() if getattr(recipe, name) != value]
-        if changed:
-            raise InputError(
-                f"--{changed[0].replace('_', '-')} {given[changed[0]]} with --resume, but the run in {args.out} has "
-                f"{getattr(recipe, changed[0])}; resume without it, or start another run with --out"
-            )
-    elif (Path(args.out) / "checkpoint.pt").exists():
-        raise InputError(f"{args.out} holds a run already; --resume continues it, another --out starts a new one")
-    else:
-        recipe = dataclasses.replace(PRESETS[args.preset], **given)
-    device = _device(args.device)
+    recipe, state = _recipe(args)
+    device = torch_device(args.device or ("cuda" if torch.cuda.is_available() else "cpu"))
     if "LOCAL_RANK" in os.environ:  # started by torchrun
         dist.init_process_group("nccl" if device.type == "cuda" else "gloo")
         if device.type == "cuda":
@@ -76,9 +70,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser = cli.Parser("enet-train", description="Train ENet on a segmentation data set.")
     parser.add_argument("data", metavar="DATA", help="folder with train/ trainannot/ val/ valannot/")
     parser.add_argument("--out", default="runs/enet", help="the run's folder (default: %(default)s)")
-    parser.add_argument(
-        "--preset", choices=PRESETS, default="default", help="recipe to start from (default: %(default)s)"
-    )
+    parser.add_argument("--preset", choices=PRESETS, help="recipe to start from (default: default)")
     parser.add_argument("--init", metavar="WEIGHTS", help="start from these weights")
     parser.add_argument("--resume", action="store_true", help="continue the run in --out")
     parser.add_argument("--device", help="cpu, cuda or cuda:N (default: cuda where there is one)")

@@ -10,15 +10,19 @@ import numpy as np
 
 from enet_deploy import cli
 from enet_deploy.artifacts import BUNDLED_WEIGHTS
-from enet_deploy.data import UInt8Array, open_data, resize_image
+from enet_deploy.data import UInt8Array, open_data, read_image, resize_image
+
+MAX_FRAMES = 128  # of a data set to verify with, spread evenly
 
 
 def _frames(data: str, split: str, size: tuple[int, int] | None, weights: Path) -> UInt8Array:
-    """All images of a split at the size of the export."""
+    """Images of a split at the size of the export."""
     from enet_deploy.model import load_weights
 
     size = size or load_weights(weights)[1].size
-    return np.stack([resize_image(image, size) for image, _ in open_data(data, split)])
+    images = [image for image, _ in open_data(data, split).pairs]
+    chosen = np.linspace(0, len(images) - 1, min(len(images), MAX_FRAMES), dtype=int)
+    return np.stack([resize_image(read_image(images[index]), size) for index in chosen])
 
 
 def _export(args: argparse.Namespace) -> None:

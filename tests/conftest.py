@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import os
+
+os.environ.setdefault("OMP_NUM_THREADS", "1")  # networks this small lose more to threads that wait for each other
+
 from pathlib import Path
 
 import cv2

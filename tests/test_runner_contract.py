@@ -427,7 +427,7 @@ def test_unknown_suffix_is_refused(tmp_path: Path) -> None:
 def test_cuda_is_refused_where_there_is_none(weights: Path, exported: Path) -> None:
     if pytest.importorskip("torch").cuda.is_available():
         pytest.skip("a CUDA device is there")
-    with pytest.raises(BackendError, match=r"device 'cuda', but torch .* sees no CUDA device; use device='cpu'"):
+    with pytest.raises(BackendError, match=r"device 'cuda', but torch .* sees 0 CUDA devices; use cpu"):
         open_runner(weights, device="cuda")
     if "CUDAExecutionProvider" not in pytest.importorskip("onnxruntime").get_available_providers():
         with pytest.raises(BackendError, match=r"device 'cuda' needs onnxruntime's CUDAExecutionProvider; .*\[gpu\]"):

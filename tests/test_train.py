@@ -202,7 +202,7 @@ def test_a_run_is_not_changed_half_way(
     [
         (["--resume"], r"checkpoint\.pt does not exist; there is no run to resume in .*: leave out --resume"),
         (["--batch", "9"], r"batch 9 for 8 training images, expected no more than there are; pass --batch 8 or less"),
-        (["--device", "tpu"], r"device 'tpu', expected cpu, cuda or cuda:N"),
+        (["--device", "tpu"], r"device 'tpu' for torch, expected cpu, cuda or cuda:N"),
         (["--device", "cpu:x"], r"device 'cpu:x'"),
         (["--optimizer", "sgd"], r"optimizer 'sgd', expected adam or adamw"),
         (["--scale", "2", "0.5"], r"scale \(2\.0, 0\.5\), expected two positive numbers, smallest first"),
@@ -233,7 +233,7 @@ def test_weights_and_runs_of_other_classes_are_refused(
 @pytest.mark.skipif(torch.cuda.is_available(), reason="a CUDA device is there")
 def test_cuda_is_refused_where_there_is_none(scenes: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     code = enet_train(scenes, tmp_path, "--device", "cuda")
-    assert_refused(code, capsys, r"device 'cuda', but torch .* sees no CUDA device; use --device cpu")
+    assert_refused(code, capsys, r"device 'cuda', but torch .* sees 0 CUDA devices; use cpu")
 
 
 class Touch:

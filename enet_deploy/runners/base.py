@@ -77,12 +77,13 @@ class Runner(ABC):
 
         Raises ArtifactError for a missing, damaged or foreign file, BackendError where the device is not there.
         """
-        if self._spec is None:
-            if not self.artifact.is_file():
-                raise ArtifactError(
-                    f"{self.artifact} does not exist; expected a file written by enet-train or enet-export"
-                )
-            self._spec = self._open()
+        with self._lock:
+            if self._spec is None:
+                if not self.artifact.is_file():
+                    raise ArtifactError(
+                        f"{self.artifact} does not exist; expected a file written by enet-train or enet-export"
+                    )
+                self._spec = self._open()
         return self
 
     def close(self) -> None:
@@ -129,6 +130,7 @@ class Runner(ABC):
         if not self.spec.has_logits:
             raise ArtifactError(f"{self.artifact} has no output 'logits'; export it with --logits")
         with self._lock:
+            self.spec  # noqa: B018
             return self._run_logits(frames)
 
     def segment(self, image: UInt8Array) -> UInt8Array:

@@ -12,7 +12,7 @@ import numpy.typing as npt
 
 from ..artifacts import METADATA_KEY, Metadata
 from ..data import UInt8Array
-from ..errors import ArtifactError, BackendError
+from ..errors import ArtifactError, BackendError, InputError
 from .base import Runner, Spec
 
 log = logging.getLogger(__name__)
@@ -33,6 +33,8 @@ class OrtRunner(Runner):
 
     def __init__(self, artifact: str | Path, device: str = "cpu", threads: int = 0) -> None:
         super().__init__(artifact, device)
+        if not isinstance(threads, int) or threads < 0:
+            raise InputError(f"threads {threads!r}, expected a whole number, 0 for one per core")
         self._threads = threads
 
     def _open(self) -> Spec:

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import dataclasses
+import re
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 import numpy.typing as npt
@@ -11,8 +13,24 @@ import numpy.typing as npt
 from ..artifacts import sha256
 from ..cli import check_size
 from ..data import UInt8Array
-from ..errors import BackendError
+from ..errors import BackendError, InputError
 from .base import Runner, Spec
+
+if TYPE_CHECKING:
+    import torch
+
+
+def torch_device(name: str) -> torch.device:
+    """The device of that name. Raises BackendError where torch has none such: nothing is replaced by another one."""
+    import torch
+
+    if not re.fullmatch(r"cpu|cuda(:\d+)?", name):
+        raise BackendError(f"device '{name}' for torch, expected cpu, cuda or cuda:N")
+    if name != "cpu" and int(name.partition(":")[2] or 0) >= torch.cuda.device_count():
+        raise BackendError(
+            f"device '{name}', but torch {torch.__version__} sees {torch.cuda.device_count()} CUDA devices; use cpu"
+        )
+    return torch.device(name)
 
 
 class TorchRunner(Runner):
@@ -29,6 +47,9 @@ class TorchRunner(Runner):
     def __init__(self, artifact: str | Path, device: str = "cpu", size: tuple[int, int] | None = None) -> None:
         super().__init__(artifact, device)
         if size is not None:
+            if len(size) != 2 or not all(isinstance(side, int) for side in size):
+                raise InputError(f"size {size!r}, expected two whole numbers: (height, width)")
+            size = (size[0], size[1])
             check_size(size)
         self._size = size
 
@@ -37,17 +58,12 @@ class TorchRunner(Runner):
 
         from ..model import Segmenter, load_weights
 
-        if self.device.split(":")[0] not in ("cpu", "cuda"):
-            raise BackendError(f"device '{self.device}' for torch, expected cpu, cuda or cuda:N")
-        if self.device != "cpu" and not torch.cuda.is_available():
-            raise BackendError(
-                f"device '{self.device}', but torch {torch.__version__} sees no CUDA device; use device='cpu'"
-            )
+        device = torch_device(self.device)
         net, metadata = load_weights(self.artifact)
         metadata = dataclasses.replace(metadata, size=self._size or metadata.size, weights_sha256=sha256(self.artifact))
         self._torch = torch
         net.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
-        self._segmenter = Segmenter(net, metadata.mean, metadata.std).to(self.device).eval()
+        self._segmenter = Segmenter(net, metadata.mean, metadata.std).to(device).eval()
         return self._make_spec(metadata, batch=None, has_logits=True)
 
     def _run(self, frames: UInt8Array, out: UInt8Array) -> None:
