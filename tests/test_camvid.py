@@ -124,12 +124,12 @@ def test_fetches_only_what_is_missing_or_damaged(site: Site, tmp_path: Path) -> 
 def test_an_interrupt_leaves_whole_files_and_the_next_run_continues(
     site: Site, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def interrupted(files: Iterable[bytes | None], total: int) -> Iterator[bytes | None]:
+    def interrupted(files: Iterable[bytes | None], _title: str, _total: int) -> Iterator[bytes | None]:
         yield next(iter(files))
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patch:
-        patch.setattr(camvid, "_progress", interrupted)
+        patch.setattr(camvid.cli, "progress", interrupted)
         assert camvid.main(["camvid", str(tmp_path), "--from", site.url]) == 130
     assert files_in(tmp_path) == ["train/0001TP_000000.png"]
     assert sum(camvid.fetch_camvid(tmp_path, source=site.url).values()) == ALL_FILES - 1

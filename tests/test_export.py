@@ -286,7 +286,7 @@ def one_line(capsys: pytest.CaptureFixture[str]) -> str:
 
 def test_missing_weights_are_one_line_on_stderr(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert cli.main(["--weights", str(tmp_path / "none.safetensors"), "--out", str(tmp_path)]) == 2
-    assert one_line(capsys).startswith(f"enet-export: error: {tmp_path}/none.safetensors does not exist; expected")
+    assert one_line(capsys).startswith(f"enet-export: error: {tmp_path}/none.safetensors is not a file; expected")
     assert not list(tmp_path.iterdir())
 
 

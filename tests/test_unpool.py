@@ -15,9 +15,9 @@ from hypothesis.extra.numpy import arrays
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from enet_deploy.benchmarks.unpool_forms import EQUALITY, FORMS, wrong_on_ties
 from enet_deploy.errors import InputError
 from enet_deploy.export.unpool import MaxPool2x2, MaxUnpool2x2, with_exportable_unpooling
+from enet_deploy.export.unpool_forms import EQUALITY, FORMS, wrong_on_ties
 
 INF = float("inf")
 UNPOOLING = {"MaxPool", "Resize", "Equal", "Cast", "Mul", "Where"}  # all that the two modules become
