@@ -3,12 +3,14 @@
 PYTHON ?= python3
 BIN := .venv/bin
 INSTALLED := .venv/installed
+WEIGHTS := enet_deploy/weights/enet-camvid.safetensors
 
 .PHONY: demo test lint clean
 
 demo: $(INSTALLED) ## PyTorch and ONNX Runtime side by side: latency, throughput, proof of equal labels
-	$(BIN)/enet-export --out demo
-	$(BIN)/enet-bench --frames 50 --json demo/bench.json $(if $(CAMVID_DIR),--data $(CAMVID_DIR))
+	$(BIN)/enet-export --logits --out demo
+	$(BIN)/enet-bench $(WEIGHTS) demo/enet-fp32.onnx --frames 50 --json demo/bench.json \
+		$(if $(CAMVID_DIR),--data $(CAMVID_DIR))
 	@echo "demo/enet-fp32.onnx is the network, demo/bench.json the whole result"
 
 test: $(INSTALLED) lint ## lint, types, tests
@@ -19,7 +21,8 @@ lint: $(INSTALLED)
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 
-# torch first and alone: with it in place nothing pulls its gigabytes of CUDA packages
+# torch first, at the pinned version: what comes after it finds it in place. The default index has the CUDA build for
+# Linux, of several gigabytes; on a machine without a GPU, install the CPU build into .venv before.
 $(INSTALLED): setup.cfg pyproject.toml constraints.txt
 	test -x $(BIN)/python || $(PYTHON) -m venv .venv
 	$(BIN)/pip install -q -c constraints.txt pip setuptools

@@ -16,21 +16,26 @@ from enet_deploy.evaluate import require_classes
 from enet_deploy.runners import BACKENDS, Runner, backend_for, open_runner
 from enet_deploy.scenes import street_scene
 
-from .parity import Parity, compare
+from .parity import compare
 from .timing import measure
 
 CAMERA = (720, 1280)  # size of the drawn scenes: an ordinary camera's
 SCENES = 8
-ROUNDS = 5
 
 
-def _exported(weights: Path, folder: Path, size: tuple[int, int] | None, batch: int) -> list[Path]:
-    """The weights and their fresh export, which is what is compared where no artifact was named."""
-    from enet_deploy.export.to_onnx import to_onnx
+def _artifacts(args: argparse.Namespace, folder: Path) -> dict[Path, str]:
+    """What to run -> its name for the reader. Where none was named: the weights and a fresh export of them."""
+    if args.artifacts:
+        return {path: str(path) for path in args.artifacts}
+    found = {args.weights: str(args.weights)}
+    if args.backend is None or "ort" in args.backend:
+        from enet_deploy.export.to_onnx import to_onnx
 
-    print(f"exporting {weights.name} ...", flush=True)
-    # With logits, which cost nothing where only the labels are fetched, so that these can be compared too
-    return [weights, to_onnx(weights, folder / "enet-fp32.onnx", size=size, batch=batch, logits=True).path]
+        print(f"exporting {args.weights.name} ...", flush=True)
+        # With logits, which cost nothing where only the labels are fetched, so that these can be compared too
+        path = to_onnx(args.weights, folder / "enet-fp32.onnx", size=args.size, batch=args.batch or 1, logits=True).path
+        found[path] = path.name
+    return found
 
 
 def _open(artifacts: list[Path], args: argparse.Namespace, stack: ExitStack) -> list[Runner]:
@@ -39,22 +44,33 @@ def _open(artifacts: list[Path], args: argparse.Namespace, stack: ExitStack) -> 
     chosen = [artifact for artifact in artifacts if backend_for(artifact) in wanted]
     missing = sorted(set(args.backend or ()) - {backend_for(artifact) for artifact in chosen})
     if missing:
-        raise InputError(
-            f"--backend {missing[0]}, but none of the artifacts runs on it: {', '.join(map(str, artifacts))}"
-        )
+        named = ", ".join(map(str, artifacts))
+        raise InputError(f"--backend {missing[0]}, but none of the artifacts runs on it: {named}")
     # graphs have a size of their own and come first; weights run at any size, so they follow it
     runners = {}
     size = args.size
     for artifact in sorted(chosen, key=lambda path: path.suffix == ".safetensors"):
         options = {"size": size} if backend_for(artifact) == "torch" and size else {}
         runners[artifact] = stack.enter_context(open_runner(artifact, device=args.device, **options))
-        size = size or runners[artifact].spec.size
         own = runners[artifact].spec.size
+        size = size or own
         if own != size:
             raise InputError(
                 f"{artifact} takes frames of {own[0]}x{own[1]}, expected {size[0]}x{size[1]}: one run has one size"
             )
     return [runners[artifact] for artifact in chosen]
+
+
+def _batch(runners: list[Runner], asked: int | None) -> int:
+    """The frames per call of the run: as asked, or as the graphs have it."""
+    batch = asked or next((runner.spec.batch for runner in runners if runner.spec.batch), 1)
+    for runner in runners:
+        if runner.spec.batch not in (None, batch):
+            raise InputError(
+                f"{runner.artifact} takes {runner.spec.batch} frames at a time, expected {batch}: one run has one "
+                f"batch size; export it with --batch {batch}, or with --dynamic-batch"
+            )
+    return batch
 
 
 def _reference(runners: list[Runner], weights: Path, stack: ExitStack) -> Runner | None:
@@ -75,7 +91,7 @@ def _material(data: DataSet | None) -> tuple[list[UInt8Array], list[tuple[UInt8A
 def _require(args: argparse.Namespace) -> None:
     """Refuse what would only be found after minutes of measuring."""
     if not args.weights.is_file():
-        raise ArtifactError(f"--weights {args.weights} does not exist; expected a .safetensors file of enet-train")
+        raise ArtifactError(f"--weights {args.weights} is not a file; expected a .safetensors file of enet-train")
     if args.json is not None:
         require_writable(args.json)
 
@@ -87,38 +103,31 @@ def _bench(args: argparse.Namespace) -> None:
     from .report import Result, show, to_json
 
     _require(args)
-    console = Console()
     machine = environment()  # before a load of our own
     data = None if args.data is None else open_data(args.data, args.split)
     with ExitStack() as stack:
-        folder = Path(stack.enter_context(tempfile.TemporaryDirectory()))
-        artifacts = args.artifacts or _exported(args.weights, folder, args.size, args.batch)
-        runners = _open(artifacts, args, stack)
+        artifacts = _artifacts(args, Path(stack.enter_context(tempfile.TemporaryDirectory())))
+        runners = _open(list(artifacts), args, stack)
+        batch = _batch(runners, args.batch)
         if data is not None:
             require_classes(runners[0], data, args.data)
         images, pairs = _material(data)
         reference = _reference(runners, args.weights, stack)
-        if reference is None:
-            console.print(
-                f"parity is not measured: {args.weights} are not the weights that all of these came from; see --weights"
-            )
-            found: Sequence[Parity | None] = [None] * len(runners)
-            of_reference = None
-        else:
-            of_reference, found = compare(reference, runners, cli.progress(pairs, "comparing labels", len(pairs)))
+        of_reference, parities = compare(reference, runners, cli.progress(pairs, "comparing labels", len(pairs)))
         peaks = [peak_memory(runner) for runner in runners]
-        bar = iter(cli.progress(range(ROUNDS * len(runners) + 1), "timing"))
-        timings = measure(runners, images, args.frames, ROUNDS, on_block=lambda: next(bar))
+        timings = measure(runners, images, args.frames, batch, progress=lambda turns: cli.progress(turns, "timing"))
         results = [
-            Result(runner.spec, timing, parity, runner.artifact.stat().st_size, peak)
-            for runner, timing, parity, peak in zip(runners, timings, found, peaks, strict=True)
+            Result(r.spec, artifacts[r.artifact], timing, parity, r.artifact.stat().st_size, peak)
+            for r, timing, parity, peak in zip(runners, timings, parities, peaks, strict=True)
         ]
-    run = to_json(machine, results, of_reference)
+    run = to_json(machine, results, None if reference is None else of_reference)
     if args.json is not None:
         write_json(args.json, run)
-    show(run, console)
+    show(run, Console())
+    if reference is None:
+        print(f"parity is not measured: not all of these came from the weights {args.weights}; see --weights")
     if data is None:
-        console.print("accuracy is not measured: the frames are drawn street scenes; see --data")
+        print("accuracy is not measured: the frames are drawn street scenes; see --data")
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -133,7 +142,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--device", default="cpu", help="default: %(default)s")
     parser.add_argument("--size", type=cli.size, metavar="HxW", help="frame size; default: what the artifact has")
     parser.add_argument(
-        "--batch", type=cli.positive, default=1, metavar="N", help="frames per call (default: %(default)s)"
+        "--batch", type=cli.positive, metavar="N", help="frames per call (default: as the graph has it)"
     )
     parser.add_argument(
         "--frames", type=cli.positive, default=100, metavar="N", help="timed per runner (default: %(default)s)"

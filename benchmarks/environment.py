@@ -13,6 +13,7 @@ from typing import Any
 import psutil
 
 from enet_deploy.artifacts import commit
+from enet_deploy.errors import BackendError
 from enet_deploy.runners import Runner
 
 PACKAGES = ("enet-deploy", "torch", "onnxruntime", "onnxruntime-gpu", "numpy", "opencv-python")
@@ -53,7 +54,8 @@ def _versions() -> dict[str, str]:
     return found
 
 
-# A process of its own: peak memory belongs to a process, and this one has every runner open
+# A process of its own: peak memory belongs to a process, and this one has every runner open. VmHWM, because
+# getrusage's figure survives exec on Linux: a child reports at least the peak of its parent.
 _PEAK = """
 import resource, sys
 import numpy as np
@@ -64,12 +66,24 @@ with open_runner(artifact, backend, device, **options) as runner:
     frames = np.zeros((runner.spec.batch or 1, *runner.spec.size, 3), np.uint8)
     for _ in range(3):
         runner.infer(frames)
-print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024)
+try:
+    with open("/proc/self/status") as file:
+        (kib,) = [line.split()[1] for line in file if line.startswith("VmHWM:")]
+except OSError:
+    kib = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+print(int(kib) * 1024)
 """
 
 
 def peak_memory(runner: Runner) -> int:
-    """Peak resident bytes of a process that opens this runner alone, its library included, and labels frames."""
+    """Peak resident bytes of a process that opens this runner alone, its library included, and labels frames.
+
+    Raises BackendError where that process fails, out of memory for one.
+    """
     spec = runner.spec
     command = [sys.executable, "-c", _PEAK, str(spec.artifact), spec.backend, spec.device, *map(str, spec.size)]
-    return int(subprocess.run(command, capture_output=True, text=True, check=True).stdout)
+    done = subprocess.run(command, capture_output=True, text=True)
+    if done.returncode != 0:
+        why = (done.stderr.strip().splitlines() or [f"exit code {done.returncode}"])[-1]
+        raise BackendError(f"{spec.artifact} on {spec.backend} does not run in a process of its own: {why}")
+    return int(done.stdout)

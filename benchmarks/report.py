@@ -7,6 +7,7 @@ from typing import Any
 
 from rich.box import SIMPLE_HEAD
 from rich.console import Console
+from rich.markup import escape
 from rich.table import Table
 
 from enet_deploy.runners import Spec
@@ -24,13 +25,15 @@ class Result:
     Attributes:
         spec: the runner.
         timing: its samples.
-        parity: against PyTorch, or None where the weights it came from are unknown.
+        artifact: the file, as the user knows it.
+        parity: against PyTorch and against the truth, as far as these are known.
         model_bytes, peak_bytes: size of the artifact; peak memory of a process with this runner alone.
     """
 
     spec: Spec
+    artifact: str
     timing: Timing
-    parity: Parity | None
+    parity: Parity
     model_bytes: int
     peak_bytes: int
 
@@ -39,7 +42,7 @@ class Result:
             "backend": self.spec.backend,
             "device": self.spec.device,
             "precision": self.spec.precision,
-            "artifact": str(self.spec.artifact),
+            "artifact": self.artifact,
             "size": list(self.spec.size),
             "batch": self.timing.batch,
             "latency_ms": self.timing.summary("infer"),
@@ -49,8 +52,8 @@ class Result:
             "spread": self.timing.spread,
             "model_bytes": self.model_bytes,
             "peak_bytes": self.peak_bytes,
-            "parity": None if self.parity is None else self.parity.parity_json(),
-            "accuracy": None if self.parity is None else self.parity.accuracy_json(),
+            "parity": self.parity.parity_json(),
+            "accuracy": self.parity.accuracy_json(),
         }
 
 
@@ -69,8 +72,8 @@ def show(run: dict[str, Any], console: Console) -> None:
     results, reference = run["results"], run["reference"]
     _show_latency(results, console)
     _show_sameness(results, console)
-    if reference and reference["accuracy"]:
-        _show_accuracy(results, reference["accuracy"], console)
+    if results[0]["accuracy"]:
+        _show_accuracy(results, reference and reference["accuracy"], console)
     for result in results:
         if result["spread"] > UNSTABLE:
             console.print(
@@ -80,7 +83,8 @@ def show(run: dict[str, Any], console: Console) -> None:
 
 
 def _name(result: dict[str, Any]) -> str:
-    return f"{result['backend']} {result['precision']}" + (f" x{result['batch']}" if result["batch"] > 1 else "")
+    name = f"{result['backend']} {result['precision']}" + (f" x{result['batch']}" if result["batch"] > 1 else "")
+    return escape(name)  # the precision comes out of a file: it is text, never markup
 
 
 def _table(title: str, *columns: str) -> Table:
@@ -123,10 +127,13 @@ def _show_sameness(results: list[dict[str, Any]], console: Console) -> None:
     console.print(table)
 
 
-def _show_accuracy(results: list[dict[str, Any]], reference: dict[str, Any], console: Console) -> None:
-    table = _table("Accuracy, void left out", "pixel accuracy", "Dice", "mIoU", "mIoU change, points")
+def _show_accuracy(results: list[dict[str, Any]], reference: dict[str, Any] | None, console: Console) -> None:
+    change = ("mIoU change, points",) if reference else ()
+    table = _table("Accuracy, void left out", "pixel accuracy", "Dice", "mIoU", *change)
     for result in results:
         accuracy = result["accuracy"]
         row = [f"{accuracy[figure]:.4f}" for figure in ("pixel_accuracy", "dice", "miou")]
-        table.add_row(_name(result), *row, f"{100 * (accuracy['miou'] - reference['miou']):+.3f}")
+        if reference:
+            row.append(f"{100 * (accuracy['miou'] - reference['miou']):+.3f}")
+        table.add_row(_name(result), *row)
     console.print(table)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import gc
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 
@@ -56,32 +56,32 @@ def measure(
     runners: Sequence[Runner],
     images: Sequence[UInt8Array],
     frames: int,
+    batch: int = 1,
     rounds: int = 5,
-    on_block: Callable[[], object] = lambda: None,
+    progress: Callable[[list[int]], Iterable[int]] = iter,
 ) -> list[Timing]:
     """Time every runner on the same images.
 
     Args:
-        runners: open ones.
+        runners: open ones that take `batch` frames per call.
         images: camera images, (h, w, 3) uint8 BGR; used in turn.
         frames: least number of counted frames per runner.
         rounds: blocks that they are taken in.
-        on_block: called after each block, for a progress bar.
+        progress: wraps the list of turns, for a progress bar.
     """
-    timings = [Timing({stage: [] for stage in STAGES}, [], runner.spec.batch or 1) for runner in runners]
+    timings = [Timing({stage: [] for stage in STAGES}, [], batch) for _ in runners]
     with _gc_paused():
-        for round_ in range(rounds):
-            for runner, timing in zip(runners, timings, strict=True):
-                calls = _share(-(-frames // timing.batch), rounds, round_)
-                batches = _batches(images, timing.batch)
-                for _ in range(DROPPED):
-                    _timed_call(runner, next(batches))
-                for _ in range(calls):
-                    for stage, seconds in zip(STAGES, _timed_call(runner, next(batches)), strict=True):
-                        timing.samples[stage].append(seconds)
-                timing.blocks.append(calls)
-                gc.collect()
-                on_block()
+        for turn in progress(list(range(rounds * len(runners)))):
+            runner, timing = runners[turn % len(runners)], timings[turn % len(runners)]
+            calls = _share(-(-frames // batch), rounds, turn // len(runners))
+            batches = _batches(images, batch)
+            for _ in range(DROPPED):
+                _timed_call(runner, next(batches))
+            for _ in range(calls):
+                for stage, seconds in zip(STAGES, _timed_call(runner, next(batches)), strict=True):
+                    timing.samples[stage].append(seconds)
+            timing.blocks.append(calls)
+            gc.collect()
     return timings
 
 

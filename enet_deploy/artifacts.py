@@ -5,9 +5,10 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import json
+import math
 import os
+import secrets
 import subprocess
-import tempfile
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -19,10 +20,14 @@ from .errors import ArtifactError, InputError
 METADATA_KEY = "enet_deploy"  # the one key, in safetensors' and in ONNX's metadata; its value is JSON
 SCHEMA = 1
 
-_UMASK = os.umask(0)  # reading it means setting it, which is no business of threads: once, at import
-os.umask(_UMASK)
-
 BUNDLED_WEIGHTS = Path(__file__).parent / "weights" / "enet-camvid.safetensors"
+
+
+def check_size(size: tuple[int, int]) -> None:
+    """Raise InputError unless both sides are positive multiples of 8: the encoder halves the image three times."""
+    if any(side < 8 or side % 8 for side in size):
+        near = "x".join(str(max(8, round(side / 8) * 8)) for side in size)
+        raise InputError(f"size {size[0]}x{size[1]}, expected height and width divisible by 8; the nearest is {near}")
 
 
 @dataclass(frozen=True)
@@ -45,6 +50,11 @@ class Metadata:
     precision: str = "fp32"
     weights_sha256: str = ""
     details: dict[str, Any] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        if not all(math.isfinite(value) for value in (*self.mean, *self.std)) or min(self.std) <= 0:
+            raise InputError(f"mean {self.mean} and std {self.std}, expected finite numbers, std above 0")
+        check_size(self.size)
 
     def to_text(self) -> str:
         return json.dumps(
@@ -85,7 +95,7 @@ class Metadata:
                 weights_sha256=str(value["weights_sha256"]),
                 details=dict(value["details"]),
             )
-        except (InputError, KeyError, IndexError, TypeError, ValueError) as error:
+        except (InputError, KeyError, IndexError, TypeError, ValueError, OverflowError, RecursionError) as error:
             raise ArtifactError(f"{source} has damaged '{METADATA_KEY}' metadata: {error!r}; export it again") from None
 
 
@@ -100,35 +110,45 @@ def sha256(path: str | Path) -> str:
 
 
 def commit() -> str:
-    """The checkout's commit, for the record; "unknown" where the package is installed or git is not there."""
+    """The checkout's commit, for the record; "unknown" where this is no checkout of its own, or git is not there."""
+    here = Path(__file__).parent
     try:
-        command = ["git", "rev-parse", "HEAD"]
-        found = subprocess.run(command, cwd=Path(__file__).parent, capture_output=True, text=True, check=True)
+        root = _git(here, "rev-parse", "--show-toplevel")
+        if Path(root) != here.parent:  # installed somewhere inside another project's checkout
+            return "unknown"
+        changed = _git(here, "status", "--porcelain", "--untracked-files=no")
+        return _git(here, "rev-parse", "HEAD") + ("-dirty" if changed else "")
     except (OSError, subprocess.CalledProcessError):
         return "unknown"
-    return found.stdout.strip()
+
+
+def _git(folder: Path, *arguments: str) -> str:
+    done = subprocess.run(["git", *arguments], cwd=folder, capture_output=True, text=True, check=True)
+    return done.stdout.strip()
 
 
 @contextlib.contextmanager
 def replacing(path: str | Path) -> Iterator[Path]:
     """A temporary path beside `path` that takes its name when the block ends well, and vanishes when it does not.
 
-    A reader of `path` sees the old file or the whole new one, also after a crash or a full disk.
-    Raises ArtifactError where the folder cannot be written.
+    A reader of `path` sees the old file or the whole new one, also after a crash or a full disk. Where `path` is a
+    link, the file it points to is replaced.
+    Raises ArtifactError where the folder cannot be written, or `path` is there and no ordinary file.
     """
-    path = Path(path)
+    path = Path(path).resolve()
+    if path.exists() and not path.is_file():
+        raise ArtifactError(f"cannot write {path}: it is a folder or a device; name an ordinary file")
+    # A name with a dot in front: should a crash leave it behind, no data set takes it for one of its files
+    temporary = path.with_name(f".{path.stem}-{secrets.token_hex(4)}{path.suffix}")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.stem}-", suffix=path.suffix)
-        os.close(handle)
+        temporary.touch(exist_ok=False)
     except OSError as error:
         raise ArtifactError(f"cannot write {path}: {error}; choose a folder that can be written") from None
-    temporary = Path(name)
     try:
         yield temporary
         with temporary.open("rb") as file:
             os.fsync(file.fileno())
-        temporary.chmod(0o666 & ~_UMASK)
         temporary.replace(path)
     except OSError as error:
         raise ArtifactError(f"cannot write {path}: {error}; free space or choose another folder") from None
@@ -138,15 +158,15 @@ def replacing(path: str | Path) -> Iterator[Path]:
 
 def require_writable(path: str | Path) -> None:
     """Raise ArtifactError where `replacing` could not write `path`: for before the long work, not after it."""
-    with contextlib.suppress(_Tried), replacing(path):
-        raise _Tried
-
-
-class _Tried(Exception):
-    pass
+    path = Path(path).resolve()
+    if path.exists() and not path.is_file():
+        raise ArtifactError(f"cannot write {path}: it is a folder or a device; name an ordinary file")
+    folder = next(parent for parent in path.parents if parent.exists())
+    if not folder.is_dir() or not os.access(folder, os.W_OK | os.X_OK):
+        raise ArtifactError(f"cannot write {path}: {folder} is no folder that can be written; choose another")
 
 
 def write_json(path: str | Path, value: Any) -> None:
     """Write `value`, whole or not at all, indented for people. Raises ArtifactError where that fails."""
     with replacing(path) as temporary:
-        temporary.write_text(json.dumps(value, indent=2) + "\n")
+        temporary.write_text(json.dumps(value, indent=2, allow_nan=False) + "\n")

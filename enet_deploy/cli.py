@@ -7,7 +7,8 @@ import sys
 from collections.abc import Callable, Iterable, Sequence
 from typing import NoReturn, TypeVar
 
-from .errors import EnetError, InputError
+from .artifacts import check_size
+from .errors import EXTRAS, EnetError, InputError, missing
 
 Item = TypeVar("Item")
 
@@ -36,19 +37,11 @@ def run(
     return 0
 
 
-# module -> (package, the extra that brings it)
-_PROVIDERS = {
-    "torch": "torch", "safetensors": "torch", "tqdm": "torch",
-    "onnx": "torch", "onnxscript": "torch", "onnxruntime": "cpu", "openvino": "cpu",
-    "rich": "report", "psutil": "report",
-}  # fmt: skip
-
-
 def _missing_package(error: ModuleNotFoundError) -> str:
     module = (error.name or "").split(".")[0]
-    if module not in _PROVIDERS:
+    if module not in EXTRAS:
         raise error  # our own fault, not the user's: show the traceback
-    return f"the package '{module}' is not installed; pip install 'enet-deploy[{_PROVIDERS[module]}]'"
+    return missing(module)
 
 
 def size(text: str) -> tuple[int, int]:
@@ -69,13 +62,6 @@ def positive(text: str) -> int:
     if not text.isdecimal() or int(text) < 1:
         raise argparse.ArgumentTypeError(f"'{text}', expected a whole number of at least 1")
     return int(text)
-
-
-def check_size(hw: tuple[int, int]) -> None:
-    """Raise InputError unless both sides are positive multiples of 8: the encoder halves the image three times."""
-    if any(side < 8 or side % 8 for side in hw):
-        near = "x".join(str(max(8, round(side / 8) * 8)) for side in hw)
-        raise InputError(f"size {hw[0]}x{hw[1]}, expected height and width divisible by 8; the nearest is {near}")
 
 
 def progress(items: Iterable[Item], title: str, total: int | None = None) -> Iterable[Item]:

@@ -22,7 +22,11 @@ from .errors import DataError, InputError
 
 UInt8Array = npt.NDArray[np.uint8]
 
-IMAGE_SUFFIXES = {".png", ".jpg", ".jpeg", ".webp", ".bmp", ".tif", ".tiff", ".ppm", ".pgm"}
+# What OpenCV may read; which of them a build does read shows when it decodes
+IMAGE_SUFFIXES = {
+    *(".png", ".jpg", ".jpeg", ".jpe", ".jp2", ".webp", ".avif", ".bmp", ".dib", ".tif", ".tiff"),
+    *(".ppm", ".pgm", ".pbm", ".pnm", ".pxm", ".sr", ".ras", ".gif", ".exr", ".hdr", ".pic"),
+}
 
 
 @dataclass(frozen=True)
@@ -72,7 +76,7 @@ class ClassList:
                 colors=tuple((int(r), int(g), int(b)) for r, g, b in value["colors"]),
                 ignore_id=None if ignore_id is None else int(ignore_id),
             )
-        except (AttributeError, KeyError, TypeError, ValueError) as error:
+        except (AttributeError, KeyError, TypeError, ValueError, OverflowError) as error:
             if isinstance(error, InputError):
                 raise
             raise InputError(
@@ -183,8 +187,11 @@ def resize_image(image: UInt8Array, size: tuple[int, int]) -> UInt8Array:
 
 
 def resize_labels(labels: UInt8Array, size: tuple[int, int]) -> UInt8Array:
-    """(h, w) uint8 ids -> (height, width), nearest: mixing ids would invent classes."""
-    return _resize(labels, size, cv2.INTER_NEAREST)
+    """(h, w) uint8 ids -> (height, width), nearest: mixing ids would invent classes.
+
+    Pixel centres are matched as `resize_image` does; OpenCV's plain INTER_NEAREST shifts by up to half a pixel.
+    """
+    return _resize(labels, size, cv2.INTER_NEAREST_EXACT)
 
 
 def _resize(pixels: UInt8Array, size: tuple[int, int], interpolation: int) -> UInt8Array:
@@ -209,7 +216,8 @@ def _by_stem(folder: Path) -> dict[str, Path]:
         )
     files: dict[str, Path] = {}
     for path in sorted(folder.iterdir()):
-        if path.suffix.lower() not in IMAGE_SUFFIXES:
+        # files with a dot in front are nobody's images: unfinished ones, and what macOS leaves beside each file
+        if path.suffix.lower() not in IMAGE_SUFFIXES or path.name.startswith("."):
             continue
         if path.stem in files:
             raise DataError(f"{files[path.stem]} and {path} have the same stem; keep one of them")

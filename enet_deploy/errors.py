@@ -34,3 +34,16 @@ class BackendError(EnetError):
 
 class ParityError(EnetError):
     """An exported file does not compute what the weights compute."""
+
+
+# module -> the extra of this package that brings it
+EXTRAS = {
+    **dict.fromkeys(("torch", "safetensors", "onnx", "onnxscript"), "torch"),
+    **dict.fromkeys(("onnxruntime", "openvino"), "cpu"),
+    **dict.fromkeys(("rich", "psutil"), "report"),
+}
+
+
+def missing(module: str) -> str:
+    """How to get a module that is not installed."""
+    return f"the package '{module}' is not installed; pip install 'enet-deploy[{EXTRAS[module]}]'"

@@ -218,10 +218,14 @@ class Segmenter(nn.Module):
         self.register_buffer("mean", torch.tensor(mean).view(1, -1, 1, 1))
         self.register_buffer("std", torch.tensor(std).view(1, -1, 1, 1))
 
+    def normalise(self, frames: Tensor) -> Tensor:
+        """(N, H, W, 3) uint8 BGR in [0, 255] -> (N, 3, H, W) float, channels_last."""
+        x = frames.to(self.mean.dtype).permute(0, 3, 1, 2)
+        return (x - self.mean) / self.std
+
     def logits(self, frames: Tensor) -> Tensor:
         """(N, H, W, 3) uint8 BGR in [0, 255] -> (N, C, H, W)."""
-        x = frames.to(self.mean.dtype).permute(0, 3, 1, 2)
-        logits: Tensor = self.net((x - self.mean) / self.std)
+        logits: Tensor = self.net(self.normalise(frames))
         return logits
 
     def forward(self, frames: Tensor) -> Tensor:

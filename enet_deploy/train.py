@@ -11,9 +11,10 @@ import csv
 import dataclasses
 import io
 import logging
+import math
 import os
 import time
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -28,7 +29,7 @@ from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 from torch.utils.data import DataLoader, Dataset, DistributedSampler
 
 from . import cli
-from .artifacts import Metadata, commit, replacing, sha256
+from .artifacts import Metadata, check_size, commit, replacing, sha256
 from .data import DataSet, UInt8Array, open_data, resize_image, resize_labels
 from .errors import ArtifactError, DataError, EnetError, InputError
 from .metrics import Scores, evaluate
@@ -127,6 +128,8 @@ class Trainer:
         self._check()
         torch.manual_seed(recipe.seed)
         found = statistics(self.train)
+        for index in range(len(self.val)):
+            self.val[index]  # a bad file is found now, not at the end of the first night
         net = ENet(len(self.train.classes))
         origin = {}
         if init is not None:
@@ -138,19 +141,17 @@ class Trainer:
                 )
             # the first layers are used to their own normalisation
             found = dataclasses.replace(found, mean=start.mean, std=start.std)
-            origin = {"init": {"sha256": sha256(init), **start.details}}
-        self.metadata = Metadata(self.train.classes, found.mean, found.std, recipe.size, details=origin)
+            origin = {"init": {**start.details, "sha256": sha256(init)}}
         self.net = net.to(device)
         self.net.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
         if self.world > 1 and device.type == "cuda":
             self.net = nn.SyncBatchNorm.convert_sync_batchnorm(self.net)  # type: ignore[no-untyped-call]
-        self.ema = None
-        if recipe.ema:
-            average = get_ema_multi_avg_fn(recipe.ema)  # type: ignore[no-untyped-call]
-            self.ema = AveragedModel(self.net, multi_avg_fn=average, use_buffers=True)
+        average = _ramped_average(recipe.ema)
+        self.ema = AveragedModel(self.net, multi_avg_fn=average, use_buffers=True) if recipe.ema else None
         self.void = 255 if self.train.classes.ignore_id is None else self.train.classes.ignore_id
         self.weight = (1 / torch.log(recipe.class_weight_c + torch.tensor(found.shares))).to(device)
         self.loader = self._loader(_Crops(self.train, recipe, found.mean, self.void))
+        self._adopt(Metadata(self.train.classes, found.mean, found.std, recipe.size, details=origin))
         self.steps = recipe.epochs * len(self.loader)
         self.optimizer = self._optimizer()
         self.schedule = torch.optim.lr_scheduler.LambdaLR(self.optimizer, self._rate)
@@ -159,18 +160,29 @@ class Trainer:
         self.best = -1.0
         self.history: list[dict[str, float]] = []
 
+    def _adopt(self, metadata: Metadata) -> None:
+        """Take the normalisation, and what follows from it, of `metadata`."""
+        self.metadata = metadata
+        self.segmenter = Segmenter(self.net, metadata.mean, metadata.std).to(self.device)
+        self.crops.fill = metadata.mean
+
     def _check(self) -> None:
         recipe = self.recipe
-        cli.check_size(recipe.size)
-        cli.check_size(recipe.crop)
+        check_size(recipe.size)
+        check_size(recipe.crop)
         if recipe.optimizer not in ("adam", "adamw"):
             raise InputError(f"optimizer '{recipe.optimizer}', expected adam or adamw")
-        for name in ("seed", "lr", "weight_decay"):
-            if not getattr(recipe, name) >= 0:  # nan is not
+        for name in ("seed", "lr", "weight_decay", "warmup", "power"):
+            if not 0 <= getattr(recipe, name) < math.inf:  # nan is not
                 raise InputError(f"{name} {getattr(recipe, name)}, expected 0 or more")
-        if not 0 <= recipe.ema < 1:
-            raise InputError(f"ema {recipe.ema}, expected 0 (none) or a decay below 1")
-        if not 0 < recipe.scale[0] <= recipe.scale[1]:
+        for name in ("ema", "color"):
+            if not 0 <= getattr(recipe, name) < 1:
+                raise InputError(f"{name} {getattr(recipe, name)}, expected at least 0 (none) and below 1")
+        if not 1 < recipe.class_weight_c < math.inf:
+            raise InputError(
+                f"class_weight_c {recipe.class_weight_c}, expected above 1: ln(c + share) has to be positive"
+            )
+        if not 0 < recipe.scale[0] <= recipe.scale[1] < math.inf:
             raise InputError(f"scale {recipe.scale}, expected two positive numbers, smallest first")
         if recipe.batch % self.world:
             raise InputError(f"batch {recipe.batch} over {self.world} processes, expected a multiple of {self.world}")
@@ -205,13 +217,17 @@ class Trainer:
         return torch.optim.AdamW(groups, recipe.lr, weight_decay=recipe.weight_decay, fused=True)
 
     def _rate(self, step: int) -> float:
-        warmup = self.recipe.warmup
+        warmup = min(self.recipe.warmup, self.steps // 10)  # a short run has to learn too
         if step < warmup:
             return (step + 1) / warmup
         return float((1 - min(1.0, (step - warmup) / max(1, self.steps - warmup))) ** self.recipe.power)
 
     def run(self) -> None:
-        """Train to the last epoch. After an interruption or a crash, `resume` and `run` give the same weights."""
+        """Train to the last epoch.
+
+        After an interruption or a crash, `resume` and `run` give the weights of an undisturbed run: to the bit on a CPU
+        with the same number of threads, and as far as its kernels repeat themselves on a GPU.
+        """
         model: nn.Module = self.net
         if self.world > 1:
             model = DistributedDataParallel(self.net, broadcast_buffers=False)
@@ -253,10 +269,7 @@ class Trainer:
         return self.loader if self.rank else cli.progress(self.loader, title)
 
     def _step(self, model: nn.Module, images: Tensor, labels: Tensor) -> Tensor:
-        mean = torch.tensor(self.metadata.mean, device=self.device).view(1, -1, 1, 1)
-        std = torch.tensor(self.metadata.std, device=self.device).view(1, -1, 1, 1)
-        # permuting NHWC gives channels_last without a copy
-        x = (images.permute(0, 3, 1, 2).float() - mean) / std
+        x = self.segmenter.normalise(images)
         with torch.autocast(self.device.type, torch.bfloat16, enabled=self.recipe.amp):
             logits = model(x)
         loss = F.cross_entropy(logits.float(), labels, self.weight, ignore_index=self.void)
@@ -273,18 +286,24 @@ class Trainer:
         return loss.detach()
 
     def _evaluate(self) -> dict[str, float]:
+        """Scores on val, by the first process for all: BatchNorm's statistics are each process's own on a CPU."""
+        figures = [self._figures() if self.rank == 0 else {}]
+        if self.world > 1:
+            dist.broadcast_object_list(figures)
+        if figures[0]["val_miou"] > self.best:
+            self.best = figures[0]["val_miou"]
+            if self.rank == 0:
+                self._save_weights("best.safetensors", {"epoch": self.epoch, **figures[0]})
+        return figures[0]
+
+    def _figures(self) -> dict[str, float]:
         found = scores(self._averaged(), self.val, self.metadata)
-        figures = {
+        return {
             "val_miou": found.miou,
             "val_pixel_accuracy": found.pixel_accuracy,
             "val_dice": found.dice,
             "val_class_average": found.class_average,
         }
-        if found.miou > self.best:
-            self.best = found.miou
-            if self.rank == 0:
-                self._save_weights("best.safetensors", {"epoch": self.epoch, **figures})
-        return figures
 
     def _averaged(self) -> ENet:
         net = self.net if self.ema is None else self.ema.module
@@ -311,6 +330,8 @@ class Trainer:
                 "best": self.best,
                 "history": self.history,
                 "weight": self.weight.cpu(),
+                "images": len(self.train),
+                "processes": self.world,
                 "net": self.net.state_dict(),
                 "ema": None if self.ema is None else self.ema.state_dict(),
                 "optimizer": self.optimizer.state_dict(),
@@ -322,19 +343,34 @@ class Trainer:
                 temporary.write_bytes(content.getvalue())
 
     def resume(self, state: dict[str, Any]) -> None:
-        """Continue from what `read_checkpoint` gave, on this machine's device."""
-        metadata = Metadata.from_text(state["metadata"], self.out / "checkpoint.pt")
-        if metadata.classes != self.metadata.classes:
+        """Continue from what `read_checkpoint` gave, on this trainer's device.
+
+        Raises ArtifactError where the run was begun with other classes, images or number of processes.
+        """
+        path = self.out / "checkpoint.pt"
+        try:
+            metadata = Metadata.from_text(state["metadata"], path)
+            for what, had, has in (
+                ("classes", ", ".join(metadata.classes.names), ", ".join(self.metadata.classes.names)),
+                ("training images", state["images"], len(self.train)),
+                ("processes", state["processes"], self.world),
+            ):
+                if had != has:
+                    raise ArtifactError(
+                        f"{path} was made with the {what} {had}, these are {has}; use the same, or another --out"
+                    )
+            self._adopt(metadata)
+            self.weight = state["weight"].to(self.device)
+            self.epoch, self.best, self.history = state["epoch"], state["best"], state["history"]
+            self.net.load_state_dict(state["net"])
+            if self.ema is not None:
+                self.ema.load_state_dict(state["ema"])
+            self.optimizer.load_state_dict(state["optimizer"])
+            self.schedule.load_state_dict(state["schedule"])
+        except (AttributeError, KeyError, RuntimeError, TypeError, ValueError) as error:
             raise ArtifactError(
-                f"{self.out}/checkpoint.pt was made for other classes than the data set's; use another --out"
-            )
-        self.metadata, self.weight = metadata, state["weight"].to(self.device)
-        self.epoch, self.best, self.history = state["epoch"], state["best"], state["history"]
-        self.net.load_state_dict(state["net"])
-        if self.ema is not None:
-            self.ema.load_state_dict(state["ema"])
-        self.optimizer.load_state_dict(state["optimizer"])
-        self.schedule.load_state_dict(state["schedule"])
+                f"{path} is not a whole checkpoint ({error!r}); start again with another --out"
+            ) from None
 
     def _write_log(self) -> None:
         if self.rank == 0:
@@ -345,6 +381,16 @@ class Trainer:
             writer.writerows(self.history)
             with replacing(self.out / "log.csv") as temporary:
                 temporary.write_text(text.getvalue())
+
+
+def _ramped_average(decay: float) -> Callable[..., None]:
+    """An exponential average whose decay grows with the number of steps: the first weights are soon forgotten."""
+
+    def update(averaged: Any, current: Any, count: Tensor | int) -> None:
+        ramped = min(decay, (1 + int(count)) / (10 + int(count)))
+        get_ema_multi_avg_fn(ramped)(averaged, current, count)  # type: ignore[no-untyped-call]
+
+    return update
 
 
 def read_checkpoint(out: str | Path) -> tuple[dict[str, Any], Recipe]:

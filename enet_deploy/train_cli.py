@@ -49,10 +49,10 @@ def _train(args: argparse.Namespace) -> None:
     recipe, state = _recipe(args)
     device = torch_device(args.device or ("cuda" if torch.cuda.is_available() else "cpu"))
     if "LOCAL_RANK" in os.environ:  # started by torchrun
-        dist.init_process_group("nccl" if device.type == "cuda" else "gloo")
         if device.type == "cuda":
-            device = torch.device("cuda", int(os.environ["LOCAL_RANK"]))
+            device = torch_device(f"cuda:{os.environ['LOCAL_RANK']}")
             torch.cuda.set_device(device)
+        dist.init_process_group("nccl" if device.type == "cuda" else "gloo")
     try:
         trainer = Trainer(args.data, args.out, recipe, device, args.init)
         if state is not None:

@@ -17,8 +17,7 @@ import torch
 from torch import Tensor, nn
 
 import enet_deploy
-from enet_deploy.artifacts import METADATA_KEY, replacing, require_writable, sha256
-from enet_deploy.cli import check_size
+from enet_deploy.artifacts import METADATA_KEY, check_size, replacing, require_writable, sha256
 from enet_deploy.data import UInt8Array
 from enet_deploy.errors import InputError, ParityError
 from enet_deploy.model import Segmenter, load_weights
@@ -162,7 +161,10 @@ def _clean(model: onnx.ModelProto) -> None:
 def _share_equal_constants(graph: onnx.GraphProto) -> None:
     """Let operations that use equal constants use one of them: the exporter writes each unpooling's plane anew."""
     first: dict[tuple[int, tuple[int, ...], bytes], str] = {}
-    same = {i.name: first.setdefault((i.data_type, tuple(i.dims), i.raw_data), i.name) for i in graph.initializer}
+    same = {
+        i.name: first.setdefault((i.data_type, tuple(i.dims), onnx.numpy_helper.to_array(i).tobytes()), i.name)
+        for i in graph.initializer
+    }
     for node in graph.node:
         node.input[:] = [same.get(name, name) for name in node.input]
 

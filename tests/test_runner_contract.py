@@ -131,6 +131,9 @@ def test_runners_live_side_by_side(make: Callable[[], Runner], batches: list[UIn
             expected = first.infer(batches[0])
             second.infer(batches[1])
             np.testing.assert_array_equal(second.infer(batches[0]), expected)
+            with ThreadPoolExecutor(2) as pool:  # at once
+                for labels in pool.map(lambda one: one.infer(batches[0]), [first, second] * 4):
+                    np.testing.assert_array_equal(labels, expected)
         np.testing.assert_array_equal(first.infer(batches[0]), expected)  # closing one leaves the other
 
 
@@ -382,8 +385,9 @@ def test_backends_agree(runner: Runner, weights: Path, batches: list[UInt8Array]
     pytest.importorskip("torch")
     frames = np.concatenate(batches)
     with TorchRunner(weights, size=SIZE) as reference:
-        assert (runner.infer(frames) == reference.infer(frames)).mean() >= 0.9999
-        np.testing.assert_allclose(runner.logits(frames), reference.logits(frames), rtol=1e-3, atol=1e-3)
+        assert (runner.infer(frames) == reference.infer(frames)).mean() >= 0.999
+        # a rounding error may choose another winner of a pooling window, which moves a value by one pixel
+        assert np.quantile(np.abs(runner.logits(frames) - reference.logits(frames)), 0.99) < 1e-3
 
 
 # open_runner
@@ -437,8 +441,12 @@ def test_cuda_is_refused_where_there_is_none(weights: Path, exported: Path) -> N
 @pytest.mark.parametrize(
     ("package", "artifact", "message"),
     [
-        ("torch", "weights", r"backend 'torch' needs torch, .*: pip install 'enet-deploy\[torch\]'"),
-        ("onnxruntime", "exported", r"backend 'ort' needs onnxruntime, .*: pip install 'enet-deploy\[cpu\]'"),
+        ("torch", "weights", r"backend 'torch': .*'torch' is not installed; pip install 'enet-deploy\[torch\]'"),
+        (
+            "onnxruntime",
+            "exported",
+            r"backend 'ort': .*'onnxruntime' is not installed; pip install 'enet-deploy\[cpu\]'",
+        ),
     ],
 )
 def test_missing_package_is_named_with_its_cure(
@@ -469,7 +477,10 @@ OURS = Metadata(CAMVID, (0, 0, 0), (1, 1, 1), SIZE).to_text()
     ("metadata", "message"),
     [
         (None, "carries no 'enet_deploy' metadata .*; expected a file written by enet-train or enet-export"),
-        (OURS, r"takes \{'x': .*expected frames tensor\(uint8\) \[N, 96, 128, 3\] and labels tensor\(uint8\)"),
+        (
+            OURS,
+            r"has the inputs and outputs \{'x': .*expected \{'frames': \('tensor\(uint8\)', .*96, 128, 3\]\), 'labels'",
+        ),
         ("{", "has damaged 'enet_deploy' metadata: JSONDecodeError.*; export it again"),
         ("[]", "has damaged 'enet_deploy' metadata: TypeError"),
         (OURS.replace('"schema": 1', '"schema": 99'), "has metadata of schema 99, expected 1; make it again"),
@@ -496,3 +507,14 @@ def test_damaged_files_are_refused(make: Callable[[], Runner], tmp_path: Path, k
         runner.open()
     with pytest.raises(BackendError, match="is not open"):
         runner.infer(np.zeros((1, HEIGHT, WIDTH, 3), np.uint8))
+
+
+def test_both_onnxruntime_packages_are_said(
+    exported: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(
+        "importlib.metadata.version", lambda name: {"onnxruntime": "1.1", "onnxruntime-gpu": "1.2"}[name]
+    )
+    with open_runner(exported):
+        pass
+    assert "onnxruntime 1.1 and onnxruntime-gpu 1.2 are both installed" in caplog.text

@@ -6,7 +6,7 @@ from importlib import import_module
 from pathlib import Path
 from typing import Any
 
-from ..errors import BackendError, InputError
+from ..errors import EXTRAS, BackendError, InputError, missing
 from .base import Runner, Spec
 
 __all__ = ["BACKENDS", "Runner", "Spec", "backend_for", "open_runner"]
@@ -17,13 +17,6 @@ _REGISTRY = {
     "ort": ("ort_runner", "OrtRunner", ".onnx"),
 }
 BACKENDS = tuple(_REGISTRY)
-
-# module -> how to get it
-_INSTALL = {
-    "torch": "pip install 'enet-deploy[torch]'",
-    "safetensors": "pip install 'enet-deploy[torch]'",
-    "onnxruntime": "pip install 'enet-deploy[cpu]', or [gpu] for CUDA",
-}
 
 
 def open_runner(artifact: str | Path, backend: str | None = None, device: str = "cpu", **options: Any) -> Runner:
@@ -56,11 +49,10 @@ def open_runner(artifact: str | Path, backend: str | None = None, device: str = 
     try:
         return runner.open()
     except ModuleNotFoundError as error:
-        if error.name not in _INSTALL:
+        module = (error.name or "").split(".")[0]
+        if module not in EXTRAS:
             raise
-        raise BackendError(
-            f"backend '{backend}' needs {error.name}, which is not installed: {_INSTALL[error.name]}"
-        ) from None
+        raise BackendError(f"backend '{backend}': {missing(module)}") from None
 
 
 def backend_for(artifact: str | Path) -> str:

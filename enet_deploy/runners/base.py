@@ -5,7 +5,7 @@ from __future__ import annotations
 import threading
 from abc import ABC, abstractmethod
 from collections import deque
-from collections.abc import Iterable, Iterator
+from collections.abc import Generator, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -160,21 +160,22 @@ class Runner(ABC):
         """The last step of `segment`: (H, W) -> (h, w)."""
         return resize_labels(labels, size)
 
-    def stream(self, frames: Iterable[UInt8Array], depth: int = 2) -> Iterator[UInt8Array]:
+    def stream(self, frames: Iterable[UInt8Array], depth: int = 2) -> Generator[UInt8Array, None, None]:
         """Label batch after batch, in order, while the caller fetches the next and uses the last.
 
         Args:
             frames: batches as `infer` takes them; one must not change before its labels have come out.
             depth: how many are in flight; 1 computes only between two fetches.
 
-        Yields what `infer` returns. Closing the iterator early waits for the batch in flight.
+        Yields what `infer` returns. Closing the iterator early waits for the batch in flight; where `frames` raises,
+        labels in flight are lost.
         """
         if depth < 1:
             raise InputError(f"depth {depth}, expected at least 1")
         self.spec  # noqa: B018  not open is said here, not at the first next()
         return self._stream(iter(frames), depth)
 
-    def _stream(self, frames: Iterator[UInt8Array], depth: int) -> Iterator[UInt8Array]:
+    def _stream(self, frames: Iterator[UInt8Array], depth: int) -> Generator[UInt8Array, None, None]:
         pending: deque[Future[UInt8Array]] = deque()
         with ThreadPoolExecutor(1, thread_name_prefix=f"enet-{self.backend}") as pool:
             try:

@@ -44,6 +44,8 @@ class OrtRunner(Runner):
         options = ort.SessionOptions()
         options.intra_op_num_threads = self._threads
         options.log_severity_level = 3  # what goes wrong comes as an exception
+        if self.device != "cpu":
+            options.add_session_config_entry("session.disable_cpu_ep_fallback", "1")
         try:
             # A path, not bytes: ONNX Runtime then refuses external data outside the folder
             session = ort.InferenceSession(str(self.artifact), options, providers=[provider])
@@ -107,13 +109,17 @@ def _both_packages() -> str:
 
 def _check_signature(session: Any, metadata: Metadata, path: Path) -> int | None:
     """The batch size of a graph `frames` -> `labels`, None for any; ArtifactError for any other graph."""
-    inputs = {i.name: (i.type, list(i.shape)) for i in session.get_inputs()}
-    outputs = {o.name: o.type for o in session.get_outputs()}
-    kind, shape = inputs.get("frames", ("", []))
-    wanted = [*metadata.size, 3]
-    if len(inputs) != 1 or kind != "tensor(uint8)" or shape[1:] != wanted or outputs.get("labels") != "tensor(uint8)":
+    found = {value.name: (value.type, list(value.shape)) for value in (*session.get_inputs(), *session.get_outputs())}
+    batch = found.get("frames", ("", [None]))[1][:1]
+    wanted = {
+        "frames": ("tensor(uint8)", [*batch, *metadata.size, 3]),
+        "labels": ("tensor(uint8)", [*batch, *metadata.size]),
+        "logits": ("tensor(float)", [*batch, len(metadata.classes), *metadata.size]),
+    }
+    required = {"frames", "labels"} | (found.keys() & {"logits"})
+    if found.keys() != required or any(found[name] != wanted[name] for name in required):
         raise ArtifactError(
-            f"{path} takes {inputs} and gives {outputs}; expected frames tensor(uint8) [N, {wanted[0]}, "
-            f"{wanted[1]}, 3] and labels tensor(uint8): export it with enet-export"
+            f"{path} has the inputs and outputs {found}, expected {wanted} (logits may be left out); "
+            "export it with enet-export"
         )
-    return shape[0] if isinstance(shape[0], int) else None
+    return batch[0] if isinstance(batch[0], int) else None

@@ -10,8 +10,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 import numpy.typing as npt
 
-from ..artifacts import sha256
-from ..cli import check_size
+from ..artifacts import check_size, sha256
 from ..data import UInt8Array
 from ..errors import BackendError, InputError
 from .base import Runner, Spec
