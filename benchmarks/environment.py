@@ -28,6 +28,7 @@ def environment() -> dict[str, Any]:
         "processor": _processor(),
         "cores": os.cpu_count(),
         "memory_gb": round(psutil.virtual_memory().total / 2**30, 1),
+        "omp_num_threads": os.environ.get("OMP_NUM_THREADS"),
         "load": [round(load, 2) for load in os.getloadavg()],
         "python": platform.python_version(),
         "packages": _versions(),

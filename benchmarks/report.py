@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 from rich.box import SIMPLE_HEAD
@@ -71,69 +72,94 @@ def show(run: dict[str, Any], console: Console) -> None:
     """Print a run of `to_json`'s form."""
     results, reference = run["results"], run["reference"]
     _show_latency(results, console)
-    _show_sameness(results, console)
+    _show_size(results, console)
+    if reference:
+        _show_parity(results, console)
     if results[0]["accuracy"]:
         _show_accuracy(results, reference and reference["accuracy"], console)
-    for result in results:
+    for name, result in zip(_names(results), results, strict=True):
         if result["spread"] > UNSTABLE:
             console.print(
-                f"[yellow]unstable:[/] the blocks of {_name(result)} differ by {result['spread']:.0%}; close other "
+                f"[yellow]unstable:[/] the blocks of {name} differ by {result['spread']:.0%}; close other "
                 "programs, fix the clock frequency, or take more --frames"
             )
 
 
-def _name(result: dict[str, Any]) -> str:
-    name = f"{result['backend']} {result['precision']}" + (f" x{result['batch']}" if result["batch"] > 1 else "")
-    return escape(name)  # the precision comes out of a file: it is text, never markup
+def _names(results: list[dict[str, Any]]) -> list[str]:
+    """What tells the runners of one run apart: backend and precision, and the file where these are the same."""
+    names = [f"{r['backend']} {r['precision']}" + (f" x{r['batch']}" if r["batch"] > 1 else "") for r in results]
+    unique = [
+        n if names.count(n) == 1 else f"{n} {Path(r['artifact']).name}" for n, r in zip(names, results, strict=True)
+    ]
+    return [escape(name) for name in unique]  # parts of it come out of a file: text, never markup
 
 
-def _table(title: str, *columns: str) -> Table:
-    table = Table(title=title, title_justify="left", title_style="bold", box=SIMPLE_HEAD)
+def _table(*columns: str) -> Table:
+    table = Table(box=SIMPLE_HEAD)
     table.add_column("runner", no_wrap=True)
     for column in columns:
         table.add_column(column, justify="right")
     return table
 
 
+def _print(title: str, table: Table, console: Console) -> None:
+    console.print(title, style="bold")  # above the table, not in it, where it would wrap at the table's width
+    console.print(table)
+
+
 def _show_latency(results: list[dict[str, Any]], console: Console) -> None:
     height, width = results[0]["size"]
-    table = _table(f"Latency in ms, frames of {height}x{width}", "stage", "p50", "p90", "p99", "mean", "FPS")
-    for result in results:
+    title = f"Latency in ms, frames of {height}x{width}"
+    table = _table("stage", "p50", "p90", "p99", "mean", "FPS")
+    for name, result in zip(_names(results), results, strict=True):
         for stage in STAGES:
             figures = result["stages_ms"][stage]
             table.add_row(
-                _name(result) if stage == STAGES[0] else "",
+                name if stage == STAGES[0] else "",
                 stage,
                 *(f"{figures[figure]:.2f}" for figure in ("p50", "p90", "p99", "mean")),
                 f"{1e3 * result['batch'] / figures['mean']:.1f}",
                 end_section=stage == STAGES[-1],
             )
-    console.print(table)
+    _print(title, table, console)
 
 
-def _show_sameness(results: list[dict[str, Any]], console: Console) -> None:
-    columns = ("faster", "file MB", "peak MB", "equal labels", "max logit diff", "IoU", "Dice")
-    table = _table("Speed of infer against the first; labels against PyTorch fp32", *columns)
+def _show_size(results: list[dict[str, Any]], console: Console) -> None:
+    title = "Speed of infer against the first, file, peak memory of a process"
+    table = _table("faster", "file MB", "peak MB")
     first = results[0]["latency_ms"]["p50"] / results[0]["batch"]
-    for result in results:
-        row = [f"{first / (result['latency_ms']['p50'] / result['batch']):.2f}x"]
-        row += [f"{result['model_bytes'] / 1e6:.2f}", f"{result['peak_bytes'] / 1e6:.0f}"]
+    for name, result in zip(_names(results), results, strict=True):
+        faster = first / (result["latency_ms"]["p50"] / result["batch"])
+        size, peak = result["model_bytes"] / 1e6, result["peak_bytes"] / 1e6
+        table.add_row(name, f"{faster:.2f}x", f"{size:.2f}", f"{peak:.0f}")
+    _print(title, table, console)
+
+
+def _show_parity(results: list[dict[str, Any]], console: Console) -> None:
+    columns = ("equal labels", "max logit diff", "IoU", "Dice")
+    title = "The same network? Labels and logits against PyTorch fp32"
+    table = _table(*columns)
+    for name, result in zip(_names(results), results, strict=True):
         parity = result["parity"]
-        if parity is not None:
-            logit = parity["max_abs_logit"]
-            row += [f"{parity['agreement']:.4%}", "no logits" if logit is None else f"{logit:.2g}"]
-            row += [f"{parity['miou']:.5f}", f"{parity['dice']:.5f}"]
-        table.add_row(_name(result), *row)
-    console.print(table)
+        logit = parity["max_abs_logit"]
+        table.add_row(
+            name,
+            f"{parity['agreement']:.4%}",
+            "no logits" if logit is None else f"{logit:.2g}",
+            f"{parity['miou']:.5f}",
+            f"{parity['dice']:.5f}",
+        )
+    _print(title, table, console)
 
 
 def _show_accuracy(results: list[dict[str, Any]], reference: dict[str, Any] | None, console: Console) -> None:
     change = ("mIoU change, points",) if reference else ()
-    table = _table("Accuracy, void left out", "pixel accuracy", "Dice", "mIoU", *change)
-    for result in results:
+    title = "Accuracy, void left out"
+    table = _table("pixel accuracy", "Dice", "mIoU", *change)
+    for name, result in zip(_names(results), results, strict=True):
         accuracy = result["accuracy"]
         row = [f"{accuracy[figure]:.4f}" for figure in ("pixel_accuracy", "dice", "miou")]
         if reference:
             row.append(f"{100 * (accuracy['miou'] - reference['miou']):+.3f}")
-        table.add_row(_name(result), *row)
-    console.print(table)
+        table.add_row(name, *row)
+    _print(title, table, console)

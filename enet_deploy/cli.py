@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import argparse
+import os
 import sys
 from collections.abc import Callable, Iterable, Sequence
-from typing import NoReturn, TypeVar
+from typing import Any, NoReturn, TypeVar
+
+import cv2
 
 from .artifacts import check_size
 from .errors import EXTRAS, EnetError, InputError, missing
@@ -16,6 +19,12 @@ Item = TypeVar("Item")
 class Parser(argparse.ArgumentParser):
     """argparse, saying what is wrong on one line instead of after the whole usage."""
 
+    def __init__(self, *args: Any, **options: Any) -> None:
+        from . import __version__
+
+        super().__init__(*args, **options)
+        self.add_argument("--version", action="version", version=__version__)
+
     def error(self, message: str) -> NoReturn:
         self.exit(2, f"{self.prog}: error: {message}; see {self.prog} --help\n")
 
@@ -25,14 +34,18 @@ def run(
 ) -> int:
     """Parse `argv`, run `command`; return the exit code: 0 done, 2 an error the user can mend, 130 interrupted."""
     args = parser.parse_args(argv)
+    cv2.utils.logging.setLogLevel(cv2.utils.logging.LOG_LEVEL_SILENT)  # our own message says it on one line
     try:
         command(args)
+    except BrokenPipeError:  # `enet-eval ... | head`: nobody reads on, and nothing is wrong
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 0
     except (EnetError, OSError, ModuleNotFoundError) as error:
         message = _missing_package(error) if isinstance(error, ModuleNotFoundError) else str(error)
         print(f"{parser.prog}: error: {' '.join(message.split())}", file=sys.stderr)
         return 2
-    except KeyboardInterrupt:
-        print(f"{parser.prog}: interrupted", file=sys.stderr)
+    except KeyboardInterrupt as interrupt:
+        print(f"{parser.prog}: interrupted" + "; ".join(["", *map(str, interrupt.args)]), file=sys.stderr)
         return 130
     return 0
 

@@ -22,7 +22,7 @@ def require_classes(runner: Runner, data: DataSet, folder: str) -> None:
     if runner.spec.classes.names != data.classes.names:
         raise DataError(
             f"{folder} has the classes {', '.join(data.classes.names)}, but {runner.artifact} knows "
-            f"{', '.join(runner.spec.classes.names)}; put the right classes.json into the data set"
+            f"{', '.join(runner.spec.classes.names)}; take weights of these classes, or correct its classes.json"
         )
 
 

@@ -247,6 +247,10 @@ def load_weights(path: str | Path) -> tuple[ENet, Metadata]:
     """
     if not Path(path).is_file():
         raise ArtifactError(f"{path} is not a file; expected weights, a .safetensors file written by enet-train")
+    if Path(path).suffix != ".safetensors":
+        raise ArtifactError(
+            f"{path} has the suffix '{Path(path).suffix}', expected .safetensors: of a run, its best.safetensors"
+        )
     try:
         with safe_open(path, framework="pt") as file:
             metadata = Metadata.from_text((file.metadata() or {}).get(METADATA_KEY), path)

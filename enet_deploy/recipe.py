@@ -44,7 +44,7 @@ class Recipe:
     optimizer: str = "adamw"
     warmup: int = 300
     power: float = 0.9
-    class_weight_c: float = 1.10
+    class_weight_c: float = 1.02
     scale: tuple[float, float] = (0.5, 2.0)
     flip: bool = True
     color: float = 0.3
@@ -59,7 +59,7 @@ PRESETS = {
     # the student report that this project replaces
     "report": Recipe(
         size=(512, 512), crop=(512, 512), epochs=100, batch=5, lr=5e-4, weight_decay=2e-4, optimizer="adam", warmup=0,
-        power=0.0, class_weight_c=1.02, scale=(1.0, 1.0), flip=False, color=0.0, ema=0.0,
+        power=0.0, scale=(1.0, 1.0), flip=False, color=0.0, ema=0.0,
     ),
 }  # fmt: skip
 

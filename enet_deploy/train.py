@@ -228,6 +228,12 @@ class Trainer:
         After an interruption or a crash, `resume` and `run` give the weights of an undisturbed run: to the bit on a CPU
         with the same number of threads, and as far as its kernels repeat themselves on a GPU.
         """
+        if self.rank == 0:
+            classes = ", ".join(self.metadata.classes.names)
+            log.info(
+                f"{len(self.train)} training and {len(self.val)} val images on {self.device}, {len(self.loader)} steps "
+                f"an epoch; {len(self.metadata.classes)} classes: {classes}"
+            )
         model: nn.Module = self.net
         if self.world > 1:
             model = DistributedDataParallel(self.net, broadcast_buffers=False)
@@ -245,9 +251,11 @@ class Trainer:
             self._write_log()
             self._save_checkpoint()
             if self.rank == 0:
-                log.info("  ".join(f"{name} {value:.5g}" for name, value in row.items()))
+                figures = "  ".join(f"{name} {value:.5g}" for name, value in row.items() if name != "epoch")
+                log.info(f"epoch {self.epoch}/{self.recipe.epochs}  {figures}")
         if self.rank == 0:
             self._save_weights("last.safetensors", self.history[-1])
+            log.info(f"done; the best val mIoU was {self.best:.4f}: {self.out / 'best.safetensors'}")
 
     def _train_epoch(self, model: nn.Module) -> float:
         # dropout's stream depends on the epoch, not on what ran before: resuming needs no generator state

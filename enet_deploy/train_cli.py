@@ -14,8 +14,6 @@ from . import cli
 from .errors import InputError
 from .recipe import PRESETS, Recipe
 
-log = logging.getLogger(__name__)
-
 
 def _recipe(args: argparse.Namespace) -> tuple[Recipe, dict[str, Any] | None]:
     """The recipe to train with, and the state to resume from, if any."""
@@ -24,7 +22,7 @@ def _recipe(args: argparse.Namespace) -> tuple[Recipe, dict[str, Any] | None]:
     given = {f.name: getattr(args, f.name) for f in dataclasses.fields(Recipe) if hasattr(args, f.name)}
     given = {name: tuple(value) if isinstance(value, list) else value for name, value in given.items()}
     if not args.resume:
-        if (Path(args.out) / "checkpoint.pt").exists():
+        if (Path(args.out) / "checkpoint.pt").exists() and read_checkpoint(args.out)[0]["epoch"] > 0:
             raise InputError(f"{args.out} holds a run already; --resume continues it, another --out starts a new one")
         return dataclasses.replace(PRESETS[args.preset or "default"], **given), None
     if args.preset or args.init:
@@ -59,8 +57,7 @@ def _train(args: argparse.Namespace) -> None:
             trainer.resume(state)
         trainer.run()
     except KeyboardInterrupt:
-        log.info("interrupted; the same command with --resume continues after the last whole epoch")
-        raise
+        raise KeyboardInterrupt("the same command with --resume continues after the last whole epoch") from None
     finally:
         if dist.is_initialized():
             dist.destroy_process_group()
@@ -74,9 +71,12 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--init", metavar="WEIGHTS", help="start from these weights")
     parser.add_argument("--resume", action="store_true", help="continue the run in --out")
     parser.add_argument("--device", help="cpu, cuda or cuda:N (default: cuda where there is one)")
-    group = parser.add_argument_group("recipe", "each replaces the preset's value; see enet_deploy/recipe.py")
+    group = parser.add_argument_group(
+        "recipe", "each replaces the preset's value; explained by `pydoc enet_deploy.recipe`"
+    )
     for field in dataclasses.fields(Recipe):
-        option: dict[str, Any] = {"default": argparse.SUPPRESS, "help": f"default: {field.default}"}
+        presets = ", ".join(f"{name}: {getattr(preset, field.name)}" for name, preset in PRESETS.items())
+        option: dict[str, Any] = {"default": argparse.SUPPRESS, "help": presets}
         if field.name in ("size", "crop"):
             option |= {"type": cli.size, "metavar": "HxW"}
         elif field.name == "scale":

@@ -11,6 +11,7 @@ import numpy as np
 from enet_deploy import cli
 from enet_deploy.artifacts import BUNDLED_WEIGHTS
 from enet_deploy.data import UInt8Array, open_data, read_image, resize_image
+from enet_deploy.errors import InputError
 
 MAX_FRAMES = 128  # of a data set to verify with, spread evenly
 
@@ -28,6 +29,8 @@ def _frames(data: str, split: str, size: tuple[int, int] | None, weights: Path) 
 def _export(args: argparse.Namespace) -> None:
     from .to_onnx import to_onnx
 
+    if Path(args.name).name != args.name:
+        raise InputError(f"--name '{args.name}', expected the beginning of a file's name; the folder is --out")
     frames = None if args.data is None else _frames(args.data, args.split, args.size, args.weights)
     path = Path(args.out) / f"{args.name}-fp32.onnx"
     batch = None if args.dynamic_batch else args.batch

@@ -142,7 +142,8 @@ STORED: dict[str, Any] = {
     "reference": {"backend": "torch", "accuracy": {"miou": 0.5}},
     "results": [
         {
-            "backend": "torch", "precision": "fp32", "size": [360, 480], "batch": 1, "spread": 0.01,
+            "backend": "torch", "precision": "fp32", "artifact": "a/x.safetensors", "size": [360, 480],
+            "batch": 1, "spread": 0.01,
             "latency_ms": {"p50": 100.0},
             "stages_ms": {s: {"p50": 100.0, "p90": 110.0, "p99": 120.0, "mean": 100.0} for s in STAGES},
             "model_bytes": 1_500_000, "peak_bytes": 600_000_000,
@@ -150,7 +151,8 @@ STORED: dict[str, Any] = {
             "accuracy": {"pixel_accuracy": 0.9, "dice": 0.6, "miou": 0.5},
         },
         {
-            "backend": "ort", "precision": "fp32", "size": [360, 480], "batch": 4, "spread": 0.25,
+            "backend": "ort", "precision": "fp32", "artifact": "a/x.onnx", "size": [360, 480],
+            "batch": 4, "spread": 0.25,
             "latency_ms": {"p50": 200.0},
             "stages_ms": {s: {"p50": 200.0, "p90": 210.0, "p99": 220.0, "mean": 200.0} for s in STAGES},
             "model_bytes": 1_900_000, "peak_bytes": 100_000_000,
@@ -175,12 +177,19 @@ Latency in ms, frames of 360x480
                  post   200.00   210.00   220.00   200.00   20.0
                 total   200.00   210.00   220.00   200.00   20.0
 
-Speed of infer against the first; labels against PyTorch fp32
+Speed of infer against the first, file, peak memory of a process
 
-  runner        faster   file MB   peak MB   equal labels   max logit diff       IoU      Dice
- ──────────────────────────────────────────────────────────────────────────────────────────────
-  torch fp32     1.00x      1.50       600      100.0000%                0   1.00000   1.00000
-  ort fp32 x4    2.00x      1.90       100       99.9980%        no logits   0.99990   0.99990
+  runner        faster   file MB   peak MB
+ ──────────────────────────────────────────
+  torch fp32     1.00x      1.50       600
+  ort fp32 x4    2.00x      1.90       100
+
+The same network? Labels and logits against PyTorch fp32
+
+  runner        equal labels   max logit diff       IoU      Dice
+ ─────────────────────────────────────────────────────────────────
+  torch fp32       100.0000%                0   1.00000   1.00000
+  ort fp32 x4       99.9980%        no logits   0.99990   0.99990
 
 Accuracy, void left out
 
@@ -189,13 +198,21 @@ Accuracy, void left out
   torch fp32            0.9000   0.6000   0.5000                +0.000
   ort fp32 x4           0.9000   0.6000   0.4975                -0.250
 
-unstable: the blocks of ort fp32 x4 differ by 25%; close other programs, fix the clock frequency, or take more --frames
+unstable: the blocks of ort fp32 x4 differ by 25%; close other programs, fix the
+clock frequency, or take more --frames
 """
 
 
 def test_tables_for_a_stored_result(capsys: pytest.CaptureFixture[str]) -> None:
-    show(STORED, Console(width=120))
+    show(STORED, Console(width=80))
     assert [line.rstrip() for line in capsys.readouterr().out.split("\n")] == SHOWN.split("\n")
+
+
+def test_equal_runners_are_told_apart_by_their_files(capsys: pytest.CaptureFixture[str]) -> None:
+    first = STORED["results"][0]
+    show(STORED | {"results": [first, first | {"artifact": "b/[red]y.onnx"}]}, Console(width=120))
+    printed = capsys.readouterr().out
+    assert "torch fp32 x.safetensors" in printed and "torch fp32 [red]y.onnx" in printed
 
 
 def test_without_artifact_the_weights_are_exported(tmp_path: Path, weights: Path) -> None:
