@@ -74,8 +74,11 @@ def with_exportable_unpooling(model: nn.Module) -> nn.Module:
     as they are. Raises InputError for a pooling with indices, or an unpooling, whose kernel or stride is not 2 or that
     has padding, dilation or ceil_mode.
     """
-    if not any(isinstance(module, nn.MaxUnpool2d) for module in model.modules()):
-        raise InputError(f"{type(model).__name__} has no nn.MaxUnpool2d module, expected at least one to replace")
+    if not any(getattr(module, "return_indices", isinstance(module, nn.MaxUnpool2d)) for module in model.modules()):
+        raise InputError(
+            f"{type(model).__name__} has neither an nn.MaxPool2d with return_indices nor an nn.MaxUnpool2d, expected "
+            "one to replace: calls of torch.nn.functional have to become modules first"
+        )
     model = copy.deepcopy(model)
     for parent in list(model.modules()):
         for name, child in list(parent._modules.items()):  # named_children() leaves out a second name of one module

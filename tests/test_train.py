@@ -120,6 +120,7 @@ def test_mean_and_std_are_those_of_the_training_images(finished: Path, scenes: P
 def test_loss_falls_on_a_scene_seen_again_and_again(tmp_path: Path) -> None:
     data = write_scenes(tmp_path / "data", {"train": 2, "val": 1})
     options = {"crop": "48x64", "batch": 2, "epochs": 12, "eval_every": 12, "lr": 0.03, "power": 0, "ema": 0}
+    options["class_weight_c"] = 1.1  # near-equal weights: two scenes have hardly a pixel of the rare classes
     assert enet_train(data, tmp_path / "run", *STILL, **options) == 0
     losses = [float(row["loss"]) for row in rows(tmp_path / "run")]
     assert losses[-1] < 0.7 * losses[0]
