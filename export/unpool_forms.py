@@ -1,16 +1,16 @@
 """`python -m enet_deploy.export.unpool_forms`: ways to write max-unpooling, timed in the whole network.
 
-One run at 360x480, fp32, batch 1, on 2 cores, Xeon (AVX-512), with torch 2.13.0, onnxruntime 1.32.0 and openvino
-2026.4.1. The machine was shared: read the ratios, not the times, and nothing into less than 0.15.
+One run with --rounds 5 at 360x480, fp32, batch 1, on 2 idle cores of a Xeon (AVX-512), with torch 2.13.0,
+onnxruntime 1.32.0 and openvino 2026.4.1. Differences of a tenth are noise.
 
     form                             wrong on ties         ONNX Runtime             OpenVINO
-    equality mask                             6.0%      177.4 ms  x1.00       50.4 ms  x1.00
-    4 slices, chain, pixel shuffle            0.0%      184.7 ms  x1.04       59.9 ms  x1.19
-    winner code, where                        0.0%      174.7 ms  x0.98       67.3 ms  x1.34
-    winner code, multiplied (kept)            0.0%      175.9 ms  x0.99       56.6 ms  x1.12
-    winner code from slices                   0.0%      187.3 ms  x1.06       56.5 ms  x1.12
-    6-D broadcast                             0.0%      238.2 ms  x1.34       88.3 ms  x1.75
-    indices, scatter (no TensorRT)            0.0%      178.2 ms  x1.00      365.2 ms  x7.24
+    equality mask                             6.0%       63.8 ms  x1.00        28.4 ms  x1.00
+    4 slices, chain, pixel shuffle            0.0%       69.8 ms  x1.09        31.7 ms  x1.11
+    winner code, where                        0.0%       70.7 ms  x1.11        29.8 ms  x1.05
+    winner code, multiplied (kept)            0.0%       65.4 ms  x1.02        22.9 ms  x0.81
+    winner code from slices                   0.0%       68.9 ms  x1.08        29.7 ms  x1.04
+    6-D broadcast                             0.0%      107.4 ms  x1.68        47.0 ms  x1.65
+    indices, scatter (no TensorRT)            0.0%       68.3 ms  x1.07       345.9 ms  x12.16
 """
 
 from __future__ import annotations

@@ -169,7 +169,7 @@ def test_other_poolings_are_refused(module: nn.Module) -> None:
 def test_pooling_without_indices_is_left_as_it_is() -> None:
     model = with_exportable_unpooling(nn.Sequential(nn.MaxPool2d(3), nn.MaxUnpool2d(2)))
     assert isinstance(model[0], nn.MaxPool2d) and isinstance(model[1], MaxUnpool2x2)
-    with pytest.raises(InputError, match="Sequential has neither an nn.MaxPool2d with return_indices nor"):
+    with pytest.raises(InputError, match=r"Sequential has neither an nn\.MaxPool2d with return_indices nor"):
         with_exportable_unpooling(nn.Sequential(nn.MaxPool2d(3)))
 
 
