@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import dataclasses
 import errno
 import re
@@ -22,7 +23,7 @@ from enet_deploy.artifacts import METADATA_KEY, Metadata, sha256
 from enet_deploy.data import CAMVID, UInt8Array, open_data
 from enet_deploy.errors import ArtifactError, InputError, ParityError
 from enet_deploy.export import cli
-from enet_deploy.export.deploy import drop_inactive, fold_batchnorm, to_deploy
+from enet_deploy.export.deploy import MaxPReLU, drop_inactive, fold_batchnorm, prelu_as_max, to_deploy
 from enet_deploy.export.to_onnx import to_onnx
 from enet_deploy.export.unpool import with_exportable_unpooling
 from enet_deploy.model import ENet, Segmenter, load_weights
@@ -34,7 +35,7 @@ INT64 = onnx.TensorProto.INT64
 # What TensorRT, OpenVINO and ONNX Runtime all take; another operation is let in here on purpose or not at all
 OPERATIONS = {
     *("Cast", "Transpose", "Sub", "Div"),  # frames
-    *("Conv", "PRelu", "Relu", "Add", "MaxPool", "Concat", "Pad", "ConvTranspose", "Mul"),  # the network
+    *("Conv", "Max", "Relu", "Add", "MaxPool", "Concat", "Pad", "ConvTranspose", "Mul"),  # the network
     *("Resize", "Equal", "Where"),  # unpooling
     "ArgMax",
 }
@@ -87,6 +88,15 @@ def test_dropping_inactive_layers_changes_nothing(net: ENet, image: Tensor) -> N
     assert torch.equal(dropped(image), folded(image))
 
 
+def test_prelu_as_maximum_changes_nothing(net: ENet, image: Tensor) -> None:
+    steep = copy.deepcopy(net)
+    nn.init.constant_(steep.initial.act.weight[:1], 1.5)  # of one channel, where the maximum would be wrong
+    for original, left in ((net, set()), (steep, {nn.PReLU})):
+        rewritten = prelu_as_max(original)
+        assert kinds(rewritten) & {nn.PReLU} == left and MaxPReLU in kinds(rewritten)
+        assert torch.equal(rewritten(image), original(image))
+
+
 def test_exportable_unpooling_changes_nothing(net: ENet, image: Tensor) -> None:
     exportable = with_exportable_unpooling(net)
     assert nn.MaxUnpool2d not in kinds(exportable)
@@ -107,7 +117,7 @@ def deploy(net: ENet) -> nn.Module:
     return to_deploy(net, METADATA)
 
 
-@pytest.mark.parametrize("rewrite", [fold_batchnorm, drop_inactive, with_exportable_unpooling, deploy])
+@pytest.mark.parametrize("rewrite", [fold_batchnorm, drop_inactive, prelu_as_max, with_exportable_unpooling, deploy])
 def test_rewrites_leave_the_original_alone(net: ENet, rewrite: Callable[[ENet], nn.Module]) -> None:
     layers, state = str(net), {name: tensor.clone() for name, tensor in net.state_dict().items()}
     rewritten = rewrite(net)
