@@ -4,13 +4,13 @@ One run with --rounds 5 at 360x480, fp32, batch 1, on 2 idle cores of a Xeon (AV
 onnxruntime 1.32.0 and openvino 2026.4.1. Differences of a tenth are noise.
 
     form                             wrong on ties         ONNX Runtime             OpenVINO
-    equality mask                             6.0%       63.8 ms  x1.00        28.4 ms  x1.00
-    4 slices, chain, pixel shuffle            0.0%       69.8 ms  x1.09        31.7 ms  x1.11
-    winner code, where                        0.0%       70.7 ms  x1.11        29.8 ms  x1.05
-    winner code, multiplied (kept)            0.0%       65.4 ms  x1.02        22.9 ms  x0.81
-    winner code from slices                   0.0%       68.9 ms  x1.08        29.7 ms  x1.04
-    6-D broadcast                             0.0%      107.4 ms  x1.68        47.0 ms  x1.65
-    indices, scatter (no TensorRT)            0.0%       68.3 ms  x1.07       345.9 ms  x12.16
+    equality mask                             6.0%       44.5 ms  x1.00        27.9 ms  x1.00
+    4 slices, chain, pixel shuffle            0.0%       51.0 ms  x1.15        32.7 ms  x1.17
+    winner code, where                        0.0%       48.5 ms  x1.09        30.8 ms  x1.10
+    winner code, multiplied (kept)            0.0%       45.8 ms  x1.03        29.2 ms  x1.04
+    winner code from slices                   0.0%       54.5 ms  x1.22        29.9 ms  x1.07
+    6-D broadcast                             0.0%       70.5 ms  x1.58        48.2 ms  x1.73
+    indices, scatter (no TensorRT)            0.0%       43.9 ms  x0.99       309.7 ms  x11.08
 """
 
 from __future__ import annotations
