@@ -153,13 +153,13 @@ def _show_parity(results: list[dict[str, Any]], console: Console) -> None:
 
 
 def _show_accuracy(results: list[dict[str, Any]], reference: dict[str, Any] | None, console: Console) -> None:
-    change = ("mIoU change, points",) if reference else ()
     title = "Accuracy, void left out"
-    table = _table("pixel accuracy", "Dice", "mIoU", *change)
+    figures = ("pixel_accuracy", "dice", "miou")
+    table = _table("pixel accuracy", "Dice", "mIoU", *(["their change, points"] if reference else []))
     for name, result in zip(_names(results), results, strict=True):
         accuracy = result["accuracy"]
-        row = [f"{accuracy[figure]:.4f}" for figure in ("pixel_accuracy", "dice", "miou")]
+        row = [f"{accuracy[figure]:.4f}" for figure in figures]
         if reference:
-            row.append(f"{100 * (accuracy['miou'] - reference['miou']):+.3f}")
+            row.append("  ".join(f"{100 * (accuracy[figure] - reference[figure]):+.3f}" for figure in figures))
         table.add_row(name, *row)
     _print(title, table, console)

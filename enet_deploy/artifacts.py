@@ -135,9 +135,7 @@ def replacing(path: str | Path) -> Iterator[Path]:
     link, the file it points to is replaced.
     Raises ArtifactError where the folder cannot be written, or `path` is there and no ordinary file.
     """
-    path = Path(path).resolve()
-    if path.exists() and not path.is_file():
-        raise ArtifactError(f"cannot write {path}: it is a folder or a device; name an ordinary file")
+    path = _replaceable(path)
     # A name with a dot in front: should a crash leave it behind, no data set takes it for one of its files
     temporary = path.with_name(f".{path.stem}-{secrets.token_hex(4)}{path.suffix}")
     try:
@@ -158,12 +156,18 @@ def replacing(path: str | Path) -> Iterator[Path]:
 
 def require_writable(path: str | Path) -> None:
     """Raise ArtifactError where `replacing` could not write `path`: for before the long work, not after it."""
-    path = Path(path).resolve()
-    if path.exists() and not path.is_file():
-        raise ArtifactError(f"cannot write {path}: it is a folder or a device; name an ordinary file")
+    path = _replaceable(path)
     folder = next(parent for parent in path.parents if parent.exists())
     if not folder.is_dir() or not os.access(folder, os.W_OK | os.X_OK):
         raise ArtifactError(f"cannot write {path}: {folder} is no folder that can be written; choose another")
+
+
+def _replaceable(path: str | Path) -> Path:
+    """The file itself where `path` is a link. Raises ArtifactError where it is there and no ordinary file."""
+    path = Path(path).resolve()
+    if path.exists() and not path.is_file():
+        raise ArtifactError(f"cannot write {path}: it is a folder or a device; name an ordinary file")
+    return path
 
 
 def write_json(path: str | Path, value: Any) -> None:

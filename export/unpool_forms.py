@@ -38,21 +38,14 @@ from enet_deploy.scenes import street_scene
 
 from .deploy import to_deploy
 from .unpool import MaxPool2x2, MaxUnpool2x2
+from .unpool import _rank as rank
+from .unpool import _up as up
 
 Call = Callable[[], object]
 # the two halves of a form: x -> (pooled, winners) and (y, winners) -> unpooled
 Form = tuple[Callable[..., tuple[Tensor, Any]], Callable[..., Tensor]]
 
 CALLS, DROPPED = 9, 3  # per block; the first ones meet the caches and spinning threads of the form before
-
-
-def up(x: Tensor) -> Tensor:
-    return F.interpolate(x, scale_factor=2, mode="nearest")
-
-
-def rank(x: Tensor) -> Tensor:
-    """Reading order as falling numbers, [[4, 3], [2, 1]] repeated over the plane of x."""
-    return torch.tensor([[4, 3], [2, 1]], dtype=x.dtype).repeat(x.shape[-2] // 2, x.shape[-1] // 2)
 
 
 def places(x: Tensor) -> tuple[Tensor, ...]:

@@ -139,7 +139,7 @@ def test_timing_arithmetic() -> None:
 STORED: dict[str, Any] = {
     "schema": 1,
     "environment": {},
-    "reference": {"backend": "torch", "accuracy": {"miou": 0.5}},
+    "reference": {"backend": "torch", "accuracy": {"pixel_accuracy": 0.9, "dice": 0.61, "miou": 0.5}},
     "results": [
         {
             "backend": "torch", "precision": "fp32", "artifact": "a/x.safetensors", "size": [360, 480],
@@ -148,7 +148,7 @@ STORED: dict[str, Any] = {
             "stages_ms": {s: {"p50": 100.0, "p90": 110.0, "p99": 120.0, "mean": 100.0} for s in STAGES},
             "model_bytes": 1_500_000, "peak_bytes": 600_000_000,
             "parity": {"agreement": 1.0, "max_abs_logit": 0.0, "miou": 1.0, "dice": 1.0},
-            "accuracy": {"pixel_accuracy": 0.9, "dice": 0.6, "miou": 0.5},
+            "accuracy": {"pixel_accuracy": 0.9, "dice": 0.61, "miou": 0.5},
         },
         {
             "backend": "ort", "precision": "fp32", "artifact": "a/x.onnx", "size": [360, 480],
@@ -193,10 +193,10 @@ The same network? Labels and logits against PyTorch fp32
 
 Accuracy, void left out
 
-  runner        pixel accuracy     Dice     mIoU   mIoU change, points
- ──────────────────────────────────────────────────────────────────────
-  torch fp32            0.9000   0.6000   0.5000                +0.000
-  ort fp32 x4           0.9000   0.6000   0.4975                -0.250
+  runner        pixel accuracy     Dice     mIoU     their change, points
+ ─────────────────────────────────────────────────────────────────────────
+  torch fp32            0.9000   0.6100   0.5000   +0.000  +0.000  +0.000
+  ort fp32 x4           0.9000   0.6000   0.4975   +0.000  -1.000  -0.250
 
 unstable: the blocks of ort fp32 x4 differ by 25%; close other programs, fix the
 clock frequency, or take more --frames

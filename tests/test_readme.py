@@ -43,4 +43,4 @@ def test_commands_of_the_readme_are_installed() -> None:
     setup = configparser.ConfigParser()
     setup.read(ROOT / "setup.cfg")
     scripts = {line.split(" = ")[0] for line in setup["options.entry_points"]["console_scripts"].strip().splitlines()}
-    assert set(re.findall(r"\benet-[a-z]+\b", README)) - {"enet-fp"} - {"enet-deploy", "enet-camvid"} == scripts
+    assert set(re.findall(r"\benet-[a-z]+\b", README)) - {"enet-deploy", "enet-camvid"} == scripts
