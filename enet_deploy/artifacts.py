@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import hashlib
 import json
 import math
@@ -174,3 +175,72 @@ def write_json(path: str | Path, value: Any) -> None:
     """Write `value`, whole or not at all, indented for people. Raises ArtifactError where that fails."""
     with replacing(path) as temporary:
         temporary.write_text(json.dumps(value, indent=2, allow_nan=False) + "\n")
+
+
+@dataclass(frozen=True)
+class EngineCard:
+    """The JSON beside a TensorRT engine: what it was built from, with and for.
+
+    An engine is code of one TensorRT version for one kind of GPU, and can say nothing of this itself before it is
+    loaded; so the card says it, and carries the engine's hash: no other file is loaded under its name.
+
+    Attributes:
+        engine_sha256, onnx_sha256: of the engine, and of the graph it was built from.
+        flavour: "trt" or "trt-rtx".
+        version: of that TensorRT, exact.
+        compute_capabilities: that it was built for, such as "8.6".
+        gpu: name of the GPU that it was built on; None where it was built ahead of time, without one.
+        version_compatible, hardware_compatible: whether later versions and other GPUs may load it.
+        precision_shares: share of the layers that compute in each precision, as the inspector told; None where it
+            could not be asked.
+        metadata: of the graph.
+    """
+
+    engine_sha256: str
+    onnx_sha256: str
+    flavour: str
+    version: str
+    compute_capabilities: tuple[str, ...]
+    gpu: str | None
+    version_compatible: bool
+    hardware_compatible: bool
+    precision_shares: dict[str, float] | None
+    metadata: Metadata
+
+    @staticmethod
+    def path(engine: str | Path) -> Path:
+        """Where the card of an engine lies: enet-fp16.engine has enet-fp16.engine.json."""
+        return Path(f"{engine}.json")
+
+    def write(self, engine: str | Path) -> None:
+        """Write it beside the engine. Raises ArtifactError where that fails."""
+        card = {field.name: getattr(self, field.name) for field in dataclasses.fields(self)}
+        write_json(self.path(engine), {"schema": SCHEMA, **card, "metadata": json.loads(self.metadata.to_text())})
+
+    @classmethod
+    def read(cls, engine: str | Path) -> EngineCard:
+        """The card of an engine, which must be the very file that was built.
+
+        Raises ArtifactError where there is no card, it is damaged, or the engine's hash is another.
+        """
+        path = cls.path(engine)
+        again = f"build it again: enet-export MODEL.onnx --engine trt --out {Path(engine).parent}"
+        try:
+            value = json.loads(path.read_text(encoding="utf-8"))
+            metadata = Metadata.from_text(json.dumps(value["metadata"]), path)
+            if value.pop("schema") != SCHEMA:
+                raise ValueError("its schema is another")
+            card = cls(**{**value, "metadata": metadata, "compute_capabilities": tuple(value["compute_capabilities"])})
+        except FileNotFoundError:
+            raise ArtifactError(
+                f"{engine} has no {path.name} beside it, which says what it is and that it is safe to load; copy both, "
+                f"or {again}"
+            ) from None
+        except (OSError, KeyError, TypeError, ValueError) as error:
+            raise ArtifactError(f"{path} is no description of an engine: {error}; {again}") from None
+        if sha256(engine) != card.engine_sha256:
+            raise ArtifactError(
+                f"{engine} is not the file that {path.name} describes (its SHA-256 is another): damaged, cut short or "
+                f"replaced. An engine is code, so it is not loaded; {again}"
+            )
+        return card

@@ -41,6 +41,8 @@ EXTRAS = {
     **dict.fromkeys(("torch", "safetensors", "onnx", "onnxscript"), "torch"),
     **dict.fromkeys(("onnxruntime", "openvino"), "cpu"),
     **dict.fromkeys(("rich", "psutil"), "report"),
+    "tensorrt": "trt",
+    "tensorrt_rtx": "rtx",
 }
 
 
