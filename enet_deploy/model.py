@@ -207,21 +207,28 @@ class Segmenter(nn.Module):
     Args:
         net: (N, 3, H, W) float -> logits (N, C, H, W), C <= 255.
         mean, std: per channel in the frames' order, on the scale of [0, 255].
+        dtype: that the network takes, and computes in.
     """
 
     mean: Tensor
     std: Tensor
 
-    def __init__(self, net: nn.Module, mean: tuple[float, ...], std: tuple[float, ...]) -> None:
+    def __init__(
+        self, net: nn.Module, mean: tuple[float, ...], std: tuple[float, ...], dtype: torch.dtype = torch.float32
+    ) -> None:
         super().__init__()
         self.net = net
+        self.dtype = dtype
         self.register_buffer("mean", torch.tensor(mean).view(1, -1, 1, 1))
         self.register_buffer("std", torch.tensor(std).view(1, -1, 1, 1))
 
     def normalise(self, frames: Tensor) -> Tensor:
-        """(N, H, W, 3) uint8 BGR in [0, 255] -> (N, 3, H, W) float, channels_last."""
+        """(N, H, W, 3) uint8 BGR in [0, 255] -> (N, 3, H, W) of `dtype`, channels_last.
+
+        In float32 also for a half network: rounding frame - mean to half would cost as many labels as all the rest.
+        """
         x = frames.to(self.mean.dtype).permute(0, 3, 1, 2)
-        return (x - self.mean) / self.std
+        return ((x - self.mean) / self.std).to(self.dtype)
 
     def logits(self, frames: Tensor) -> Tensor:
         """(N, H, W, 3) uint8 BGR in [0, 255] -> (N, C, H, W)."""
@@ -266,6 +273,11 @@ def load_weights(path: str | Path) -> tuple[ENet, Metadata]:
             raise ArtifactError(
                 f"{path} has {name} as {tuple(state[name].shape)} {state[name].dtype}, "
                 f"expected {tuple(tensor.shape)} {tensor.dtype}; these are weights of another network"
+            )
+        if not state[name].isfinite().all():
+            raise ArtifactError(
+                f"{path} has values in {name} that are NaN or infinite, expected finite ones; the training diverged: "
+                "take an earlier checkpoint, or train with a smaller --lr"
             )
     net.load_state_dict(state)
     return net.eval(), metadata

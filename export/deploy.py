@@ -127,11 +127,13 @@ def prelu_as_max(net: ENet) -> ENet:
     return net
 
 
-def to_deploy(net: ENet, metadata: Metadata) -> Segmenter:
+def to_deploy(net: ENet, metadata: Metadata, half: bool = False) -> Segmenter:
     """The deploy form of a network in eval mode.
 
     frames (N, H, W, 3) uint8 BGR in [0, 255] -> labels (N, H, W) uint8, with normalisation and argmax inside,
-    BatchNorm folded, dropout gone, PReLU as a maximum and unpooling in exportable operations.
+    BatchNorm folded, dropout gone, PReLU as a maximum and unpooling in exportable operations. `half` makes the
+    weights and all arithmetic between normalisation and argmax float16.
     """
     exportable = with_exportable_unpooling(prelu_as_max(drop_inactive(fold_batchnorm(net))))
-    return Segmenter(exportable, metadata.mean, metadata.std).eval()
+    dtype = torch.float16 if half else torch.float32
+    return Segmenter(exportable.to(dtype), metadata.mean, metadata.std, dtype).eval()

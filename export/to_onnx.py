@@ -1,11 +1,18 @@
-"""Weights -> one self-contained ONNX file that is checked, explains itself and is proved to compute the same."""
+"""Weights -> one self-contained ONNX file that is checked, explains itself and is proved to compute the same.
+
+The precision lives in the file: "fp32", or "fp16" with half weights and arithmetic between uint8 frames and uint8
+labels. Int8 is made of either by `enet_deploy.calibration`.
+"""
 
 from __future__ import annotations
 
+import ast
 import dataclasses
 import logging
+import re
 import warnings
-from collections.abc import Iterator
+from collections import Counter
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,17 +24,24 @@ import torch
 from torch import Tensor, nn
 
 import enet_deploy
-from enet_deploy.artifacts import METADATA_KEY, check_size, replacing, require_writable, sha256
+from enet_deploy.artifacts import METADATA_KEY, Metadata, check_size, replacing, require_writable, sha256
 from enet_deploy.data import UInt8Array
 from enet_deploy.errors import InputError, ParityError
 from enet_deploy.model import Segmenter, load_weights
-from enet_deploy.runners import open_runner
+from enet_deploy.runners import Runner, open_runner
 from enet_deploy.scenes import street_scene
 
 from .deploy import to_deploy
 
-OPSET = 18
-MAX_DISAGREEMENT = 1e-4  # share of pixels whose label may differ from PyTorch's
+OPSET = 19  # the first whose QuantizeLinear and DequantizeLinear take half
+# precision -> share of pixels whose label may differ from PyTorch's
+MAX_DISAGREEMENT = {"fp32": 1e-4, "fp16": 1e-3, "int8": 2e-2, "fp16-int8": 2e-2}
+_REMEDY = {
+    "fp32": "Please report it with the weights' recipe",
+    "fp16": "Hold it against images of --data, which are seldom as near a tie as drawn ones",
+    "int8": "Calibrate with --max-drop, which leaves the worst layers in float",
+}
+_REMEDY["fp16-int8"] = _REMEDY["int8"]
 
 
 @dataclass(frozen=True)
@@ -52,51 +66,100 @@ def to_onnx(
     weights: str | Path,
     path: str | Path,
     *,
+    precision: str = "fp32",
     size: tuple[int, int] | None = None,
     batch: int | None = 1,
     logits: bool = False,
     frames: UInt8Array | None = None,
+    quantize: Callable[[onnx.ModelProto], onnx.ModelProto] | None = None,
+    max_disagreement: float | None = None,
 ) -> Export:
     """Export weights in deploy form: frames (N, H, W, 3) uint8 BGR -> labels (N, H, W) uint8.
 
     Args:
         weights: a .safetensors file that enet-train wrote.
         path: the ONNX file to write; it appears whole, or not at all.
+        precision: "fp32", or "fp16" for half weights and arithmetic.
         size: (height, width), divisible by 8; by default what the weights were trained for.
         batch: frames per call, or None for any number.
         logits: whether the graph also returns them, (N, C, H, W) float32.
         frames: (K, H, W, 3) uint8 BGR to hold the file against the weights; by default drawn street scenes.
+        quantize: makes the int8 graph of this one, `enet_deploy.calibration.qdq.quantize` with its record.
+        max_disagreement: share of pixels that may get another label than in PyTorch; by default `MAX_DISAGREEMENT`.
 
-    Raises ArtifactError for unusable weights, InputError for an impossible size, ParityError (and writes nothing)
-    where more than 0.01 % of the pixels get another label in ONNX Runtime than in PyTorch.
+    Raises ArtifactError for unusable weights, InputError for an impossible size or precision, ParityError (and writes
+    nothing) where more pixels than that get another label in ONNX Runtime than in PyTorch.
     """
     require_writable(path)
+    model = build_graph(weights, precision, size, batch, logits)
+    if quantize is not None:
+        model = quantize(model)
+    with open_runner(weights, "torch", size=graph_metadata(model, path).size) as reference:
+        return save_verified(model, path, reference, frames, max_disagreement)
+
+
+def build_graph(
+    weights: str | Path,
+    precision: str = "fp32",
+    size: tuple[int, int] | None = None,
+    batch: int | None = 1,
+    logits: bool = False,
+) -> onnx.ModelProto:
+    """The graph that `to_onnx` writes, with its metadata and not yet verified. Arguments and errors as there."""
+    if precision not in ("fp32", "fp16"):
+        raise InputError(f"precision '{precision}', expected fp32 or fp16; int8 is made of either by `quantize`")
     net, metadata = load_weights(weights)
     size = metadata.size if size is None else size
     check_size(size)
     if batch is not None and batch < 1:
         raise InputError(f"batch {batch}, expected at least 1, or None for any number")
-    if frames is None:
-        frames = np.stack([street_scene(seed, size)[0] for seed in range(8)])
-    if frames.shape[1:] != (*size, 3) or len(frames) == 0:
-        raise InputError(f"frames has shape {frames.shape}, expected (K, {size[0]}, {size[1]}, 3) with K >= 1")
     metadata = dataclasses.replace(
-        metadata, size=size, weights_sha256=sha256(weights), details={**metadata.details, "versions": _versions()}
+        metadata,
+        size=size,
+        precision=precision,
+        weights_sha256=sha256(weights),
+        details={**metadata.details, "versions": _versions()},
     )
-    model = _export(to_deploy(net, metadata), size, batch, logits)
+    model = _export(to_deploy(net, metadata, half=precision == "fp16"), size, batch, logits)
+    _name_by_module(model.graph)
     _clean(model)
     model.metadata_props.add(key=METADATA_KEY, value=metadata.to_text())
+    return model
+
+
+def save_verified(
+    model: onnx.ModelProto,
+    path: str | Path,
+    reference: Runner,
+    frames: UInt8Array | None = None,
+    max_disagreement: float | None = None,
+) -> Export:
+    """Write a graph once ONNX Runtime has given the reference's labels with it. Arguments and errors as `to_onnx`."""
+    metadata = graph_metadata(model, path)
+    limit = MAX_DISAGREEMENT[metadata.precision] if max_disagreement is None else max_disagreement
+    if frames is None:
+        frames = np.stack([street_scene(seed, metadata.size)[0] for seed in range(8)])
+    if frames.shape[1:] != (*metadata.size, 3) or len(frames) == 0:
+        height, width = metadata.size
+        raise InputError(f"frames has shape {frames.shape}, expected (K, {height}, {width}, 3) with K >= 1")
     onnx.checker.check_model(model, full_check=True)
     with replacing(path) as temporary:
         onnx.save_model(model, temporary)
-        agreement = _agreement(temporary, Segmenter(net, metadata.mean, metadata.std).eval(), frames, batch)
-        if agreement < 1 - MAX_DISAGREEMENT:
+        with open_runner(temporary, backend="ort") as runner:
+            agreement = _agreement(runner, reference, frames)
+        if agreement < 1 - limit:
             raise ParityError(
-                f"{path} would give {1 - agreement:.4%} of the pixels another label than PyTorch does, expected at "
-                f"most {MAX_DISAGREEMENT:.2%}; nothing was written. Please report it with the weights' recipe"
+                f"{path} would give {1 - agreement:.4%} of the pixels another label than "
+                f"{Path(reference.artifact).name} does, expected at most {limit:.2%} in {metadata.precision}; nothing "
+                f"was written. {_REMEDY[metadata.precision]}, or allow it with --max-disagreement"
             )
         written = temporary.stat().st_size
     return Export(Path(path), agreement, len(frames), written, len(model.graph.node))
+
+
+def graph_metadata(model: onnx.ModelProto, source: str | Path) -> Metadata:
+    """What a graph says about itself. Raises ArtifactError, naming `source`, where it does not."""
+    return Metadata.from_text({p.key: p.value for p in model.metadata_props}.get(METADATA_KEY), source)
 
 
 class _WithLogits(nn.Module):
@@ -108,7 +171,7 @@ class _WithLogits(nn.Module):
 
     def forward(self, frames: Tensor) -> tuple[Tensor, Tensor]:
         logits = self.segmenter.logits(frames)
-        return logits.argmax(dim=1).to(torch.uint8), logits
+        return logits.argmax(dim=1).to(torch.uint8), logits.float()
 
 
 def _export(segmenter: Segmenter, size: tuple[int, int], batch: int | None, logits: bool) -> onnx.ModelProto:
@@ -145,6 +208,33 @@ def _quiet() -> Iterator[None]:
         logger.setLevel(level)
 
 
+def _name_by_module(graph: onnx.GraphProto) -> None:
+    """Name operations, tensors and weights by their place in the network: "stage2.3.branch.0/Conv" for "conv2d_41".
+
+    Profiles, calibration records and TensorRT's refusals speak of these names, so they have to mean something, and to
+    stay the same whatever the exporter counts.
+    """
+    names = {value.name: value.name for value in (*graph.input, *graph.output)}
+    for initializer in graph.initializer:
+        names[initializer.name] = initializer.name = _place(initializer.name)
+    seen: Counter[str] = Counter()
+    for node in graph.node:
+        scopes = ast.literal_eval({p.key: p.value for p in node.metadata_props}["pkg.torch.onnx.name_scopes"])
+        base = "/".join(filter(None, (_place(scopes[-2]), node.op_type)))
+        node.name = f"{base}_{seen[base]}" if seen[base] else base
+        seen[base] += 1
+        (output,) = node.output
+        names.setdefault(output, re.sub(r"(\.pool)/MaxPool_1$", r"\1/winners", node.name))
+    for node in graph.node:
+        node.input[:] = [names[name] if name else "" for name in node.input]
+        node.output[:] = [names[name] for name in node.output]
+
+
+def _place(name: str) -> str:
+    """A module's path within the network, of its path within what was exported."""
+    return re.sub(r"^(segmenter\.?)?(net\.?)?", "", name)
+
+
 def _clean(model: onnx.ModelProto) -> None:
     """Drop what the exporter wrote about its own machine: stack traces with file paths, module names, notes."""
     graph = model.graph
@@ -152,10 +242,23 @@ def _clean(model: onnx.ModelProto) -> None:
         del part.metadata_props[:]
         part.doc_string = ""
     del graph.value_info[:]
+    _compare_as_is(graph)
     _share_equal_constants(graph)
     used = {name for node in graph.node for name in node.input}
     for initializer in [i for i in graph.initializer if i.name not in used]:
         graph.initializer.remove(initializer)
+
+
+def _compare_as_is(graph: onnx.GraphProto) -> None:
+    """Let Equal take halves: the exporter casts both sides to float first, which changes nothing but the time."""
+    casts = {node.output[0]: node for node in graph.node if node.op_type == "Cast"}
+    for node in graph.node:
+        if node.op_type == "Equal" and all(name in casts for name in node.input):
+            node.input[:] = [casts[name].input[0] for name in node.input]
+    used = {name for node in graph.node for name in node.input} | {value.name for value in graph.output}
+    for cast in casts.values():
+        if cast.output[0] not in used:
+            graph.node.remove(cast)
 
 
 def _share_equal_constants(graph: onnx.GraphProto) -> None:
@@ -169,14 +272,13 @@ def _share_equal_constants(graph: onnx.GraphProto) -> None:
         node.input[:] = [same.get(name, name) for name in node.input]
 
 
-def _agreement(path: Path, reference: Segmenter, frames: UInt8Array, batch: int | None) -> float:
+def _agreement(runner: Runner, reference: Runner, frames: UInt8Array) -> float:
     """Share of pixels with the reference's label. Frames are repeated to fill the last batch."""
-    count = batch or min(2, len(frames))
+    count = runner.spec.batch or min(2, len(frames))
     same: list[float] = []
-    with open_runner(path, backend="ort") as runner, torch.inference_mode():
-        for start in range(0, len(frames), count):
-            chunk = np.take(frames, range(start, start + count), axis=0, mode="wrap")
-            same.append(float((reference(torch.from_numpy(chunk)).numpy() == runner.infer(chunk)).mean()))
+    for start in range(0, len(frames), count):
+        chunk = np.take(frames, range(start, start + count), axis=0, mode="wrap")
+        same.append(float((reference.infer(chunk) == runner.infer(chunk)).mean()))
     return float(np.mean(same))
 
 

@@ -254,7 +254,7 @@ def test_real_images_get_pytorchs_labels(tmp_path: Path, weights: Path, camvid: 
 def ready(exported: Path, monkeypatch: pytest.MonkeyPatch) -> onnx.ModelProto:
     """What the exporter will give, at once, instead of making it anew."""
     model = onnx.load(exported)
-    monkeypatch.setattr(sys.modules[to_onnx.__module__], "_export", lambda *_: model)
+    monkeypatch.setattr(sys.modules[to_onnx.__module__], "build_graph", lambda *_: model)
     return model
 
 
@@ -267,9 +267,19 @@ def test_a_graph_that_computes_something_else_is_not_written(
     bias.CopyFrom(onnx.numpy_helper.from_array(values, bias.name))
     path = tmp_path / "enet.onnx"
     path.write_bytes(b"an earlier export")
-    with pytest.raises(ParityError, match=r"% of the pixels another label than PyTorch does, .* nothing was written"):
+    with pytest.raises(
+        ParityError, match=r"% of the pixels another label than enet-camvid.* does, .* nothing was written"
+    ):
         to_onnx(weights, path, size=SIZE, batch=None, frames=scenes_of(1))
     assert list(tmp_path.iterdir()) == [path] and path.read_bytes() == b"an earlier export"
+
+
+@pytest.mark.usefixtures("ready")
+@pytest.mark.parametrize("shape", [(1, 128, 96, 3), (0, 96, 128, 3)])
+def test_frames_to_compare_on_have_the_size(tmp_path: Path, weights: Path, shape: tuple[int, ...]) -> None:
+    with pytest.raises(InputError, match=r"expected \(K, 96, 128, 3\) with K >= 1"):
+        to_onnx(weights, tmp_path / "enet.onnx", frames=np.zeros(shape, np.uint8))
+    assert not list(tmp_path.iterdir())
 
 
 @pytest.mark.usefixtures("ready")
@@ -317,8 +327,7 @@ def test_impossible_size_on_the_command_line(capsys: pytest.CaptureFixture[str])
         ({"size": (100, 96)}, "size 100x96, expected height and width divisible by 8"),
         ({"size": (0, 96)}, "size 0x96, expected height and width divisible by 8; the nearest is 8x96"),
         ({"batch": 0}, "batch 0, expected at least 1, or None for any number"),
-        ({"size": (64, 96), "frames": np.zeros((1, 96, 64, 3), np.uint8)}, r"expected \(K, 64, 96, 3\) with K >= 1"),
-        ({"size": (64, 96), "frames": np.zeros((0, 64, 96, 3), np.uint8)}, r"expected \(K, 64, 96, 3\) with K >= 1"),
+        ({"precision": "int8"}, "precision 'int8', expected fp32 or fp16; int8 is made of either"),
     ],
 )
 def test_impossible_options_are_refused(
