@@ -225,6 +225,8 @@ def _name_by_module(graph: onnx.GraphProto) -> None:
         seen[base] += 1
         (output,) = node.output
         names.setdefault(output, re.sub(r"(\.pool)/MaxPool_1$", r"\1/winners", node.name))
+        if node.name == "initial.conv/Conv":  # made by another operation in a half graph than in a float one
+            names[node.input[0]] = "normalised"
     for node in graph.node:
         node.input[:] = [names[name] if name else "" for name in node.input]
         node.output[:] = [names[name] for name in node.output]

@@ -1,8 +1,12 @@
-"""What building and running engines have in common: TensorRT's two flavours, and what they log."""
+"""What building and running engines have in common: TensorRT's two flavours, what they log, loading an engine."""
 
 from __future__ import annotations
 
+import functools
+import os
+from collections import deque
 from importlib import import_module
+from pathlib import Path
 from typing import Any
 
 from ..errors import BackendError, missing
@@ -23,19 +27,60 @@ def import_tensorrt(flavour: str) -> Any:
         raise BackendError(f"{module} is installed but does not load: {error}") from None
 
 
+@functools.cache
 def make_logger(trt: Any) -> Any:
-    """A TensorRT logger that prints nothing and keeps what was wrong: `logger.errors`, a list of str.
+    """The logger of a TensorRT module. It prints nothing; `logger.told()` has what was wrong since the last call.
 
-    Keep a reference for as long as any object that was made with it lives.
+    One for the whole process, and never freed: TensorRT ignores a second one while objects of the first live, and
+    what the second was to hear would be lost.
     """
 
     class Logger(trt.ILogger):  # type: ignore[misc]
         def __init__(self) -> None:
             super().__init__()
-            self.errors: list[str] = []
+            self._errors: deque[str] = deque(maxlen=8)
 
         def log(self, severity: Any, message: str) -> None:
             if severity in (trt.ILogger.ERROR, trt.ILogger.INTERNAL_ERROR):
-                self.errors.append(message)
+                self._errors.append(" ".join(message.split()))
+
+        def told(self) -> str:
+            """The errors since the last call, on one line."""
+            errors = "; ".join(dict.fromkeys(self._errors))
+            self._errors.clear()
+            return errors or "TensorRT gave no reason"
 
     return Logger()
+
+
+def start(trt: Any, kind: str) -> Any:
+    """A trt.Builder or trt.Runtime, by name. Raises BackendError where TensorRT finds no driver that it can use."""
+    logger = make_logger(trt)
+    logger.told()
+    try:
+        return getattr(trt, kind)(logger)
+    except TypeError:  # how a constructor that gave nothing looks in Python
+        raise BackendError(f"TensorRT {trt.__version__} does not start: {logger.told()}") from None
+
+
+def load_engine(trt: Any, engine: bytes, *, host_code: bool = False) -> Any:
+    """Deserialise an engine: only one that was just built, or that its card vouches for, because an engine is code.
+
+    Args:
+        host_code: let the engine run code on the CPU too, which a version-compatible one has to.
+
+    Raises BackendError with TensorRT's words where it does not load here.
+    """
+    runtime = start(trt, "Runtime")
+    if host_code:
+        runtime.engine_host_code_allowed = True
+    loaded = runtime.deserialize_cuda_engine(engine)
+    if loaded is None:
+        told = make_logger(trt).told()
+        raise BackendError(f"TensorRT {trt.__version__} does not load the engine on this machine: {told}")
+    return loaded
+
+
+def cache_folder() -> Path:
+    """Where this package keeps what it can make again: $XDG_CACHE_HOME/enet_deploy, or ~/.cache/enet_deploy."""
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "enet_deploy"
