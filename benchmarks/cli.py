@@ -6,21 +6,26 @@ import argparse
 import tempfile
 from collections.abc import Sequence
 from contextlib import ExitStack
+from importlib.util import find_spec
 from pathlib import Path
+from typing import Any
 
 from enet_deploy import cli
 from enet_deploy.artifacts import BUNDLED_WEIGHTS, require_writable, sha256, write_json
 from enet_deploy.data import DataSet, UInt8Array, open_data
 from enet_deploy.errors import ArtifactError, InputError
 from enet_deploy.evaluate import require_classes
-from enet_deploy.runners import BACKENDS, Runner, backend_for, open_runner
+from enet_deploy.runners import BACKENDS, Runner, backends_for, open_runner
 from enet_deploy.scenes import street_scene
 
-from .parity import compare
+from .parity import Parity, compare
 from .timing import measure
 
 CAMERA = (720, 1280)  # size of the drawn scenes: an ordinary camera's
 SCENES = 8
+
+# What an artifact runs on where nothing was asked for -> its package. Not trt, which first builds for minutes
+_UNASKED = {"torch": "torch", "ort": "onnxruntime", "openvino": "openvino"}
 
 
 def _artifacts(args: argparse.Namespace, folder: Path) -> dict[Path, str]:
@@ -28,7 +33,7 @@ def _artifacts(args: argparse.Namespace, folder: Path) -> dict[Path, str]:
     if args.artifacts:
         return {path: str(path) for path in args.artifacts}
     found = {args.weights: str(args.weights)}
-    if args.backend is None or "ort" in args.backend:
+    if args.backend is None or set(args.backend) & set(backends_for("enet.onnx")):
         from enet_deploy.export.to_onnx import to_onnx
 
         print(f"exporting {args.weights.name} ...", flush=True)
@@ -38,27 +43,45 @@ def _artifacts(args: argparse.Namespace, folder: Path) -> dict[Path, str]:
     return found
 
 
+def _backends(artifact: Path, args: argparse.Namespace) -> list[str]:
+    """What to run an artifact on: all that was asked for and fits, else all that fits and is installed."""
+    fitting = backends_for(artifact)
+    if args.backend is not None:
+        return [backend for backend in fitting if backend in args.backend]
+    found = [backend for backend in fitting if backend in _UNASKED and find_spec(_UNASKED[backend])]
+    if args.device not in (None, "cpu"):
+        found = [backend for backend in found if backend != "openvino"]  # which has no other device
+    return found or [fitting[0]]
+
+
+def _options(backend: str, size: tuple[int, int] | None, threads: int) -> dict[str, Any]:
+    """What a runner is opened with: weights run at any size, and two of the libraries take a number of threads."""
+    if backend == "torch":
+        return {} if size is None else {"size": size}
+    return {"threads": threads} if backend in ("ort", "openvino") else {}
+
+
 def _open(artifacts: list[Path], args: argparse.Namespace, stack: ExitStack) -> list[Runner]:
-    """A runner for each artifact, less those of backends that were not asked for; all of one frame size."""
-    wanted = args.backend or BACKENDS
-    chosen = [artifact for artifact in artifacts if backend_for(artifact) in wanted]
-    missing = sorted(set(args.backend or ()) - {backend_for(artifact) for artifact in chosen})
+    """A runner for each artifact and backend, less those that were not asked for; all of one frame size."""
+    chosen = [(artifact, backend) for artifact in artifacts for backend in _backends(artifact, args)]
+    missing = sorted(set(args.backend or ()) - {backend for _, backend in chosen})
     if missing:
         named = ", ".join(map(str, artifacts))
         raise InputError(f"--backend {missing[0]}, but none of the artifacts runs on it: {named}")
     # graphs have a size of their own and come first; weights run at any size, so they follow it
     runners = {}
     size = args.size
-    for artifact in sorted(chosen, key=lambda path: path.suffix == ".safetensors"):
-        options = {"size": size} if backend_for(artifact) == "torch" and size else {}
-        runners[artifact] = stack.enter_context(open_runner(artifact, device=args.device, **options))
-        own = runners[artifact].spec.size
+    for artifact, backend in sorted(chosen, key=lambda pair: pair[1] == "torch"):
+        options = _options(backend, size, args.threads)
+        runner = stack.enter_context(open_runner(artifact, backend, args.device, **options))
+        runners[artifact, backend] = runner
+        own = runner.spec.size
         size = size or own
         if own != size:
             raise InputError(
                 f"{artifact} takes frames of {own[0]}x{own[1]}, expected {size[0]}x{size[1]}: one run has one size"
             )
-    return [runners[artifact] for artifact in chosen]
+    return [runners[pair] for pair in chosen]
 
 
 def _batch(runners: list[Runner], asked: int | None) -> int:
@@ -78,6 +101,19 @@ def _reference(runners: list[Runner], weights: Path, stack: ExitStack) -> Runner
     if {runner.spec.weights_sha256 for runner in runners} != {sha256(weights)}:
         return None
     return stack.enter_context(open_runner(weights, "torch", size=runners[0].spec.size))
+
+
+def _add_flips(runners: list[Runner], parities: list[Parity], weights: Path, images: list[UInt8Array]) -> None:
+    """Add what max-pooling does in each graph, as ONNX Runtime runs it. Of an engine nobody can tell."""
+    from .unpool import flips
+
+    run_graph = [(r, p) for r, p in zip(runners, parities, strict=True) if r.backend in ("ort", "openvino")]
+    if not run_graph:
+        return
+    frames = [runners[0].preprocess(image) for image in images]
+    shares = flips(weights, list(dict.fromkeys(runner.artifact for runner, _ in run_graph)), frames)
+    for runner, parity in run_graph:
+        parity.unpool_flips = shares[runner.artifact]
 
 
 def _material(data: DataSet | None) -> tuple[list[UInt8Array], list[tuple[UInt8Array, UInt8Array | None]] | DataSet]:
@@ -114,11 +150,14 @@ def _bench(args: argparse.Namespace) -> None:
         images, pairs = _material(data)
         reference = _reference(runners, args.weights, stack)
         of_reference, parities = compare(reference, runners, cli.progress(pairs, "comparing labels", len(pairs)))
-        peaks = [peak_memory(runner) for runner in runners]
+        if reference is not None:
+            _add_flips(runners, parities, args.weights, images)
+        options = [_options(runner.backend, runner.spec.size, args.threads) for runner in runners]
+        peaks = [peak_memory(runner, own) for runner, own in zip(runners, options, strict=True)]
         timings = measure(runners, images, args.frames, batch, progress=lambda turns: cli.progress(turns, "timing"))
         results = [
-            Result(r.spec, artifacts[r.artifact], timing, parity, r.artifact.stat().st_size, peak)
-            for r, timing, parity, peak in zip(runners, timings, parities, peaks, strict=True)
+            Result(r.spec, artifacts[r.artifact], timing, parity, r.artifact.stat().st_size, peak, own)
+            for r, timing, parity, peak, own in zip(runners, timings, parities, peaks, options, strict=True)
         ]
     run = to_json(machine, results, None if reference is None else of_reference)
     if args.json is not None:
@@ -138,8 +177,13 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument(
         "--weights", type=Path, default=BUNDLED_WEIGHTS, help="parity is against these (default: bundled)"
     )
-    parser.add_argument("--backend", action="append", choices=BACKENDS, help="may be repeated; default: all that fit")
-    parser.add_argument("--device", default="cpu", help="default: %(default)s")
+    parser.add_argument(
+        "--backend", action="append", choices=BACKENDS, help="may be repeated; default: all that are installed, not trt"
+    )
+    parser.add_argument("--device", help="cpu, cuda or cuda:N (default: the backend's own)")
+    parser.add_argument(
+        "--threads", type=int, default=0, metavar="N", help="of ort and openvino (default: their choice)"
+    )
     parser.add_argument("--size", type=cli.size, metavar="HxW", help="frame size; default: what the artifact has")
     parser.add_argument(
         "--batch", type=cli.positive, metavar="N", help="frames per call (default: as the graph has it)"

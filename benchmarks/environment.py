@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import platform
 import subprocess
@@ -16,7 +17,19 @@ from enet_deploy.artifacts import commit
 from enet_deploy.errors import BackendError
 from enet_deploy.runners import Runner
 
-PACKAGES = ("enet-deploy", "torch", "onnxruntime", "onnxruntime-gpu", "numpy", "opencv-python")
+PACKAGES = (
+    "enet-deploy",
+    "torch",
+    "onnxruntime",
+    "onnxruntime-gpu",
+    "openvino",
+    "tensorrt",
+    "tensorrt-rtx",
+    "cuda-bindings",
+    "pycuda",
+    "numpy",
+    "opencv-python",
+)
 
 
 def environment() -> dict[str, Any]:
@@ -58,12 +71,11 @@ def _versions() -> dict[str, str]:
 # A process of its own: peak memory belongs to a process, and this one has every runner open. VmHWM, because
 # getrusage's figure survives exec on Linux: a child reports at least the peak of its parent.
 _PEAK = """
-import resource, sys
+import json, resource, sys
 import numpy as np
 from enet_deploy import open_runner
-artifact, backend, device, height, width = sys.argv[1:]
-options = {"size": (int(height), int(width))} if backend == "torch" else {}
-with open_runner(artifact, backend, device, **options) as runner:
+artifact, backend, device, options = sys.argv[1:]
+with open_runner(artifact, backend, device, **json.loads(options)) as runner:
     frames = np.zeros((runner.spec.batch or 1, *runner.spec.size, 3), np.uint8)
     for _ in range(3):
         runner.infer(frames)
@@ -76,13 +88,14 @@ print(int(kib) * 1024)
 """
 
 
-def peak_memory(runner: Runner) -> int:
+def peak_memory(runner: Runner, options: dict[str, Any]) -> int:
     """Peak resident bytes of a process that opens this runner alone, its library included, and labels frames.
 
+    `options` are those that it was opened with.
     Raises BackendError where that process fails, out of memory for one.
     """
     spec = runner.spec
-    command = [sys.executable, "-c", _PEAK, str(spec.artifact), spec.backend, spec.device, *map(str, spec.size)]
+    command = [sys.executable, "-c", _PEAK, str(spec.artifact), spec.backend, spec.device, json.dumps(options)]
     done = subprocess.run(command, capture_output=True, text=True)
     if done.returncode != 0:
         why = (done.stderr.strip().splitlines() or [f"exit code {done.returncode}"])[-1]

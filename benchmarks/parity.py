@@ -26,25 +26,29 @@ class Parity:
         against_reference: counts of pixels by (reference's label, runner's label), empty without a reference.
         against_truth: counts of pixels by (true label, runner's label), empty without a data set.
         max_abs_logit: largest difference of a logit, or None where the artifact gives none.
+        unpool_flips: stage -> share of pooling windows whose winner is another one, or None where that is not known.
     """
 
     classes: ClassList
     against_reference: ConfusionMatrix = field(init=False)
     against_truth: ConfusionMatrix = field(init=False)
     max_abs_logit: float | None = None
+    unpool_flips: dict[str, float] | None = None
 
     def __post_init__(self) -> None:
         self.against_reference = ConfusionMatrix(self.classes)
         self.against_truth = ConfusionMatrix(self.classes)
 
     def parity_json(self) -> dict[str, Any] | None:
-        """Agreement (share of equal labels), largest logit difference, Dice and IoU with the reference as truth."""
+        """Agreement (share of equal labels), largest logit difference, unpool flips, Dice and IoU with the reference
+        as truth."""
         if not self.against_reference.counts.any():
             return None
         scores = self.against_reference.scores()
         return {
             "agreement": scores.pixel_accuracy,
             "max_abs_logit": self.max_abs_logit,
+            "unpool_flips": self.unpool_flips,
             "miou": scores.miou,
             "dice": scores.dice,
             "per_class": scores.per_class,

@@ -29,6 +29,7 @@ class Result:
         artifact: the file, as the user knows it.
         parity: against PyTorch and against the truth, as far as these are known.
         model_bytes, peak_bytes: size of the artifact; peak memory of a process with this runner alone.
+        options: that the runner was opened with.
     """
 
     spec: Spec
@@ -37,6 +38,7 @@ class Result:
     parity: Parity
     model_bytes: int
     peak_bytes: int
+    options: dict[str, Any]
 
     def to_json(self) -> dict[str, Any]:
         return {
@@ -44,6 +46,8 @@ class Result:
             "device": self.spec.device,
             "precision": self.spec.precision,
             "artifact": self.artifact,
+            "runtime": self.spec.runtime,
+            "options": self.options,
             "size": list(self.spec.size),
             "batch": self.timing.batch,
             "latency_ms": self.timing.summary("infer"),
@@ -75,6 +79,7 @@ def show(run: dict[str, Any], console: Console) -> None:
     _show_size(results, console)
     if reference:
         _show_parity(results, console)
+        _show_flips(results, console)
     if results[0]["accuracy"]:
         _show_accuracy(results, reference and reference["accuracy"], console)
     for name, result in zip(_names(results), results, strict=True):
@@ -152,6 +157,18 @@ def _show_parity(results: list[dict[str, Any]], console: Console) -> None:
     _print(title, table, console)
 
 
+def _show_flips(results: list[dict[str, Any]], console: Console) -> None:
+    """Which place of a window a pooling took; in fp32 no more than rounding moves, and the table is left out."""
+    flips = [result["parity"]["unpool_flips"] for result in results]
+    if all(result["precision"] == "fp32" for result in results) or not any(flips):
+        return
+    table = _table(*next(filter(None, flips)))
+    for name, shares in zip(_names(results), flips, strict=True):
+        if shares:
+            table.add_row(name, *(f"{share:.3%}" for share in shares.values()))
+    _print("Unpool flips: windows whose winner is not PyTorch fp32's", table, console)
+
+
 def _show_accuracy(results: list[dict[str, Any]], reference: dict[str, Any] | None, console: Console) -> None:
     title = "Accuracy, void left out"
     figures = ("pixel_accuracy", "dice", "miou")
@@ -160,6 +177,6 @@ def _show_accuracy(results: list[dict[str, Any]], reference: dict[str, Any] | No
         accuracy = result["accuracy"]
         row = [f"{accuracy[figure]:.4f}" for figure in figures]
         if reference:
-            row.append("  ".join(f"{100 * (accuracy[figure] - reference[figure]):+.3f}" for figure in figures))
+            row.append(" ".join(f"{100 * (accuracy[figure] - reference[figure]):+.3f}" for figure in figures))
         table.add_row(name, *row)
     _print(title, table, console)

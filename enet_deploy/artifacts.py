@@ -230,7 +230,10 @@ class EngineCard:
             metadata = Metadata.from_text(json.dumps(value["metadata"]), path)
             if value.pop("schema") != SCHEMA:
                 raise ValueError("its schema is another")
+            if value["flavour"] not in ("trt", "trt-rtx"):
+                raise ValueError(f"flavour {value['flavour']!r}, expected trt or trt-rtx")
             card = cls(**{**value, "metadata": metadata, "compute_capabilities": tuple(value["compute_capabilities"])})
+            again = again.replace("--engine trt", f"--engine {card.flavour}")
         except FileNotFoundError:
             raise ArtifactError(
                 f"{engine} has no {path.name} beside it, which says what it is and that it is safe to load; copy both, "

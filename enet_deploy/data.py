@@ -176,6 +176,15 @@ def open_data(root: str | Path, split: str) -> DataSet:
     return DataSet(_read_classes(root), tuple((images[stem], labels[stem]) for stem in sorted(images)))
 
 
+def find_images(root: str | Path, split: str) -> list[Path]:
+    """The image files of a split, sorted by name, labelled or not; of `root` itself where it has no such folder.
+
+    Raises DataError where there are none.
+    """
+    folder = Path(root) / split
+    return [*_by_stem(folder if folder.is_dir() else Path(root)).values()]
+
+
 def read_image(path: str | Path) -> UInt8Array:
     """Decode an image file as (H, W, 3) uint8 BGR. Raises DataError, naming the file."""
     return _decode(Path(path), cv2.IMREAD_COLOR).astype(np.uint8, copy=False)

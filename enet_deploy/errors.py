@@ -40,7 +40,7 @@ class ParityError(EnetError):
 EXTRAS = {
     **dict.fromkeys(("torch", "safetensors", "onnx", "onnxscript"), "torch"),
     **dict.fromkeys(("onnxruntime", "openvino"), "cpu"),
-    **dict.fromkeys(("rich", "psutil"), "report"),
+    **dict.fromkeys(("matplotlib", "rich", "psutil"), "report"),
     "tensorrt": "trt",
     "tensorrt_rtx": "rtx",
 }

@@ -61,11 +61,11 @@ def _evaluate(args: argparse.Namespace) -> None:
 
 def main(argv: Sequence[str] | None = None) -> int:
     parser = cli.Parser("enet-eval", description="Score an artifact on a split of a data set.")
-    parser.add_argument("artifact", type=Path, metavar="ARTIFACT", help="weights (.safetensors) or a graph (.onnx)")
+    parser.add_argument("artifact", type=Path, metavar="ARTIFACT", help="weights, a graph (.onnx) or an engine")
     parser.add_argument("--data", required=True, help="folder with SPLIT/ and SPLITannot/")
     parser.add_argument("--split", default="val", help="train, val or test (default: %(default)s)")
     parser.add_argument("--backend", choices=BACKENDS, help="default: by the artifact's suffix")
-    parser.add_argument("--device", default="cpu", help="default: %(default)s")
+    parser.add_argument("--device", help="cpu, cuda or cuda:N (default: the backend's own)")
     parser.add_argument("--void-counts", action="store_true", help="count void pixels as mistakes, as some reports do")
     parser.add_argument("--json", type=Path, metavar="FILE", help="write the figures there too")
     return cli.run(parser, _evaluate, argv)

@@ -50,7 +50,8 @@ def street_scene(seed: int, size: tuple[int, int] = (360, 480)) -> tuple[UInt8Ar
     canvas = _Canvas(*size)
 
     def color(b: int, g: int, r: int) -> np.ndarray:
-        return np.clip(np.array([b, g, r]) + rng.integers(-25, 26, 3), 0, 255)
+        # brighter or darker, hardly another hue: a road is grey in any light
+        return np.clip(np.array([b, g, r]) + rng.integers(-20, 21) + rng.integers(-4, 5, 3), 0, 255)
 
     horizon = rng.uniform(0.4, 0.55)
     bend = rng.uniform(0.4, 0.6)  # where the road meets the horizon

@@ -1,65 +1,258 @@
-"""`enet-export`: weights -> verified ONNX."""
+"""`enet-export`: weights -> verified ONNX, in the precision asked for -> TensorRT engine."""
 
 from __future__ import annotations
 
 import argparse
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 
 from enet_deploy import cli
-from enet_deploy.artifacts import BUNDLED_WEIGHTS
-from enet_deploy.data import UInt8Array, open_data, read_image, resize_image
-from enet_deploy.errors import InputError
+from enet_deploy.artifacts import BUNDLED_WEIGHTS, require_writable, sha256
+from enet_deploy.data import UInt8Array, find_images, read_image, resize_image
+from enet_deploy.errors import ArtifactError, BackendError, InputError
+from enet_deploy.runners.trt_common import FLAVOURS, cache_folder
+
+if TYPE_CHECKING:
+    from .to_engine import BuildOptions
+    from .to_onnx import Export
 
 MAX_FRAMES = 128  # of a data set to verify with, spread evenly
 
 
-def _frames(data: str, split: str, size: tuple[int, int] | None, weights: Path) -> UInt8Array:
-    """Images of a split at the size of the export."""
-    from enet_deploy.model import load_weights
-
-    size = size or load_weights(weights)[1].size
-    images = [image for image, _ in open_data(data, split).pairs]
+def _frames(args: argparse.Namespace, size: tuple[int, int]) -> UInt8Array | None:
+    """Images of --data at the size of the graph."""
+    if args.data is None:
+        return None
+    images = find_images(args.data, args.split)
     chosen = np.linspace(0, len(images) - 1, min(len(images), MAX_FRAMES), dtype=int)
     return np.stack([resize_image(read_image(images[index]), size) for index in chosen])
 
 
-def _export(args: argparse.Namespace) -> None:
-    from .to_onnx import to_onnx
-
+def _from_weights(args: argparse.Namespace) -> Path:
+    """Weights -> NAME-PRECISION.onnx."""
     if Path(args.name).name != args.name:
         raise InputError(f"--name '{args.name}', expected the beginning of a file's name; the folder is --out")
-    frames = None if args.data is None else _frames(args.data, args.split, args.size, args.weights)
-    path = Path(args.out) / f"{args.name}-fp32.onnx"
-    batch = None if args.dynamic_batch else args.batch
-    done = to_onnx(args.weights, path, size=args.size, batch=batch, logits=args.logits, frames=frames)
+    precision = "-".join([*["fp16"] * args.fp16, *["int8"] * args.int8]) or "fp32"
+    path = Path(args.out) / f"{args.name}-{precision}.onnx"
+    require_writable(path)
+
+    from enet_deploy.model import load_weights
+
+    from .to_onnx import to_onnx
+
+    size = args.size or load_weights(args.weights)[1].size
+    quantize = None
+    if args.int8:
+        from enet_deploy.calibration.qdq import quantize as with_record
+        from enet_deploy.calibration.record import record_for
+
+        quantize = partial(with_record, record=record_for(sha256(args.weights), args.calibration))
+    done = to_onnx(
+        args.weights,
+        path,
+        precision="fp16" if args.fp16 else "fp32",
+        size=size,
+        batch=None if args.dynamic_batch else args.batch or 1,
+        logits=args.logits,
+        frames=_frames(args, size),
+        quantize=quantize,
+        max_disagreement=args.max_disagreement,
+    )
+    _report(done, args, "PyTorch")
+    return path
+
+
+def _from_graph(args: argparse.Namespace) -> Path:
+    """A float graph -> the int8 one beside it, where that was asked for; else the graph itself."""
+    model: Path = args.model
+    if not model.is_file() or model.suffix != ".onnx":
+        raise ArtifactError(f"{model} is no .onnx file; expected a graph of enet-export, or --weights WEIGHTS")
+    given = [name for name in ("fp16", "size", "batch", "dynamic_batch", "logits") if getattr(args, name)]
+    if given:
+        raise InputError(
+            f"--{given[0].replace('_', '-')} with {model}, whose precision, size, batch and outputs are settled; "
+            "export it anew from --weights"
+        )
+    if not args.int8:
+        if args.engine is None:
+            raise InputError(f"nothing to do with {model}, expected --int8 or --engine {' or '.join(FLAVOURS)}")
+        return model
+
+    import onnx
+
+    from enet_deploy.calibration.qdq import quantize
+    from enet_deploy.calibration.record import record_for
+    from enet_deploy.runners import open_runner
+
+    from .to_onnx import graph_metadata, save_verified
+
+    with open_runner(model, "ort") as reference:  # also says what is wrong with a damaged file
+        graph = onnx.load(model)
+        metadata = graph_metadata(graph, model)
+        quantized = quantize(graph, record_for(metadata.weights_sha256, args.calibration))
+        stem = model.stem.removesuffix("-fp32") + "-int8"
+        path = Path(args.out) / f"{stem}.onnx"
+        frames = _frames(args, metadata.size)
+        _report(save_verified(quantized, path, reference, frames, args.max_disagreement), args, str(model))
+    return path
+
+
+def _report(done: Export, args: argparse.Namespace, reference: str) -> None:
     print(
         f"{done.path}  {done.bytes / 1e6:.2f} MB, {done.nodes} operations; labels of {done.frames} "
-        f"{'street scenes' if args.data is None else args.split + ' images'}: {done.agreement:.4%} as PyTorch's"
+        f"{'street scenes' if args.data is None else args.split + ' images'}: {done.agreement:.4%} as {reference}'s",
+        flush=True,
     )
 
 
-def main(argv: Sequence[str] | None = None) -> int:
+def _build_engine(graph: Path, args: argparse.Namespace, options: BuildOptions) -> None:
+    """GRAPH.engine, or GRAPH-rtx.engine, in --out."""
+    from .to_engine import to_engine
+
+    path = Path(args.out) / f"{graph.stem}{'-rtx' if options.flavour == 'trt-rtx' else ''}.engine"
+    build = to_engine(graph, path, options)
+    card = build.card
+    shares = card.precision_shares
+    layers = "not inspected, no such GPU here"
+    if shares is not None:
+        layers = ", ".join(f"{share:.0%} {precision}" for precision, share in shares.items())
+    print(
+        f"{path}  {build.bytes / 1e6:.2f} MB in {build.seconds:.1f} s, {FLAVOURS[card.flavour]} {card.version} for "
+        f"compute capability {', '.join(card.compute_capabilities)}; layers: {layers}"
+    )
+
+
+def _engine_if_possible(graph: Path, args: argparse.Namespace) -> None:
+    """An engine for the GPU in this machine, or the one line that says why there is none."""
+    from enet_deploy.runners.cuda import find_gpu
+    from enet_deploy.runners.trt_common import import_tensorrt
+
+    from .to_engine import BuildOptions
+
+    reasons = []
+    for flavour in FLAVOURS:
+        try:
+            import_tensorrt(flavour)
+            find_gpu()
+        except BackendError as error:
+            reasons.append(str(error))
+        else:
+            return _build_engine(graph, args, BuildOptions(flavour))
+    print(
+        f"no engine was built: {reasons[0]}. Where TensorRT and the GPU are: enet-export {graph.name} --engine trt; "
+        f"here, for another machine: enet-export {graph} --engine trt-rtx --compute-capability 8.6"
+    )
+    return None
+
+
+def _options(args: argparse.Namespace) -> BuildOptions | None:
+    """What engine to build; None where none was asked for. Before the export, so that it is refused at once."""
+    from .to_engine import BuildOptions
+
+    named = {
+        "compute_capability": args.compute_capability,
+        "version_compatible": args.version_compatible,
+        "hardware_compatible": args.hardware_compatible,
+        "workspace": args.workspace,
+        "optimization_level": args.optimization_level is not None,
+        "max_batch": args.max_batch,
+    }
+    if args.engine is None:
+        for name, value in named.items():
+            if value:
+                raise InputError(f"--{name.replace('_', '-')} without an engine to build, expected --engine too")
+        return None
+    return BuildOptions(
+        args.engine,
+        compute_capabilities=args.compute_capability,
+        version_compatible=args.version_compatible,
+        hardware_compatible=args.hardware_compatible,
+        workspace_mb=args.workspace,
+        optimization_level=args.optimization_level,
+        max_batch=args.max_batch or BuildOptions.max_batch,
+        timing_cache=None if args.no_timing_cache else args.timing_cache,
+    )
+
+
+def _export(args: argparse.Namespace) -> None:
+    options = _options(args)
+    if args.calibration is not None and not args.int8:
+        raise InputError(f"--calibration {args.calibration} without --int8, expected both")
+    if options is not None:
+        from .to_engine import require_buildable
+
+        require_buildable(options)
+    graph = _from_weights(args) if args.model is None else _from_graph(args)
+    if options is not None:
+        _build_engine(graph, args, options)
+    elif args.fp16 or args.int8:
+        _engine_if_possible(graph, args)
+
+
+def _capabilities(text: str) -> tuple[str, ...]:
+    """argparse type: "8.6,8.9" -> ("8.6", "8.9"); which there are is TensorRT's to say."""
+    return tuple(part.strip() for part in text.split(","))
+
+
+def _parser() -> cli.Parser:
     parser = cli.Parser(
         "enet-export",
-        description="Export weights to ONNX: uint8 BGR frames in, uint8 labels out, held against PyTorch.",
+        description="Weights to ONNX, uint8 BGR frames in, uint8 labels out, held against PyTorch; build engines.",
         formatter_class=argparse.ArgumentDefaultsHelpFormatter,
+    )
+    parser.add_argument(
+        "model", nargs="?", type=Path, metavar="MODEL.onnx", help="start from this graph in place of weights"
     )
     parser.add_argument("--weights", type=Path, default=BUNDLED_WEIGHTS, help="a .safetensors file of enet-train")
     parser.add_argument("--out", default=".", metavar="DIR", help="folder to write to")
-    parser.add_argument("--name", default="enet", help="the file is NAME-fp32.onnx")
-    parser.add_argument(
+    parser.add_argument("--name", default="enet", help="the file is NAME-PRECISION.onnx")
+
+    graph = parser.add_argument_group("graph")
+    graph.add_argument("--fp16", action="store_true", help="half weights and arithmetic")
+    graph.add_argument("--int8", action="store_true", help="int8 where it pays, of fp32 or, with --fp16, of half")
+    graph.add_argument(
+        "--calibration", type=Path, metavar="RECORD", help="of enet-calibrate; else that of the bundled weights"
+    )
+    graph.add_argument(
         "--size", type=cli.size, metavar="HxW", help="frame size; else what the weights were trained for"
     )
-    batch = parser.add_mutually_exclusive_group()
-    batch.add_argument("--batch", type=cli.positive, default=1, metavar="N", help="frames per call")
+    batch = graph.add_mutually_exclusive_group()
+    batch.add_argument("--batch", type=cli.positive, metavar="N", help="frames per call; else 1")
     batch.add_argument("--dynamic-batch", action="store_true", help="take any number of frames per call")
-    parser.add_argument("--logits", action="store_true", help="return the logits too")
-    parser.add_argument("--data", help="data set whose images to verify with; else drawn street scenes")
-    parser.add_argument("--split", default="val", help="of --data")
-    return cli.run(parser, _export, argv)
+    graph.add_argument("--logits", action="store_true", help="return the logits too")
+    graph.add_argument("--data", help="data set whose images to verify with; else drawn street scenes")
+    graph.add_argument("--split", default="val", help="of --data")
+    graph.add_argument(
+        "--max-disagreement",
+        type=float,
+        metavar="SHARE",
+        help="of the pixels may get another label; else fp32 0.0001, fp16 0.001, int8 0.02",
+    )
+
+    engine = parser.add_argument_group("engine")
+    engine.add_argument(
+        "--engine", choices=FLAVOURS, help="trt: for the GPU in this machine; trt-rtx: also ahead of time"
+    )
+    engine.add_argument(
+        "--compute-capability", type=_capabilities, default=(), metavar="LIST", help="for trt-rtx, such as 8.6,8.9"
+    )
+    engine.add_argument("--version-compatible", action="store_true", help="later versions may load it")
+    engine.add_argument("--hardware-compatible", action="store_true", help="other GPUs, Ampere and later, may load it")
+    engine.add_argument("--workspace", type=cli.positive, metavar="MIB", help="memory that a layer may use")
+    engine.add_argument("--optimization-level", type=int, metavar="N", help="0 fast to build, to 5 fast to run")
+    engine.add_argument("--max-batch", type=cli.positive, metavar="N", help="of a graph with --dynamic-batch; else 8")
+    timing = engine.add_mutually_exclusive_group()
+    timing.add_argument("--timing-cache", type=Path, default=cache_folder(), metavar="DIR", help="kept between builds")
+    timing.add_argument("--no-timing-cache", action="store_true", help="measure everything anew")
+    return parser
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    return cli.run(_parser(), _export, argv)
 
 
 if __name__ == "__main__":

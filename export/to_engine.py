@@ -138,6 +138,14 @@ def to_engine(
     return Build(Path(path), card, len(engine), seconds)
 
 
+def require_buildable(options: BuildOptions) -> None:
+    """Raise what `to_engine` would where TensorRT, the GPU or a compute capability is missing: before a long export."""
+    trt = import_tensorrt(options.flavour)
+    _machine(options)
+    if options.flavour == "trt-rtx":
+        _targets(trt, options.compute_capabilities)
+
+
 # --- the graph ---------------------------------------------------------------------------------------------------
 
 

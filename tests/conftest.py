@@ -58,6 +58,25 @@ def exported(tmp_path_factory: pytest.TempPathFactory, weights: Path) -> Path:
 
 
 @pytest.fixture(scope="session")
+def graphs(exported: Path, weights: Path) -> dict[str, Path]:
+    """Precision -> graph of the bundled weights and record at 96x128, any batch, with logits."""
+    import onnx
+
+    from enet_deploy.artifacts import sha256
+    from enet_deploy.calibration.qdq import quantize
+    from enet_deploy.calibration.record import record_for
+    from enet_deploy.export.to_onnx import build_graph
+
+    paths = {precision: exported.with_name(f"enet-{precision}.onnx") for precision in ("fp16", "int8", "fp16-int8")}
+    record = record_for(sha256(weights))
+    half = build_graph(weights, "fp16", SIZE, batch=None, logits=True)
+    onnx.save(half, paths["fp16"])
+    onnx.save(quantize(onnx.load(exported), record), paths["int8"])
+    onnx.save(quantize(half, record), paths["fp16-int8"])
+    return {"fp32": exported, **paths}
+
+
+@pytest.fixture(scope="session")
 def camvid() -> Path:
     """The real CamVid; the test is skipped where CAMVID_DIR does not say where it is."""
     folder = os.environ.get("CAMVID_DIR")

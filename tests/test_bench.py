@@ -5,6 +5,8 @@ from __future__ import annotations
 import dataclasses
 import json
 import re
+import sys
+from argparse import Namespace
 from pathlib import Path
 from typing import Any
 
@@ -20,10 +22,12 @@ from enet_deploy.benchmarks.environment import peak_memory
 from enet_deploy.benchmarks.parity import compare
 from enet_deploy.benchmarks.report import show
 from enet_deploy.benchmarks.timing import STAGES, Timing, measure
+from enet_deploy.benchmarks.unpool import flips
 from enet_deploy.data import UInt8Array, open_data
 from enet_deploy.errors import ParityError
 from enet_deploy.metrics import evaluate
 from enet_deploy.model import load_weights, save_weights
+from enet_deploy.scenes import street_scene
 
 HEIGHT, WIDTH = SIZE
 
@@ -58,17 +62,19 @@ def image(size: tuple[int, int] = SIZE) -> UInt8Array:
 
 @pytest.fixture(scope="module")
 def run(scenes: Path, weights: Path, exported: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
-    """The JSON of one run over PyTorch and ONNX Runtime on the drawn data set."""
+    """The JSON of one run over PyTorch, ONNX Runtime and OpenVINO on the drawn data set."""
     path = tmp_path_factory.mktemp("bench") / "out.json"
     artifacts = [str(weights), str(exported)]
-    assert cli.main([*artifacts, "--frames", "7", "--data", str(scenes), "--json", str(path)]) == 0
+    options = ["--frames", "7", "--threads", "1", "--data", str(scenes), "--json", str(path)]
+    assert cli.main([*artifacts, *options]) == 0
     return json.loads(path.read_text())
 
 
 def test_result_holds_what_the_readme_says(run: dict[str, Any], weights: Path, exported: Path) -> None:
     assert run["schema"] == 1 and {"processor", "cores", "packages", "commit", "load"} <= run["environment"].keys()
-    assert [result["backend"] for result in run["results"]] == ["torch", "ort"]
-    for result, artifact in zip(run["results"], (weights, exported), strict=True):
+    assert [result["backend"] for result in run["results"]] == ["torch", "ort", "openvino"]
+    assert [result["options"] for result in run["results"]] == [{"size": list(SIZE)}, {"threads": 1}, {"threads": 1}]
+    for result, artifact in zip(run["results"], (weights, exported, exported), strict=True):
         assert (result["artifact"], result["precision"], result["batch"]) == (str(artifact), "fp32", 1)
         assert result["size"] == list(SIZE) and result["model_bytes"] == artifact.stat().st_size
         assert len(result["samples_ms"]) == 7 and min(result["samples_ms"]) > 0
@@ -87,9 +93,12 @@ def test_accuracy_is_that_of_enet_eval(run: dict[str, Any], scenes: Path, export
 
 
 def test_parity_of_a_run(run: dict[str, Any]) -> None:
-    torch, ort = (result["parity"] for result in run["results"])
-    assert torch["agreement"] == 1 and torch["max_abs_logit"] == 0
-    assert ort["agreement"] >= 0.999 and ort["max_abs_logit"] > 0
+    torch, *graphs = (result["parity"] for result in run["results"])
+    assert torch["agreement"] == 1 and torch["max_abs_logit"] == 0 and torch["unpool_flips"] is None
+    for parity in graphs:
+        assert parity["agreement"] >= 0.999 and parity["max_abs_logit"] > 0
+        assert parity["unpool_flips"].keys() == {"bottleneck1_0", "bottleneck2_0"}
+        assert max(parity["unpool_flips"].values()) < 1e-3
     assert run["reference"]["accuracy"] == run["results"][0]["accuracy"]
 
 
@@ -105,6 +114,27 @@ def test_parity_counts_every_differing_pixel() -> None:
     assert of_reference.parity_json() is None
 
 
+def test_unpool_flips_are_counted_by_stage(exported: Path, weights: Path, tmp_path: Path) -> None:
+    onnx = pytest.importorskip("onnx")
+    model = onnx.load(exported)
+    winners = "bottleneck1_0.pool/winners"
+    (at,) = (index for index, node in enumerate(model.graph.node) if winners in node.output)
+    model.graph.node[at].output[0] = "first"
+    model.graph.initializer.append(onnx.numpy_helper.from_array(np.float32(5), "five"))
+    model.graph.node.insert(at + 1, onnx.helper.make_node("Sub", ["five", "first"], [winners]))
+    opposite, nameless = tmp_path / "opposite.onnx", tmp_path / "nameless.onnx"
+    onnx.save(model, opposite)  # every winner of the first stage is the place across
+    for node in model.graph.node:
+        node.input[:] = [name.replace("winners", "w") for name in node.input]
+        node.output[:] = [name.replace("winners", "w") for name in node.output]
+    onnx.save(model, nameless)
+    frames = [street_scene(seed, SIZE)[0][None] for seed in range(2)]
+    found = flips(weights, [exported, opposite, nameless], frames)
+    assert found[exported]["bottleneck1_0"] < 1e-3 and found[exported]["bottleneck2_0"] < 1e-3
+    assert found[opposite] == {"bottleneck1_0": 1, "bottleneck2_0": found[exported]["bottleneck2_0"]}
+    assert found[nameless] is None
+
+
 def test_runners_take_turns_and_warm_up_is_not_counted() -> None:
     images = [image(), image((50, 70))]
     with Painter(0).open() as a, Painter(1, batch=4).open() as b:
@@ -118,7 +148,7 @@ def test_runners_take_turns_and_warm_up_is_not_counted() -> None:
 def test_peak_memory_is_not_that_of_this_process(exported: Path) -> None:
     ballast = np.ones(600_000_000, np.uint8)
     with open_runner(exported) as runner:
-        assert 30e6 < peak_memory(runner) < ballast.nbytes
+        assert 30e6 < peak_memory(runner, {"threads": 1}) < ballast.nbytes
 
 
 def test_logits_that_are_no_number_are_an_error(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -147,16 +177,19 @@ STORED: dict[str, Any] = {
             "latency_ms": {"p50": 100.0},
             "stages_ms": {s: {"p50": 100.0, "p90": 110.0, "p99": 120.0, "mean": 100.0} for s in STAGES},
             "model_bytes": 1_500_000, "peak_bytes": 600_000_000,
-            "parity": {"agreement": 1.0, "max_abs_logit": 0.0, "miou": 1.0, "dice": 1.0},
+            "parity": {"agreement": 1.0, "max_abs_logit": 0.0, "miou": 1.0, "dice": 1.0, "unpool_flips": None},
             "accuracy": {"pixel_accuracy": 0.9, "dice": 0.61, "miou": 0.5},
         },
         {
-            "backend": "ort", "precision": "fp32", "artifact": "a/x.onnx", "size": [360, 480],
+            "backend": "ort", "precision": "int8", "artifact": "a/x.onnx", "size": [360, 480],
             "batch": 4, "spread": 0.25,
             "latency_ms": {"p50": 200.0},
             "stages_ms": {s: {"p50": 200.0, "p90": 210.0, "p99": 220.0, "mean": 200.0} for s in STAGES},
             "model_bytes": 1_900_000, "peak_bytes": 100_000_000,
-            "parity": {"agreement": 0.99998, "max_abs_logit": None, "miou": 0.9999, "dice": 0.9999},
+            "parity": {
+                "agreement": 0.99998, "max_abs_logit": None, "miou": 0.9999, "dice": 0.9999,
+                "unpool_flips": {"bottleneck1_0": 0.01, "bottleneck2_0": 0.000012},
+            },
             "accuracy": {"pixel_accuracy": 0.9, "dice": 0.6, "miou": 0.4975},
         },
     ],
@@ -172,7 +205,7 @@ Latency in ms, frames of 360x480
                  post   100.00   110.00   120.00   100.00   10.0
                 total   100.00   110.00   120.00   100.00   10.0
 
-  ort fp32 x4     pre   200.00   210.00   220.00   200.00   20.0
+  ort int8 x4     pre   200.00   210.00   220.00   200.00   20.0
                 infer   200.00   210.00   220.00   200.00   20.0
                  post   200.00   210.00   220.00   200.00   20.0
                 total   200.00   210.00   220.00   200.00   20.0
@@ -182,23 +215,29 @@ Speed of infer against the first, file, peak memory of a process
   runner        faster   file MB   peak MB
  ──────────────────────────────────────────
   torch fp32     1.00x      1.50       600
-  ort fp32 x4    2.00x      1.90       100
+  ort int8 x4    2.00x      1.90       100
 
 The same network? Labels and logits against PyTorch fp32
 
   runner        equal labels   max logit diff       IoU      Dice
  ─────────────────────────────────────────────────────────────────
   torch fp32       100.0000%                0   1.00000   1.00000
-  ort fp32 x4       99.9980%        no logits   0.99990   0.99990
+  ort int8 x4       99.9980%        no logits   0.99990   0.99990
+
+Unpool flips: windows whose winner is not PyTorch fp32's
+
+  runner        bottleneck1_0   bottleneck2_0
+ ─────────────────────────────────────────────
+  ort int8 x4          1.000%          0.001%
 
 Accuracy, void left out
 
-  runner        pixel accuracy     Dice     mIoU     their change, points
- ─────────────────────────────────────────────────────────────────────────
-  torch fp32            0.9000   0.6100   0.5000   +0.000  +0.000  +0.000
-  ort fp32 x4           0.9000   0.6000   0.4975   +0.000  -1.000  -0.250
+  runner        pixel accuracy     Dice     mIoU   their change, points
+ ───────────────────────────────────────────────────────────────────────
+  torch fp32            0.9000   0.6100   0.5000   +0.000 +0.000 +0.000
+  ort int8 x4           0.9000   0.6000   0.4975   +0.000 -1.000 -0.250
 
-unstable: the blocks of ort fp32 x4 differ by 25%; close other programs, fix the
+unstable: the blocks of ort int8 x4 differ by 25%; close other programs, fix the
 clock frequency, or take more --frames
 """
 
@@ -213,6 +252,21 @@ def test_equal_runners_are_told_apart_by_their_files(capsys: pytest.CaptureFixtu
     show(STORED | {"results": [first, first | {"artifact": "b/[red]y.onnx"}]}, Console(width=120))
     printed = capsys.readouterr().out
     assert "torch fp32 x.safetensors" in printed and "torch fp32 [red]y.onnx" in printed
+
+
+def test_graphs_run_on_all_that_is_installed_and_weights_on_torch(monkeypatch: pytest.MonkeyPatch) -> None:
+    def backends(name: str, asked: list[str] | None = None, device: str | None = None) -> list[str]:
+        return cli._backends(Path(name), Namespace(backend=asked, device=device))
+
+    assert backends("a.onnx") == backends("a.onnx", device="cpu") == ["ort", "openvino"]
+    assert backends("a.onnx", device="cuda") == ["ort"]
+    assert backends("a.onnx", ["openvino", "torch"]) == ["openvino"] and backends("a.onnx", ["torch"]) == []
+    assert backends("a.onnx", ["trt"]) == backends("a.engine") == ["trt"]
+    assert backends("a.safetensors") == ["torch"]
+    monkeypatch.setitem(sys.modules, "openvino", None)
+    assert backends("a.onnx") == ["ort"]
+    monkeypatch.setitem(sys.modules, "onnxruntime", None)
+    assert backends("a.onnx") == ["ort"]  # which says how to install it
 
 
 def test_without_artifact_the_weights_are_exported(tmp_path: Path, weights: Path) -> None:
@@ -232,14 +286,14 @@ def test_foreign_weights_and_no_data(
     other = tmp_path / "other.safetensors"
     save_weights(other, net, dataclasses.replace(metadata, details={"note": "other bytes"}))
     path = tmp_path / "out.json"
-    assert cli.main([str(exported), "--weights", str(other), "--frames", "5", "--json", str(path)]) == 0
+    options = ["--backend", "ort", "--weights", str(other), "--frames", "5", "--json", str(path)]
+    assert cli.main([str(exported), *options]) == 0
     printed = capsys.readouterr().out
     assert "parity is not measured" in printed and "accuracy is not measured" in printed
     (result,) = json.loads(path.read_text())["results"]
     assert result["parity"] is None and result["accuracy"] is None
     # accuracy needs no reference
-    options = ["--weights", str(other), "--frames", "5", "--data", str(scenes), "--json", str(path)]
-    assert cli.main([str(exported), *options]) == 0
+    assert cli.main([str(exported), *options, "--data", str(scenes)]) == 0
     assert "Accuracy, void left out" in capsys.readouterr().out
     (result,) = json.loads(path.read_text())["results"]
     assert result["parity"] is None and 0 < result["accuracy"]["miou"] < 1
@@ -253,7 +307,9 @@ def test_foreign_weights_and_no_data(
         (["{tmp}/none.onnx"], "none.onnx does not exist"),
         (["{exported}", "--weights", "{tmp}/none.safetensors"], "--weights .* is not a file"),
         (["{exported}", "--data", "{tmp}"], "train is not a folder|val is not a folder"),
-        (["{exported}", "--device", "tpu"], "device 'tpu' for onnxruntime, expected cpu or cuda"),
+        (["{exported}", "--device", "tpu"], "device 'tpu' for onnxruntime, expected cpu, cuda or cuda:N"),
+        (["{exported}", "--device", "cuda", "--backend", "openvino"], "device 'cuda' for openvino, expected cpu"),
+        (["{exported}", "--threads", "-1"], "threads -1, expected a whole number, 0 for one per core"),
         (["{exported}", "--json", "{exported}/out.json"], "cannot write"),
         (["{exported}", "--json", "{tmp}"], "cannot write .* it is a folder or a device"),
     ],

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import shutil
 import sys
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -13,14 +14,20 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 import pytest
+import tensorrt_standin
 from conftest import SIZE
 
 from enet_deploy import BACKENDS, CAMVID, ArtifactError, BackendError, InputError, Runner, Spec, open_runner
-from enet_deploy.artifacts import METADATA_KEY, Metadata, sha256
+from enet_deploy.artifacts import METADATA_KEY, EngineCard, Metadata, sha256
 from enet_deploy.data import UInt8Array
-from enet_deploy.runners import backend_for
+from enet_deploy.runners import backend_for, backends_for
+from enet_deploy.runners.cuda import find_gpu
+from enet_deploy.runners.openvino_runner import OpenVinoRunner
 from enet_deploy.runners.ort_runner import OrtRunner
 from enet_deploy.runners.torch_runner import TorchRunner
+from enet_deploy.runners.trt_common import import_tensorrt
+from enet_deploy.runners.trt_engine import cached_engine
+from enet_deploy.runners.trt_runner import TrtRunner
 from enet_deploy.scenes import street_scene
 
 HEIGHT, WIDTH = SIZE
@@ -56,11 +63,28 @@ CASES: dict[str, tuple[type[Runner], str, str, dict[str, Any]]] = {
     "fake": (FakeRunner, "numpy", "weights", {}),
     "torch": (TorchRunner, "torch", "weights", {"size": SIZE}),
     "ort": (OrtRunner, "onnxruntime", "exported", {"threads": 1}),
+    "openvino": (OpenVinoRunner, "openvino", "exported", {"threads": 1}),
+    "trt": (TrtRunner, "onnxruntime", "engine", {}),  # which runs the stand-in's engines
 }
 
 
 def test_every_backend_is_held_to_the_contract() -> None:
     assert set(CASES) == {"fake", *BACKENDS}
+
+
+@pytest.fixture(scope="module")
+def engine(exported: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    """The engine of `exported`: a real one where TensorRT and a GPU are there, else one for the stand-ins."""
+    folder, flavour = tmp_path_factory.mktemp("engine"), tensorrt_standin.real_flavour()
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("XDG_CACHE_HOME", str(folder))
+        if flavour is not None:
+            yield cached_engine(exported, flavour, import_tensorrt(flavour).__version__, find_gpu(), 0)
+            return
+        gpu = tensorrt_standin.Gpu()
+        with tensorrt_standin.installed(gpu):
+            yield tensorrt_standin.write_engine(exported, folder / "enet-fp32.engine")
+        assert (gpu.alive(), gpu.complaints) == ({}, [])
 
 
 @pytest.fixture(scope="module", params=CASES)
@@ -158,7 +182,8 @@ def test_closed_by_another_thread_between_check_and_run(weights: Path, batches: 
 def test_spec(runner: Runner, request: pytest.FixtureRequest, weights: Path) -> None:
     spec = runner.spec
     assert spec.backend == request.node.callspec.params["make"]
-    assert (spec.artifact, spec.device, spec.precision) == (runner.artifact, "cpu", "fp32")
+    device = "cuda" if spec.backend == "trt" else "cpu"
+    assert (spec.artifact, spec.device, spec.precision) == (runner.artifact, device, "fp32")
     assert (spec.size, spec.batch, spec.classes) == (SIZE, None, CAMVID)
     assert spec.weights_sha256 == sha256(weights)
 
@@ -250,19 +275,20 @@ def test_bad_frames_are_refused(runner: Runner, frames: Any, message: str) -> No
             call(frames)
 
 
-@pytest.fixture(params=["fake", "ort"])
+@pytest.fixture(params=["fake", "ort", "openvino"])
 def pair_runner(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Runner]:
     """An open runner of exactly two frames per call."""
     if request.param == "fake":
         runner: Runner = FakeRunner(request.getfixturevalue("weights"), batch=2)
     else:
-        pytest.importorskip("onnxruntime")
+        runner_class, package, _, _ = CASES[request.param]
+        pytest.importorskip(package)
         onnx = pytest.importorskip("onnx")
         model = onnx.load(request.getfixturevalue("exported"))
         for value in (*model.graph.input, *model.graph.output):
             value.type.tensor_type.shape.dim[0].dim_value = 2
         onnx.save(model, tmp_path / "two.onnx")
-        runner = OrtRunner(tmp_path / "two.onnx")
+        runner = runner_class(tmp_path / "two.onnx")
     with runner:
         yield runner
 
@@ -395,6 +421,7 @@ def test_backends_agree(runner: Runner, weights: Path, batches: list[UInt8Array]
 
 def test_open_runner_chooses_by_suffix(exported: Path, weights: Path) -> None:
     assert backend_for(exported) == "ort" and backend_for(str(weights)) == "torch"
+    assert backends_for(exported)[:2] == ("ort", "openvino")
     with open_runner(exported, threads=1) as runner:
         assert isinstance(runner, OrtRunner) and runner.spec.device == "cpu"
     with open_runner(str(weights), "torch", size=(32, 40)) as runner:
@@ -407,10 +434,11 @@ def test_open_runner_chooses_by_suffix(exported: Path, weights: Path) -> None:
         ("exported", {"backend": "tflite"}, InputError, "backend 'tflite', expected one of torch, ort"),
         ("exported", {"backend": "torch"}, InputError, r"onnx for backend 'torch', expected a \.safetensors file"),
         ("weights", {"backend": "ort"}, InputError, r"safetensors for backend 'ort', expected a \.onnx file"),
+        ("weights", {"backend": "openvino"}, InputError, r"safetensors for backend 'openvino', expected a \.onnx file"),
         ("exported", {"speed": 9}, InputError, r"options \['speed'\] for backend 'ort': .*speed"),
         ("weights", {"threads": 1}, InputError, r"options \['threads'\] for backend 'torch'"),
         ("weights", {"size": (90, 128)}, InputError, "size 90x128, expected .* divisible by 8; the nearest is 88x128"),
-        ("exported", {"device": "tpu"}, BackendError, "device 'tpu' for onnxruntime, expected cpu or cuda"),
+        ("exported", {"device": "tpu"}, BackendError, "device 'tpu' for onnxruntime, expected cpu, cuda or cuda:N"),
         ("weights", {"device": "tpu"}, BackendError, "device 'tpu' for torch, expected cpu, cuda or cuda:N"),
     ],
 )
@@ -422,7 +450,9 @@ def test_open_runner_refuses(
 
 
 def test_unknown_suffix_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(InputError, match=r"has the suffix '\.pth', expected \.safetensors \(torch\), \.onnx \(ort\)"):
+    with pytest.raises(
+        InputError, match=r"has the suffix '\.pth', expected \.safetensors \(torch\), \.onnx \(ort, openvino"
+    ):
         open_runner(tmp_path / "enet.pth")
     with pytest.raises(ArtifactError, match=r"none\.onnx does not exist"):
         open_runner(tmp_path / "none.onnx")
@@ -439,23 +469,26 @@ def test_cuda_is_refused_where_there_is_none(weights: Path, exported: Path) -> N
 
 
 @pytest.mark.parametrize(
-    ("package", "artifact", "message"),
+    ("backend", "package", "artifact", "extra"),
     [
-        ("torch", "weights", r"backend 'torch': .*'torch' is not installed; pip install 'enet-deploy\[torch\]'"),
-        (
-            "onnxruntime",
-            "exported",
-            r"backend 'ort': .*'onnxruntime' is not installed; pip install 'enet-deploy\[cpu\]'",
-        ),
+        ("torch", "torch", "weights", "torch"),
+        ("ort", "onnxruntime", "exported", "cpu"),
+        ("openvino", "openvino", "exported", "cpu"),
     ],
 )
 def test_missing_package_is_named_with_its_cure(
-    request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch, package: str, artifact: str, message: str
+    request: pytest.FixtureRequest,
+    monkeypatch: pytest.MonkeyPatch,
+    backend: str,
+    package: str,
+    artifact: str,
+    extra: str,
 ) -> None:
     path = request.getfixturevalue(artifact)
     monkeypatch.setitem(sys.modules, package, None)
+    message = rf"backend '{backend}': .*'{package}' is not installed; pip install 'enet-deploy\[{extra}\]'"
     with pytest.raises(BackendError, match=message):
-        open_runner(path)
+        open_runner(path, backend)
 
 
 def foreign_onnx(path: Path, metadata: str | None) -> None:
@@ -479,7 +512,7 @@ OURS = Metadata(CAMVID, (0, 0, 0), (1, 1, 1), SIZE).to_text()
         (None, "carries no 'enet_deploy' metadata .*; expected a file written by enet-train or enet-export"),
         (
             OURS,
-            r"has the inputs and outputs \{'x': .*expected \{'frames': \('tensor\(uint8\)', .*96, 128, 3\]\), 'labels'",
+            r"has the inputs and outputs \{'x': \('float32', .*expected \{'frames': \('uint8', .*96, 128, 3\]\), 'lab",
         ),
         ("{", "has damaged 'enet_deploy' metadata: JSONDecodeError.*; export it again"),
         ("[]", "has damaged 'enet_deploy' metadata: TypeError"),
@@ -487,12 +520,15 @@ OURS = Metadata(CAMVID, (0, 0, 0), (1, 1, 1), SIZE).to_text()
         (OURS.replace('"size": [96, 128]', '"size": [96]'), "has damaged 'enet_deploy' metadata: IndexError"),
     ],
 )
-def test_foreign_graphs_are_refused(tmp_path: Path, metadata: str | None, message: str) -> None:
+@pytest.mark.parametrize("runner_class", [OrtRunner, OpenVinoRunner])
+def test_foreign_graphs_are_refused(
+    tmp_path: Path, metadata: str | None, message: str, runner_class: type[Runner]
+) -> None:
     pytest.importorskip("onnx")
-    pytest.importorskip("onnxruntime")
+    pytest.importorskip(CASES[runner_class.backend][1])
     foreign_onnx(tmp_path / "foreign.onnx", metadata)
     with pytest.raises(ArtifactError, match=message):
-        open_runner(tmp_path / "foreign.onnx")
+        runner_class(tmp_path / "foreign.onnx").open()
 
 
 @pytest.mark.parametrize("keep", [0, 1000, -100])
@@ -502,6 +538,8 @@ def test_damaged_files_are_refused(make: Callable[[], Runner], tmp_path: Path, k
         pytest.skip("the fake runner reads no file")
     damaged = tmp_path / f"damaged{runner.artifact.suffix}"
     damaged.write_bytes(runner.artifact.read_bytes()[:keep])
+    if EngineCard.path(runner.artifact).is_file():
+        shutil.copy(EngineCard.path(runner.artifact), EngineCard.path(damaged))
     runner = type(runner)(damaged)
     with pytest.raises(ArtifactError, match=rf"damaged\{damaged.suffix} is no.*: .*"):
         runner.open()

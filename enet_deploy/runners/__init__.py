@@ -9,24 +9,26 @@ from typing import Any
 from ..errors import EXTRAS, BackendError, InputError, missing
 from .base import Runner, Spec
 
-__all__ = ["BACKENDS", "Runner", "Spec", "backend_for", "open_runner"]
+__all__ = ["BACKENDS", "Runner", "Spec", "backend_for", "backends_for", "open_runner"]
 
-# backend -> (module, class, suffix of its artifacts)
-_REGISTRY = {
-    "torch": ("torch_runner", "TorchRunner", ".safetensors"),
-    "ort": ("ort_runner", "OrtRunner", ".onnx"),
+# backend -> (module, class, suffixes of its artifacts); of a suffix, the first backend is the default
+_REGISTRY: dict[str, tuple[str, str, tuple[str, ...]]] = {
+    "torch": ("torch_runner", "TorchRunner", (".safetensors",)),
+    "ort": ("ort_runner", "OrtRunner", (".onnx",)),
+    "openvino": ("openvino_runner", "OpenVinoRunner", (".onnx",)),
+    "trt": ("trt_runner", "TrtRunner", (".engine", ".onnx")),
 }
 BACKENDS = tuple(_REGISTRY)
 
 
-def open_runner(artifact: str | Path, backend: str | None = None, device: str = "cpu", **options: Any) -> Runner:
+def open_runner(artifact: str | Path, backend: str | None = None, device: str | None = None, **options: Any) -> Runner:
     """Open an artifact on a device.
 
     Args:
-        artifact: weights (.safetensors) or an exported graph (.onnx).
+        artifact: weights (.safetensors), an exported graph (.onnx) or an engine (.engine).
         backend: one of `BACKENDS`; by default the one that runs files of this suffix.
-        device: where to run; never replaced by another one.
-        options: of the backend's runner class: `size` for torch, `threads` for ort.
+        device: where to run; never replaced by another one. By default "cuda" for trt, "cpu" for the others.
+        options: of the backend's runner class: `size` for torch, `threads` for ort and openvino, and so on.
 
     Returns an open runner: use it in a with block, or close() it.
 
@@ -38,12 +40,13 @@ def open_runner(artifact: str | Path, backend: str | None = None, device: str = 
     backend = backend_for(artifact) if backend is None else backend
     if backend not in _REGISTRY:
         raise InputError(f"backend '{backend}', expected one of {', '.join(BACKENDS)}")
-    module, name, suffix = _REGISTRY[backend]
-    if Path(artifact).suffix != suffix:
-        raise InputError(f"{artifact} for backend '{backend}', expected a {suffix} file")
+    module, name, suffixes = _REGISTRY[backend]
+    if Path(artifact).suffix not in suffixes:
+        raise InputError(f"{artifact} for backend '{backend}', expected a {' or '.join(suffixes)} file")
     runner_class = getattr(import_module(f".{module}", __name__), name)
     try:
-        runner: Runner = runner_class(artifact, device, **options)
+        where = {} if device is None else {"device": device}
+        runner: Runner = runner_class(artifact, **where, **options)
     except TypeError as error:
         raise InputError(f"options {sorted(options)} for backend '{backend}': {error}") from None
     try:
@@ -55,10 +58,21 @@ def open_runner(artifact: str | Path, backend: str | None = None, device: str = 
         raise BackendError(f"backend '{backend}': {missing(module)}") from None
 
 
+def backends_for(artifact: str | Path) -> tuple[str, ...]:
+    """The backends that run files of this suffix, the default one first. Raises InputError where none does."""
+    suffix = Path(artifact).suffix
+    found = _with_suffix(suffix)
+    if not found:
+        known = dict.fromkeys(suffix for _, _, suffixes in _REGISTRY.values() for suffix in suffixes)
+        expected = ", ".join(f"{suffix} ({', '.join(_with_suffix(suffix))})" for suffix in known)
+        raise InputError(f"{artifact} has the suffix '{suffix}', expected {expected}")
+    return found
+
+
 def backend_for(artifact: str | Path) -> str:
-    """The backend that runs files of this suffix. Raises InputError where none does."""
-    for backend, (_, _, suffix) in _REGISTRY.items():
-        if Path(artifact).suffix == suffix:
-            return backend
-    known = ", ".join(f"{suffix} ({backend})" for backend, (_, _, suffix) in _REGISTRY.items())
-    raise InputError(f"{artifact} has the suffix '{Path(artifact).suffix}', expected {known}")
+    """The default backend for files of this suffix. Raises InputError where none runs them."""
+    return backends_for(artifact)[0]
+
+
+def _with_suffix(suffix: str) -> tuple[str, ...]:
+    return tuple(backend for backend, (_, _, suffixes) in _REGISTRY.items() if suffix in suffixes)

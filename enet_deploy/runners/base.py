@@ -29,12 +29,13 @@ class Spec:
     Attributes:
         artifact: the file it runs.
         backend, device: for example "ort" and "cpu".
-        precision: of the arithmetic, for example "fp32".
+        precision: of the graph, for example "fp32".
         size: (height, width) of the frames.
         batch: frames per call, or None for any number.
         classes: what the label ids mean.
         has_logits: whether `logits` can be called.
         weights_sha256: of the weights file that the artifact is, or came from.
+        runtime: what runs it, in words, where the backend leaves a choice open; else "".
     """
 
     artifact: Path
@@ -46,6 +47,7 @@ class Spec:
     classes: ClassList
     has_logits: bool
     weights_sha256: str
+    runtime: str = ""
 
 
 class Runner(ABC):
@@ -63,7 +65,8 @@ class Runner(ABC):
         self.artifact = Path(artifact)
         self.device = device
         self._spec: Spec | None = None
-        self._lock = threading.Lock()
+        # Reentrant, because the garbage collector may end a forgotten stream in the middle of a call
+        self._lock = threading.RLock()
 
     @property
     def spec(self) -> Spec:
@@ -112,14 +115,12 @@ class Runner(ABC):
         Returns labels (N, H, W) uint8, class ids. Raises InputError where an array is not so.
         """
         frames = self._checked(frames)
-        if out is None:
-            out = np.empty(frames.shape[:3], np.uint8)
-        else:
-            _check_out(out, frames.shape[:3])
+        shape = frames.shape[:3]
+        labels = np.empty(shape, np.uint8) if out is None else self._checked_out(out, shape)
         with self._lock:
             self.spec  # noqa: B018  another thread may have closed it meanwhile
-            self._run(frames, out)
-        return out
+            self._run(frames, labels)
+        return labels if out is None else out
 
     def logits(self, frames: UInt8Array) -> npt.NDArray[np.float32]:
         """The scores that `infer` takes the largest of: (N, C, H, W) float32, the caller's.
@@ -190,29 +191,17 @@ class Runner(ABC):
                     future.cancel()
 
     def _checked(self, frames: Any) -> UInt8Array:
-        spec = self.spec
-        height, width = spec.size
-        wanted = f"uint8 of shape ({spec.batch or 'N'}, {height}, {width}, 3), BGR"
-        if not isinstance(frames, np.ndarray) or frames.dtype != np.uint8:
-            raise InputError(f"frames is {_describe(frames)}, expected {wanted}")
-        if frames.ndim == 3 and frames.shape[2] == 3:
-            raise InputError(f"frames has shape {frames.shape}, expected {wanted}; pass frames[None], or use segment()")
-        if frames.ndim == 4 and frames.shape[1] == 3 and frames.shape[3] != 3:
-            raise InputError(f"frames has shape {frames.shape}, expected {wanted}; channels come last here")
-        if frames.ndim != 4 or frames.shape[3] != 3:
-            raise InputError(f"frames has shape {frames.shape}, expected {wanted}")
-        if frames.shape[1:3] != spec.size:
-            raise InputError(
-                f"frames has shape {frames.shape}, expected {wanted}; segment() takes any size, "
-                f"or export with --size {frames.shape[1]}x{frames.shape[2]}"
-            )
-        if frames.shape[0] == 0:
-            raise InputError("frames has no frame in it, expected at least one")
-        if spec.batch is not None and frames.shape[0] != spec.batch:
-            raise InputError(
-                f"frames has shape {frames.shape}, expected {wanted}; export with --dynamic-batch for any number"
-            )
+        """What `_run` gets for `frames`. Only a backend that takes more than numpy's arrays overrides it."""
+        check_frames(frames, self.spec)
         return np.ascontiguousarray(frames)
+
+    def _checked_out(self, out: Any, shape: tuple[int, ...]) -> UInt8Array:
+        """What `_run` gets for `out`; as `_checked`."""
+        check_out(out, shape)
+        labels: UInt8Array = out
+        if not (labels.flags.c_contiguous and labels.flags.writeable):
+            raise InputError("out is strided or read-only, expected a C-contiguous, writable array")
+        return labels
 
     @abstractmethod
     def _open(self) -> Spec:
@@ -230,7 +219,7 @@ class Runner(ABC):
     def _close(self) -> None:
         """Free what `_open` took."""
 
-    def _make_spec(self, metadata: Metadata, batch: int | None, has_logits: bool) -> Spec:
+    def _make_spec(self, metadata: Metadata, batch: int | None, has_logits: bool, runtime: str = "") -> Spec:
         return Spec(
             artifact=self.artifact,
             backend=self.backend,
@@ -241,17 +230,41 @@ class Runner(ABC):
             classes=metadata.classes,
             has_logits=has_logits,
             weights_sha256=metadata.weights_sha256,
+            runtime=runtime,
         )
 
 
-def _check_out(out: Any, shape: tuple[int, ...]) -> None:
-    if not isinstance(out, np.ndarray) or out.dtype != np.uint8 or out.shape != shape:
-        raise InputError(f"out is {_describe(out)}, expected uint8 of shape {shape}")
-    if not (out.flags.c_contiguous and out.flags.writeable):
-        raise InputError("out is strided or read-only, expected a C-contiguous, writable array")
+def check_frames(frames: Any, spec: Spec, kind: type[Any] = np.ndarray) -> None:
+    """Raise InputError unless `frames` is of `kind`, and its dtype and shape are those that `infer` takes."""
+    height, width = spec.size
+    wanted = f"uint8 of shape ({spec.batch or 'N'}, {height}, {width}, 3), BGR"
+    if not isinstance(frames, kind) or frames.dtype != np.uint8:
+        raise InputError(f"frames is {_describe(frames, kind)}, expected {wanted}")
+    shape = frames.shape
+    if len(shape) == 3 and shape[2] == 3:
+        raise InputError(f"frames has shape {shape}, expected {wanted}; pass frames[None], or use segment()")
+    if len(shape) == 4 and shape[1] == 3 and shape[3] != 3:
+        raise InputError(f"frames has shape {shape}, expected {wanted}; channels come last here")
+    if len(shape) != 4 or shape[3] != 3:
+        raise InputError(f"frames has shape {shape}, expected {wanted}")
+    if shape[1:3] != spec.size:
+        raise InputError(
+            f"frames has shape {shape}, expected {wanted}; segment() takes any size, "
+            f"or export with --size {shape[1]}x{shape[2]}"
+        )
+    if shape[0] == 0:
+        raise InputError("frames has no frame in it, expected at least one")
+    if spec.batch is not None and shape[0] != spec.batch:
+        raise InputError(f"frames has shape {shape}, expected {wanted}; export with --dynamic-batch for any number")
 
 
-def _describe(value: Any) -> str:
-    if isinstance(value, np.ndarray):
+def check_out(out: Any, shape: tuple[int, ...], kind: type[Any] = np.ndarray) -> None:
+    """Raise InputError unless `out` is of `kind`, uint8 and of that shape."""
+    if not isinstance(out, kind) or out.dtype != np.uint8 or out.shape != shape:
+        raise InputError(f"out is {_describe(out, kind)}, expected uint8 of shape {shape}")
+
+
+def _describe(value: Any, kind: type[Any] = np.ndarray) -> str:
+    if isinstance(value, kind):
         return f"{value.dtype} of shape {value.shape}"
     return f"a {type(value).__name__}"

@@ -1,8 +1,9 @@
-"""ONNX Runtime, on the CPU or through its CUDA provider."""
+"""ONNX Runtime, on the CPU or through its CUDA and TensorRT providers."""
 
 from __future__ import annotations
 
 import logging
+import re
 from importlib import metadata as packages
 from pathlib import Path
 from typing import Any
@@ -14,61 +15,106 @@ from ..artifacts import METADATA_KEY, Metadata
 from ..data import UInt8Array
 from ..errors import ArtifactError, BackendError, InputError
 from .base import Runner, Spec
+from .graph import check_signature, check_threads
 
 log = logging.getLogger(__name__)
 
-_PROVIDERS = {"cpu": "CPUExecutionProvider", "cuda": "CUDAExecutionProvider"}
+_CPU = "CPUExecutionProvider"
+_ON_CUDA = {"cuda": "CUDAExecutionProvider", "tensorrt": "TensorrtExecutionProvider"}
+_DTYPES = {"tensor(uint8)": "uint8", "tensor(float)": "float32"}
 
 
 class OrtRunner(Runner):
-    """Runs an exported graph (.onnx).
+    """Runs an exported graph (.onnx) in the precision that the graph has.
 
     Args:
         artifact: a file that enet-export wrote.
-        device: "cpu" or "cuda".
+        device: "cpu", "cuda" or "cuda:N".
         threads: of one operator on the CPU; 0 lets ONNX Runtime take one per core.
+        provider: on a CUDA device, "cuda" (the default) or "tensorrt", which builds an engine at every opening:
+            minutes, and for the graph's one size. No other provider takes what this one cannot run.
     """
 
     backend = "ort"
 
-    def __init__(self, artifact: str | Path, device: str = "cpu", threads: int = 0) -> None:
+    def __init__(
+        self, artifact: str | Path, device: str = "cpu", threads: int = 0, provider: str | None = None
+    ) -> None:
         super().__init__(artifact, device)
-        if not isinstance(threads, int) or threads < 0:
-            raise InputError(f"threads {threads!r}, expected a whole number, 0 for one per core")
-        self._threads = threads
+        if provider is not None and (device == "cpu" or provider not in _ON_CUDA):
+            raise InputError(
+                f"provider {provider!r} on device '{device}', expected {' or '.join(_ON_CUDA)}, on a CUDA device"
+            )
+        self._threads = check_threads(threads)
+        self._provider = provider or "cuda"
 
     def _open(self) -> Spec:
         import onnxruntime as ort
 
-        provider = _provider(ort, self.device)
-        options = ort.SessionOptions()
-        options.intra_op_num_threads = self._threads
-        options.log_severity_level = 3  # what goes wrong comes as an exception
-        if self.device != "cpu":
-            options.add_session_config_entry("session.disable_cpu_ep_fallback", "1")
-        try:
-            # A path, not bytes: ONNX Runtime then refuses external data outside the folder
-            session = ort.InferenceSession(str(self.artifact), options, providers=[provider])
-        except Exception as error:  # noqa: BLE001  onnxruntime raises a dozen kinds, all of them about the file
-            raise ArtifactError(
-                f"{self.artifact} is no ONNX file that onnxruntime {ort.__version__} can load: {error}"
-            ) from None
-        if session.get_providers()[0] != provider:
+        self._index = _device_index(self.device)
+        wanted = _CPU if self._index is None else _ON_CUDA[self._provider]
+        _require_provider(ort, wanted, self.device)
+        session = self._load(ort, wanted)
+        if session.get_providers()[0] != wanted:
             raise BackendError(
                 f"device '{self.device}' was asked for and onnxruntime fell back to {session.get_providers()[0]}; "
                 "check the CUDA and cuDNN versions that this onnxruntime-gpu needs"
             )
-        metadata = Metadata.from_text(session.get_modelmeta().custom_metadata_map.get(METADATA_KEY), self.artifact)
-        batch = _check_signature(session, metadata, self.artifact)
+        metadata = _metadata(session, self.artifact)
+        signature = {
+            value.name: (_DTYPES.get(value.type, value.type), [d if isinstance(d, int) else None for d in value.shape])
+            for value in (*session.get_inputs(), *session.get_outputs())
+        }
+        batch = check_signature(signature, metadata, self.artifact)
         self._session = session
-        outputs = [output.name for output in session.get_outputs()]
-        return self._make_spec(metadata, batch, has_logits="logits" in outputs)
+        self._on_device: Any = None  # the frames, where there is a CUDA device
+        return self._make_spec(metadata, batch, "logits" in signature, runtime="" if wanted == _CPU else wanted)
+
+    def _load(self, ort: Any, provider: str) -> Any:
+        """A session with this provider, and on a CUDA device no other."""
+        options = ort.SessionOptions()
+        options.intra_op_num_threads = self._threads
+        options.log_severity_level = 3  # what goes wrong comes as an exception
+        choices: dict[str, str] = {}
+        if provider != _CPU:
+            options.add_session_config_entry("session.disable_cpu_ep_fallback", "1")
+            choices["device_id"] = str(self._index)
+        if provider == _ON_CUDA["cuda"]:
+            choices["use_tf32"] = "0"  # fp32 is fp32: the default rounds what convolutions multiply to 10 bits
+        if provider == _ON_CUDA["tensorrt"]:
+            # It computes in what it is allowed to, so it is allowed what the graph says and nothing else
+            precision = _metadata(self._load(ort, _CPU), self.artifact).precision
+            choices |= {f"trt_{kind}_enable": str(int(kind in precision)) for kind in ("fp16", "int8")}
+        try:
+            # A path, not bytes: ONNX Runtime then refuses external data outside the folder
+            return ort.InferenceSession(str(self.artifact), options, providers=[(provider, choices)], enable_fallback=0)
+        except Exception as error:  # noqa: BLE001  onnxruntime raises a dozen kinds, on the CPU all about the file
+            if provider != _CPU:
+                raise BackendError(
+                    f"onnxruntime {ort.__version__} does not run {self.artifact} with its {provider} alone on device "
+                    f"'{self.device}': {error}"
+                ) from None
+            raise ArtifactError(
+                f"{self.artifact} is no ONNX file that onnxruntime {ort.__version__} can load: {error}"
+            ) from None
 
     def _run(self, frames: UInt8Array, out: UInt8Array) -> None:
         binding = self._session.io_binding()
-        binding.bind_cpu_input("frames", frames)
+        self._bind_frames(binding, frames)
         binding.bind_output("labels", "cpu", 0, np.uint8, out.shape, out.ctypes.data)
         self._session.run_with_iobinding(binding)
+
+    def _bind_frames(self, binding: Any, frames: UInt8Array) -> None:
+        if self._index is None:
+            binding.bind_cpu_input("frames", frames)
+            return
+        if self._on_device is None or self._on_device.shape() != list(frames.shape):
+            import onnxruntime as ort
+
+            self._on_device = ort.OrtValue.ortvalue_from_numpy(frames, "cuda", self._index)
+        else:
+            self._on_device.update_inplace(frames)
+        binding.bind_ortvalue_input("frames", self._on_device)
 
     def _run_logits(self, frames: UInt8Array) -> npt.NDArray[np.float32]:
         (logits,) = self._session.run(["logits"], {"frames": frames})
@@ -76,23 +122,31 @@ class OrtRunner(Runner):
         return array
 
     def _close(self) -> None:
-        del self._session
+        del self._session, self._on_device
 
 
-def _provider(ort: Any, device: str) -> str:
-    """The execution provider for a device; BackendError where this installation lacks it."""
+def _device_index(device: str) -> int | None:
+    """N of "cuda:N", None for "cpu"."""
+    if not re.fullmatch(r"cpu|cuda(:\d+)?", device):
+        raise BackendError(f"device '{device}' for onnxruntime, expected cpu, cuda or cuda:N")
+    return None if device == "cpu" else int(device.partition(":")[2] or 0)
+
+
+def _require_provider(ort: Any, provider: str, device: str) -> None:
+    """Raise BackendError where this installation lacks the execution provider."""
     both = _both_packages()
     if both:
         log.warning(both)
-    if device not in _PROVIDERS:
-        raise BackendError(f"device '{device}' for onnxruntime, expected {' or '.join(_PROVIDERS)}")
-    if _PROVIDERS[device] not in ort.get_available_providers():
+    if provider not in ort.get_available_providers():
         raise BackendError(
-            f"device '{device}' needs onnxruntime's {_PROVIDERS[device]}; this installation has "
+            f"device '{device}' needs onnxruntime's {provider}; this installation has "
             f"{', '.join(ort.get_available_providers())}: "
             + (both or "pip uninstall onnxruntime, then pip install 'enet-deploy[gpu]'")
         )
-    return _PROVIDERS[device]
+
+
+def _metadata(session: Any, path: Path) -> Metadata:
+    return Metadata.from_text(session.get_modelmeta().custom_metadata_map.get(METADATA_KEY), path)
 
 
 def _both_packages() -> str:
@@ -105,21 +159,3 @@ def _both_packages() -> str:
         f"onnxruntime {cpu} and onnxruntime-gpu {gpu} are both installed and overwrite each other's files; "
         "pip uninstall both, then install the one you want"
     )
-
-
-def _check_signature(session: Any, metadata: Metadata, path: Path) -> int | None:
-    """The batch size of a graph `frames` -> `labels`, None for any; ArtifactError for any other graph."""
-    found = {value.name: (value.type, list(value.shape)) for value in (*session.get_inputs(), *session.get_outputs())}
-    batch = found.get("frames", ("", [None]))[1][:1]
-    wanted = {
-        "frames": ("tensor(uint8)", [*batch, *metadata.size, 3]),
-        "labels": ("tensor(uint8)", [*batch, *metadata.size]),
-        "logits": ("tensor(float)", [*batch, len(metadata.classes), *metadata.size]),
-    }
-    required = {"frames", "labels"} | (found.keys() & {"logits"})
-    if found.keys() != required or any(found[name] != wanted[name] for name in required):
-        raise ArtifactError(
-            f"{path} has the inputs and outputs {found}, expected {wanted} (logits may be left out); "
-            "export it with enet-export"
-        )
-    return batch[0] if isinstance(batch[0], int) else None

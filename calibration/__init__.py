@@ -1,0 +1,1 @@
+"""INT8: ranges from images, the record of them, Q/DQ graphs, sensitivity. Installed as `enet_deploy.calibration`."""

@@ -1,0 +1,202 @@
+"""`enet-calibrate`: images -> the record that int8 graphs are made from, sensitivity per layer, TensorRT 10's cache."""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from enet_deploy import cli
+from enet_deploy.artifacts import BUNDLED_WEIGHTS, replacing, require_writable, sha256
+from enet_deploy.data import find_images, open_data, read_image
+from enet_deploy.errors import DataError, InputError
+
+if TYPE_CHECKING:
+    import onnx
+
+    from enet_deploy.artifacts import Metadata
+
+    from .judge import Judge, Pair, Score
+    from .record import Record
+
+METHODS = ("auto", "minmax", "percentile", "entropy", "mse")
+BUDGET = 0.3  # points of mIoU that int8 may cost before it is remarked upon
+UNLABELLED = 32  # images to compare labels on where none has a true label
+
+
+def _pairs(data: str, metadata: Metadata, sampled: list[Path], split: str) -> list[Pair]:
+    """What graphs are judged on: val with its labels, else images without, as far as can be not those sampled."""
+    root = Path(data)
+    if (root / "valannot").is_dir():
+        val = open_data(root, "val")
+        if val.classes.names != metadata.classes.names:
+            raise DataError(
+                f"{data} has the classes {', '.join(val.classes.names)}, but the weights know "
+                f"{', '.join(metadata.classes.names)}; take weights of these classes, or correct its classes.json"
+            )
+        return [*val]
+    images = find_images(root, "val") if (root / "val").is_dir() else find_images(root, split)
+    others = [image for image in images if image not in set(sampled)] or sampled
+    step = -(-len(others) // UNLABELLED)
+    print(f"{data} has no labelled val split, so int8 is judged by its agreement with fp32, not by mIoU")
+    return [(read_image(image), None) for image in others[::step]]
+
+
+def _float_graph(weights: Path) -> tuple[onnx.ModelProto, Metadata]:
+    from enet_deploy.export.to_onnx import build_graph, graph_metadata
+
+    model = build_graph(weights, logits=True)
+    return model, graph_metadata(model, weights)
+
+
+def _measure(
+    args: argparse.Namespace, model: onnx.ModelProto, sampled: list[Path], judge: Judge
+) -> tuple[Record, Score]:
+    """Ranges by the method asked for, or by all with the best kept; what the choice scores."""
+    from enet_deploy.export.to_onnx import graph_metadata
+
+    from . import ranges
+    from .qdq import FLOAT_LAYERS, activations, layers, quantize
+    from .record import Record
+
+    metadata = graph_metadata(model, args.weights)
+    tensors = list(activations(model.graph, layers(model.graph).values()))
+    methods = ranges.METHODS if args.method == "auto" else (args.method,)
+    found = ranges.find_ranges(model, tensors, sampled, metadata.size, methods, cli.progress)
+    tried: dict[str, tuple[Record, Score]] = {}
+    for method, amax in found.items():
+        record = Record(
+            weights_sha256=metadata.weights_sha256,
+            method=method,
+            images={"count": len(sampled), "split": args.split, "sha256": ranges.digest(sampled)},
+            preprocessing={"size": list(metadata.size), "mean": list(metadata.mean), "std": list(metadata.std)},
+            accuracy={},
+            float_layers=FLOAT_LAYERS,
+            amax={tensor: float(f"{value:.6g}") for tensor, value in amax.items()},
+            versions=metadata.details["versions"],
+        )
+        tried[method] = record, judge.score(quantize(model, record), method)
+    best = max(tried, key=lambda method: tried[method][1].value)
+    record, score = tried[best]
+    values = {method: round(score.value, 6) for method, (_, score) in tried.items()}
+    return dataclasses.replace(record, accuracy={"tried": values}), score
+
+
+def _study(
+    args: argparse.Namespace, model: onnx.ModelProto, record: Record, score: Score, judge: Judge
+) -> tuple[Record, Score]:
+    """Sensitivity per layer where it was asked for or the budget needs it; the record that keeps the budget."""
+    from .qdq import layers, quantized_layers
+    from .sensitivity import Damage, keep_budget, measure_damage, write_plot, write_table
+
+    folder = Path(args.sensitivity or args.out.with_name(f"{args.out.stem}-sensitivity"))
+    found: list[Damage] = []
+
+    def damages() -> list[Damage]:
+        if not found:
+            found.extend(measure_damage(model, record, judge, folder / "sensitivity.json", cli.progress))
+        return found
+
+    kept = record, score
+    if args.max_drop is not None:
+        kept = keep_budget(model, record, score, judge, damages, args.max_drop)
+    if args.sensitivity:
+        damages()
+    if found:
+        chosen = quantized_layers(model.graph, kept[0].float_layers)
+        write_table(folder / "sensitivity.md", found, chosen, judge.measure)
+        write_plot(folder / "sensitivity.png", found, list(layers(model.graph)), chosen, judge.measure)
+        print(f"{folder}/sensitivity.md, .png and .json: each layer alone in int8; the worst:")
+        for damage in found[:5]:
+            print(f"  {damage.layer:<28}{-damage.drop:+.3f} points of {judge.measure}, logits at {damage.snr:.1f} dB")
+    return kept
+
+
+def _calibrate(args: argparse.Namespace) -> None:
+    if args.trt_cache:
+        require_writable(args.trt_cache)
+    if args.data is None:
+        _render(args)
+        return
+    require_writable(args.out)
+    from . import ranges
+    from .judge import Judge
+    from .qdq import layers, quantize, quantized_layers
+    from .record import record_for
+
+    sampled = ranges.sample(find_images(args.data, args.split), args.images)
+    earlier = record_for(sha256(args.weights), args.record) if args.record else None
+    model, metadata = _float_graph(args.weights)
+    judge = Judge(model, _pairs(args.data, metadata, sampled, args.split), metadata.classes, cli.progress)
+    if earlier is None:
+        record, score = _measure(args, model, sampled, judge)
+    else:
+        record, score = earlier, judge.score(quantize(model, earlier), earlier.method)
+    record, score = _study(args, model, record, score, judge)
+    record = dataclasses.replace(
+        record,
+        accuracy={
+            **record.accuracy,
+            "measure": judge.measure,
+            "images": judge.count,
+            "fp32": round(judge.float_value, 6),
+            "int8": round(score.value, 6),
+        },
+    )
+    record.write(args.out)
+    _write_cache(args, record)
+    inside, total = len(quantized_layers(model.graph, record.float_layers)), len(layers(model.graph))
+    print(
+        f"{args.out}  {record.method} ranges of {record.images['count']} images, {inside} of {total} layers in int8; "
+        f"{judge.measure} on {judge.count} images: fp32 {judge.float_value:.4f}, int8 {score.value:.4f} "
+        f"({-judge.drop(score):+.2f} points)"
+    )
+    if args.max_drop is None and judge.drop(score) > BUDGET:
+        print(f"that is more than {BUDGET} points: --max-drop {BUDGET} leaves the worst layers in float")
+
+
+def _render(args: argparse.Namespace) -> None:
+    """No data: a record that is there already, as TensorRT's cache."""
+    from .record import record_for
+
+    if not args.trt_cache:
+        raise InputError(
+            "no DATA to calibrate with, expected a data set, or --trt-cache to render a record that is there"
+        )
+    _write_cache(args, record_for(sha256(args.weights), args.record))
+
+
+def _write_cache(args: argparse.Namespace, record: Record) -> None:
+    if args.trt_cache:
+        text = record.to_trt_cache(args.trt_version)
+        with replacing(args.trt_cache) as temporary:
+            temporary.write_text(text, encoding="ascii")
+        print(f"{args.trt_cache}  calibration cache of TensorRT {args.trt_version}, {len(record.amax)} tensors")
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    parser = cli.Parser(
+        "enet-calibrate",
+        description="Measure the ranges that int8 needs, and what it costs, and keep both as a readable record.",
+        formatter_class=argparse.ArgumentDefaultsHelpFormatter,
+    )
+    parser.add_argument("data", nargs="?", metavar="DATA", help="data set, or a folder of images without labels")
+    parser.add_argument("--weights", type=Path, default=BUNDLED_WEIGHTS, help="a .safetensors file of enet-train")
+    parser.add_argument("--method", choices=METHODS, default="auto", help="auto tries all and keeps the best on val")
+    parser.add_argument("--images", type=cli.positive, default=100, metavar="N", help="sampled, spread over the split")
+    parser.add_argument("--split", default="train", help="of DATA to sample")
+    parser.add_argument("--out", type=Path, default=Path("calibration.json"), metavar="RECORD", help="file to write")
+    parser.add_argument("--record", type=Path, help="take the ranges of this record in place of measuring any")
+    parser.add_argument("--sensitivity", metavar="DIR", help="quantise each layer alone; table and plot go there")
+    parser.add_argument(
+        "--max-drop", type=float, metavar="POINTS", help="leave the worst layers in float until int8 costs no more"
+    )
+    parser.add_argument("--trt-cache", type=Path, metavar="FILE", help="write the record as TensorRT 10's cache too")
+    parser.add_argument("--trt-version", default="10.3.0", help="of the TensorRT that reads the cache")
+    return cli.run(parser, _calibrate, argv)
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())

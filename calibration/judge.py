@@ -1,0 +1,98 @@
+"""How good is a quantised graph? By mIoU where there are labels, else by agreement with the float graph."""
+
+from __future__ import annotations
+
+import math
+import tempfile
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+import onnx
+
+from enet_deploy.data import ClassList, UInt8Array
+from enet_deploy.metrics import ConfusionMatrix
+from enet_deploy.runners import Runner, open_runner
+
+Pair = tuple[UInt8Array, UInt8Array | None]  # image (h, w, 3) uint8 BGR, labels (h, w) uint8 or None
+SNR_FRAMES = 32  # whose logits are kept: 8 MB each at 360x480
+
+
+@dataclass(frozen=True)
+class Score:
+    """`value`: mIoU or agreement, in [0, 1]. `snr`: of the logits against the float graph's, in dB."""
+
+    value: float
+    snr: float
+
+
+class Judge:
+    """Scores quantised forms of one float graph on one set of images, by ONNX Runtime on the CPU.
+
+    Args:
+        model: the float graph, frames (1, H, W, 3) -> labels and logits.
+        pairs: images, all with labels or all without.
+        progress: wraps the pairs of one run, with its title.
+
+    Attributes:
+        measure: "miou" or "agreement".
+        count: images.
+        float_value: what the float graph itself scores.
+    """
+
+    def __init__(
+        self,
+        model: onnx.ModelProto,
+        pairs: Sequence[Pair],
+        classes: ClassList,
+        progress: Callable[[Sequence[Pair], str], Iterable[Pair]] = lambda pairs, _: pairs,
+    ) -> None:
+        self._pairs, self._classes, self._progress = pairs, classes, progress
+        self.measure = "agreement" if pairs[0][1] is None else "miou"
+        self._labels: list[UInt8Array] = []
+        self._logits: list[npt.NDArray[np.float32]] = []
+        self.count = len(pairs)
+        self.float_value = self._run(model, "fp32").value
+
+    def score(self, model: onnx.ModelProto, title: str) -> Score:
+        return self._run(model, title)
+
+    def drop(self, score: Score) -> float:
+        """What quantising costs, in points (hundredths)."""
+        return 100 * (self.float_value - score.value)
+
+    def _run(self, model: onnx.ModelProto, title: str) -> Score:
+        confusion = ConfusionMatrix(self._classes)
+        signal = noise = 0.0
+        first = not self._labels
+        with tempfile.TemporaryDirectory() as folder:
+            onnx.save(model, Path(folder) / "graph.onnx")
+            with open_runner(Path(folder) / "graph.onnx", "ort") as runner:
+                for index, (image, truth) in enumerate(self._progress(self._pairs, title)):
+                    logits = runner.logits(runner.preprocess(image))
+                    labels = logits[0].argmax(axis=0).astype(np.uint8)
+                    if first:
+                        self._keep(labels, logits)
+                    if index < SNR_FRAMES:
+                        signal += float(np.square(self._logits[index]).sum(dtype=np.float64))
+                        noise += float(np.square(logits - self._logits[index]).sum(dtype=np.float64))
+                    self._count(confusion, runner, index, labels, truth)
+        scores = confusion.scores()
+        value = scores.miou if self.measure == "miou" else scores.pixel_accuracy
+        return Score(value, 10 * math.log10(signal / noise) if noise else math.inf)
+
+    def _keep(self, labels: UInt8Array, logits: npt.NDArray[np.float32]) -> None:
+        """What the float graph says is what the others are held against."""
+        self._labels.append(labels)
+        if len(self._logits) < SNR_FRAMES:
+            self._logits.append(logits)
+
+    def _count(
+        self, confusion: ConfusionMatrix, runner: Runner, index: int, labels: UInt8Array, truth: UInt8Array | None
+    ) -> None:
+        if truth is None:
+            confusion.update(self._labels[index], labels)
+        else:
+            confusion.update(truth, runner.postprocess(labels, (truth.shape[0], truth.shape[1])))

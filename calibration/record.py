@@ -1,0 +1,113 @@
+"""The calibration record: for each tensor the largest value that int8 shall hold, and where the figures come from."""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import json
+import math
+import struct
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from enet_deploy.artifacts import replacing
+from enet_deploy.errors import ArtifactError, InputError
+
+SCHEMA = 1
+BUNDLED_RECORD = Path(__file__).parent / "enet-camvid.json"  # of the bundled weights
+
+
+@dataclass(frozen=True)
+class Record:
+    """What `enet-calibrate` found. As JSON: readable, a line per tensor, fit for a diff.
+
+    Attributes:
+        weights_sha256: of the weights it belongs to.
+        method: "minmax", "percentile", "entropy" or "mse".
+        images: {"count", "split", "sha256"} of the sampled files, names and contents.
+        preprocessing: {"size", "mean", "std"} that the images went through.
+        accuracy: {"measure": "miou" or "agreement", "images", "fp32", "int8", "tried": {method: value}}.
+        float_layers: layer, or pattern of layers, -> why it is not quantised.
+        amax: tensor -> magnitude that becomes 127.
+        versions: of the tools.
+    """
+
+    weights_sha256: str
+    method: str
+    images: dict[str, Any]
+    preprocessing: dict[str, Any]
+    accuracy: dict[str, Any]
+    float_layers: dict[str, str]
+    amax: dict[str, float]
+    versions: dict[str, str]
+
+    def to_text(self) -> str:
+        return json.dumps({"schema": SCHEMA, **dataclasses.asdict(self)}, indent=2, allow_nan=False) + "\n"
+
+    @property
+    def sha256(self) -> str:
+        """Of the text: what a graph or an engine says it was calibrated with."""
+        return hashlib.sha256(self.to_text().encode()).hexdigest()
+
+    def write(self, path: str | Path) -> None:
+        """Write it, whole or not at all. Raises ArtifactError where that fails."""
+        with replacing(path) as temporary:
+            temporary.write_text(self.to_text(), encoding="utf-8")
+
+    @classmethod
+    def read(cls, path: str | Path) -> Record:
+        """Raises ArtifactError where the file is missing, or no record."""
+        again = "make it again: enet-calibrate DATA --weights WEIGHTS --out RECORD"
+        try:
+            value = json.loads(Path(path).read_text(encoding="utf-8"))
+            if value.pop("schema") != SCHEMA:
+                raise ValueError("its schema is another")
+            record = cls(**value)
+            for tensor, amax in record.amax.items():
+                if not (isinstance(amax, int | float) and math.isfinite(amax) and amax > 0):
+                    raise ValueError(f"amax {amax!r} of {tensor}, expected a finite number above 0")
+            if not all(isinstance(why, str) for why in record.float_layers.values()):
+                raise ValueError("float_layers has to say why, in words, of each layer")
+        except FileNotFoundError:
+            raise ArtifactError(f"{path} does not exist; expected a calibration record: {again}") from None
+        except (OSError, AttributeError, KeyError, TypeError, ValueError) as error:
+            raise ArtifactError(f"{path} is no calibration record: {error!r}; {again}") from None
+        return record
+
+    def require_weights(self, weights_sha256: str, source: str | Path) -> None:
+        """Raise ArtifactError unless it was made with these weights: other weights have other ranges."""
+        if self.weights_sha256 != weights_sha256:
+            raise ArtifactError(
+                f"{source} was calibrated with other weights (SHA-256 {self.weights_sha256[:12]}..., expected "
+                f"{weights_sha256[:12]}...); make one for these: enet-calibrate DATA --weights WEIGHTS --out RECORD, "
+                "and name it with --calibration RECORD"
+            )
+
+    def to_trt_cache(self, version: str) -> str:
+        """The record as a calibration cache of TensorRT 10, for trtexec --calib and builders that still take one.
+
+        A header with TensorRT's version, then a line per tensor: its scale, amax / 127, as the bits of a big-endian
+        float32 in hex. TensorRT ignores a cache of another version, so `version`, such as "10.3.0", has to be the
+        builder's. Raises InputError for a version without a cache: from 11 on Q/DQ is the only way.
+        """
+        try:
+            major, minor, patch = (int(part) for part in version.split(".")[:3])
+        except ValueError:
+            raise InputError(f"TensorRT version '{version}', expected MAJOR.MINOR.PATCH such as 10.3.0") from None
+        if major != 10:
+            raise InputError(
+                f"TensorRT version '{version}', expected 10.x: TensorRT 11 takes no calibration cache; "
+                "give it the graph of enet-export --int8"
+            )
+        lines = [f"TRT-{major * 10000 + minor * 100 + patch}-EntropyCalibration2"]
+        lines += [f"{tensor}: {struct.pack('>f', amax / 127).hex()}" for tensor, amax in self.amax.items()]
+        return "\n".join(lines) + "\n"
+
+
+def record_for(weights_sha256: str, path: str | Path | None = None) -> Record:
+    """The record at `path`, or the bundled one, once it is sure to be of these weights. Raises ArtifactError."""
+    path = BUNDLED_RECORD if path is None else path
+    record = Record.read(path)
+    record.require_weights(weights_sha256, path)
+    return record
