@@ -7,11 +7,13 @@ WEIGHTS := enet_deploy/weights/enet-camvid.safetensors
 
 .PHONY: demo test lint clean
 
-demo: $(INSTALLED) ## PyTorch and ONNX Runtime side by side: latency, throughput, proof of equal labels
+demo: $(INSTALLED) ## fp32 and int8 on PyTorch, ONNX Runtime and OpenVINO side by side; an engine for an RTX 3060
 	$(BIN)/enet-export --logits --out demo
-	$(BIN)/enet-bench $(WEIGHTS) demo/enet-fp32.onnx --frames 50 --json demo/bench.json \
+	$(BIN)/enet-export --int8 --logits --out demo
+	$(BIN)/enet-export --fp16 --int8 --engine trt-rtx --compute-capability 8.6 --out demo
+	$(BIN)/enet-bench $(WEIGHTS) demo/enet-fp32.onnx demo/enet-int8.onnx --frames 50 --json demo/bench.json \
 		$(if $(CAMVID_DIR),--data $(CAMVID_DIR))
-	@echo "demo/enet-fp32.onnx is the network, demo/bench.json the whole result"
+	@echo "demo/ holds the graphs, the engine with its card, and bench.json with the whole result"
 
 test: $(INSTALLED) lint ## lint, types, tests
 	$(BIN)/python -m pytest

@@ -18,6 +18,7 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Iterable
 from fnmatch import fnmatchcase
+from pathlib import Path
 
 import numpy as np
 import onnx
@@ -75,16 +76,18 @@ def activations(graph: onnx.GraphProto, nodes: Iterable[onnx.NodeProto]) -> dict
     return takers
 
 
-def quantize(model: onnx.ModelProto, record: Record) -> onnx.ModelProto:
+def quantize(model: onnx.ModelProto, record: Record, source: str | Path = "the graph") -> onnx.ModelProto:
     """A copy of a float graph that computes in int8 where the record says, and says so in its metadata.
+
+    `source` names the graph in errors.
 
     Raises ArtifactError where the graph is quantised already, came from other weights than the record, or the record
     lacks a tensor of the graph or has one that the graph lacks.
     """
     props = {p.key: p.value for p in model.metadata_props}
-    metadata = Metadata.from_text(props.get(METADATA_KEY), "the graph")
+    metadata = Metadata.from_text(props.get(METADATA_KEY), source)
     if metadata.precision not in _INT8_OF:
-        raise ArtifactError(f"the graph is {metadata.precision} already, expected fp32 or fp16; quantise the float one")
+        raise ArtifactError(f"{source} is {metadata.precision} already, expected fp32 or fp16; quantise the float one")
     record.require_weights(metadata.weights_sha256, "the calibration record")
     result = onnx.ModelProto()
     result.CopyFrom(model)

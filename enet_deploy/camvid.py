@@ -248,9 +248,17 @@ def _camvid(args: argparse.Namespace) -> None:
         )
 
 
+def _scenes(args: argparse.Namespace) -> None:
+    from .scenes import write_scenes
+
+    write_scenes(args.dir, args.split, range(args.seed, args.seed + args.count), args.size)
+    print(f"{args.dir}: {args.count} drawn scenes in {args.split}/, their labels in {args.split}annot/")
+
+
 def main(argv: Sequence[str] | None = None) -> int:
-    parser = cli.Parser("enet-data", description="Fetch a data set to train and evaluate on.")
-    camvid = parser.add_subparsers(metavar="DATASET", required=True).add_parser(
+    parser = cli.Parser("enet-data", description="Get a data set to train and evaluate on.")
+    sets = parser.add_subparsers(metavar="DATASET", required=True)
+    camvid = sets.add_parser(
         "camvid",
         help="CamVid, 367 / 101 / 233 road scenes of 360x480 with 11 classes",
         description=f"Fetch CamVid in the SegNet layout. Files already there are kept; if it stops, {AGAIN}.",
@@ -262,7 +270,19 @@ def main(argv: Sequence[str] | None = None) -> int:
     camvid.add_argument(
         "--splits", nargs="+", choices=tuple(COUNTS), default=tuple(COUNTS), help="default: train val test"
     )
-    return cli.run(parser, _camvid, argv)
+    camvid.set_defaults(command=_camvid)
+    scenes = sets.add_parser(
+        "scenes",
+        help="drawn street scenes of CamVid's classes: to try things with, or to train with beside CamVid",
+        description="Draw street scenes with exact labels, beside what is in the folder. A seed is always one scene.",
+    )
+    scenes.add_argument("dir", metavar="DIR", help="folder to draw into")
+    scenes.add_argument("--count", type=cli.positive, default=72, metavar="N", help="default: %(default)s")
+    scenes.add_argument("--seed", type=cli.positive, default=2000, metavar="N", help="the first (default: %(default)s)")
+    scenes.add_argument("--split", choices=("train", "val"), default="train", help="default: %(default)s")
+    scenes.add_argument("--size", type=cli.size, default=(360, 480), metavar="HxW", help="default: 360x480")
+    scenes.set_defaults(command=_scenes)
+    return cli.run(parser, lambda args: args.command(args), argv)
 
 
 if __name__ == "__main__":

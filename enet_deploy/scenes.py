@@ -6,9 +6,12 @@ every path of a network trained on CamVid; they are no measure of its accuracy.
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import cv2
 import numpy as np
 
+from .artifacts import replacing
 from .data import CAMVID, UInt8Array
 
 _ID = {name: i for i, name in enumerate(CAMVID.names)}
@@ -87,3 +90,14 @@ def _light(image: UInt8Array, rng: np.random.Generator) -> UInt8Array:
     noisy[image == 255] = 255
     lit: UInt8Array = np.clip(noisy, 0, 255).astype(np.uint8)
     return lit
+
+
+def write_scenes(root: str | Path, split: str, seeds: range, size: tuple[int, int] = (360, 480)) -> None:
+    """Draw a scene per seed into `root/split/` and `root/splitannot/`, beside what is there, as sceneSEED.png.
+
+    Raises ArtifactError where that folder cannot be written.
+    """
+    for seed in seeds:
+        for folder, pixels in zip((split, f"{split}annot"), street_scene(seed, size), strict=True):
+            with replacing(Path(root) / folder / f"scene{seed:04}.png") as temporary:
+                temporary.write_bytes(cv2.imencode(".png", pixels)[1].tobytes())

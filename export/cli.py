@@ -93,7 +93,7 @@ def _from_graph(args: argparse.Namespace) -> Path:
     with open_runner(model, "ort") as reference:  # also says what is wrong with a damaged file
         graph = onnx.load(model)
         metadata = graph_metadata(graph, model)
-        quantized = quantize(graph, record_for(metadata.weights_sha256, args.calibration))
+        quantized = quantize(graph, record_for(metadata.weights_sha256, args.calibration), model)
         stem = model.stem.removesuffix("-fp32") + "-int8"
         path = Path(args.out) / f"{stem}.onnx"
         frames = _frames(args, metadata.size)

@@ -254,9 +254,14 @@ def _clean(model: onnx.ModelProto) -> None:
 def _compare_as_is(graph: onnx.GraphProto) -> None:
     """Let Equal take halves: the exporter casts both sides to float first, which changes nothing but the time."""
     casts = {node.output[0]: node for node in graph.node if node.op_type == "Cast"}
+    constants = {i.name: i for i in graph.initializer}
     for node in graph.node:
-        if node.op_type == "Equal" and all(name in casts for name in node.input):
-            node.input[:] = [casts[name].input[0] for name in node.input]
+        if node.op_type == "Equal" and any(name in casts for name in node.input):
+            for name in node.input:
+                if name in constants:  # a plane of ranks, whose cast the exporter has carried out
+                    half = onnx.numpy_helper.to_array(constants[name]).astype(np.float16)
+                    constants[name].CopyFrom(onnx.numpy_helper.from_array(half, name))
+            node.input[:] = [casts[name].input[0] if name in casts else name for name in node.input]
     used = {name for node in graph.node for name in node.input} | {value.name for value in graph.output}
     for cast in casts.values():
         if cast.output[0] not in used:

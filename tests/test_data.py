@@ -11,6 +11,7 @@ import cv2
 import numpy as np
 import pytest
 
+from enet_deploy.camvid import main as enet_data
 from enet_deploy.data import CAMVID, ClassList, colorize, open_data, read_image
 from enet_deploy.errors import DataError, InputError
 from enet_deploy.scenes import street_scene
@@ -191,3 +192,14 @@ def test_camvid_is_whole(camvid: Path) -> None:
         assert image.shape == (360, 480, 3) and labels.shape == (360, 480)
         seen |= set(np.unique(labels).tolist())
     assert seen == set(range(12))
+
+
+def test_drawn_data_set_is_read_back(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert enet_data(["scenes", str(tmp_path), "--count", "2", "--seed", "7", "--size", "96x128"]) == 0
+    assert "2 drawn scenes in train/" in capsys.readouterr().out
+    data = open_data(tmp_path, "train")
+    assert [path.name for path, _ in data.pairs] == ["scene0007.png", "scene0008.png"]
+    for (image, labels), seed in zip(data, (7, 8), strict=True):
+        expected, truth = street_scene(seed, (96, 128))
+        np.testing.assert_array_equal(image, expected)
+        np.testing.assert_array_equal(labels, truth)

@@ -145,7 +145,8 @@ def test_wheel_holds_the_package_and_nothing_else(wheel: Path) -> None:
     modules = {path.relative_to(ROOT).as_posix() for path, _ in sources()}
     modules = {name if name.startswith(f"{HUB}/") else f"{HUB}/{name}" for name in modules}
     assert {name for name in shipped if name.endswith(".py")} == modules
-    assert {f"{HUB}/py.typed", f"{HUB}/weights/enet-camvid.safetensors"} <= shipped
+    data = {"py.typed", "weights/enet-camvid.safetensors", "calibration/enet-camvid.json"}
+    assert {f"{HUB}/{name}" for name in data} <= shipped
     assert (wheel / info / "licenses" / "LICENSE").is_file()
 
 
@@ -154,11 +155,23 @@ def test_wheel_runs(wheel: Path) -> None:
     assert python(code, wheel) == f"{wheel}/enet_deploy/__init__.py True {enet_deploy.__version__}"
 
 
+def test_wheel_finds_the_record_of_its_weights_and_renders_it_without_torch(wheel: Path, tmp_path: Path) -> None:
+    code = f"""
+import sys
+for name in {HEAVY}:
+    sys.modules[name] = None  # importing it fails
+from enet_deploy.calibration import cli
+print(cli.__file__)
+sys.exit(cli.main(["--trt-cache", {str(tmp_path / "enet.cache")!r}]))"""
+    assert python(code, wheel).startswith(f"{wheel}/enet_deploy/calibration/cli.py")
+    assert (tmp_path / "enet.cache").read_text().startswith("TRT-10")
+
+
 def test_console_scripts(wheel: Path) -> None:
     (info,) = wheel.glob("*.dist-info")
     scripts = importlib.metadata.PathDistribution(info).entry_points.select(group="console_scripts")
     assert {script.name: script.value for script in scripts} == SCRIPTS
-    assert {"enet-train", "enet-eval", "enet-export", "enet-bench", "enet-data"} <= SCRIPTS.keys()
+    assert {"enet-train", "enet-eval", "enet-export", "enet-calibrate", "enet-bench", "enet-data"} <= SCRIPTS.keys()
     for script in scripts:
         code = f"from {script.module} import {script.attr} as main; main(['--help'])"
         assert f"usage: {script.name}" in python(code, wheel)
