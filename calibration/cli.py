@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
+import math
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -11,7 +12,7 @@ from typing import TYPE_CHECKING
 from enet_deploy import cli
 from enet_deploy.artifacts import BUNDLED_WEIGHTS, replacing, require_writable, sha256
 from enet_deploy.data import find_images, open_data, read_image
-from enet_deploy.errors import DataError, InputError
+from enet_deploy.errors import ArtifactError, DataError, InputError
 
 if TYPE_CHECKING:
     import onnx
@@ -91,7 +92,7 @@ def _study(
     from .qdq import layers, quantized_layers
     from .sensitivity import Damage, keep_budget, measure_damage, write_plot, write_table
 
-    folder = Path(args.sensitivity or args.out.with_name(f"{args.out.stem}-sensitivity"))
+    folder = _study_folder(args)
     found: list[Damage] = []
 
     def damages() -> list[Damage]:
@@ -114,13 +115,32 @@ def _study(
     return kept
 
 
+def _study_folder(args: argparse.Namespace) -> Path:
+    return Path(args.sensitivity or args.out.with_name(f"{args.out.stem}-sensitivity"))
+
+
 def _calibrate(args: argparse.Namespace) -> None:
+    from .record import cache_header
+
+    if not args.weights.is_file():
+        raise ArtifactError(f"--weights {args.weights} is not a file; expected a .safetensors file of enet-train")
+    if args.record and args.method != "auto":
+        raise InputError(f"--method {args.method} with --record {args.record}, whose ranges are settled; drop one")
+    if args.trt_cache and args.trt_cache.resolve() == args.out.resolve():
+        raise InputError(f"--trt-cache and --out are both {args.out}, expected two files")
     if args.trt_cache:
         require_writable(args.trt_cache)
+        cache_header(args.trt_version)
     if args.data is None:
         _render(args)
         return
     require_writable(args.out)
+    if args.max_drop is not None and not math.isfinite(args.max_drop):
+        raise InputError(f"--max-drop {args.max_drop}, expected points of mIoU such as {BUDGET}")
+    if args.sensitivity or args.max_drop is not None:
+        import matplotlib  # noqa: F401  # said now where it is missing, not after the study
+
+        require_writable(_study_folder(args) / "sensitivity.json")
     from . import ranges
     from .judge import Judge
     from .qdq import layers, quantize, quantized_layers

@@ -130,7 +130,7 @@ def insert_pairs(graph: onnx.GraphProto, nodes: list[onnx.NodeProto], amax: dict
     after: dict[str, list[onnx.NodeProto]] = {}  # tensor -> what is inserted behind its maker
     for tensor, takers in activations(graph, nodes).items():
         dtype = numpy_helper.to_array(initializers[nodes[0].input[1]]).dtype
-        scale = _add(graph, f"{tensor}/scale", np.asarray(amax[tensor] / 127, dtype))
+        scale = _add(graph, f"{tensor}/scale", np.asarray(max(amax[tensor] / 127, np.finfo(dtype).tiny), dtype))
         pair = _pair(tensor, scale, zero)
         after[tensor] = pair
         for taker in takers:

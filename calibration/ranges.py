@@ -19,7 +19,7 @@ from enet_deploy.errors import InputError
 
 METHODS = ("minmax", "percentile", "entropy", "mse")
 PERCENTILE = 99.99  # of the magnitudes that stay inside
-BINS = {"percentile": 2048, "entropy": 1024}  # entropy's search takes their square, in Python
+BINS = {"percentile": 2048, "entropy": 512}  # entropy's search takes their square, in Python
 LEVELS = 255  # of symmetric int8
 LEAST_IMAGES = 4
 
@@ -41,7 +41,7 @@ def digest(images: Iterable[Path]) -> str:
     """SHA-256 over names and contents."""
     total = hashlib.sha256()
     for image in images:
-        total.update(image.name.encode() + b"\\0" + hashlib.sha256(image.read_bytes()).digest())
+        total.update(image.name.encode() + b"\0" + hashlib.sha256(image.read_bytes()).digest())
     return total.hexdigest()
 
 
@@ -86,11 +86,13 @@ def least_squares(counts: npt.NDArray[Any], edges: npt.NDArray[Any]) -> float:
     """The amax that makes the squared error of int8 least, of a histogram of magnitudes.
 
     Args:
-        counts, edges: as `numpy.histogram` gives them, edges from 0 up.
+        counts, edges: as `numpy.histogram` gives them, edges from 0 up; of a tensor that is always zero they are
+            from -0.5 to 0.5.
     """
     centers = (edges[:-1] + edges[1:]).astype(np.float64) / 2
     best, least = float(edges[-1]), np.inf
-    for amax in edges[max(1, len(counts) // 64) :: max(1, len(counts) // 256)].astype(np.float64):
+    candidates = edges[max(1, len(counts) // 64) :: max(1, len(counts) // 256)].astype(np.float64)
+    for amax in candidates[candidates > 0]:
         step = amax / 127
         error = float((counts * (np.clip(np.rint(centers / step), 0, 127) * step - centers) ** 2).sum())
         if error < least:

@@ -67,11 +67,15 @@ class Record:
             for tensor, amax in record.amax.items():
                 if not (isinstance(amax, int | float) and math.isfinite(amax) and amax > 0):
                     raise ValueError(f"amax {amax!r} of {tensor}, expected a finite number above 0")
+            if not (isinstance(record.weights_sha256, str) and isinstance(record.method, str)):
+                raise ValueError("weights_sha256 and method have to be text")
+            if not (isinstance(record.images["count"], int) and isinstance(record.accuracy, dict)):
+                raise ValueError("images has to say their count, accuracy has to be an object")
             if not all(isinstance(why, str) for why in record.float_layers.values()):
                 raise ValueError("float_layers has to say why, in words, of each layer")
         except FileNotFoundError:
             raise ArtifactError(f"{path} does not exist; expected a calibration record: {again}") from None
-        except (OSError, AttributeError, KeyError, TypeError, ValueError) as error:
+        except (OSError, AttributeError, KeyError, OverflowError, TypeError, ValueError) as error:
             raise ArtifactError(f"{path} is no calibration record: {error!r}; {again}") from None
         return record
 
@@ -88,21 +92,31 @@ class Record:
         """The record as a calibration cache of TensorRT 10, for trtexec --calib and builders that still take one.
 
         A header with TensorRT's version, then a line per tensor: its scale, amax / 127, as the bits of a big-endian
-        float32 in hex. TensorRT ignores a cache of another version, so `version`, such as "10.3.0", has to be the
-        builder's. Raises InputError for a version without a cache: from 11 on Q/DQ is the only way.
+        float32 in hex. Raises InputError as `cache_header` does.
         """
-        try:
-            major, minor, patch = (int(part) for part in version.split(".")[:3])
-        except ValueError:
-            raise InputError(f"TensorRT version '{version}', expected MAJOR.MINOR.PATCH such as 10.3.0") from None
-        if major != 10:
-            raise InputError(
-                f"TensorRT version '{version}', expected 10.x: TensorRT 11 takes no calibration cache; "
-                "give it the graph of enet-export --int8"
-            )
-        lines = [f"TRT-{major * 10000 + minor * 100 + patch}-EntropyCalibration2"]
+        lines = [cache_header(version)]
         lines += [f"{tensor}: {struct.pack('>f', amax / 127).hex()}" for tensor, amax in self.amax.items()]
         return "\n".join(lines) + "\n"
+
+
+def cache_header(version: str) -> str:
+    """The first line of a calibration cache of this TensorRT, which ignores one of another version.
+
+    Args:
+        version: the builder's, such as "10.3.0".
+
+    Raises InputError for a version without a cache: from 11 on Q/DQ is the only way.
+    """
+    try:
+        major, minor, patch = (int(part) for part in version.split(".")[:3])
+    except ValueError:
+        raise InputError(f"TensorRT version '{version}', expected MAJOR.MINOR.PATCH such as 10.3.0") from None
+    if major != 10:
+        raise InputError(
+            f"TensorRT version '{version}', expected 10.x: TensorRT 11 takes no calibration cache; "
+            "give it the graph of enet-export --int8"
+        )
+    return f"TRT-{major * 10000 + minor * 100 + patch}-EntropyCalibration2"
 
 
 def record_for(weights_sha256: str, path: str | Path | None = None) -> Record:

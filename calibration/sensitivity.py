@@ -74,7 +74,8 @@ def _read_state(path: Path, key: str) -> dict[str, Damage]:
     """What an earlier run of the same study found; nothing where there was none, or it was another study."""
     try:
         value = json.loads(path.read_text(encoding="utf-8"))
-        found = [Damage(**entry) for entry in value["layers"]] if value["key"] == key else []
+        found = [Damage(str(entry["layer"]), float(entry["drop"]), float(entry["snr"])) for entry in value["layers"]]
+        found = found if value["key"] == key else []
     except FileNotFoundError:
         return {}
     except (OSError, KeyError, TypeError, ValueError) as error:

@@ -77,6 +77,17 @@ def positive(text: str) -> int:
     return int(text)
 
 
+def share(text: str) -> float:
+    """argparse type: a number from 0 to 1."""
+    try:
+        value = float(text)
+    except ValueError:
+        value = -1
+    if not 0 <= value <= 1:
+        raise argparse.ArgumentTypeError(f"'{text}', expected a share from 0 to 1, such as 0.001")
+    return value
+
+
 def progress(items: Iterable[Item], title: str, total: int | None = None) -> Iterable[Item]:
     """The items, with a progress bar on a terminal's stderr where tqdm is installed; `total` for those without len."""
     try:

@@ -181,8 +181,12 @@ def find_images(root: str | Path, split: str) -> list[Path]:
 
     Raises DataError where there are none.
     """
-    folder = Path(root) / split
-    return [*_by_stem(folder if folder.is_dir() else Path(root)).values()]
+    root = Path(root)
+    if (root / split).is_dir():
+        return [*_by_stem(root / split).values()]
+    if not root.is_dir() or not any(path.suffix.lower() in IMAGE_SUFFIXES for path in root.iterdir()):
+        raise DataError(f"{root} has neither a folder '{split}' nor images, expected a data set or a folder of images")
+    return [*_by_stem(root).values()]
 
 
 def read_image(path: str | Path) -> UInt8Array:

@@ -228,7 +228,7 @@ def _parser() -> cli.Parser:
     graph.add_argument("--split", default="val", help="of --data")
     graph.add_argument(
         "--max-disagreement",
-        type=float,
+        type=cli.share,
         metavar="SHARE",
         help="of the pixels may get another label; else fp32 0.0001, fp16 0.001, int8 0.02",
     )

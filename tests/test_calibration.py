@@ -807,7 +807,7 @@ def out(tmp_path: Path) -> Path:
 def refused(arguments: Sequence[object], out: Path, capsys: pytest.CaptureFixture[str]) -> str:
     """What the command says on its one line when it refuses, having written nothing."""
     try:
-        code: object = cli.main([*map(str, arguments), "--method", "minmax"])
+        code: object = cli.main([*map(str, arguments)])
     except SystemExit as stopped:  # by argparse
         code = stopped.code
     assert code == 2
@@ -822,13 +822,15 @@ def refused(arguments: Sequence[object], out: Path, capsys: pytest.CaptureFixtur
     ("arguments", "message"),
     [
         ([], "no DATA to calibrate with, expected a data set, or --trt-cache"),
-        (["{scenes}/none"], "none is not a folder"),
-        (["{scenes}", "--split", "test"], "holds no images"),
+        (["{scenes}/none"], "none has neither a folder 'train' nor images"),
+        (["{scenes}", "--split", "test"], "has neither a folder 'test' nor images"),
         (["{scenes}", "--images", "2"], "2 images to calibrate with, expected at least 4"),
         (["{scenes}", "--record", "{scenes}/none.json"], "none.json does not exist; expected a calibration record"),
-        (["--trt-cache", "{out}", "--weights", "{scenes}/none.safetensors"], "none.safetensors"),
-        (["--trt-cache", "{out}", "--trt-version", "11.0.0"], "TensorRT 11 takes no calibration cache"),
-        (["--trt-cache", "{out}", "--record", "{scenes}/train/scene00.png"], "is no calibration record"),
+        (["--trt-cache", "{out}2", "--weights", "none.safetensors"], "--weights none.safetensors is not a file"),
+        (["--trt-cache", "{out}"], "--trt-cache and --out are both"),
+        (["--trt-cache", "{out}2", "--trt-version", "11.0.0"], "TensorRT 11 takes no calibration cache"),
+        (["--trt-cache", "{out}2", "--record", "{scenes}/train/scene00.png"], "is no calibration record"),
+        (["{scenes}", "--record", "r.json", "--method", "mse"], "--method mse with --record r.json, whose ranges are"),
     ],
 )
 def test_refusals(
