@@ -119,31 +119,37 @@ def _study_folder(args: argparse.Namespace) -> Path:
     return Path(args.sensitivity or args.out.with_name(f"{args.out.stem}-sensitivity"))
 
 
-def _calibrate(args: argparse.Namespace) -> None:
+def _require(args: argparse.Namespace) -> None:
+    """Refuse what would only be found after minutes of measuring."""
     from .record import cache_header
 
     if not args.weights.is_file():
         raise ArtifactError(f"--weights {args.weights} is not a file; expected a .safetensors file of enet-train")
     if args.record and args.method != "auto":
         raise InputError(f"--method {args.method} with --record {args.record}, whose ranges are settled; drop one")
-    if args.trt_cache and args.trt_cache.resolve() == args.out.resolve():
-        raise InputError(f"--trt-cache and --out are both {args.out}, expected two files")
+    if args.max_drop is not None and not math.isfinite(args.max_drop):
+        raise InputError(f"--max-drop {args.max_drop}, expected points of mIoU such as {BUDGET}")
     if args.trt_cache:
+        if args.trt_cache.resolve() == args.out.resolve():
+            raise InputError(f"--trt-cache and --out are both {args.out}, expected two files")
         require_writable(args.trt_cache)
         cache_header(args.trt_version)
+    if args.data is not None:
+        require_writable(args.out)
+        if args.sensitivity or args.max_drop is not None:
+            import matplotlib  # noqa: F401
+
+            require_writable(_study_folder(args) / "sensitivity.json")
+
+
+def _calibrate(args: argparse.Namespace) -> None:
+    _require(args)
     if args.data is None:
         _render(args)
         return
-    require_writable(args.out)
-    if args.max_drop is not None and not math.isfinite(args.max_drop):
-        raise InputError(f"--max-drop {args.max_drop}, expected points of mIoU such as {BUDGET}")
-    if args.sensitivity or args.max_drop is not None:
-        import matplotlib  # noqa: F401  # said now where it is missing, not after the study
-
-        require_writable(_study_folder(args) / "sensitivity.json")
     from . import ranges
     from .judge import Judge
-    from .qdq import layers, quantize, quantized_layers
+    from .qdq import quantize
     from .record import record_for
 
     sampled = ranges.sample(find_images(args.data, args.split), args.images)
@@ -155,18 +161,15 @@ def _calibrate(args: argparse.Namespace) -> None:
     else:
         record, score = earlier, judge.score(quantize(model, earlier), earlier.method)
     record, score = _study(args, model, record, score, judge)
-    record = dataclasses.replace(
-        record,
-        accuracy={
-            **record.accuracy,
-            "measure": judge.measure,
-            "images": judge.count,
-            "fp32": round(judge.float_value, 6),
-            "int8": round(score.value, 6),
-        },
-    )
+    record = dataclasses.replace(record, accuracy={**record.accuracy, **judge.to_json(score)})
     record.write(args.out)
     _write_cache(args, record)
+    _report(args, model, record, judge, score)
+
+
+def _report(args: argparse.Namespace, model: onnx.ModelProto, record: Record, judge: Judge, score: Score) -> None:
+    from .qdq import layers, quantized_layers
+
     inside, total = len(quantized_layers(model.graph, record.float_layers)), len(layers(model.graph))
     print(
         f"{args.out}  {record.method} ranges of {record.images['count']} images, {inside} of {total} layers in int8; "

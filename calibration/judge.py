@@ -7,6 +7,7 @@ import tempfile
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -62,6 +63,15 @@ class Judge:
     def drop(self, score: Score) -> float:
         """What quantising costs, in points (hundredths)."""
         return 100 * (self.float_value - score.value)
+
+    def to_json(self, score: Score) -> dict[str, Any]:
+        """What a record keeps of it."""
+        return {
+            "measure": self.measure,
+            "images": self.count,
+            "fp32": round(self.float_value, 6),
+            "int8": round(score.value, 6),
+        }
 
     def _run(self, model: onnx.ModelProto, title: str) -> Score:
         confusion = ConfusionMatrix(self._classes)

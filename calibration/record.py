@@ -92,7 +92,8 @@ class Record:
         """The record as a calibration cache of TensorRT 10, for trtexec --calib and builders that still take one.
 
         A header with TensorRT's version, then a line per tensor: its scale, amax / 127, as the bits of a big-endian
-        float32 in hex. Raises InputError as `cache_header` does.
+        float32 in hex. The names are those of the fp32 graph; what has no line TensorRT leaves in float.
+        Raises InputError as `cache_header` does.
         """
         lines = [cache_header(version)]
         lines += [f"{tensor}: {struct.pack('>f', amax / 127).hex()}" for tensor, amax in self.amax.items()]
