@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 
 from enet_deploy import cli
 from enet_deploy.artifacts import BUNDLED_WEIGHTS, replacing, require_writable, sha256
-from enet_deploy.data import find_images, open_data, read_image
+from enet_deploy.data import DataSet, find_images, open_data, read_image
 from enet_deploy.errors import ArtifactError, DataError, InputError
 
 if TYPE_CHECKING:
@@ -21,13 +21,14 @@ if TYPE_CHECKING:
 
     from .judge import Judge, Pair, Score
     from .record import Record
+    from .sensitivity import Damage
 
 METHODS = ("auto", "minmax", "percentile", "entropy", "mse")
 BUDGET = 0.3  # points of mIoU that int8 may cost before it is remarked upon
 UNLABELLED = 32  # images to compare labels on where none has a true label
 
 
-def _pairs(data: str, metadata: Metadata, sampled: list[Path], split: str) -> list[Pair]:
+def _pairs(data: str, metadata: Metadata, sampled: list[Path], split: str) -> Sequence[Pair] | DataSet:
     """What graphs are judged on: val with its labels, else images without, as far as can be not those sampled."""
     root = Path(data)
     if (root / "valannot").is_dir():
@@ -37,7 +38,7 @@ def _pairs(data: str, metadata: Metadata, sampled: list[Path], split: str) -> li
                 f"{data} has the classes {', '.join(val.classes.names)}, but the weights know "
                 f"{', '.join(metadata.classes.names)}; take weights of these classes, or correct its classes.json"
             )
-        return [*val]
+        return val
     images = find_images(root, "val") if (root / "val").is_dir() else find_images(root, split)
     others = [image for image in images if image not in set(sampled)] or sampled
     step = -(-len(others) // UNLABELLED)
@@ -59,7 +60,7 @@ def _measure(
     from enet_deploy.export.to_onnx import graph_metadata
 
     from . import ranges
-    from .qdq import FLOAT_LAYERS, activations, layers, quantize
+    from .qdq import FLOAT_LAYERS, activations, float_tensors, layers, quantize
     from .record import Record
 
     metadata = graph_metadata(model, args.weights)
@@ -76,6 +77,7 @@ def _measure(
             accuracy={},
             float_layers=FLOAT_LAYERS,
             amax={tensor: float(f"{value:.6g}") for tensor, value in amax.items()},
+            float_tensors=float_tensors(model.graph, FLOAT_LAYERS),
             versions=metadata.details["versions"],
         )
         tried[method] = record, judge.score(quantize(model, record), method)
@@ -89,8 +91,7 @@ def _study(
     args: argparse.Namespace, model: onnx.ModelProto, record: Record, score: Score, judge: Judge
 ) -> tuple[Record, Score]:
     """Sensitivity per layer where it was asked for or the budget needs it; the record that keeps the budget."""
-    from .qdq import layers, quantized_layers
-    from .sensitivity import Damage, keep_budget, measure_damage, write_plot, write_table
+    from .sensitivity import keep_budget, measure_damage
 
     folder = _study_folder(args)
     found: list[Damage] = []
@@ -101,18 +102,27 @@ def _study(
         return found
 
     kept = record, score
-    if args.max_drop is not None:
-        kept = keep_budget(model, record, score, judge, damages, args.max_drop)
     if args.sensitivity:
         damages()
-    if found:
-        chosen = quantized_layers(model.graph, kept[0].float_layers)
-        write_table(folder / "sensitivity.md", found, chosen, judge.measure)
-        write_plot(folder / "sensitivity.png", found, list(layers(model.graph)), chosen, judge.measure)
-        print(f"{folder}/sensitivity.md, .png and .json: each layer alone in int8; the worst:")
-        for damage in found[:5]:
-            print(f"  {damage.layer:<28}{-damage.drop:+.3f} points of {judge.measure}, logits at {damage.snr:.1f} dB")
+    try:
+        if args.max_drop is not None:
+            kept = keep_budget(model, record, score, judge, damages, args.max_drop)
+    finally:
+        if found:  # also where no choice of layers keeps the budget: it shows why
+            _show(found, folder, model, kept[0], judge)
     return kept
+
+
+def _show(found: list[Damage], folder: Path, model: onnx.ModelProto, record: Record, judge: Judge) -> None:
+    from .qdq import layers, quantized_layers
+    from .sensitivity import write_plot, write_table
+
+    chosen = quantized_layers(model.graph, record.float_layers)
+    write_table(folder / "sensitivity.md", found, chosen, judge.measure)
+    write_plot(folder / "sensitivity.png", found, list(layers(model.graph)), chosen, judge.measure)
+    print(f"{folder}/sensitivity.md, .png and .json: each layer alone in int8; the worst:")
+    for damage in found[:5]:
+        print(f"  {damage.layer:<28}{-damage.drop:+.3f} points of {judge.measure}, logits at {damage.snr:.1f} dB")
 
 
 def _study_folder(args: argparse.Namespace) -> Path:
@@ -127,11 +137,15 @@ def _require(args: argparse.Namespace) -> None:
         raise ArtifactError(f"--weights {args.weights} is not a file; expected a .safetensors file of enet-train")
     if args.record and args.method != "auto":
         raise InputError(f"--method {args.method} with --record {args.record}, whose ranges are settled; drop one")
-    if args.max_drop is not None and not math.isfinite(args.max_drop):
+    if args.max_drop is not None and not 0 <= args.max_drop < math.inf:
         raise InputError(f"--max-drop {args.max_drop}, expected points of mIoU such as {BUDGET}")
+    if args.trt_cache and args.trt_cache.resolve() == args.out.resolve():
+        raise InputError(f"--trt-cache and --out are both {args.out}, expected two files")
+    inputs = {path.resolve() for path in (args.weights, args.record) if path}
+    for option, path in (("--out", args.out), ("--trt-cache", args.trt_cache)):
+        if path and path.resolve() in inputs:
+            raise InputError(f"{option} {path} would overwrite what it is made from; name another file")
     if args.trt_cache:
-        if args.trt_cache.resolve() == args.out.resolve():
-            raise InputError(f"--trt-cache and --out are both {args.out}, expected two files")
         require_writable(args.trt_cache)
         cache_header(args.trt_version)
     if args.data is not None:
@@ -149,7 +163,7 @@ def _calibrate(args: argparse.Namespace) -> None:
         return
     from . import ranges
     from .judge import Judge
-    from .qdq import quantize
+    from .qdq import float_tensors, quantize
     from .record import record_for
 
     sampled = ranges.sample(find_images(args.data, args.split), args.images)
@@ -161,7 +175,11 @@ def _calibrate(args: argparse.Namespace) -> None:
     else:
         record, score = earlier, judge.score(quantize(model, earlier), earlier.method)
     record, score = _study(args, model, record, score, judge)
-    record = dataclasses.replace(record, accuracy={**record.accuracy, **judge.to_json(score)})
+    record = dataclasses.replace(
+        record,
+        accuracy={**record.accuracy, **judge.to_json(score)},
+        float_tensors=float_tensors(model.graph, record.float_layers),
+    )
     record.write(args.out)
     _write_cache(args, record)
     _report(args, model, record, judge, score)
@@ -184,6 +202,9 @@ def _render(args: argparse.Namespace) -> None:
     """No data: a record that is there already, as TensorRT's cache."""
     from .record import record_for
 
+    if args.max_drop is not None or args.sensitivity or args.method != "auto":
+        raise InputError("--method, --sensitivity and --max-drop measure on images, expected DATA too")
+
     if not args.trt_cache:
         raise InputError(
             "no DATA to calibrate with, expected a data set, or --trt-cache to render a record that is there"
@@ -196,28 +217,39 @@ def _write_cache(args: argparse.Namespace, record: Record) -> None:
         text = record.to_trt_cache(args.trt_version)
         with replacing(args.trt_cache) as temporary:
             temporary.write_text(text, encoding="ascii")
-        print(f"{args.trt_cache}  calibration cache of TensorRT {args.trt_version}, {len(record.amax)} tensors")
+        print(f"{args.trt_cache}  calibration cache of TensorRT {args.trt_version}, {text.count(chr(10)) - 1} tensors")
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     parser = cli.Parser(
         "enet-calibrate",
         description="Measure the ranges that int8 needs, and what it costs, and keep both as a readable record.",
-        formatter_class=argparse.ArgumentDefaultsHelpFormatter,
     )
     parser.add_argument("data", nargs="?", metavar="DATA", help="data set, or a folder of images without labels")
-    parser.add_argument("--weights", type=Path, default=BUNDLED_WEIGHTS, help="a .safetensors file of enet-train")
-    parser.add_argument("--method", choices=METHODS, default="auto", help="auto tries all and keeps the best on val")
-    parser.add_argument("--images", type=cli.positive, default=100, metavar="N", help="sampled, spread over the split")
-    parser.add_argument("--split", default="train", help="of DATA to sample")
-    parser.add_argument("--out", type=Path, default=Path("calibration.json"), metavar="RECORD", help="file to write")
+    parser.add_argument(
+        "--weights", type=Path, default=BUNDLED_WEIGHTS, help="a .safetensors file of enet-train (default: the bundled)"
+    )
+    parser.add_argument(
+        "--method", choices=METHODS, default="auto", help="auto, the default, tries all and keeps the best on val"
+    )
+    parser.add_argument(
+        "--images", type=cli.positive, default=100, metavar="N", help="sampled, spread over the split (default: 100)"
+    )
+    parser.add_argument("--split", default="train", help="of DATA to sample (default: train)")
+    parser.add_argument(
+        "--out",
+        type=Path,
+        default=Path("calibration.json"),
+        metavar="RECORD",
+        help="file to write (default: calibration.json)",
+    )
     parser.add_argument("--record", type=Path, help="take the ranges of this record in place of measuring any")
     parser.add_argument("--sensitivity", metavar="DIR", help="quantise each layer alone; table and plot go there")
     parser.add_argument(
         "--max-drop", type=float, metavar="POINTS", help="leave the worst layers in float until int8 costs no more"
     )
     parser.add_argument("--trt-cache", type=Path, metavar="FILE", help="write the record as TensorRT 10's cache too")
-    parser.add_argument("--trt-version", default="10.3.0", help="of the TensorRT that reads the cache")
+    parser.add_argument("--trt-version", default="10.3.0", help="that reads the cache (default: 10.3.0)")
     return cli.run(parser, _calibrate, argv)
 
 

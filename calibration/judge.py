@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import math
 import tempfile
 from collections.abc import Callable, Iterable, Sequence
@@ -13,12 +14,12 @@ import numpy as np
 import numpy.typing as npt
 import onnx
 
-from enet_deploy.data import ClassList, UInt8Array
+from enet_deploy.data import ClassList, DataSet, UInt8Array
 from enet_deploy.metrics import ConfusionMatrix
 from enet_deploy.runners import Runner, open_runner
 
 Pair = tuple[UInt8Array, UInt8Array | None]  # image (h, w, 3) uint8 BGR, labels (h, w) uint8 or None
-SNR_FRAMES = 32  # whose logits are kept: 8 MB each at 360x480
+SNR_BYTES = 256 << 20  # of logits that are kept: 35 frames at 360x480, never fewer than one
 
 
 @dataclass(frozen=True)
@@ -46,13 +47,14 @@ class Judge:
     def __init__(
         self,
         model: onnx.ModelProto,
-        pairs: Sequence[Pair],
+        pairs: Sequence[Pair] | DataSet,
         classes: ClassList,
-        progress: Callable[[Sequence[Pair], str], Iterable[Pair]] = lambda pairs, _: pairs,
+        progress: Callable[[Any, str], Iterable[Pair]] = lambda pairs, _: pairs,
     ) -> None:
         self._pairs, self._classes, self._progress = pairs, classes, progress
         self.measure = "agreement" if pairs[0][1] is None else "miou"
         self._labels: list[UInt8Array] = []
+        self._digest = hashlib.sha256()
         self._logits: list[npt.NDArray[np.float32]] = []
         self.count = len(pairs)
         self.float_value = self._run(model, "fp32").value
@@ -63,6 +65,11 @@ class Judge:
     def drop(self, score: Score) -> float:
         """What quantising costs, in points (hundredths)."""
         return 100 * (self.float_value - score.value)
+
+    @property
+    def sha256(self) -> str:
+        """Of what the float graph says to the images: the same for the same study alone."""
+        return self._digest.hexdigest()
 
     def to_json(self, score: Score) -> dict[str, Any]:
         """What a record keeps of it."""
@@ -85,7 +92,7 @@ class Judge:
                     labels = logits[0].argmax(axis=0).astype(np.uint8)
                     if first:
                         self._keep(labels, logits)
-                    if index < SNR_FRAMES:
+                    if index < len(self._logits):
                         signal += float(np.square(self._logits[index]).sum(dtype=np.float64))
                         noise += float(np.square(logits - self._logits[index]).sum(dtype=np.float64))
                     self._count(confusion, runner, index, labels, truth)
@@ -96,7 +103,8 @@ class Judge:
     def _keep(self, labels: UInt8Array, logits: npt.NDArray[np.float32]) -> None:
         """What the float graph says is what the others are held against."""
         self._labels.append(labels)
-        if len(self._logits) < SNR_FRAMES:
+        self._digest.update(logits.tobytes())
+        if not self._logits or (len(self._logits) + 1) * logits.nbytes <= SNR_BYTES:
             self._logits.append(logits)
 
     def _count(

@@ -5,7 +5,8 @@ of a weight, no quantised bias. Where the pairs stand:
 
 - on what a quantised convolution takes, and on its weights: Q/DQ + Conv becomes an int8 convolution in TensorRT and in
   OpenVINO. Its output gets none: BatchNorm is folded and the activation follows in float, at whose end the next
-  convolution's pair stands; so TensorRT fuses Conv + activation + Q.
+  convolution's pair stands. That is where TensorRT's guide wants it for the fusion of Conv + activation + Q; PReLU it
+  runs as a kernel of its own that ends in Q.
 - on the other operand of a sum that a quantised convolution ends in: TensorRT and OpenVINO fuse Conv + Add only where
   the operand that is added is int8 too.
 - on no concatenation: ENet's only one (the initial block) joins float branches, and its output meets the next
@@ -76,6 +77,12 @@ def activations(graph: onnx.GraphProto, nodes: Iterable[onnx.NodeProto]) -> dict
     return takers
 
 
+def float_tensors(graph: onnx.GraphProto, float_layers: Iterable[str]) -> list[str]:
+    """Tensors that would get a pair if every layer were quantised, and get none because `float_layers` are not."""
+    chosen = activations(graph, quantized_layers(graph, float_layers).values())
+    return [tensor for tensor in activations(graph, layers(graph).values()) if tensor not in chosen]
+
+
 def quantize(model: onnx.ModelProto, record: Record, source: str | Path = "the graph") -> onnx.ModelProto:
     """A copy of a float graph that computes in int8 where the record says, and says so in its metadata.
 
@@ -135,8 +142,10 @@ def insert_pairs(graph: onnx.GraphProto, nodes: list[onnx.NodeProto], amax: dict
         after[tensor] = pair
         for taker in takers:
             taker.input[:] = [pair[1].output[0] if name == tensor else name for name in taker.input]
-    weights = [_weights(graph, node, initializers[node.input[1]]) for node in nodes]
-    ordered = list(weights)
+    ordered = []
+    for name in dict.fromkeys(node.input[1] for node in nodes):  # equal weights are stored once, for several layers
+        users = [node for node in nodes if node.input[1] == name]
+        ordered.append(_weights(graph, users, initializers[name]))
     for node in graph.node:
         ordered += [node, *(new for output in node.output for new in after.get(output, ()))]
     del graph.node[:]
@@ -160,18 +169,19 @@ def _pair(tensor: str, scale: str, zero: str) -> list[onnx.NodeProto]:
     ]
 
 
-def _weights(graph: onnx.GraphProto, node: onnx.NodeProto, weight: onnx.TensorProto) -> onnx.NodeProto:
-    """Store the weights of `node` as int8; the node that turns them back, which the backend folds into its kernel."""
-    axis = CHANNEL_AXIS[node.op_type]
+def _weights(graph: onnx.GraphProto, users: list[onnx.NodeProto], weight: onnx.TensorProto) -> onnx.NodeProto:
+    """Store the weights of `users` as int8; the node that turns them back, which the backend folds into its kernel."""
+    axis = CHANNEL_AXIS[users[0].op_type]
     values, scale = quantize_weights(numpy_helper.to_array(weight), axis)
     inputs = [
         _add(graph, f"{weight.name}/int8", values),
         _add(graph, f"{weight.name}/scale", scale),
         _add(graph, f"{weight.name}/zero_point", np.zeros(scale.shape, np.int8)),
     ]
-    node.input[1] = f"{weight.name}/dequantized"
+    for node in users:
+        node.input[1] = f"{weight.name}/dequantized"
     name = f"{weight.name}/DequantizeLinear"
-    return onnx.helper.make_node("DequantizeLinear", inputs, [node.input[1]], name, axis=axis)
+    return onnx.helper.make_node("DequantizeLinear", inputs, [f"{weight.name}/dequantized"], name, axis=axis)
 
 
 def quantize_weights(weights: np.ndarray, axis: int) -> tuple[np.ndarray, np.ndarray]:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import json
-import math
 import struct
 from dataclasses import dataclass
 from pathlib import Path
@@ -30,6 +29,7 @@ class Record:
         accuracy: {"measure": "miou" or "agreement", "images", "fp32", "int8", "tried": {method: value}}.
         float_layers: layer, or pattern of layers, -> why it is not quantised.
         amax: tensor -> magnitude that becomes 127.
+        float_tensors: those of `amax` that float layers alone take.
         versions: of the tools.
     """
 
@@ -40,6 +40,7 @@ class Record:
     accuracy: dict[str, Any]
     float_layers: dict[str, str]
     amax: dict[str, float]
+    float_tensors: list[str]
     versions: dict[str, str]
 
     def to_text(self) -> str:
@@ -65,17 +66,19 @@ class Record:
                 raise ValueError("its schema is another")
             record = cls(**value)
             for tensor, amax in record.amax.items():
-                if not (isinstance(amax, int | float) and math.isfinite(amax) and amax > 0):
-                    raise ValueError(f"amax {amax!r} of {tensor}, expected a finite number above 0")
+                if type(amax) not in (int, float) or not 0 < amax < 1e6:  # 127 steps of a half reach 8e6
+                    raise ValueError(f"amax {amax!r} of {tensor}, expected a number above 0 and below 1e6")
             if not (isinstance(record.weights_sha256, str) and isinstance(record.method, str)):
                 raise ValueError("weights_sha256 and method have to be text")
             if not (isinstance(record.images["count"], int) and isinstance(record.accuracy, dict)):
                 raise ValueError("images has to say their count, accuracy has to be an object")
+            if not set(record.float_tensors) <= record.amax.keys():
+                raise ValueError("float_tensors has to name tensors of amax")
             if not all(isinstance(why, str) for why in record.float_layers.values()):
                 raise ValueError("float_layers has to say why, in words, of each layer")
         except FileNotFoundError:
             raise ArtifactError(f"{path} does not exist; expected a calibration record: {again}") from None
-        except (OSError, AttributeError, KeyError, OverflowError, TypeError, ValueError) as error:
+        except (OSError, AttributeError, KeyError, OverflowError, RecursionError, TypeError, ValueError) as error:
             raise ArtifactError(f"{path} is no calibration record: {error!r}; {again}") from None
         return record
 
@@ -92,11 +95,13 @@ class Record:
         """The record as a calibration cache of TensorRT 10, for trtexec --calib and builders that still take one.
 
         A header with TensorRT's version, then a line per tensor: its scale, amax / 127, as the bits of a big-endian
-        float32 in hex. The names are those of the fp32 graph; what has no line TensorRT leaves in float.
+        float32 in hex. Without those of float layers, which TensorRT then has no range to quantise with; which of the
+        others it does quantise is its own choice, so the accuracy that the record states is that of the Q/DQ graph.
         Raises InputError as `cache_header` does.
         """
         lines = [cache_header(version)]
-        lines += [f"{tensor}: {struct.pack('>f', amax / 127).hex()}" for tensor, amax in self.amax.items()]
+        taken = {tensor: amax for tensor, amax in self.amax.items() if tensor not in self.float_tensors}
+        lines += [f"{tensor}: {struct.pack('>f', amax / 127).hex()}" for tensor, amax in taken.items()]
         return "\n".join(lines) + "\n"
 
 

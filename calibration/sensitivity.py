@@ -43,7 +43,9 @@ def measure_damage(
         model: the float graph.
         state: JSON file that is written after each layer, and read first: a run that was cut short goes on.
     """
-    key = hashlib.sha256(json.dumps([record.weights_sha256, record.amax, judge.float_value]).encode()).hexdigest()
+    key = hashlib.sha256(
+        json.dumps([record.weights_sha256, record.amax, judge.measure, judge.sha256]).encode()
+    ).hexdigest()
     done = _read_state(Path(state), key)
     for name in progress(list(layers(model.graph)), "layers"):
         if name in done:
@@ -78,7 +80,7 @@ def _read_state(path: Path, key: str) -> dict[str, Damage]:
         found = found if value["key"] == key else []
     except FileNotFoundError:
         return {}
-    except (OSError, KeyError, TypeError, ValueError) as error:
+    except (OSError, AttributeError, KeyError, TypeError, ValueError, RecursionError) as error:
         raise ArtifactError(f"{path} is no sensitivity study: {error!r}; remove it, or name another folder") from None
     return {damage.layer: damage for damage in found}
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import shlex
 from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
@@ -13,7 +14,7 @@ import numpy as np
 from enet_deploy import cli
 from enet_deploy.artifacts import BUNDLED_WEIGHTS, require_writable, sha256
 from enet_deploy.data import UInt8Array, find_images, read_image, resize_image
-from enet_deploy.errors import ArtifactError, BackendError, InputError
+from enet_deploy.errors import ArtifactError, BackendError, EnetError, InputError
 from enet_deploy.runners.trt_common import FLAVOURS, cache_folder
 
 if TYPE_CHECKING:
@@ -34,25 +35,26 @@ def _frames(args: argparse.Namespace, size: tuple[int, int]) -> UInt8Array | Non
 
 def _from_weights(args: argparse.Namespace) -> Path:
     """Weights -> NAME-PRECISION.onnx."""
-    if Path(args.name).name != args.name:
-        raise InputError(f"--name '{args.name}', expected the beginning of a file's name; the folder is --out")
+    weights, name = args.weights or BUNDLED_WEIGHTS, args.name or "enet"
+    if Path(name).name != name:
+        raise InputError(f"--name '{name}', expected the beginning of a file's name; the folder is --out")
     precision = "-".join([*["fp16"] * args.fp16, *["int8"] * args.int8]) or "fp32"
-    path = Path(args.out) / f"{args.name}-{precision}.onnx"
+    path = Path(args.out) / f"{name}-{precision}.onnx"
     require_writable(path)
 
     from enet_deploy.model import load_weights
 
     from .to_onnx import to_onnx
 
-    size = args.size or load_weights(args.weights)[1].size
+    size = args.size or load_weights(weights)[1].size
     quantize = None
     if args.int8:
         from enet_deploy.calibration.qdq import quantize as with_record
         from enet_deploy.calibration.record import record_for
 
-        quantize = partial(with_record, record=record_for(sha256(args.weights), args.calibration))
+        quantize = partial(with_record, record=record_for(sha256(weights), args.calibration))
     done = to_onnx(
-        args.weights,
+        weights,
         path,
         precision="fp16" if args.fp16 else "fp32",
         size=size,
@@ -71,13 +73,15 @@ def _from_graph(args: argparse.Namespace) -> Path:
     model: Path = args.model
     if not model.is_file() or model.suffix != ".onnx":
         raise ArtifactError(f"{model} is no .onnx file; expected a graph of enet-export, or --weights WEIGHTS")
-    given = [name for name in ("fp16", "size", "batch", "dynamic_batch", "logits") if getattr(args, name)]
+    given = [n for n in ("fp16", "size", "batch", "dynamic_batch", "logits", "weights", "name") if getattr(args, n)]
     if given:
         raise InputError(
-            f"--{given[0].replace('_', '-')} with {model}, whose precision, size, batch and outputs are settled; "
-            "export it anew from --weights"
+            f"--{given[0].replace('_', '-')} with {model}, whose name, precision, size, batch and outputs are "
+            "settled; export it anew from weights"
         )
     if not args.int8:
+        if args.data is not None or args.max_disagreement is not None:
+            raise InputError("--data and --max-disagreement hold a new graph against an old one, expected --int8 too")
         if args.engine is None:
             raise InputError(f"nothing to do with {model}, expected --int8 or --engine {' or '.join(FLAVOURS)}")
         return model
@@ -131,27 +135,28 @@ def _engine_if_possible(graph: Path, args: argparse.Namespace) -> None:
     from enet_deploy.runners.cuda import find_gpu
     from enet_deploy.runners.trt_common import import_tensorrt
 
-    from .to_engine import BuildOptions
-
-    reasons = []
-    for flavour in FLAVOURS:
-        try:
-            import_tensorrt(flavour)
-            find_gpu()
-        except BackendError as error:
-            reasons.append(str(error))
-        else:
-            return _build_engine(graph, args, BuildOptions(flavour))
+    reason = ""
+    try:
+        find_gpu()
+        for flavour in FLAVOURS:
+            try:
+                import_tensorrt(flavour)
+            except BackendError as error:
+                reason = reason or str(error)
+            else:
+                return _build_engine(graph, args, _build_options(args, flavour))
+    except EnetError as error:
+        reason = str(error)
+    path = shlex.quote(str(graph))
     print(
-        f"no engine was built: {reasons[0]}. Where TensorRT and the GPU are: enet-export {graph.name} --engine trt; "
-        f"here, for another machine: enet-export {graph} --engine trt-rtx --compute-capability 8.6"
+        f"no engine was built: {reason}. Where TensorRT and the GPU are: enet-export {shlex.quote(graph.name)} "
+        f"--engine trt; here, for another machine: enet-export {path} --engine trt-rtx --compute-capability 8.6"
     )
     return None
 
 
 def _options(args: argparse.Namespace) -> BuildOptions | None:
     """What engine to build; None where none was asked for. Before the export, so that it is refused at once."""
-    from .to_engine import BuildOptions
 
     named = {
         "compute_capability": args.compute_capability,
@@ -166,15 +171,21 @@ def _options(args: argparse.Namespace) -> BuildOptions | None:
             if value:
                 raise InputError(f"--{name.replace('_', '-')} without an engine to build, expected --engine too")
         return None
+    return _build_options(args, args.engine)
+
+
+def _build_options(args: argparse.Namespace, flavour: str) -> BuildOptions:
+    from .to_engine import BuildOptions
+
     return BuildOptions(
-        args.engine,
+        flavour,
         compute_capabilities=args.compute_capability,
         version_compatible=args.version_compatible,
         hardware_compatible=args.hardware_compatible,
         workspace_mb=args.workspace,
         optimization_level=args.optimization_level,
         max_batch=args.max_batch or BuildOptions.max_batch,
-        timing_cache=None if args.no_timing_cache else args.timing_cache,
+        timing_cache=None if args.no_timing_cache else args.timing_cache or cache_folder(),
     )
 
 
@@ -202,14 +213,13 @@ def _parser() -> cli.Parser:
     parser = cli.Parser(
         "enet-export",
         description="Weights to ONNX, uint8 BGR frames in, uint8 labels out, held against PyTorch; build engines.",
-        formatter_class=argparse.ArgumentDefaultsHelpFormatter,
     )
     parser.add_argument(
         "model", nargs="?", type=Path, metavar="MODEL.onnx", help="start from this graph in place of weights"
     )
-    parser.add_argument("--weights", type=Path, default=BUNDLED_WEIGHTS, help="a .safetensors file of enet-train")
-    parser.add_argument("--out", default=".", metavar="DIR", help="folder to write to")
-    parser.add_argument("--name", default="enet", help="the file is NAME-PRECISION.onnx")
+    parser.add_argument("--weights", type=Path, help="a .safetensors file of enet-train; else the bundled ones")
+    parser.add_argument("--out", default=".", metavar="DIR", help="folder to write to (default: here)")
+    parser.add_argument("--name", help="the file is NAME-PRECISION.onnx; else enet")
 
     graph = parser.add_argument_group("graph")
     graph.add_argument("--fp16", action="store_true", help="half weights and arithmetic")
@@ -225,7 +235,7 @@ def _parser() -> cli.Parser:
     batch.add_argument("--dynamic-batch", action="store_true", help="take any number of frames per call")
     graph.add_argument("--logits", action="store_true", help="return the logits too")
     graph.add_argument("--data", help="data set whose images to verify with; else drawn street scenes")
-    graph.add_argument("--split", default="val", help="of --data")
+    graph.add_argument("--split", default="val", help="of --data (default: val)")
     graph.add_argument(
         "--max-disagreement",
         type=cli.share,
@@ -246,7 +256,9 @@ def _parser() -> cli.Parser:
     engine.add_argument("--optimization-level", type=int, metavar="N", help="0 fast to build, to 5 fast to run")
     engine.add_argument("--max-batch", type=cli.positive, metavar="N", help="of a graph with --dynamic-batch; else 8")
     timing = engine.add_mutually_exclusive_group()
-    timing.add_argument("--timing-cache", type=Path, default=cache_folder(), metavar="DIR", help="kept between builds")
+    timing.add_argument(
+        "--timing-cache", type=Path, metavar="DIR", help="kept between builds; else in the user's cache"
+    )
     timing.add_argument("--no-timing-cache", action="store_true", help="measure everything anew")
     return parser
 

@@ -107,6 +107,7 @@ def make_record(amax: dict[str, float], float_layers: dict[str, str] = FLOAT_LAY
         accuracy={"measure": "miou", "images": 4, "fp32": 0.5, "int8": 0.25, "tried": {"minmax": 0.25}},
         float_layers=float_layers,
         amax=amax,
+        float_tensors=[],
         versions={"onnx": onnx.__version__},
     )
 
@@ -566,7 +567,7 @@ def test_judge_by_agreement_where_there_are_no_labels(
 class Costs(Judge):
     """A judge by whom each layer in int8 costs what the test says, in points, and whose titles are remembered."""
 
-    measure, count, float_value = "miou", 4, 0.8
+    measure, count, float_value, sha256 = "miou", 4, 0.8, "these images"
 
     def __init__(self, **points: float) -> None:
         self.points = {name.replace("_", "."): value for name, value in points.items()}
@@ -621,6 +622,14 @@ def test_study_goes_on_where_it_was_interrupted(tmp_path: Path) -> None:
     third = Costs(**POINTS)
     measure_damage(model, other, third, tmp_path / "state.json")
     assert third.titles == LAYERS  # another study is begun anew
+
+
+def test_study_of_other_images_is_begun_anew(tmp_path: Path) -> None:
+    model, other = least_graph(), Costs(fullconv=1.0)
+    measure_damage(model, small_record(model), Costs(**POINTS), tmp_path / "state.json")
+    other.sha256 = "other images"
+    damages = measure_damage(model, small_record(model), other, tmp_path / "state.json")
+    assert other.titles == LAYERS and damages[0] == Damage("fullconv", 1.0, 39.0)
 
 
 @pytest.mark.parametrize("content", [b"", b"{", b"[]", b"null", b"{}", b"\xff"])
@@ -795,7 +804,10 @@ def test_cache_for_tensorrt_needs_no_data(tmp_path: Path, capsys: pytest.Capture
     record = record_for(sha256(BUNDLED_WEIGHTS))
     assert cli.main(["--trt-cache", str(tmp_path / "enet.cache"), "--trt-version", "10.7.0"]) == 0
     assert (tmp_path / "enet.cache").read_text() == record.to_trt_cache("10.7.0")
-    assert f"calibration cache of TensorRT 10.7.0, {len(record.amax)} tensors" in capsys.readouterr().out
+    assert "calibration cache of TensorRT 10.7.0, 82 tensors" in capsys.readouterr().out
+    cached = {line.rsplit(": ", 1)[0] for line in (tmp_path / "enet.cache").read_text().splitlines()[1:]}
+    assert cached == record.amax.keys() - set(record.float_tensors)  # 82 of 91: no range, no int8
+    assert "stage5.0.act/Relu" not in cached and "stage4.1.act/Relu" in cached
 
 
 @pytest.fixture
@@ -831,6 +843,9 @@ def refused(arguments: Sequence[object], out: Path, capsys: pytest.CaptureFixtur
         (["--trt-cache", "{out}2", "--trt-version", "11.0.0"], "TensorRT 11 takes no calibration cache"),
         (["--trt-cache", "{out}2", "--record", "{scenes}/train/scene00.png"], "is no calibration record"),
         (["{scenes}", "--record", "r.json", "--method", "mse"], "--method mse with --record r.json, whose ranges are"),
+        (["--trt-cache", "{out}2", "--max-drop", "1"], "--method, --sensitivity and --max-drop measure on images"),
+        (["{scenes}", "--record", "{out}"], "record.json would overwrite what it is made from; name another file"),
+        (["{scenes}", "--max-drop", "-1"], "--max-drop -1.0, expected points of mIoU such as 0.3"),
     ],
 )
 def test_refusals(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import re
 import sys
 from pathlib import Path
@@ -13,15 +14,16 @@ import torch
 from conftest import SIZE
 from onnx import TensorProto
 
-from enet_deploy import ArtifactError, open_runner
+from enet_deploy import ArtifactError, BackendError, open_runner
 from enet_deploy.artifacts import EngineCard, Metadata, sha256
-from enet_deploy.calibration.qdq import activations, layers
-from enet_deploy.calibration.record import BUNDLED_RECORD, record_for
+from enet_deploy.calibration.qdq import activations, layers, quantize
+from enet_deploy.calibration.record import BUNDLED_RECORD, Record, record_for
 from enet_deploy.data import UInt8Array, open_data
 from enet_deploy.export import cli
-from enet_deploy.export.to_onnx import to_onnx
+from enet_deploy.export.to_onnx import build_graph, to_onnx
 from enet_deploy.metrics import evaluate
 from enet_deploy.model import load_weights, save_weights
+from enet_deploy.runners.cuda import Gpu
 from enet_deploy.scenes import street_scene
 
 # share of pixels with PyTorch's label, on street scenes as drawn for 360x480
@@ -138,11 +140,35 @@ def test_no_engine_where_there_is_no_tensorrt(
 ) -> None:
     monkeypatch.setitem(sys.modules, "tensorrt", None)
     monkeypatch.setitem(sys.modules, "tensorrt_rtx", None)
+    monkeypatch.setattr("enet_deploy.runners.cuda.find_gpu", lambda: Gpu("Orin", "8.7"))
     assert cli.main(["--fp16", "--size", "96x128", "--max-disagreement", "1", "--out", str(tmp_path)]) == 0
     _, why = capsys.readouterr().out.splitlines()
     assert why.startswith("no engine was built: engine 'trt': the package 'tensorrt' is not installed; pip install")
     assert "enet-fp16.onnx --engine trt-rtx --compute-capability 8.6" in why
     assert [file.name for file in tmp_path.iterdir()] == ["enet-fp16.onnx"]
+
+
+def test_no_engine_where_there_is_no_gpu(
+    graphs: dict[str, Path], tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def no_driver() -> Gpu:
+        raise BackendError("no NVIDIA driver to be used: none is here; install or update it")
+
+    monkeypatch.setattr("enet_deploy.runners.cuda.find_gpu", no_driver)
+    out = tmp_path / "my robot"
+    assert cli.main([str(graphs["fp32"]), "--int8", "--max-disagreement", "1", "--out", str(out)]) == 0
+    _, why = capsys.readouterr().out.splitlines()
+    assert why.startswith("no engine was built: no NVIDIA driver to be used: none is here")
+    assert f"enet-export '{out}/enet-int8.onnx' --engine trt-rtx" in why  # quoted for a shell
+
+
+def test_equal_weights_in_two_layers_have_each_their_own_int8(weights: Path, tmp_path: Path) -> None:
+    net, metadata = load_weights(weights)
+    net.stage1[1].load_state_dict(net.stage1[0].state_dict())
+    save_weights(tmp_path / "twins.safetensors", net, metadata)
+    model = build_graph(tmp_path / "twins.safetensors", size=SIZE)
+    record = dataclasses.replace(Record.read(BUNDLED_RECORD), weights_sha256=sha256(tmp_path / "twins.safetensors"))
+    onnx.checker.check_model(quantize(model, record), full_check=True)
 
 
 def test_int8_of_a_graph_without_its_weights(
@@ -159,8 +185,10 @@ def test_int8_of_a_graph_without_its_weights(
     [
         (["INT8", "--int8"], "enet-int8.onnx is int8 already, expected fp32 or fp16; quantise the float one"),
         (["FP32"], "nothing to do with .*enet-fp32.onnx, expected --int8 or --engine trt or trt-rtx"),
-        (["FP32", "--fp16"], "--fp16 with .*, whose precision, size, batch and outputs are settled; export it anew"),
-        (["FP32", "--int8", "--dynamic-batch"], "--dynamic-batch with .*, whose precision, size"),
+        (["FP32", "--fp16"], "--fp16 with .*, whose name, precision, size, batch and outputs are settled; export it"),
+        (["FP32", "--int8", "--dynamic-batch"], "--dynamic-batch with .*, whose name, precision, size"),
+        (["FP32", "--int8", "--weights", "w.safetensors"], "--weights with .*, whose name, precision, size"),
+        (["FP32", "--engine", "trt-rtx", "--compute-capability", "8.6", "--data", "d"], "--data and .*expected --int8"),
         (["none.onnx", "--int8"], "none.onnx is no .onnx file; expected a graph of enet-export"),
         (["--calibration", "r.json"], "--calibration r.json without --int8, expected both"),
         (["--int8", "--calibration", "r.json"], "r.json does not exist; expected a calibration record: make it again"),

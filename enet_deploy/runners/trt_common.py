@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import os
+import tempfile
 from collections import deque
 from importlib import import_module
 from pathlib import Path
@@ -64,7 +65,7 @@ def start(trt: Any, kind: str) -> Any:
 
 
 def load_engine(trt: Any, engine: bytes, *, host_code: bool = False) -> Any:
-    """Deserialise an engine: only one that was just built, or that its card vouches for, because an engine is code.
+    """Deserialise an engine: only one that was just built, or that its card describes, because an engine is code.
 
     Args:
         host_code: let the engine run code on the CPU too, which a version-compatible one has to.
@@ -81,6 +82,20 @@ def load_engine(trt: Any, engine: bytes, *, host_code: bool = False) -> Any:
     return loaded
 
 
+def is_valid(trt: Any, engine: bytes) -> bool:
+    """Whether TensorRT-RTX says that an engine can be loaded on the current device; False where it cannot be asked."""
+    runtime = start(trt, "Runtime")
+    if not hasattr(runtime, "get_engine_validity"):
+        return False
+    validity, _ = runtime.get_engine_validity(engine)
+    return bool(validity != trt.EngineValidity.INVALID)
+
+
 def cache_folder() -> Path:
     """Where this package keeps what it can make again: $XDG_CACHE_HOME/enet_deploy, or ~/.cache/enet_deploy."""
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "enet_deploy"
+    if os.environ.get("XDG_CACHE_HOME"):
+        return Path(os.environ["XDG_CACHE_HOME"]) / "enet_deploy"
+    try:
+        return Path.home() / ".cache" / "enet_deploy"
+    except RuntimeError:  # a container's user without a home
+        return Path(tempfile.gettempdir()) / f"enet_deploy-{os.getuid()}"
