@@ -11,8 +11,8 @@ from typing import TYPE_CHECKING
 
 from enet_deploy import cli
 from enet_deploy.artifacts import BUNDLED_WEIGHTS, replacing, require_writable, sha256
-from enet_deploy.data import DataSet, find_images, open_data, read_image
-from enet_deploy.errors import ArtifactError, DataError, InputError
+from enet_deploy.data import DataSet, find_images, open_data, read_image, require_same_classes
+from enet_deploy.errors import ArtifactError, InputError
 
 if TYPE_CHECKING:
     import onnx
@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from .sensitivity import Damage
 
 METHODS = ("auto", "minmax", "percentile", "entropy", "mse")
-BUDGET = 0.3  # points of mIoU that int8 may cost before it is remarked upon
+BUDGET = {"miou": 0.3, "agreement": 2.0}  # points that int8 may cost before it is remarked upon
 UNLABELLED = 32  # images to compare labels on where none has a true label
 
 
@@ -33,24 +33,23 @@ def _pairs(data: str, metadata: Metadata, sampled: list[Path], split: str) -> Se
     root = Path(data)
     if (root / "valannot").is_dir():
         val = open_data(root, "val")
-        if val.classes.names != metadata.classes.names:
-            raise DataError(
-                f"{data} has the classes {', '.join(val.classes.names)}, but the weights know "
-                f"{', '.join(metadata.classes.names)}; take weights of these classes, or correct its classes.json"
-            )
+        require_same_classes(metadata.classes, val.classes, data, "the weights know")
         return val
     images = find_images(root, "val") if (root / "val").is_dir() else find_images(root, split)
     others = [image for image in images if image not in set(sampled)] or sampled
     step = -(-len(others) // UNLABELLED)
-    print(f"{data} has no labelled val split, so int8 is judged by its agreement with fp32, not by mIoU")
+    print(
+        f"{data} has no labelled val split, so int8 is judged by its agreement with fp32, not by mIoU"
+        + ("; on the very images that the ranges come from, as there are no others" if others == sampled else "")
+    )
     return [(read_image(image), None) for image in others[::step]]
 
 
-def _float_graph(weights: Path) -> tuple[onnx.ModelProto, Metadata]:
+def _float_graph(args: argparse.Namespace) -> tuple[onnx.ModelProto, Metadata]:
     from enet_deploy.export.to_onnx import build_graph, graph_metadata
 
-    model = build_graph(weights, logits=True)
-    return model, graph_metadata(model, weights)
+    model = build_graph(args.weights, size=args.size, logits=True)
+    return model, graph_metadata(model, args.weights)
 
 
 def _measure(
@@ -120,8 +119,8 @@ def _show(found: list[Damage], folder: Path, model: onnx.ModelProto, record: Rec
     chosen = quantized_layers(model.graph, record.float_layers)
     write_table(folder / "sensitivity.md", found, chosen, judge.measure)
     write_plot(folder / "sensitivity.png", found, list(layers(model.graph)), chosen, judge.measure)
-    print(f"{folder}/sensitivity.md, .png and .json: each layer alone in int8; the worst:")
-    for damage in found[:5]:
+    print(f"{folder}/sensitivity.md, .png and .json: each layer alone in int8; the worst that are:")
+    for damage in [damage for damage in found if damage.layer in chosen][:5]:
         print(f"  {damage.layer:<28}{-damage.drop:+.3f} points of {judge.measure}, logits at {damage.snr:.1f} dB")
 
 
@@ -138,7 +137,7 @@ def _require(args: argparse.Namespace) -> None:
     if args.record and args.method != "auto":
         raise InputError(f"--method {args.method} with --record {args.record}, whose ranges are settled; drop one")
     if args.max_drop is not None and not 0 <= args.max_drop < math.inf:
-        raise InputError(f"--max-drop {args.max_drop}, expected points of mIoU such as {BUDGET}")
+        raise InputError(f"--max-drop {args.max_drop}, expected points such as {BUDGET['miou']}")
     if args.trt_cache and args.trt_cache.resolve() == args.out.resolve():
         raise InputError(f"--trt-cache and --out are both {args.out}, expected two files")
     inputs = {path.resolve() for path in (args.weights, args.record) if path}
@@ -168,7 +167,7 @@ def _calibrate(args: argparse.Namespace) -> None:
 
     sampled = ranges.sample(find_images(args.data, args.split), args.images)
     earlier = record_for(sha256(args.weights), args.record) if args.record else None
-    model, metadata = _float_graph(args.weights)
+    model, metadata = _float_graph(args)
     judge = Judge(model, _pairs(args.data, metadata, sampled, args.split), metadata.classes, cli.progress)
     if earlier is None:
         record, score = _measure(args, model, sampled, judge)
@@ -192,10 +191,11 @@ def _report(args: argparse.Namespace, model: onnx.ModelProto, record: Record, ju
     print(
         f"{args.out}  {record.method} ranges of {record.images['count']} images, {inside} of {total} layers in int8; "
         f"{judge.measure} on {judge.count} images: fp32 {judge.float_value:.4f}, int8 {score.value:.4f} "
-        f"({-judge.drop(score):+.2f} points)"
+        f"({-judge.drop(score):+.2f} points); {score.agreement:.2%} of the labels are fp32's"
     )
-    if args.max_drop is None and judge.drop(score) > BUDGET:
-        print(f"that is more than {BUDGET} points: --max-drop {BUDGET} leaves the worst layers in float")
+    budget = BUDGET[judge.measure]
+    if args.max_drop is None and judge.drop(score) > budget:
+        print(f"int8 costs more than {budget} points: --max-drop {budget} leaves the worst layers in float")
 
 
 def _render(args: argparse.Namespace) -> None:
@@ -244,9 +244,13 @@ def main(argv: Sequence[str] | None = None) -> int:
         help="file to write (default: calibration.json)",
     )
     parser.add_argument("--record", type=Path, help="take the ranges of this record in place of measuring any")
+    parser.add_argument("--size", type=cli.size, metavar="HxW", help="frame size (default: what the weights are for)")
     parser.add_argument("--sensitivity", metavar="DIR", help="quantise each layer alone; table and plot go there")
     parser.add_argument(
-        "--max-drop", type=float, metavar="POINTS", help="leave the worst layers in float until int8 costs no more"
+        "--max-drop",
+        type=float,
+        metavar="POINTS",
+        help="leave the worst layers in float until int8 costs no more (study in RECORD-sensitivity/)",
     )
     parser.add_argument("--trt-cache", type=Path, metavar="FILE", help="write the record as TensorRT 10's cache too")
     parser.add_argument("--trt-version", default="10.3.0", help="that reads the cache (default: 10.3.0)")

@@ -24,10 +24,17 @@ SNR_BYTES = 256 << 20  # of logits that are kept: 35 frames at 360x480, never fe
 
 @dataclass(frozen=True)
 class Score:
-    """`value`: mIoU or agreement, in [0, 1]. `snr`: of the logits against the float graph's, in dB."""
+    """How a graph does.
+
+    Attributes:
+        value: of the judge's measure, in [0, 1].
+        snr: of the logits against the float graph's, in dB.
+        agreement: share of pixels with the float graph's label, which enet-export has a limit for.
+    """
 
     value: float
     snr: float
+    agreement: float
 
 
 class Judge:
@@ -78,11 +85,12 @@ class Judge:
             "images": self.count,
             "fp32": round(self.float_value, 6),
             "int8": round(score.value, 6),
+            "agreement": round(score.agreement, 6),
         }
 
     def _run(self, model: onnx.ModelProto, title: str) -> Score:
         confusion = ConfusionMatrix(self._classes)
-        signal = noise = 0.0
+        signal = noise = same = 0.0
         first = not self._labels
         with tempfile.TemporaryDirectory() as folder:
             onnx.save(model, Path(folder) / "graph.onnx")
@@ -92,13 +100,14 @@ class Judge:
                     labels = logits[0].argmax(axis=0).astype(np.uint8)
                     if first:
                         self._keep(labels, logits)
+                    same += float((labels == self._labels[index]).mean())
                     if index < len(self._logits):
                         signal += float(np.square(self._logits[index]).sum(dtype=np.float64))
                         noise += float(np.square(logits - self._logits[index]).sum(dtype=np.float64))
                     self._count(confusion, runner, index, labels, truth)
         scores = confusion.scores()
         value = scores.miou if self.measure == "miou" else scores.pixel_accuracy
-        return Score(value, 10 * math.log10(signal / noise) if noise else math.inf)
+        return Score(value, 10 * math.log10(signal / noise) if noise else math.inf, same / self.count)
 
     def _keep(self, labels: UInt8Array, logits: npt.NDArray[np.float32]) -> None:
         """What the float graph says is what the others are held against."""

@@ -26,7 +26,8 @@ class Record:
         method: "minmax", "percentile", "entropy" or "mse".
         images: {"count", "split", "sha256"} of the sampled files, names and contents.
         preprocessing: {"size", "mean", "std"} that the images went through.
-        accuracy: {"measure": "miou" or "agreement", "images", "fp32", "int8", "tried": {method: value}}.
+        accuracy: {"measure": "miou" or "agreement", "images", "fp32", "int8", "agreement": share of labels that are
+            fp32's, "tried": {method: value}}.
         float_layers: layer, or pattern of layers, -> why it is not quantised.
         amax: tensor -> magnitude that becomes 127.
         float_tensors: those of `amax` that float layers alone take.
@@ -119,7 +120,7 @@ def cache_header(version: str) -> str:
         raise InputError(f"TensorRT version '{version}', expected MAJOR.MINOR.PATCH such as 10.3.0") from None
     if major != 10:
         raise InputError(
-            f"TensorRT version '{version}', expected 10.x: TensorRT 11 takes no calibration cache; "
+            f"TensorRT version '{version}', expected 10.x: 11 takes no calibration cache, and older ones are not made; "
             "give it the graph of enet-export --int8"
         )
     return f"TRT-{major * 10000 + minor * 100 + patch}-EntropyCalibration2"

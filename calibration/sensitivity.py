@@ -126,7 +126,7 @@ def keep_budget(
 
 def write_table(path: str | Path, damages: Sequence[Damage], in_int8: Collection[str], measure: str) -> None:
     """A Markdown table, worst first; `in_int8` are the layers that the record quantises."""
-    lines = [f"| layer | {measure}, points | logits, dB | in |", "|---|---|---|---|"]
+    lines = [f"| layer, alone in int8 | {measure}, points | logits, dB | in the record |", "|---|---|---|---|"]
     lines += [
         f"| {d.layer} | {-d.drop:+.3f} | {d.snr:.1f} | {'int8' if d.layer in in_int8 else 'float'} |" for d in damages
     ]
@@ -149,9 +149,9 @@ def write_plot(
     left, right = figure.subplots(1, 2, sharey=True)
     rows = range(len(shown))
     left.barh(rows, [damage.drop for damage in shown], color=colors)
-    left.set_xlabel(f"{measure} lost, points")
+    left.set_xlabel(f"{measure}, points lost")
     right.barh(rows, [damage.snr for damage in shown], color=colors)
-    right.set_xlabel("logits, signal to noise in dB")
+    right.set_xlabel("logits, signal to noise in dB (higher is better)")
     left.set_yticks(rows, [damage.layer for damage in shown], fontsize=7)
     left.set_ylim(len(shown) - 0.5, -0.5)
     figure.suptitle("One layer in int8 at a time; grey stays float", fontsize=10)

@@ -8,9 +8,10 @@ import hashlib
 import json
 import math
 import os
+import re
 import secrets
 import subprocess
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -182,7 +183,8 @@ class EngineCard:
     """The JSON beside a TensorRT engine: what it was built from, with and for.
 
     An engine is code of one TensorRT version for one kind of GPU, and can say nothing of this itself before it is
-    loaded; so the card says it, and carries the engine's hash: no other file is loaded under its name.
+    loaded; so the card says it, and carries the engine's hash: no other file is loaded under its name. It is not
+    signed, and shows damage, not intent: engine and card are to be taken only from whom one trusts.
 
     Attributes:
         engine_sha256, onnx_sha256: of the engine, and of the graph it was built from.
@@ -219,9 +221,14 @@ class EngineCard:
 
     @classmethod
     def read(cls, engine: str | Path) -> EngineCard:
-        """The card of an engine, which must be the very file that was built.
+        """The card of an engine, which must be the very file that was built; raises as `load` does."""
+        return cls.load(engine)[0]
 
-        Raises ArtifactError where there is no card, it is damaged, or the engine's hash is another.
+    @classmethod
+    def load(cls, engine: str | Path) -> tuple[EngineCard, bytes]:
+        """The card of an engine, and the very bytes that it describes: the file may be another a moment later.
+
+        Raises ArtifactError where the engine or its card is missing or damaged, or the engine's hash is another.
         """
         path = cls.path(engine)
         again = f"build it again: enet-export MODEL.onnx --engine trt --out {Path(engine).parent}"
@@ -230,20 +237,49 @@ class EngineCard:
             metadata = Metadata.from_text(json.dumps(value["metadata"]), path)
             if value.pop("schema") != SCHEMA:
                 raise ValueError("its schema is another")
-            if value["flavour"] not in ("trt", "trt-rtx"):
-                raise ValueError(f"flavour {value['flavour']!r}, expected trt or trt-rtx")
+            for name, (expected, is_so) in _CARD_FIELDS.items():
+                if not is_so(value.get(name)):
+                    raise ValueError(f"{name} {value.get(name)!r:.60}, expected {expected}")
             card = cls(**{**value, "metadata": metadata, "compute_capabilities": tuple(value["compute_capabilities"])})
             again = again.replace("--engine trt", f"--engine {card.flavour}")
         except FileNotFoundError:
             raise ArtifactError(
-                f"{engine} has no {path.name} beside it, which says what it is and that it is safe to load; copy both, "
-                f"or {again}"
+                f"{engine} has no {path.name} beside it, which says what it is and shows damage; copy both, from whom "
+                f"you trust, because an engine is code and the card is not signed, or {again}"
             ) from None
-        except (OSError, KeyError, TypeError, ValueError) as error:
-            raise ArtifactError(f"{path} is no description of an engine: {error}; {again}") from None
-        if sha256(engine) != card.engine_sha256:
+        except (OSError, KeyError, TypeError, ValueError, RecursionError) as error:
+            why = " ".join(f"{error}".split())  # a field's name may have line breaks
+            raise ArtifactError(f"{path} is no description of an engine: {why}; {again}") from None
+        try:
+            content = Path(engine).read_bytes()
+        except OSError as error:
+            raise ArtifactError(f"{engine} cannot be read ({error.strerror}), only its {path.name}; {again}") from None
+        if hashlib.sha256(content).hexdigest() != card.engine_sha256:
             raise ArtifactError(
                 f"{engine} is not the file that {path.name} describes (its SHA-256 is another): damaged, cut short or "
                 f"replaced. An engine is code, so it is not loaded; {again}"
             )
-        return card
+        return card, content
+
+
+def _is_shares(value: Any) -> bool:
+    return isinstance(value, dict) and all(type(share) in (int, float) and 0 <= share <= 1 for share in value.values())
+
+
+def _is_capabilities(value: Any) -> bool:
+    names = value if isinstance(value, list) else []
+    return bool(names) and all(isinstance(name, str) and re.fullmatch(r"\d+\.\d+", name) for name in names)
+
+
+# Field of a card's JSON -> what it is to be, in words and as a test. The text "false" is true, and what is true here
+# lets an engine run code on the CPU.
+_CARD_FIELDS: dict[str, tuple[str, Callable[[Any], bool]]] = {
+    **dict.fromkeys(("engine_sha256", "onnx_sha256", "version"), ("text", lambda value: isinstance(value, str))),
+    "flavour": ("trt or trt-rtx", lambda value: value in ("trt", "trt-rtx")),
+    "compute_capabilities": ('a list such as ["8.6"]', _is_capabilities),
+    "gpu": ("text or null", lambda value: value is None or isinstance(value, str)),
+    **dict.fromkeys(
+        ("version_compatible", "hardware_compatible"), ("true or false", lambda value: isinstance(value, bool))
+    ),
+    "precision_shares": ('null, or shares such as {"fp16": 0.9}', lambda value: value is None or _is_shares(value)),
+}

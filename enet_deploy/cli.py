@@ -23,6 +23,7 @@ class Parser(argparse.ArgumentParser):
         from . import __version__
 
         super().__init__(*args, **options)
+        self.allow_abbrev = False  # scripts keep their meaning when options are added
         self.add_argument("--version", action="version", version=__version__)
 
     def error(self, message: str) -> NoReturn:

@@ -173,7 +173,7 @@ def open_data(root: str | Path, split: str) -> DataSet:
                 f"{here[alone[0]]} has no partner '{alone[0]}.*' in {root / folder} ({len(alone)} such files); "
                 "every image needs one label map of the same name"
             )
-    return DataSet(_read_classes(root), tuple((images[stem], labels[stem]) for stem in sorted(images)))
+    return DataSet(read_classes(root), tuple((images[stem], labels[stem]) for stem in sorted(images)))
 
 
 def find_images(root: str | Path, split: str) -> list[Path]:
@@ -221,6 +221,15 @@ def colorize(labels: UInt8Array, classes: ClassList) -> UInt8Array:
     return painted
 
 
+def require_same_classes(known: ClassList, data: ClassList, folder: str | Path, who: str) -> None:
+    """Raise DataError unless a data set has the classes that weights, or what was made of them, know."""
+    if known.names != data.names:
+        raise DataError(
+            f"{folder} has the classes {', '.join(data.names)}, but {who} {', '.join(known.names)}; take weights of "
+            "these classes, or correct its classes.json"
+        )
+
+
 def _by_stem(folder: Path) -> dict[str, Path]:
     if not folder.is_dir():
         raise DataError(
@@ -240,8 +249,9 @@ def _by_stem(folder: Path) -> dict[str, Path]:
     return files
 
 
-def _read_classes(root: Path) -> ClassList:
-    path = root / "classes.json"
+def read_classes(root: str | Path) -> ClassList:
+    """The classes of a data set: of its classes.json, CamVid's where it has none. Raises DataError."""
+    path = Path(root) / "classes.json"
     if not path.exists():
         return CAMVID
     try:

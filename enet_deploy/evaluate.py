@@ -9,8 +9,7 @@ from typing import Any
 
 from . import cli
 from .artifacts import require_writable, write_json
-from .data import DataSet, open_data
-from .errors import DataError
+from .data import DataSet, open_data, require_same_classes
 from .metrics import Scores, evaluate
 from .runners import BACKENDS, Runner, open_runner
 
@@ -19,11 +18,7 @@ SCHEMA = 1
 
 def require_classes(runner: Runner, data: DataSet, folder: str) -> None:
     """Raise DataError unless the data set has the classes that the artifact was trained on."""
-    if runner.spec.classes.names != data.classes.names:
-        raise DataError(
-            f"{folder} has the classes {', '.join(data.classes.names)}, but {runner.artifact} knows "
-            f"{', '.join(runner.spec.classes.names)}; take weights of these classes, or correct its classes.json"
-        )
+    require_same_classes(runner.spec.classes, data.classes, folder, f"{runner.artifact} knows")
 
 
 def as_text(scores: Scores) -> str:

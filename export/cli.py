@@ -13,21 +13,25 @@ import numpy as np
 
 from enet_deploy import cli
 from enet_deploy.artifacts import BUNDLED_WEIGHTS, require_writable, sha256
-from enet_deploy.data import UInt8Array, find_images, read_image, resize_image
+from enet_deploy.data import UInt8Array, find_images, read_classes, read_image, require_same_classes, resize_image
 from enet_deploy.errors import ArtifactError, BackendError, EnetError, InputError
 from enet_deploy.runners.trt_common import FLAVOURS, cache_folder
 
 if TYPE_CHECKING:
+    from enet_deploy.artifacts import Metadata
+
     from .to_engine import BuildOptions
     from .to_onnx import Export
 
 MAX_FRAMES = 128  # of a data set to verify with, spread evenly
 
 
-def _frames(args: argparse.Namespace, size: tuple[int, int]) -> UInt8Array | None:
-    """Images of --data at the size of the graph."""
+def _frames(args: argparse.Namespace, metadata: Metadata, size: tuple[int, int]) -> UInt8Array | None:
+    """Images of --data at the size of the graph. Raises DataError where they are of other classes."""
     if args.data is None:
         return None
+    if (Path(args.data) / "classes.json").exists():
+        require_same_classes(metadata.classes, read_classes(args.data), args.data, "the weights know")
     images = find_images(args.data, args.split)
     chosen = np.linspace(0, len(images) - 1, min(len(images), MAX_FRAMES), dtype=int)
     return np.stack([resize_image(read_image(images[index]), size) for index in chosen])
@@ -46,13 +50,20 @@ def _from_weights(args: argparse.Namespace) -> Path:
 
     from .to_onnx import to_onnx
 
-    size = args.size or load_weights(weights)[1].size
+    metadata = load_weights(weights)[1]
+    size = args.size or metadata.size
     quantize = None
     if args.int8:
         from enet_deploy.calibration.qdq import quantize as with_record
         from enet_deploy.calibration.record import record_for
 
-        quantize = partial(with_record, record=record_for(sha256(weights), args.calibration))
+        record = record_for(sha256(weights), args.calibration)
+        if tuple(record.preprocessing["size"]) != size:
+            height, width = record.preprocessing["size"]
+            print(
+                f"the record's ranges are of {height}x{width}; enet-calibrate --size {size[0]}x{size[1]} makes others"
+            )
+        quantize = partial(with_record, record=record)
     done = to_onnx(
         weights,
         path,
@@ -60,7 +71,7 @@ def _from_weights(args: argparse.Namespace) -> Path:
         size=size,
         batch=None if args.dynamic_batch else args.batch or 1,
         logits=args.logits,
-        frames=_frames(args, size),
+        frames=_frames(args, metadata, size),
         quantize=quantize,
         max_disagreement=args.max_disagreement,
     )
@@ -71,8 +82,6 @@ def _from_weights(args: argparse.Namespace) -> Path:
 def _from_graph(args: argparse.Namespace) -> Path:
     """A float graph -> the int8 one beside it, where that was asked for; else the graph itself."""
     model: Path = args.model
-    if not model.is_file() or model.suffix != ".onnx":
-        raise ArtifactError(f"{model} is no .onnx file; expected a graph of enet-export, or --weights WEIGHTS")
     given = [n for n in ("fp16", "size", "batch", "dynamic_batch", "logits", "weights", "name") if getattr(args, n)]
     if given:
         raise InputError(
@@ -100,7 +109,7 @@ def _from_graph(args: argparse.Namespace) -> Path:
         quantized = quantize(graph, record_for(metadata.weights_sha256, args.calibration), model)
         stem = model.stem.removesuffix("-fp32") + "-int8"
         path = Path(args.out) / f"{stem}.onnx"
-        frames = _frames(args, metadata.size)
+        frames = _frames(args, metadata, metadata.size)
         _report(save_verified(quantized, path, reference, frames, args.max_disagreement), args, str(model))
     return path
 
@@ -121,7 +130,7 @@ def _build_engine(graph: Path, args: argparse.Namespace, options: BuildOptions) 
     build = to_engine(graph, path, options)
     card = build.card
     shares = card.precision_shares
-    layers = "not inspected, no such GPU here"
+    layers = "the inspector told no types" if build.inspected else "not inspected, no such GPU here"
     if shares is not None:
         layers = ", ".join(f"{share:.0%} {precision}" for precision, share in shares.items())
     print(
@@ -190,6 +199,9 @@ def _build_options(args: argparse.Namespace, flavour: str) -> BuildOptions:
 
 
 def _export(args: argparse.Namespace) -> None:
+    if args.model is not None and (not args.model.is_file() or args.model.suffix != ".onnx"):
+        what = "is no .onnx file" if args.model.exists() else "does not exist"
+        raise ArtifactError(f"{args.model} {what}; expected a graph of enet-export, or --weights WEIGHTS")
     options = _options(args)
     if args.calibration is not None and not args.int8:
         raise InputError(f"--calibration {args.calibration} without --int8, expected both")
@@ -222,8 +234,12 @@ def _parser() -> cli.Parser:
     parser.add_argument("--name", help="the file is NAME-PRECISION.onnx; else enet")
 
     graph = parser.add_argument_group("graph")
-    graph.add_argument("--fp16", action="store_true", help="half weights and arithmetic")
-    graph.add_argument("--int8", action="store_true", help="int8 where it pays, of fp32 or, with --fp16, of half")
+    graph.add_argument(
+        "--fp16", action="store_true", help="half weights and arithmetic; an engine too, where one can be built"
+    )
+    graph.add_argument(
+        "--int8", action="store_true", help="int8 where it pays, over fp32 or, with --fp16, half; an engine as well"
+    )
     graph.add_argument(
         "--calibration", type=Path, metavar="RECORD", help="of enet-calibrate; else that of the bundled weights"
     )

@@ -294,7 +294,7 @@ def _targets(trt: Any, capabilities: tuple[str, ...]) -> list[Any]:
         if capability not in known:
             raise InputError(
                 f"compute capability '{capability}', expected one that TensorRT-RTX {trt.__version__} builds for: "
-                f"{', '.join(sorted(known, key=float))}"
+                f"{', '.join(sorted(known, key=float))}; for a Jetson or a data-centre GPU: --engine trt, on it"
             )
     return [known[capability] for capability in dict.fromkeys(capabilities)]
 

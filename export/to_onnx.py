@@ -39,7 +39,7 @@ MAX_DISAGREEMENT = {"fp32": 1e-4, "fp16": 1e-3, "int8": 2e-2, "fp16-int8": 2e-2}
 _REMEDY = {
     "fp32": "Please report it with the weights' recipe",
     "fp16": "Hold it against images of --data, which are seldom as near a tie as drawn ones",
-    "int8": "Calibrate with --max-drop, which leaves the worst layers in float",
+    "int8": "Hold it against images of --data; calibrate with --max-drop, which leaves the worst layers in float",
 }
 _REMEDY["fp16-int8"] = _REMEDY["int8"]
 

@@ -58,7 +58,7 @@ def exported(tmp_path_factory: pytest.TempPathFactory, weights: Path) -> Path:
 
 
 @pytest.fixture(scope="session")
-def graphs(exported: Path, weights: Path) -> dict[str, Path]:
+def graphs(exported: Path, weights: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     """Precision -> graph of the bundled weights and record at 96x128, any batch, with logits."""
     import onnx
 
@@ -67,7 +67,8 @@ def graphs(exported: Path, weights: Path) -> dict[str, Path]:
     from enet_deploy.calibration.record import record_for
     from enet_deploy.export.to_onnx import build_graph
 
-    paths = {precision: exported.with_name(f"enet-{precision}.onnx") for precision in ("fp16", "int8", "fp16-int8")}
+    folder = tmp_path_factory.mktemp("graphs")
+    paths = {precision: folder / f"enet-{precision}.onnx" for precision in ("fp16", "int8", "fp16-int8")}
     record = record_for(sha256(weights))
     half = build_graph(weights, "fp16", SIZE, batch=None, logits=True)
     onnx.save(half, paths["fp16"])

@@ -68,6 +68,7 @@ class Gpu:
     calls: list[tuple[str, int]] = field(default_factory=list)  # (what, stream), in the order of the calls
     complaints: list[str] = field(default_factory=list)  # what could not be raised where it happened
     failing: dict[str, str] = field(default_factory=dict)  # call -> name of the error it is to fail with
+    validity: str = "INVALID"  # what TensorRT-RTX says of any engine
     stack: threading.local = field(default_factory=threading.local)
     handles: Iterator[int] = field(default_factory=lambda: itertools.count(100))
 
@@ -399,6 +400,14 @@ def tensorrt(gpu: Gpu, flavour: str = "trt") -> types.ModuleType:
 
     trt.ILogger, trt.Runtime = ILogger, Runtime
     if flavour == "trt-rtx":
+        trt.EngineValidity = enum.Enum("EngineValidity", ["VALID", "SUBOPTIMAL", "INVALID"])
+
+        def get_engine_validity(_runtime: Runtime, engine: bytes) -> tuple[Any, int]:
+            assert gpu.depth, "no context is current"
+            assert engine.startswith(MAGIC)
+            return trt.EngineValidity[gpu.validity], 0
+
+        Runtime.get_engine_validity = get_engine_validity  # type: ignore[attr-defined]
         trt.CudaGraphStrategy = enum.Enum("CudaGraphStrategy", ["DISABLED", "WHOLE_GRAPH_CAPTURE"])
         trt.DynamicShapesKernelSpecializationStrategy = enum.Enum("Strategy", ["LAZY", "EAGER", "NONE"])
     return trt

@@ -20,7 +20,7 @@ from onnx import TensorProto, helper, numpy_helper
 from enet_deploy.artifacts import METADATA_KEY, EngineCard, Metadata, sha256
 from enet_deploy.data import CAMVID
 from enet_deploy.errors import ArtifactError, BackendError, InputError, ParityError
-from enet_deploy.export.to_engine import BuildOptions, configure, precision_shares, to_engine
+from enet_deploy.export.to_engine import BuildOptions, _share, configure, precision_shares, to_engine
 from enet_deploy.runners.cuda import Gpu
 from enet_deploy.runners.trt_common import import_tensorrt, make_logger
 
@@ -230,7 +230,49 @@ def test_damaged_engine_or_card_is_refused(graph: Path, engine: Path) -> None:
         with pytest.raises(ArtifactError, match=r"enet.engine.json"):
             EngineCard.read(engine)
     card.unlink()
-    with pytest.raises(ArtifactError, match=r"has no enet.engine.json beside it"):
+    with pytest.raises(ArtifactError, match=r"has no enet.engine.json beside it.* from whom you trust"):
+        EngineCard.read(engine)
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "expected"),
+    [
+        ("engine_sha256", None, "engine_sha256 None, expected text"),
+        ("flavour", ["trt"], "flavour .*, expected trt or trt-rtx"),
+        ("version", 5, "version 5, expected text"),
+        ("version_compatible", "false", "version_compatible 'false', expected true or false"),
+        ("hardware_compatible", "no", "hardware_compatible 'no', expected true or false"),
+        ("compute_capabilities", "8.6", "compute_capabilities '8.6', expected a list such as"),
+        ("compute_capabilities", ["8", 6], "compute_capabilities .*, expected a list such as"),
+        ("compute_capabilities", [], "compute_capabilities .*, expected a list such as"),
+        ("gpu", 3060, "gpu 3060, expected text or null"),
+        ("precision_shares", "abc", "precision_shares 'abc', expected null, or shares such as"),
+        ("precision_shares", [1], "precision_shares .*, expected null, or shares such as"),
+        ("precision_shares", {"fp16": "all"}, "precision_shares .*, expected null, or shares such as"),
+        ("precision_shares", {"fp16": float("nan")}, "precision_shares .*, expected null, or shares such as"),
+        ("colour\nof", "green", "unexpected keyword argument 'colour of'"),
+    ],
+)
+def test_card_of_other_types_is_refused(
+    install: Callable[..., StandIn], graph: Path, engine: Path, name: str, value: Any, expected: str
+) -> None:
+    install("11.1.0")
+    to_engine(graph, engine, BuildOptions("trt", timing_cache=None))
+    card = EngineCard.path(engine)
+    card.write_text(json.dumps({**json.loads(card.read_text()), name: value}))
+    with pytest.raises(ArtifactError, match=rf"enet.engine.json is no description of .*{expected}") as caught:
+        EngineCard.read(engine)
+    assert "\n" not in str(caught.value)
+
+
+def test_card_without_its_engine_or_without_end(install: Callable[..., StandIn], graph: Path, engine: Path) -> None:
+    install("11.1.0")
+    to_engine(graph, engine, BuildOptions("trt", timing_cache=None))
+    engine.unlink()
+    with pytest.raises(ArtifactError, match=r"enet.engine cannot be read \(No such file or directory\), only its enet"):
+        EngineCard.read(engine)
+    EngineCard.path(engine).write_text("[" * 100_000)
+    with pytest.raises(ArtifactError, match=r"^.*enet.engine.json is no description of an engine: .*recursion.*$"):
         EngineCard.read(engine)
 
 
@@ -324,7 +366,9 @@ def tell(*layers: tuple[str, str, str]) -> str:
     return json.dumps({"Layers": told, "Bindings": ["frames", "labels"]})
 
 
-HALF = tell(("conv1", "CaskConvolution", "Half"), ("conv2", "CaskConvolution", "Float"))
+CONV = "CaskConvolution"
+HALF = tell(("conv1", CONV, "Half"), ("conv2", CONV, "Half"), ("conv3", CONV, "Half"), ("conv4", CONV, "Float"))
+ALMOST_FLOAT = tell(("conv1", CONV, "Half"), ("conv2", CONV, "Int8"), *[(f"conv{i}", CONV, "Float") for i in range(98)])
 FLOAT = tell(("copy", "Reformat", "Half"), ("conv1", "CaskConvolution", "Row major linear FP32"))
 
 
@@ -483,7 +527,7 @@ def test_every_version_builds_strongly_typed_with_all_options(
     assert card == EngineCard.read(engine) and engine.read_bytes() == b"an engine"
     assert (card.version, card.gpu, card.compute_capabilities) == (version, "NVIDIA Orin (nvgpu)", ("8.7",))
     assert (card.version_compatible, card.hardware_compatible) == (True, True)
-    assert card.precision_shares == {"fp16": 0.5, "fp32": 0.5}
+    assert card.precision_shares == {"fp16": 0.75, "fp32": 0.25}
 
 
 @pytest.mark.parametrize("version", VERSIONS)
@@ -524,8 +568,9 @@ def test_rtx_engine_is_inspected_where_its_gpu_is(
     install: Callable[..., StandIn], graph: Path, engine: Path, capabilities: tuple[str, ...], inspected: bool
 ) -> None:
     install("rtx", "8.6")
-    card = to_engine(graph, engine, BuildOptions("trt-rtx", capabilities)).card
-    assert (card.precision_shares is not None) is inspected
+    built = to_engine(graph, engine, BuildOptions("trt-rtx", capabilities))
+    card = built.card
+    assert (card.precision_shares is not None) is built.inspected is inspected
     assert card.compute_capabilities == (capabilities or ("8.6",))
     assert card.gpu == (None if capabilities else "NVIDIA Orin (nvgpu)")
 
@@ -552,6 +597,37 @@ def test_precision_that_was_asked_for_and_not_got(
     with pytest.raises(ParityError, match=message):
         to_engine(graph, engine, BuildOptions("trt", timing_cache=None))
     assert not engine.parent.exists()
+
+
+@pytest.mark.parametrize("precision", ["fp16", "fp16-int8"])
+def test_precision_that_was_asked_for_and_hardly_got(
+    install: Callable[..., StandIn], tmp_path: Path, engine: Path, precision: str
+) -> None:
+    install("10.16.1", inspected=ALMOST_FLOAT)
+    graph = write_graph(tmp_path / "enet.onnx", precision)
+    message = (
+        rf"asked for {precision}, and 98% of the layers of .* compute in fp32, expected under half: 98% in fp32, 1% in "
+    )
+    with pytest.raises(ParityError, match=message):
+        to_engine(graph, engine, BuildOptions("trt", timing_cache=None))
+    assert not engine.parent.exists()
+
+
+def test_int8_alone_may_leave_most_in_fp32(install: Callable[..., StandIn], tmp_path: Path, engine: Path) -> None:
+    install("10.16.1", inspected=ALMOST_FLOAT)
+    to_engine(write_graph(tmp_path / "enet.onnx", "int8"), engine, BuildOptions("trt", timing_cache=None))
+
+
+def test_inspector_that_tells_no_types_is_not_a_missing_gpu(
+    install: Callable[..., StandIn], graph: Path, engine: Path
+) -> None:
+    install("11.1.0", inspected="{}")
+    built = to_engine(graph, engine, BuildOptions("trt", timing_cache=None))
+    assert built.inspected and built.card.precision_shares is None
+
+
+def test_phase_without_steps_is_no_error() -> None:
+    assert _share([(0, 0), (1, 2)]) == 0.5
 
 
 def test_engine_that_does_not_load_where_it_was_built(

@@ -126,7 +126,8 @@ def test_fp16_and_int8_and_an_engine_ahead_of_time(tmp_path: Path, capsys: pytes
     pytest.importorskip("tensorrt_rtx")
     options = "--fp16 --int8 --size 96x128 --max-disagreement 1 --engine trt-rtx --compute-capability 8.6 --out"
     assert cli.main([*options.split(), str(tmp_path)]) == 0
-    graph, engine = capsys.readouterr().out.splitlines()
+    note, graph, engine = capsys.readouterr().out.splitlines()
+    assert note == "the record's ranges are of 360x480; enet-calibrate --size 96x128 makes others"
     assert graph.startswith(f"{tmp_path}/enet-fp16-int8.onnx  ")
     assert "for compute capability 8.6; layers: not inspected, no such GPU here" in engine
     card = EngineCard.read(tmp_path / "enet-fp16-int8-rtx.engine")
@@ -189,7 +190,8 @@ def test_int8_of_a_graph_without_its_weights(
         (["FP32", "--int8", "--dynamic-batch"], "--dynamic-batch with .*, whose name, precision, size"),
         (["FP32", "--int8", "--weights", "w.safetensors"], "--weights with .*, whose name, precision, size"),
         (["FP32", "--engine", "trt-rtx", "--compute-capability", "8.6", "--data", "d"], "--data and .*expected --int8"),
-        (["none.onnx", "--int8"], "none.onnx is no .onnx file; expected a graph of enet-export"),
+        (["none.onnx", "--int8"], "none.onnx does not exist; expected a graph of enet-export"),
+        (["r.json", "--int8"], "r.json does not exist"),
         (["--calibration", "r.json"], "--calibration r.json without --int8, expected both"),
         (["--int8", "--calibration", "r.json"], "r.json does not exist; expected a calibration record: make it again"),
         (["--compute-capability", "8.6"], "--compute-capability without an engine to build, expected --engine too"),

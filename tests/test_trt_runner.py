@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import subprocess
 import sys
+import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import partial
@@ -21,8 +22,10 @@ from tensorrt_standin import Gpu, write_engine
 from enet_deploy import ArtifactError, BackendError, InputError, open_runner
 from enet_deploy.artifacts import EngineCard
 from enet_deploy.data import UInt8Array
+from enet_deploy.runners import trt_runner
 from enet_deploy.runners.cuda import find_gpu
 from enet_deploy.runners.ort_runner import OrtRunner
+from enet_deploy.runners.trt_engine import cached_engine
 from enet_deploy.runners.trt_runner import TrtRunner
 from enet_deploy.scenes import street_scene
 
@@ -219,6 +222,17 @@ def test_damaged_engines_are_not_loaded(gpu: Gpu, engine: Path, damage: Callable
         open_runner(engine)
 
 
+def test_the_bytes_that_are_loaded_are_those_that_were_checked(
+    gpu: Gpu, engine: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def replace_then_import(flavour: str) -> Any:
+        engine.write_bytes(b"of somebody else")
+        return sys.modules[trt_runner.FLAVOURS[flavour]]
+
+    monkeypatch.setattr(trt_runner, "import_tensorrt", replace_then_import)
+    open_runner(engine).close()
+
+
 def test_what_tensorrt_logs_is_in_the_error(gpu: Gpu, exported: Path, tmp_path: Path) -> None:
     path = tmp_path / "foreign.engine"
     path.write_bytes(b"of another TensorRT")
@@ -264,9 +278,7 @@ def test_no_driver(gpu: Gpu, engine: Path, monkeypatch: pytest.MonkeyPatch) -> N
         raise RuntimeError('"cuda" is an NVIDIA driver\nlibrary')
 
     monkeypatch.setattr(sys.modules["cuda.bindings.driver"], "cuInit", missing)
-    with pytest.raises(
-        BackendError, match=r'^no NVIDIA driver to be used: "cuda" is an NVIDIA driver library; install or update'
-    ):
+    with pytest.raises(BackendError, match=r"^no NVIDIA driver to be used: libcuda is not found; install or update"):
         open_runner(engine)
 
 
@@ -401,6 +413,23 @@ def test_graphs_are_few(gpu: Gpu, engine: Path, batches: list[UInt8Array]) -> No
         assert len(gpu.graphs) == 4
 
 
+@pytest.mark.parametrize("times", [1, 2, 3])
+def test_rotating_buffers_are_not_captured_for_ever(
+    gpu: Gpu, engine: Path, upload: Any, batches: list[UInt8Array], expected: list[UInt8Array], times: int
+) -> None:
+    buffers = [upload(batches[index % 4]) for index in range(6)]
+    with TrtRunner(engine) as runner:
+        for _ in range(5):
+            for index, frames in enumerate(buffers):
+                for _ in range(times):
+                    np.testing.assert_array_equal(runner.infer(frames), expected[index % 4])
+        assert gpu.counts()["capture"] <= 5  # the fifth has no place
+        before = gpu.counts()["launch"]
+        for _ in range(3):
+            runner.infer(batches[0])
+        assert gpu.counts()["launch"] == before + 1  # from the runner's own buffers there are graphs still
+
+
 @pytest.mark.parametrize(("package", "graphs"), [("cuda-bindings", False), ("pycuda", None), ("pycuda", False)])
 def test_without_graphs(gpu: Gpu, engine: Path, batches: list[UInt8Array], graphs: bool | None) -> None:
     with TrtRunner(engine, cuda_graphs=graphs) as runner:
@@ -502,6 +531,31 @@ def test_work_on_the_producers_stream_comes_first(
     gpu.streams.pop(55, None)
 
 
+@pytest.mark.parametrize("handle", [55, 0], ids=["side stream", "default stream"])
+def test_torchs_current_stream_comes_first(
+    gpu: Gpu,
+    engine: Path,
+    upload: Any,
+    batches: list[UInt8Array],
+    expected: list[UInt8Array],
+    monkeypatch: pytest.MonkeyPatch,
+    handle: int,
+) -> None:
+    class Tensor(SimpleNamespace):
+        device = "cuda:0"
+
+    current = {"cuda:0": SimpleNamespace(cuda_stream=handle)}
+    torch = SimpleNamespace(Tensor=Tensor, cuda=SimpleNamespace(current_stream=current.__getitem__))
+    monkeypatch.setitem(sys.modules, "torch", torch)
+    frames = Tensor(**vars(upload(np.zeros_like(batches[0]), version=2)))
+    gpu.streams[55] = standin.deque()
+    with TrtRunner(engine) as runner:
+        target = partial(gpu.view, frames.__cuda_array_interface__["data"][0], batches[0].nbytes)
+        gpu.queue(handle or 1, "kernel", lambda: target().__setitem__(slice(None), batches[0].reshape(-1)))
+        np.testing.assert_array_equal(runner.infer(frames), expected[0])
+    del gpu.streams[55]
+
+
 @pytest.mark.parametrize(
     ("array", "changes", "message"),
     [
@@ -510,6 +564,7 @@ def test_work_on_the_producers_stream_comes_first(
         (np.zeros((1, 3, *SIZE), np.uint8), {}, "; channels come last here"),
         (np.zeros((1, 64, 64, 3), np.uint8), {}, "export with --size 64x64"),
         (np.zeros((1, *SIZE, 3), np.uint8), {"strides": (9, 6, 3, 1)}, "frames is strided in GPU memory, expected C-"),
+        (np.zeros((1, *SIZE, 3), np.uint8), {"typestr": "xx"}, "frames is of type 'xx', expected one that numpy has"),
         (np.zeros((1, *SIZE, 3), np.uint8), {"mask": object()}, "frames has a mask, expected an array without one"),
         (np.zeros((1, *SIZE, 3), np.uint8), {"data": (4096, False)}, "frames is not in the memory of cuda:0; copy it"),
     ],
@@ -587,6 +642,46 @@ def test_it_is_built_again_for_what_it_depends_on(
     assert builds[4] == builds[3]
 
 
+def test_two_that_build_the_same_at_once_build_it_once(
+    gpu: Gpu, exported: Path, builds: list[list[str]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    build = subprocess.run
+    found: list[Any] = []
+
+    def cached() -> None:
+        found.append(cached_engine(exported, "trt", standin.VERSIONS["trt"], find_gpu(), 0))
+
+    other = threading.Thread(target=cached)
+
+    def run(*arguments: Any, **options: Any) -> Any:
+        other.start()  # while this one builds
+        other.join(0.5)
+        assert other.is_alive() and not found
+        return build(*arguments, **options)
+
+    monkeypatch.setattr(subprocess, "run", run)
+    cached()
+    other.join()
+    assert len(builds) == 1 and found[0] == found[1]
+
+
+def test_it_is_built_where_there_are_no_locks(
+    gpu: Gpu, exported: Path, builds: list[list[str]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(sys.modules, "fcntl", None)
+    open_runner(exported, "trt").close()
+    assert len(builds) == 1
+
+
+def test_a_cache_that_cannot_be_written_is_an_error(
+    gpu: Gpu, exported: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "file").touch()
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "file"))
+    with pytest.raises(ArtifactError, match=r"cannot write .*; set XDG_CACHE_HOME to another folder"):
+        open_runner(exported, "trt")
+
+
 def test_it_is_built_on_the_gpu_that_was_asked_for(
     gpu: Gpu, exported: Path, builds: list[list[str]], monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -647,3 +742,30 @@ def test_rtx_engines_of_another_machine_are_refused(gpu: Gpu, exported: Path, tm
     path = write_engine(exported, tmp_path / "enet-rtx.engine", "trt-rtx", version="1.6.0.1")
     with pytest.raises(ArtifactError, match=r"is of TensorRT-RTX 1\.6\.0\.1, and 1\.7\.1\.116 is .* --engine trt-rtx"):
         open_runner(path)
+
+
+@pytest.mark.parametrize("validity", ["VALID", "SUBOPTIMAL"])
+def test_rtx_engines_are_taken_where_tensorrt_rtx_says_so(
+    gpu: Gpu, exported: Path, tmp_path: Path, validity: str
+) -> None:
+    path = write_engine(exported, tmp_path / "enet-rtx.engine", "trt-rtx", compute_capabilities=("8.0",))
+    with pytest.raises(ArtifactError, match=r"is for compute capability 8\.0, and this is .* --engine trt-rtx"):
+        open_runner(path)
+    gpu.validity = validity
+    open_runner(path).close()
+
+
+def test_rtx_that_cannot_be_asked_goes_by_the_card(
+    gpu: Gpu, exported: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = write_engine(exported, tmp_path / "enet-rtx.engine", "trt-rtx", compute_capabilities=("8.0",))
+    monkeypatch.delattr(sys.modules["tensorrt_rtx"].Runtime, "get_engine_validity")
+    with pytest.raises(ArtifactError, match=r"is for compute capability 8\.0, and this is "):
+        open_runner(path)
+
+
+def test_rtx_that_keeps_nothing_is_closed_all_the_same(
+    gpu: Gpu, exported: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(standin.RuntimeCache, "serialize", lambda _: None)
+    open_runner(write_engine(exported, tmp_path / "enet-rtx.engine", "trt-rtx")).close()

@@ -160,8 +160,8 @@ class CudaBindings(Device):
     def _start(self) -> None:
         try:
             error = self._driver.cuInit(0)[0]
-        except RuntimeError as missing:  # libcuda is looked for at the first call
-            raise _no_driver(missing) from None
+        except RuntimeError:  # libcuda is looked for at the first call
+            raise _no_driver("libcuda is not found") from None
         if error.name == "CUDA_ERROR_NO_DEVICE":
             raise _no_device(self.index, 0)
         if error.value:

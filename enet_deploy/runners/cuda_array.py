@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
+import sys
 from dataclasses import dataclass
 from typing import Any
 
@@ -32,20 +33,31 @@ class DeviceArray:
 
     @classmethod
     def of(cls, value: Any, name: str) -> DeviceArray | None:
-        """`value` on the GPU, None where it is not there. Raises InputError, naming it, where it is not contiguous."""
+        """`value` on the GPU, None where it is not there. Raises InputError, naming it, where it is not contiguous, or
+        of no type that numpy has.
+        """
         interface = getattr(value, "__cuda_array_interface__", None)
         if interface is None:
             return None
         address, read_only = interface["data"]
-        dtype, shape = np.dtype(interface["typestr"]), tuple(interface["shape"])
+        shape = tuple(interface["shape"])
+        try:
+            dtype = np.dtype(interface["typestr"])
+        except (TypeError, ValueError):
+            raise InputError(
+                f"{name} is of type {interface['typestr']!r}, expected one that numpy has; pass uint8, which is '|u1'"
+            ) from None
         strides = interface.get("strides")
         if strides is not None and tuple(strides) != _c_strides(shape, dtype.itemsize):
             raise InputError(f"{name} is strided in GPU memory, expected C-contiguous; pass a contiguous copy")
         if interface.get("mask") is not None:
             raise InputError(f"{name} has a mask, expected an array without one")
-        # Before version 3 the interface has no stream, and torch still speaks 2. Work on the default stream is what
-        # can be waited for.
+        # Before version 3 the interface has no stream. Work on the default stream is what can be waited for.
         stream = interface.get("stream") if interface["version"] >= 3 else _DEFAULT_STREAM
+        # torch still speaks 2, but works on a stream of the caller's choice, which the default one does not wait for
+        torch = sys.modules.get("torch")
+        if torch is not None and isinstance(value, torch.Tensor):
+            stream = torch.cuda.current_stream(value.device).cuda_stream or _DEFAULT_STREAM
         return cls(int(address), dtype, shape, not read_only, stream, value)
 
     @property

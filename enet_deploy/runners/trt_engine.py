@@ -10,6 +10,7 @@ import os
 import re
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +20,7 @@ from ..artifacts import EngineCard, replacing, sha256
 from ..errors import ArtifactError, BackendError
 from .cuda import Gpu
 from .graph import Signature, check_signature
-from .trt_common import cache_folder, load_engine, make_logger
+from .trt_common import cache_folder, is_valid, load_engine, make_logger
 
 log = logging.getLogger(__name__)
 
@@ -27,17 +28,21 @@ _PRODUCTS = {"trt": "TensorRT", "trt-rtx": "TensorRT-RTX"}
 _DTYPES = {"FLOAT": "float32", "HALF": "float16"}  # where numpy's name is not TensorRT's in lower case
 
 
-def check_card(card: EngineCard, path: Path, version: str, gpu: Gpu) -> None:
-    """Raise ArtifactError unless the engine at `path` is for TensorRT `version` and `gpu`, in its graph's precision.
+def check_card(trt: Any, card: EngineCard, engine: bytes, path: Path, gpu: Gpu) -> None:
+    """Raise ArtifactError unless the engine from `path` is for this TensorRT and `gpu`, in its graph's precision.
 
-    TensorRT would refuse most of these too, but only while it loads the engine, and in its own words.
+    TensorRT would refuse most of these too, but only while it loads the engine, and in its own words. To be called
+    while the GPU is current.
     """
+    version = trt.__version__
     again = f"build it again: enet-export MODEL.onnx --engine {card.flavour} --out {path.parent}"
     product = _PRODUCTS[card.flavour]
     if version != card.version and not (card.version_compatible and _release(version) > _release(card.version)):
         raise ArtifactError(f"{path} is of {product} {card.version}, and {version} is installed; {again}")
     if not card.hardware_compatible:
-        if gpu.compute_capability not in card.compute_capabilities:
+        here = gpu.compute_capability in card.compute_capabilities
+        # TensorRT-RTX runs some engines on later GPUs than they were built for; it alone knows which
+        if not here and not (card.flavour == "trt-rtx" and is_valid(trt, engine)):
             raise ArtifactError(
                 f"{path} is for compute capability {', '.join(card.compute_capabilities)}, and this is {gpu}; {again}"
             )
@@ -57,30 +62,49 @@ def _release(version: str) -> tuple[int, ...]:
     return tuple(int(number) for number in re.findall(r"(?:^|\.)(\d+)", version))
 
 
-def cached_engine(onnx: Path, flavour: str, version: str, gpu: Gpu, index: int) -> Path:
-    """The engine of a graph for this TensorRT and this GPU, built where it has not been yet.
+def cached_engine(onnx: Path, flavour: str, version: str, gpu: Gpu, index: int) -> tuple[Path, EngineCard, bytes]:
+    """The engine of a graph for this TensorRT and this GPU, built where it has not been yet, as `EngineCard.load`.
 
     The driver is not part of the key: engines outlive its updates.
-    Raises BackendError, with the builder's words, where it cannot be built.
+    Raises BackendError, with the builder's words, where it cannot be built, ArtifactError where it cannot be kept.
     """
     from .. import __version__  # what this version's builder asks for, another's may not
 
     key = "\n".join((sha256(onnx), flavour, version, gpu.name, gpu.compute_capability, __version__))
     folder = cache_folder() / "engines" / hashlib.sha256(key.encode()).hexdigest()[:32]
     engine = folder / f"{onnx.stem}{'-rtx' if flavour == 'trt-rtx' else ''}.engine"
-    try:
-        EngineCard.read(engine)
-    except ArtifactError:  # not there, or damaged
+    with contextlib.suppress(ArtifactError):  # not there, damaged, or being written by another process
+        return engine, *EngineCard.load(engine)
+    with _locked(folder):
+        with contextlib.suppress(ArtifactError):  # the other process has built it while this one waited
+            return engine, *EngineCard.load(engine)
         log.info("building the engine of %s for %s in %s, once", onnx, gpu, folder)
         _build(onnx, flavour, folder, index)
-    return engine
+        return engine, *EngineCard.load(engine)
+
+
+@contextlib.contextmanager
+def _locked(folder: Path) -> Iterator[None]:
+    """One process at a time: engine and card are two files, and two builders could leave one of each other's.
+
+    Where there are no such locks (Windows, some network file systems) nothing is held: the card still refuses what it
+    does not describe, and the next open builds again.
+    """
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        file = (folder / "lock").open("w")
+    except OSError as error:
+        raise ArtifactError(f"cannot write {folder}: {error}; set XDG_CACHE_HOME to another folder") from None
+    with file:
+        with contextlib.suppress(ImportError, OSError):
+            import fcntl
+
+            fcntl.flock(file, fcntl.LOCK_EX)  # until the file is closed, also by a crash
+        yield
 
 
 def _build(onnx: Path, flavour: str, folder: Path, index: int) -> None:
-    """Run enet-export in a process of its own: TensorRT's builder keeps GPU memory until its process ends.
-
-    Two processes that build the same at once both end with a whole engine, because files appear whole.
-    """
+    """Run enet-export in a process of its own: TensorRT's builder keeps GPU memory until its process ends."""
     command = [sys.executable, "-m", "enet_deploy.export.cli", f"{onnx}", "--engine", flavour, "--out", f"{folder}"]
     visible = os.environ.get("CUDA_VISIBLE_DEVICES", "")  # the builder takes the first GPU that it sees
     gpu = visible.split(",")[index] if visible else f"{index}"
@@ -101,11 +125,11 @@ class Engine:
     Raises ArtifactError for an engine with other inputs and outputs, BackendError where it does not load.
     """
 
-    def __init__(self, trt: Any, path: Path, card: EngineCard, graphs: bool) -> None:
+    def __init__(self, trt: Any, path: Path, card: EngineCard, content: bytes, graphs: bool) -> None:
         self._trt = trt
         self._config: Any = None
         self._cache: Any = None
-        self._engine = load_engine(trt, path.read_bytes(), host_code=card.version_compatible)
+        self._engine = load_engine(trt, content, host_code=card.version_compatible)
         try:
             signature = self._signature()
             self.batch = check_signature(signature, card.metadata, path)
@@ -164,7 +188,7 @@ class Engine:
 
     def close(self) -> None:
         """Free the engine, once its executions are; keep what TensorRT-RTX compiled."""
-        compiled = bytes(self._cache.serialize()) if self._cache is not None else b""
+        compiled = bytes(self._cache.serialize() or b"") if self._cache is not None else b""  # None: it failed
         if compiled and compiled != self._cached:
             with contextlib.suppress(ArtifactError), replacing(self._cache_path) as temporary:
                 temporary.write_bytes(compiled)

@@ -33,7 +33,8 @@ class Lane:
         self._addresses: dict[str, int] = {}  # input or output -> its buffer on the device
         self._pinned: dict[str, UInt8Array] = {}
         self._graphs: OrderedDict[tuple[int, ...], tuple[int, Execution]] = OrderedDict()
-        self._seen: deque[tuple[int, ...]] = deque(maxlen=2 * _MAX_GRAPHS)
+        self._seen: deque[tuple[int, ...]] = deque(maxlen=_MAX_GRAPHS)
+        self._evicted = False  # whether a graph had to make room for another
         self._job: tuple[Any, UInt8Array | DeviceArray] | None = None  # frames, which must live, and labels
 
     def open(self) -> None:
@@ -114,7 +115,10 @@ class Lane:
         if key in self._graphs:
             self._graphs.move_to_end(key)
             self._device.launch(self._graphs[key][0], self._stream)
-        elif self._capture and key in self._seen:
+        # A caller whose addresses do not fit into so many graphs would have one captured at every call, which takes
+        # longer than it spares, and launch none: so none are captured for callers' addresses once they have not
+        # fitted, nor for what comes again only after more others than fit. The lane's own addresses last.
+        elif self._capture and key in self._seen and (addresses == self._addresses or not self._evicted):
             self._capture_graph(key, count, addresses)
         else:
             self._execution.queue(count, addresses, self._stream)
@@ -134,6 +138,7 @@ class Lane:
             raise BackendError(f"no CUDA graph could be captured: {error}; open with cuda_graphs=False") from None
         self._graphs[key] = (graph, execution)
         if len(self._graphs) > _MAX_GRAPHS:
+            self._evicted = True
             self._device.synchronize(self._stream)  # nothing of the oldest may be at work
             self._drop_graphs(1)
 

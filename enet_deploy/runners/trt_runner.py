@@ -52,7 +52,7 @@ class TrtRunner(Runner):
         Args:
             frames: also an object with `__cuda_array_interface__` (torch's CUDA tensors, cupy, pycuda.gpuarray),
                 C-contiguous and on this device. It is read where it is, after what was queued on the stream that the
-                interface names, or on the default stream where it names none (torch).
+                interface names, on torch's current stream for its tensors, or else on the default stream.
             out: the same for the labels.
 
         Returns `out`, or a new numpy array; either way the labels are there.
@@ -63,22 +63,21 @@ class TrtRunner(Runner):
         index = _device_index(self.device)
         if self.artifact.suffix == ".onnx":
             trt, gpu = import_tensorrt(self._flavour), find_gpu(index)
-            path = cached_engine(self.artifact, self._flavour, trt.__version__, gpu, index)
-            card = EngineCard.read(path)
+            path, card, content = cached_engine(self.artifact, self._flavour, trt.__version__, gpu, index)
         else:
-            path, card = self.artifact, EngineCard.read(self.artifact)
-            trt, gpu = import_tensorrt(card.flavour), find_gpu(index)
-        check_card(card, path, trt.__version__, gpu)
+            path, (card, content) = self.artifact, EngineCard.load(self.artifact)
+            trt = import_tensorrt(card.flavour)
         with ExitStack() as opened:
             device = opened.enter_context(open_device(index))
             with device.current():
-                spec = self._load(trt, path, card, device, opened)
+                check_card(trt, card, content, path, device.gpu)
+                spec = self._load(trt, path, card, content, device, opened)
             self._opened = opened.pop_all()
         return spec
 
-    def _load(self, trt: Any, path: Path, card: EngineCard, device: Device, opened: ExitStack) -> Spec:
+    def _load(self, trt: Any, path: Path, card: EngineCard, content: bytes, device: Device, opened: ExitStack) -> Spec:
         graphs, words = self._graph_plan(card.flavour, device)
-        engine = Engine(trt, path, card, graphs)
+        engine = Engine(trt, path, card, content, graphs)
         self._device, self._engine = device, engine
         self._capture = graphs and card.flavour == "trt"
         self._lanes: list[Lane] = []  # all of them
