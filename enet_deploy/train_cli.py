@@ -56,6 +56,8 @@ def _train(args: argparse.Namespace) -> None:
         if state is not None:
             trainer.resume(state)
         trainer.run()
+        if dist.is_initialized():
+            dist.barrier()  # all leave together: gloo's threads abort a process whose peer is gone already
     except KeyboardInterrupt:
         raise KeyboardInterrupt("the same command with --resume continues after the last whole epoch") from None
     finally:
