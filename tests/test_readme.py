@@ -32,7 +32,7 @@ def test_python_of_the_readme_runs(exported: Path, tmp_path: Path, monkeypatch: 
     monkeypatch.chdir(tmp_path)
     names = {"segnet": SegNet()}
     blocks = re.findall(r"```python\n(.*?)```", README, re.DOTALL)
-    assert len(blocks) == 2
+    assert len(blocks) == 3
     for block in blocks:
         exec(block, names)
     assert cv2.imread("labels.png").shape == (240, 320, 3)
