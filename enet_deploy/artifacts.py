@@ -214,6 +214,13 @@ class EngineCard:
         """Where the card of an engine lies: enet-fp16.engine has enet-fp16.engine.json."""
         return Path(f"{engine}.json")
 
+    @staticmethod
+    def rebuild(engine: str | Path, flavour: str = "trt") -> str:
+        """What to do about an engine that cannot be used; it is named after its graph."""
+        engine = Path(engine)
+        graph = engine.stem.removesuffix("-rtx") + ".onnx"
+        return f"build it again: enet-export {graph} --engine {flavour} --out {engine.parent}"
+
     def write(self, engine: str | Path) -> None:
         """Write it beside the engine. Raises ArtifactError where that fails."""
         card = {field.name: getattr(self, field.name) for field in dataclasses.fields(self)}
@@ -231,7 +238,7 @@ class EngineCard:
         Raises ArtifactError where the engine or its card is missing or damaged, or the engine's hash is another.
         """
         path = cls.path(engine)
-        again = f"build it again: enet-export MODEL.onnx --engine trt --out {Path(engine).parent}"
+        again = cls.rebuild(engine)
         try:
             value = json.loads(path.read_text(encoding="utf-8"))
             metadata = Metadata.from_text(json.dumps(value["metadata"]), path)
@@ -241,7 +248,7 @@ class EngineCard:
                 if not is_so(value.get(name)):
                     raise ValueError(f"{name} {value.get(name)!r:.60}, expected {expected}")
             card = cls(**{**value, "metadata": metadata, "compute_capabilities": tuple(value["compute_capabilities"])})
-            again = again.replace("--engine trt", f"--engine {card.flavour}")
+            again = cls.rebuild(engine, card.flavour)
         except FileNotFoundError:
             raise ArtifactError(
                 f"{engine} has no {path.name} beside it, which says what it is and shows damage; copy both, from whom "

@@ -31,7 +31,7 @@ from enet_deploy.scenes import street_scene
 
 pytest.importorskip("onnxruntime")
 
-AGAIN = r"; build it again: enet-export MODEL\.onnx --engine trt --out .*"
+AGAIN = r"; build it again: enet-export (other|enet)\.onnx --engine trt --out .*"
 
 
 @pytest.fixture

@@ -35,7 +35,7 @@ def check_card(trt: Any, card: EngineCard, engine: bytes, path: Path, gpu: Gpu) 
     while the GPU is current.
     """
     version = trt.__version__
-    again = f"build it again: enet-export MODEL.onnx --engine {card.flavour} --out {path.parent}"
+    again = card.rebuild(path, card.flavour)
     product = _PRODUCTS[card.flavour]
     if version != card.version and not (card.version_compatible and _release(version) > _release(card.version)):
         raise ArtifactError(f"{path} is of {product} {card.version}, and {version} is installed; {again}")
