@@ -13,7 +13,7 @@ from typing import Any
 from enet_deploy import cli
 from enet_deploy.artifacts import BUNDLED_WEIGHTS, require_writable, sha256, write_json
 from enet_deploy.data import DataSet, UInt8Array, open_data
-from enet_deploy.errors import ArtifactError, InputError
+from enet_deploy.errors import InputError
 from enet_deploy.evaluate import require_classes
 from enet_deploy.runners import BACKENDS, Runner, backends_for, open_runner
 from enet_deploy.scenes import street_scene
@@ -126,8 +126,7 @@ def _material(data: DataSet | None) -> tuple[list[UInt8Array], list[tuple[UInt8A
 
 def _require(args: argparse.Namespace) -> None:
     """Refuse what would only be found after minutes of measuring."""
-    if not args.weights.is_file():
-        raise ArtifactError(f"--weights {args.weights} is not a file; expected a .safetensors file of enet-train")
+    cli.require_weights(args.weights)
     if args.json is not None:
         require_writable(args.json)
 

@@ -10,9 +10,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from enet_deploy import cli
-from enet_deploy.artifacts import BUNDLED_WEIGHTS, replacing, require_writable, sha256
+from enet_deploy.artifacts import BUNDLED_WEIGHTS, graph_metadata, replacing, require_writable, sha256
 from enet_deploy.data import DataSet, find_images, open_data, read_image, require_same_classes
-from enet_deploy.errors import ArtifactError, InputError
+from enet_deploy.errors import InputError
+
+from .record import METHODS, Record, cache_header, record_for
 
 if TYPE_CHECKING:
     import onnx
@@ -20,10 +22,8 @@ if TYPE_CHECKING:
     from enet_deploy.artifacts import Metadata
 
     from .judge import Judge, Pair, Score
-    from .record import Record
     from .sensitivity import Damage
 
-METHODS = ("auto", "minmax", "percentile", "entropy", "mse")
 BUDGET = {"miou": 0.3, "agreement": 2.0}  # points that int8 may cost before it is remarked upon
 UNLABELLED = 32  # images to compare labels on where none has a true label
 
@@ -46,7 +46,7 @@ def _pairs(data: str, metadata: Metadata, sampled: list[Path], split: str) -> Se
 
 
 def _float_graph(args: argparse.Namespace) -> tuple[onnx.ModelProto, Metadata]:
-    from enet_deploy.export.to_onnx import build_graph, graph_metadata
+    from enet_deploy.export.to_onnx import build_graph
 
     model = build_graph(args.weights, size=args.size, logits=True)
     return model, graph_metadata(model, args.weights)
@@ -56,29 +56,28 @@ def _measure(
     args: argparse.Namespace, model: onnx.ModelProto, sampled: list[Path], judge: Judge
 ) -> tuple[Record, Score]:
     """Ranges by the method asked for, or by all with the best kept; what the choice scores."""
-    from enet_deploy.export.to_onnx import graph_metadata
-
     from . import ranges
     from .qdq import FLOAT_LAYERS, activations, float_tensors, layers, quantize
-    from .record import Record
 
     metadata = graph_metadata(model, args.weights)
     tensors = list(activations(model.graph, layers(model.graph).values()))
-    methods = ranges.METHODS if args.method == "auto" else (args.method,)
+    methods = METHODS if args.method == "auto" else (args.method,)
     found = ranges.find_ranges(model, tensors, sampled, metadata.size, methods, cli.progress)
+    common = Record(
+        weights_sha256=metadata.weights_sha256,
+        method="",
+        images={"count": len(sampled), "split": args.split, "sha256": ranges.digest(sampled)},
+        preprocessing={"size": list(metadata.size), "mean": list(metadata.mean), "std": list(metadata.std)},
+        accuracy={},
+        float_layers=FLOAT_LAYERS,
+        amax={},
+        float_tensors=float_tensors(model.graph, FLOAT_LAYERS),
+        versions=metadata.details["versions"],
+    )
     tried: dict[str, tuple[Record, Score]] = {}
     for method, amax in found.items():
-        record = Record(
-            weights_sha256=metadata.weights_sha256,
-            method=method,
-            images={"count": len(sampled), "split": args.split, "sha256": ranges.digest(sampled)},
-            preprocessing={"size": list(metadata.size), "mean": list(metadata.mean), "std": list(metadata.std)},
-            accuracy={},
-            float_layers=FLOAT_LAYERS,
-            amax={tensor: float(f"{value:.6g}") for tensor, value in amax.items()},
-            float_tensors=float_tensors(model.graph, FLOAT_LAYERS),
-            versions=metadata.details["versions"],
-        )
+        rounded = {tensor: float(f"{value:.6g}") for tensor, value in amax.items()}
+        record = dataclasses.replace(common, method=method, amax=rounded)
         tried[method] = record, judge.score(quantize(model, record), method)
     best = max(tried, key=lambda method: tried[method][1].value)
     record, score = tried[best]
@@ -130,10 +129,7 @@ def _study_folder(args: argparse.Namespace) -> Path:
 
 def _require(args: argparse.Namespace) -> None:
     """Refuse what would only be found after minutes of measuring."""
-    from .record import cache_header
-
-    if not args.weights.is_file():
-        raise ArtifactError(f"--weights {args.weights} is not a file; expected a .safetensors file of enet-train")
+    cli.require_weights(args.weights)
     if args.record and args.method != "auto":
         raise InputError(f"--method {args.method} with --record {args.record}, whose ranges are settled; drop one")
     if args.max_drop is not None and not 0 <= args.max_drop < math.inf:
@@ -163,7 +159,6 @@ def _calibrate(args: argparse.Namespace) -> None:
     from . import ranges
     from .judge import Judge
     from .qdq import float_tensors, quantize
-    from .record import record_for
 
     sampled = ranges.sample(find_images(args.data, args.split), args.images)
     earlier = record_for(sha256(args.weights), args.record) if args.record else None
@@ -200,11 +195,8 @@ def _report(args: argparse.Namespace, model: onnx.ModelProto, record: Record, ju
 
 def _render(args: argparse.Namespace) -> None:
     """No data: a record that is there already, as TensorRT's cache."""
-    from .record import record_for
-
     if args.max_drop is not None or args.sensitivity or args.method != "auto":
         raise InputError("--method, --sensitivity and --max-drop measure on images, expected DATA too")
-
     if not args.trt_cache:
         raise InputError(
             "no DATA to calibrate with, expected a data set, or --trt-cache to render a record that is there"
@@ -230,7 +222,10 @@ def main(argv: Sequence[str] | None = None) -> int:
         "--weights", type=Path, default=BUNDLED_WEIGHTS, help="a .safetensors file of enet-train (default: the bundled)"
     )
     parser.add_argument(
-        "--method", choices=METHODS, default="auto", help="auto, the default, tries all and keeps the best on val"
+        "--method",
+        choices=("auto", *METHODS),
+        default="auto",
+        help="auto, the default, tries all and keeps the best on val",
     )
     parser.add_argument(
         "--images", type=cli.positive, default=100, metavar="N", help="sampled, spread over the split (default: 100)"

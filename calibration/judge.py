@@ -64,10 +64,7 @@ class Judge:
         self._digest = hashlib.sha256()
         self._logits: list[npt.NDArray[np.float32]] = []
         self.count = len(pairs)
-        self.float_value = self._run(model, "fp32").value
-
-    def score(self, model: onnx.ModelProto, title: str) -> Score:
-        return self._run(model, title)
+        self.float_value = self.score(model, "fp32").value
 
     def drop(self, score: Score) -> float:
         """What quantising costs, in points (hundredths)."""
@@ -88,7 +85,8 @@ class Judge:
             "agreement": round(score.agreement, 6),
         }
 
-    def _run(self, model: onnx.ModelProto, title: str) -> Score:
+    def score(self, model: onnx.ModelProto, title: str) -> Score:
+        """Run a graph on every image; the first to be run, the float one, is what the others are held against."""
         confusion = ConfusionMatrix(self._classes)
         signal = noise = same = 0.0
         first = not self._labels

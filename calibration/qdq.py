@@ -25,7 +25,7 @@ import numpy as np
 import onnx
 from onnx import numpy_helper
 
-from enet_deploy.artifacts import METADATA_KEY, Metadata
+from enet_deploy.artifacts import graph_metadata, set_graph_metadata
 from enet_deploy.errors import ArtifactError, InputError
 
 from .record import Record
@@ -91,8 +91,7 @@ def quantize(model: onnx.ModelProto, record: Record, source: str | Path = "the g
     Raises ArtifactError where the graph is quantised already, came from other weights than the record, or the record
     lacks a tensor of the graph or has one that the graph lacks.
     """
-    props = {p.key: p.value for p in model.metadata_props}
-    metadata = Metadata.from_text(props.get(METADATA_KEY), source)
+    metadata = graph_metadata(model, source)
     if metadata.precision not in _INT8_OF:
         raise ArtifactError(f"{source} is {metadata.precision} already, expected fp32 or fp16; quantise the float one")
     record.require_weights(metadata.weights_sha256, "the calibration record")
@@ -112,8 +111,7 @@ def quantize(model: onnx.ModelProto, record: Record, source: str | Path = "the g
         precision=_INT8_OF[metadata.precision],
         details={**metadata.details, "calibration": calibration},
     )
-    del result.metadata_props[:]
-    result.metadata_props.add(key=METADATA_KEY, value=metadata.to_text())
+    set_graph_metadata(result, metadata)
     return result
 
 
@@ -134,9 +132,9 @@ def insert_pairs(graph: onnx.GraphProto, nodes: list[onnx.NodeProto], amax: dict
     """Quantise `nodes` of `graph` in place."""
     initializers = {i.name: i for i in graph.initializer}
     zero = _add(graph, "zero_point", np.zeros((), np.int8))
+    dtype = numpy_helper.to_array(initializers[nodes[0].input[1]]).dtype
     after: dict[str, list[onnx.NodeProto]] = {}  # tensor -> what is inserted behind its maker
     for tensor, takers in activations(graph, nodes).items():
-        dtype = numpy_helper.to_array(initializers[nodes[0].input[1]]).dtype
         scale = _add(graph, f"{tensor}/scale", np.asarray(max(amax[tensor] / 127, np.finfo(dtype).tiny), dtype))
         pair = _pair(tensor, scale, zero)
         after[tensor] = pair

@@ -14,10 +14,9 @@ import numpy as np
 import numpy.typing as npt
 import onnx
 
-from enet_deploy.data import UInt8Array, read_image, resize_image
+from enet_deploy.data import UInt8Array, read_image, resize_image, spread
 from enet_deploy.errors import InputError
 
-METHODS = ("minmax", "percentile", "entropy", "mse")
 PERCENTILE = 99.99  # of the magnitudes that stay inside
 BINS = {"percentile": 2048, "entropy": 512}  # entropy's search takes their square, in Python
 LEVELS = 255  # of symmetric int8
@@ -34,7 +33,7 @@ def sample(images: Sequence[Path], count: int) -> list[Path]:
             f"{min(len(images), count)} image{'s' * (min(len(images), count) != 1)} to calibrate with, expected at "
             f"least {LEAST_IMAGES} and better 100: ranges of so few do not hold for the next"
         )
-    return [images[i] for i in np.linspace(0, len(images) - 1, min(count, len(images)), dtype=int)]
+    return spread(images, count)
 
 
 def digest(images: Iterable[Path]) -> str:
@@ -59,9 +58,9 @@ def find_ranges(
         model: a float32 graph, frames (1, H, W, 3) uint8.
         tensors: whose range is wanted.
         images: files; each is resized to `size` = (H, W).
-        methods: of `METHODS`. "minmax" takes the largest magnitude seen; "percentile" leaves 0.01 % of the values
-            outside; "entropy" loses the least information (KL divergence, Migacz, "8-bit inference with TensorRT",
-            GTC 2017); "mse" makes the mean squared error of rounding and clipping least.
+        methods: of `record.METHODS`. "minmax" takes the largest magnitude seen; "percentile" leaves 0.01 % of the
+            values outside; "entropy" loses the least information (KL divergence, Migacz, "8-bit inference with
+            TensorRT", GTC 2017); "mse" makes the mean squared error of rounding and clipping least.
         progress: wraps the images of a pass, with its title.
     """
     found: dict[str, dict[str, float]] = {}

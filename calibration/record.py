@@ -14,6 +14,7 @@ from enet_deploy.artifacts import replacing
 from enet_deploy.errors import ArtifactError, InputError
 
 SCHEMA = 1
+METHODS = ("minmax", "percentile", "entropy", "mse")  # explained by `ranges.find_ranges`
 BUNDLED_RECORD = Path(__file__).parent / "enet-camvid.json"  # of the bundled weights
 
 
@@ -23,7 +24,7 @@ class Record:
 
     Attributes:
         weights_sha256: of the weights it belongs to.
-        method: "minmax", "percentile", "entropy" or "mse".
+        method: one of `METHODS`.
         images: {"count", "split", "sha256"} of the sampled files, names and contents.
         preprocessing: {"size", "mean", "std"} that the images went through.
         accuracy: {"measure": "miou" or "agreement", "images", "fp32", "int8", "agreement": share of labels that are

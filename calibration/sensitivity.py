@@ -77,12 +77,12 @@ def _read_state(path: Path, key: str) -> dict[str, Damage]:
     try:
         value = json.loads(path.read_text(encoding="utf-8"))
         found = [Damage(str(entry["layer"]), float(entry["drop"]), float(entry["snr"])) for entry in value["layers"]]
-        found = found if value["key"] == key else []
+        same = value["key"] == key
     except FileNotFoundError:
         return {}
     except (OSError, AttributeError, KeyError, TypeError, ValueError, RecursionError) as error:
         raise ArtifactError(f"{path} is no sensitivity study: {error!r}; remove it, or name another folder") from None
-    return {damage.layer: damage for damage in found}
+    return {damage.layer: damage for damage in found} if same else {}
 
 
 def keep_budget(

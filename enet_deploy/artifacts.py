@@ -101,6 +101,17 @@ class Metadata:
             raise ArtifactError(f"{source} has damaged '{METADATA_KEY}' metadata: {error!r}; export it again") from None
 
 
+def graph_metadata(model: Any, source: str | Path) -> Metadata:
+    """What an onnx.ModelProto says about itself. Raises ArtifactError, naming `source`, where it does not."""
+    return Metadata.from_text({p.key: p.value for p in model.metadata_props}.get(METADATA_KEY), source)
+
+
+def set_graph_metadata(model: Any, metadata: Metadata) -> None:
+    """Let an onnx.ModelProto say this about itself, and nothing else."""
+    del model.metadata_props[:]
+    model.metadata_props.add(key=METADATA_KEY, value=metadata.to_text())
+
+
 def _triple(values: Any) -> tuple[float, float, float]:
     b, g, r = values
     return float(b), float(g), float(r)
@@ -213,6 +224,11 @@ class EngineCard:
     def path(engine: str | Path) -> Path:
         """Where the card of an engine lies: enet-fp16.engine has enet-fp16.engine.json."""
         return Path(f"{engine}.json")
+
+    @staticmethod
+    def engine_name(graph: str | Path, flavour: str) -> str:
+        """What an engine is called: enet-fp16.onnx gives enet-fp16.engine, and enet-fp16-rtx.engine for trt-rtx."""
+        return f"{Path(graph).stem}{'-rtx' if flavour == 'trt-rtx' else ''}.engine"
 
     @staticmethod
     def rebuild(engine: str | Path, flavour: str = "trt") -> str:

@@ -6,12 +6,13 @@ import argparse
 import os
 import sys
 from collections.abc import Callable, Iterable, Sequence
+from pathlib import Path
 from typing import Any, NoReturn, TypeVar
 
 import cv2
 
 from .artifacts import check_size
-from .errors import EXTRAS, EnetError, InputError, missing
+from .errors import EXTRAS, ArtifactError, EnetError, InputError, missing
 
 Item = TypeVar("Item")
 
@@ -56,6 +57,12 @@ def _missing_package(error: ModuleNotFoundError) -> str:
     if module not in EXTRAS:
         raise error  # our own fault, not the user's: show the traceback
     return missing(module)
+
+
+def require_weights(path: Path) -> None:
+    """Raise ArtifactError unless --weights names a file: before the long work, not in it."""
+    if not path.is_file():
+        raise ArtifactError(f"--weights {path} is not a file; expected a .safetensors file of enet-train")
 
 
 def size(text: str) -> tuple[int, int]:

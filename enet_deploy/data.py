@@ -9,7 +9,7 @@ matched by file stem. CamVid needs nothing more; any other data set says its cla
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -247,6 +247,11 @@ def _by_stem(folder: Path) -> dict[str, Path]:
     if not files:
         raise DataError(f"{folder} holds no images; expected files with one of {' '.join(sorted(IMAGE_SUFFIXES))}")
     return files
+
+
+def spread(items: Sequence[Path], count: int) -> list[Path]:
+    """`count` of the items, evenly over the list, first and last among them; all where there are no more."""
+    return [items[i] for i in np.linspace(0, len(items) - 1, min(count, len(items)), dtype=int)]
 
 
 def read_classes(root: str | Path) -> ClassList:

@@ -12,8 +12,16 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from enet_deploy import cli
-from enet_deploy.artifacts import BUNDLED_WEIGHTS, require_writable, sha256
-from enet_deploy.data import UInt8Array, find_images, read_classes, read_image, require_same_classes, resize_image
+from enet_deploy.artifacts import BUNDLED_WEIGHTS, EngineCard, graph_metadata, require_writable, sha256
+from enet_deploy.data import (
+    UInt8Array,
+    find_images,
+    read_classes,
+    read_image,
+    require_same_classes,
+    resize_image,
+    spread,
+)
 from enet_deploy.errors import ArtifactError, BackendError, EnetError, InputError
 from enet_deploy.runners.trt_common import FLAVOURS, cache_folder
 
@@ -32,9 +40,8 @@ def _frames(args: argparse.Namespace, metadata: Metadata, size: tuple[int, int])
         return None
     if (Path(args.data) / "classes.json").exists():
         require_same_classes(metadata.classes, read_classes(args.data), args.data, "the weights know")
-    images = find_images(args.data, args.split)
-    chosen = np.linspace(0, len(images) - 1, min(len(images), MAX_FRAMES), dtype=int)
-    return np.stack([resize_image(read_image(images[index]), size) for index in chosen])
+    images = spread(find_images(args.data, args.split), MAX_FRAMES)
+    return np.stack([resize_image(read_image(image), size) for image in images])
 
 
 def _from_weights(args: argparse.Namespace) -> Path:
@@ -101,7 +108,7 @@ def _from_graph(args: argparse.Namespace) -> Path:
     from enet_deploy.calibration.record import record_for
     from enet_deploy.runners import open_runner
 
-    from .to_onnx import graph_metadata, save_verified
+    from .to_onnx import save_verified
 
     with open_runner(model, "ort") as reference:  # also says what is wrong with a damaged file
         graph = onnx.load(model)
@@ -126,7 +133,7 @@ def _build_engine(graph: Path, args: argparse.Namespace, options: BuildOptions) 
     """GRAPH.engine, or GRAPH-rtx.engine, in --out."""
     from .to_engine import to_engine
 
-    path = Path(args.out) / f"{graph.stem}{'-rtx' if options.flavour == 'trt-rtx' else ''}.engine"
+    path = Path(args.out) / EngineCard.engine_name(graph, options.flavour)
     build = to_engine(graph, path, options)
     card = build.card
     shares = card.precision_shares
@@ -166,7 +173,6 @@ def _engine_if_possible(graph: Path, args: argparse.Namespace) -> None:
 
 def _options(args: argparse.Namespace) -> BuildOptions | None:
     """What engine to build; None where none was asked for. Before the export, so that it is refused at once."""
-
     named = {
         "compute_capability": args.compute_capability,
         "version_compatible": args.version_compatible,

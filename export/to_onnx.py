@@ -24,7 +24,14 @@ import torch
 from torch import Tensor, nn
 
 import enet_deploy
-from enet_deploy.artifacts import METADATA_KEY, Metadata, check_size, replacing, require_writable, sha256
+from enet_deploy.artifacts import (
+    check_size,
+    graph_metadata,
+    replacing,
+    require_writable,
+    set_graph_metadata,
+    sha256,
+)
 from enet_deploy.data import UInt8Array
 from enet_deploy.errors import InputError, ParityError
 from enet_deploy.model import Segmenter, load_weights
@@ -123,7 +130,7 @@ def build_graph(
     model = _export(to_deploy(net, metadata, half=precision == "fp16"), size, batch, logits)
     _name_by_module(model.graph)
     _clean(model)
-    model.metadata_props.add(key=METADATA_KEY, value=metadata.to_text())
+    set_graph_metadata(model, metadata)
     return model
 
 
@@ -155,11 +162,6 @@ def save_verified(
             )
         written = temporary.stat().st_size
     return Export(Path(path), agreement, len(frames), written, len(model.graph.node))
-
-
-def graph_metadata(model: onnx.ModelProto, source: str | Path) -> Metadata:
-    """What a graph says about itself. Raises ArtifactError, naming `source`, where it does not."""
-    return Metadata.from_text({p.key: p.value for p in model.metadata_props}.get(METADATA_KEY), source)
 
 
 class _WithLogits(nn.Module):

@@ -8,12 +8,11 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")  # networks this small lose more t
 
 from pathlib import Path
 
-import cv2
 import pytest
 
 import enet_deploy
+import enet_deploy.scenes
 from enet_deploy.artifacts import BUNDLED_WEIGHTS
-from enet_deploy.scenes import street_scene
 
 # In a checkout that is not installed, enet_deploy.export is the folder export/ beside enet_deploy/
 ROOT = Path(__file__).parent.parent
@@ -27,12 +26,8 @@ FIRST_SEED = {"train": 0, "val": 1000}
 def write_scenes(root: Path, counts: dict[str, int]) -> Path:
     """A data set in the SegNet layout: counts["train"] scenes in train/ and trainannot/, and so on."""
     for split, count in counts.items():
-        for folder in (root / split, root / f"{split}annot"):
-            folder.mkdir(parents=True)
-        for i in range(count):
-            image, labels = street_scene(FIRST_SEED[split] + i, SIZE)
-            cv2.imwrite(str(root / split / f"scene{i:02}.png"), image)
-            cv2.imwrite(str(root / f"{split}annot" / f"scene{i:02}.png"), labels)
+        first = FIRST_SEED[split]
+        enet_deploy.scenes.write_scenes(root, split, range(first, first + count), SIZE)
     return root
 
 

@@ -18,7 +18,7 @@ from conftest import SIZE
 from onnx import TensorProto, helper, numpy_helper
 
 from enet_deploy import open_runner
-from enet_deploy.artifacts import BUNDLED_WEIGHTS, METADATA_KEY, Metadata, sha256
+from enet_deploy.artifacts import BUNDLED_WEIGHTS, METADATA_KEY, Metadata, graph_metadata, sha256
 from enet_deploy.calibration import cli, ranges
 from enet_deploy.calibration.judge import Judge, Score
 from enet_deploy.calibration.qdq import (
@@ -29,12 +29,12 @@ from enet_deploy.calibration.qdq import (
     quantize_weights,
     quantized_layers,
 )
-from enet_deploy.calibration.record import BUNDLED_RECORD, Record, record_for
+from enet_deploy.calibration.record import BUNDLED_RECORD, METHODS, Record, record_for
 from enet_deploy.calibration.sensitivity import Damage, keep_budget, measure_damage, write_plot, write_table
 from enet_deploy.data import CAMVID, UInt8Array, find_images, open_data, read_image
 from enet_deploy.errors import ArtifactError, InputError, ParityError
 from enet_deploy.export import cli as export_cli
-from enet_deploy.export.to_onnx import build_graph, graph_metadata
+from enet_deploy.export.to_onnx import build_graph
 from enet_deploy.metrics import ConfusionMatrix
 from enet_deploy.scenes import street_scene
 
@@ -503,7 +503,7 @@ def test_other_methods_clip(monkeypatch: pytest.MonkeyPatch, images: list[Path])
         assert outside[0] <= 1e-4 <= outside[1] + 1 / values[tensor].size
 
 
-@pytest.mark.parametrize("method", ranges.METHODS)
+@pytest.mark.parametrize("method", METHODS)
 def test_tensor_that_is_always_zero_has_a_range(
     method: str, monkeypatch: pytest.MonkeyPatch, images: list[Path]
 ) -> None:
@@ -766,7 +766,7 @@ def test_all_methods_are_tried_and_the_best_is_kept(
     assert out[0].read_bytes() == out[1].read_bytes()
     record, printed = Record.read(out[0]), capsys.readouterr().out
     tried = record.accuracy["tried"]
-    assert list(tried) == list(ranges.METHODS) and tried[record.method] == max(tried.values())
+    assert list(tried) == list(METHODS) and tried[record.method] == max(tried.values())
     assert record.accuracy["int8"] == tried[record.method] < record.accuracy["fp32"] == 1
     assert record.accuracy["measure"] == "agreement"
     assert record.accuracy["images"] == 3  # not those that the ranges come from
@@ -841,7 +841,7 @@ def refused(arguments: Sequence[object], out: Path, capsys: pytest.CaptureFixtur
         (["--trt-cache", "{out}2", "--weights", "none.safetensors"], "--weights none.safetensors is not a file"),
         (["--trt-cache", "{out}"], "--trt-cache and --out are both"),
         (["--trt-cache", "{out}2", "--trt-version", "11.0.0"], "expected 10.x: 11 takes no calibration cache"),
-        (["--trt-cache", "{out}2", "--record", "{scenes}/train/scene00.png"], "is no calibration record"),
+        (["--trt-cache", "{out}2", "--record", "{scenes}/train/scene0000.png"], "is no calibration record"),
         (["{scenes}", "--record", "r.json", "--method", "mse"], "--method mse with --record r.json, whose ranges are"),
         (["--trt-cache", "{out}2", "--max-drop", "1"], "--method, --sensitivity and --max-drop measure on images"),
         (["{scenes}", "--record", "{out}"], "record.json would overwrite what it is made from; name another file"),
@@ -903,7 +903,7 @@ def spoil_one_image(data: Path) -> str:
 
 def spoil_no_labels(data: Path) -> str:
     sorted((data / "valannot").iterdir())[1].unlink()
-    return "scene01.png has no partner 'scene01.*'"
+    return "scene1001.png has no partner 'scene1001.*'"
 
 
 def spoil_classes(data: Path) -> str:
@@ -913,12 +913,12 @@ def spoil_classes(data: Path) -> str:
 
 
 def spoil_an_image(data: Path) -> str:
-    (data / "train" / "scene00.png").write_bytes(b"no image")
-    return "scene00.png cannot be decoded as an image"
+    (data / "train" / "scene0000.png").write_bytes(b"no image")
+    return "scene0000.png cannot be decoded as an image"
 
 
 def spoil_a_label(data: Path) -> str:
-    cv2.imwrite(str(data / "valannot" / "scene00.png"), np.full(SIZE, 77, np.uint8))
+    cv2.imwrite(str(data / "valannot" / "scene1000.png"), np.full(SIZE, 77, np.uint8))
     return "holds class id 77"
 
 

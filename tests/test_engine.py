@@ -585,37 +585,34 @@ def test_any_batch_is_up_to_the_largest_and_tuned_for_one(
     assert trt.inspected_shape == (1, 16, 16, 3)  # of one shape, else the inspector tells no types
 
 
-@pytest.mark.parametrize("precision", ["fp16", "int8", "fp16-int8"])
-def test_precision_that_was_asked_for_and_not_got(
-    install: Callable[..., StandIn], tmp_path: Path, engine: Path, precision: str
+@pytest.mark.parametrize(
+    ("precision", "inspected", "message"),
+    [
+        ("fp16", FLOAT, r"no layer of .* computes in fp16: 100% in fp32; nothing was written"),
+        ("int8", FLOAT, r"no layer of .* computes in int8: 100% in fp32; nothing was written"),
+        ("fp16-int8", FLOAT, r"no layer of .* computes in fp16: 100% in fp32; nothing was written"),
+        ("fp16", ALMOST_FLOAT, r"98% of the layers of .* compute in fp32, expected under half: 98% in fp32, 1% in "),
+        (
+            "fp16-int8",
+            ALMOST_FLOAT,
+            r"98% of the layers of .* compute in fp32, expected under half: 98% in fp32, 1% in ",
+        ),
+    ],
+)
+def test_precision_that_was_asked_for_and_not_or_hardly_got(
+    install: Callable[..., StandIn], tmp_path: Path, engine: Path, precision: str, inspected: str, message: str
 ) -> None:
-    install("10.16.1", inspected=FLOAT)
+    install("10.16.1", inspected=inspected)
     graph = write_graph(tmp_path / "enet.onnx", precision)
-    message = (
-        rf"asked for {precision}, and no layer of .* computes in {precision[:4]}: 100% in fp32; nothing was written"
-    )
-    with pytest.raises(ParityError, match=message):
-        to_engine(graph, engine, BuildOptions("trt", timing_cache=None))
-    assert not engine.parent.exists()
-
-
-@pytest.mark.parametrize("precision", ["fp16", "fp16-int8"])
-def test_precision_that_was_asked_for_and_hardly_got(
-    install: Callable[..., StandIn], tmp_path: Path, engine: Path, precision: str
-) -> None:
-    install("10.16.1", inspected=ALMOST_FLOAT)
-    graph = write_graph(tmp_path / "enet.onnx", precision)
-    message = (
-        rf"asked for {precision}, and 98% of the layers of .* compute in fp32, expected under half: 98% in fp32, 1% in "
-    )
-    with pytest.raises(ParityError, match=message):
+    with pytest.raises(ParityError, match=rf"asked for {precision}, and {message}"):
         to_engine(graph, engine, BuildOptions("trt", timing_cache=None))
     assert not engine.parent.exists()
 
 
 def test_int8_alone_may_leave_most_in_fp32(install: Callable[..., StandIn], tmp_path: Path, engine: Path) -> None:
     install("10.16.1", inspected=ALMOST_FLOAT)
-    to_engine(write_graph(tmp_path / "enet.onnx", "int8"), engine, BuildOptions("trt", timing_cache=None))
+    built = to_engine(write_graph(tmp_path / "enet.onnx", "int8"), engine, BuildOptions("trt", timing_cache=None))
+    assert built.card.precision_shares == {"fp32": 0.98, "fp16": 0.01, "int8": 0.01}
 
 
 def test_inspector_that_tells_no_types_is_not_a_missing_gpu(

@@ -238,7 +238,7 @@ def test_three_classes_train_without_a_change(room: Path, tmp_path: Path) -> Non
 
 def test_image_of_void_alone_is_passed_over(tmp_path: Path) -> None:
     data = write_scenes(tmp_path / "data", {"train": 2, "val": 1})
-    cv2.imwrite(str(data / "trainannot" / "scene00.png"), np.full((96, 128), CAMVID.ignore_id, np.uint8))
+    cv2.imwrite(str(data / "trainannot" / "scene0000.png"), np.full((96, 128), CAMVID.ignore_id, np.uint8))
     assert enet_train(data, tmp_path / "run", batch=1, epochs=1) == 0
     assert math.isfinite(float(rows(tmp_path / "run")[0]["loss"]))
 

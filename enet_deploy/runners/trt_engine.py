@@ -72,7 +72,7 @@ def cached_engine(onnx: Path, flavour: str, version: str, gpu: Gpu, index: int) 
 
     key = "\n".join((sha256(onnx), flavour, version, gpu.name, gpu.compute_capability, __version__))
     folder = cache_folder() / "engines" / hashlib.sha256(key.encode()).hexdigest()[:32]
-    engine = folder / f"{onnx.stem}{'-rtx' if flavour == 'trt-rtx' else ''}.engine"
+    engine = folder / EngineCard.engine_name(onnx, flavour)
     with contextlib.suppress(ArtifactError):  # not there, damaged, or being written by another process
         return engine, *EngineCard.load(engine)
     with _locked(folder):
