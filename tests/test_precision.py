@@ -24,6 +24,7 @@ from enet_deploy.export.to_onnx import build_graph, to_onnx
 from enet_deploy.metrics import evaluate
 from enet_deploy.model import load_weights, save_weights
 from enet_deploy.runners.cuda import Gpu
+from enet_deploy.runners.trt_common import cache_folder
 from enet_deploy.scenes import street_scene
 
 # share of pixels with PyTorch's label, on street scenes as drawn for 360x480
@@ -240,3 +241,24 @@ def test_metadata_says_the_precision(graphs: dict[str, Path]) -> None:
         props = {p.key: p.value for p in onnx.load(path).metadata_props}
         metadata = Metadata.from_text(props["enet_deploy"], path)
         assert metadata.precision == precision and ("calibration" in metadata.details) == ("int8" in precision)
+
+
+def test_data_of_other_classes_is_refused(scenes: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "val").symlink_to(scenes / "val")
+    (tmp_path / "classes.json").write_text('{"names": ["floor", "wall"], "colors": [[0, 0, 0], [9, 9, 9]]}')
+    out = tmp_path / "out"
+    assert cli.main(["--fp16", "--size", "96x128", "--data", str(tmp_path), "--out", str(out)]) == 2
+    assert "has the classes floor, wall, but the weights know sky, building" in one_line(capsys)
+    assert not out.exists()
+
+
+def test_help_where_the_user_has_no_home(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    def no_home() -> Path:
+        raise RuntimeError("Could not determine home directory.")
+
+    monkeypatch.delenv("XDG_CACHE_HOME", raising=False)
+    monkeypatch.setattr(Path, "home", no_home)
+    assert cache_folder().name.startswith("enet_deploy-")
+    with pytest.raises(SystemExit) as stopped:
+        cli.main(["--help"])
+    assert stopped.value.code == 0 and "--timing-cache" in capsys.readouterr().out
