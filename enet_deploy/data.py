@@ -249,6 +249,34 @@ def _by_stem(folder: Path) -> dict[str, Path]:
     return files
 
 
+def join(sets: Sequence[DataSet]) -> DataSet:
+    """One data set with the images of all. Raises DataError unless they have the same classes."""
+    first = sets[0]
+    for other in sets[1:]:
+        if other.classes.names != first.classes.names or other.classes.ignore_id != first.classes.ignore_id:
+            raise DataError(
+                f"data sets of different classes: {first.pairs[0][0].parent} has {', '.join(first.classes.names)}, "
+                f"{other.pairs[0][0].parent} has {', '.join(other.classes.names)}; expected the same, and the same void"
+            )
+    return DataSet(first.classes, tuple(pair for data in sets for pair in data.pairs))
+
+
+def hold_out(data: DataSet, prefix: str) -> tuple[DataSet, DataSet]:
+    """The images whose file names do not begin with `prefix`, and those that do: a fold of a cross-validation.
+
+    Frames of one drive resemble each other, so a fold leaves whole drives out. CamVid's are 0001TP, 0006R0 and 0016E5.
+    Raises InputError where one side is empty.
+    """
+    held = tuple(pair for pair in data.pairs if pair[0].name.startswith(prefix))
+    rest = tuple(pair for pair in data.pairs if not pair[0].name.startswith(prefix))
+    if not held or not rest:
+        raise InputError(
+            f"hold-out '{prefix}' fits {len(held)} of {len(data)} images, expected some, not all; "
+            f"names look like '{data.pairs[0][0].name}'"
+        )
+    return DataSet(data.classes, rest), DataSet(data.classes, held)
+
+
 def spread(items: Sequence[Path], count: int) -> list[Path]:
     """`count` of the items, evenly over the list, first and last among them; all where there are no more."""
     return [items[i] for i in np.linspace(0, len(items) - 1, min(count, len(items)), dtype=int)]

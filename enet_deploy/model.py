@@ -141,17 +141,17 @@ class UpsamplingBottleneck(nn.Module):
         return y
 
 
-def _context_stage() -> nn.Sequential:
+def _context_stage(channels: int) -> nn.Sequential:
     """Bottlenecks x.1 to x.8 of stages 2 and 3: the same eight, 128x64x64 throughout."""
     return nn.Sequential(
-        RegularBottleneck(128, dropout=0.1),
-        RegularBottleneck(128, dilation=2, dropout=0.1),
-        RegularBottleneck(128, asymmetric=True, dropout=0.1),
-        RegularBottleneck(128, dilation=4, dropout=0.1),
-        RegularBottleneck(128, dropout=0.1),
-        RegularBottleneck(128, dilation=8, dropout=0.1),
-        RegularBottleneck(128, asymmetric=True, dropout=0.1),
-        RegularBottleneck(128, dilation=16, dropout=0.1),
+        RegularBottleneck(channels, dropout=0.1),
+        RegularBottleneck(channels, dilation=2, dropout=0.1),
+        RegularBottleneck(channels, asymmetric=True, dropout=0.1),
+        RegularBottleneck(channels, dilation=4, dropout=0.1),
+        RegularBottleneck(channels, dropout=0.1),
+        RegularBottleneck(channels, dilation=8, dropout=0.1),
+        RegularBottleneck(channels, asymmetric=True, dropout=0.1),
+        RegularBottleneck(channels, dilation=16, dropout=0.1),
     )
 
 
@@ -160,37 +160,46 @@ class ENet(nn.Module):
 
     Args:
         num_classes: classes predicted. Void is no class: it is the loss's `ignore_index`.
+        width: 1 is ENet; with 2, 3, ... every layer has as many times its channels, for a teacher.
 
     `forward` takes normalised images, (N, 3, H, W) float with H and W divisible by 8, in the channel order the
     weights were trained on (BGR for those of this project), and returns logits (N, num_classes, H, W).
     """
 
-    def __init__(self, num_classes: int) -> None:
+    def __init__(self, num_classes: int, width: int = 1) -> None:
         super().__init__()
-        self.num_classes = num_classes
-        self.initial = InitialBlock()  # 16x256x256
-        self.bottleneck1_0 = DownsamplingBottleneck(16, 64, dropout=0.01)  # 64x128x128
-        self.stage1 = nn.Sequential(*(RegularBottleneck(64, dropout=0.01) for _ in range(4)))  # 64x128x128
-        self.bottleneck2_0 = DownsamplingBottleneck(64, 128, dropout=0.1)  # 128x64x64
-        self.stage2 = _context_stage()  # 128x64x64
-        self.stage3 = _context_stage()  # 128x64x64
-        self.bottleneck4_0 = UpsamplingBottleneck(128, 64)  # 64x128x128
-        self.stage4 = nn.Sequential(*(RegularBottleneck(64, relu=True) for _ in range(2)))  # 64x128x128
-        self.bottleneck5_0 = UpsamplingBottleneck(64, 16)  # 16x256x256
-        self.stage5 = nn.Sequential(RegularBottleneck(16, relu=True))  # 16x256x256
-        self.fullconv = nn.ConvTranspose2d(16, num_classes, 2, stride=2)  # num_classes x512x512
+        self.num_classes, self.width = num_classes, width
+        c16, c64, c128 = 16 * width, 64 * width, 128 * width
+        self.initial = InitialBlock(out_channels=c16)  # 16x256x256
+        self.bottleneck1_0 = DownsamplingBottleneck(c16, c64, dropout=0.01)  # 64x128x128
+        self.stage1 = nn.Sequential(*(RegularBottleneck(c64, dropout=0.01) for _ in range(4)))  # 64x128x128
+        self.bottleneck2_0 = DownsamplingBottleneck(c64, c128, dropout=0.1)  # 128x64x64
+        self.stage2 = _context_stage(c128)  # 128x64x64
+        self.stage3 = _context_stage(c128)  # 128x64x64
+        self.bottleneck4_0 = UpsamplingBottleneck(c128, c64)  # 64x128x128
+        self.stage4 = nn.Sequential(*(RegularBottleneck(c64, relu=True) for _ in range(2)))  # 64x128x128
+        self.bottleneck5_0 = UpsamplingBottleneck(c64, c16)  # 16x256x256
+        self.stage5 = nn.Sequential(RegularBottleneck(c16, relu=True))  # 16x256x256
+        self.fullconv = nn.ConvTranspose2d(c16, num_classes, 2, stride=2)  # num_classes x512x512
         self.apply(_initialise)
 
-    def forward(self, x: Tensor) -> Tensor:
+    def encode(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """The encoder's output, (N, 128 width, H/8, W/8), and the indices of the first and second pooling."""
         x = self.initial(x)
         x, indices1 = self.bottleneck1_0(x)
         x = self.stage1(x)
         x, indices2 = self.bottleneck2_0(x)
-        x = self.stage3(self.stage2(x))
+        return self.stage3(self.stage2(x)), indices1, indices2
+
+    def decode(self, x: Tensor, indices1: Tensor, indices2: Tensor) -> Tensor:
+        """What `encode` returned -> logits."""
         x = self.stage4(self.bottleneck4_0(x, indices2))
         x = self.stage5(self.bottleneck5_0(x, indices1))
         logits: Tensor = self.fullconv(x)
         return logits
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.decode(*self.encode(x))
 
 
 def _initialise(module: nn.Module) -> None:
@@ -264,7 +273,8 @@ def load_weights(path: str | Path) -> tuple[ENet, Metadata]:
             state = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118  no dict
     except (SafetensorError, OSError) as error:
         raise ArtifactError(f"{path} is not a whole safetensors file: {error}; train or copy it again") from None
-    net = ENet(len(metadata.classes))
+    width = state["initial.bn.weight"].numel() // 16 if "initial.bn.weight" in state else 1
+    net = ENet(len(metadata.classes), max(1, width))
     expected = net.state_dict()
     _require_same(path, "no tensor named", sorted(expected.keys() - state.keys()))
     _require_same(path, "a foreign tensor named", sorted(state.keys() - expected.keys()))

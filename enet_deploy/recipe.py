@@ -1,16 +1,8 @@
-"""Training recipes, and the augmentation they ask for. Needs numpy and opencv only."""
+"""Training recipes: what `enet-train` does, as data. Needs nothing but Python."""
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass
-from typing import Any
-
-import cv2
-import numpy as np
-import numpy.typing as npt
-
-from .data import UInt8Array
 
 
 @dataclass(frozen=True)
@@ -26,9 +18,18 @@ class Recipe:
         warmup: steps of linear warm-up, then the rate falls to zero as (1 - progress) ** power.
         power: 0 keeps the rate constant.
         class_weight_c: classes weigh 1 / ln(c + pixel share) (ENet paper, section 5.1, has c = 1.02).
+        ohem: 0 for none; else only pixels whose class is given less than this count, unweighted.
+        aux: weight of the cross-entropy of a second head, on the encoder's output at 1/8 size (the paper's encoder
+            stage, done jointly); the head is not saved.
+        lovasz: weight of the Lovasz-softmax loss (a smooth IoU) beside the cross-entropy.
+        lovasz_from: share of the training after which it sets in.
+        distill: weight of the divergence from the teacher's output, where there is a teacher.
+        width: of the network: every layer has this many times ENet's channels. 1 is ENet.
         scale: smallest and largest zoom, drawn log-uniformly.
         flip: whether half of the crops are mirrored.
+        rare: share of the crops that are aimed at a pixel of a class with less than 2 % of all pixels.
         color: strength of the brightness, contrast and saturation jitter.
+        noise: largest standard deviation, in gray levels, of the noise that is added; each crop draws its own.
         ema: decay of the weight average that is evaluated and saved; 0 for none.
         amp: bfloat16 autocast.
         eval_every: epochs between evaluations on val; the last epoch is always evaluated.
@@ -45,9 +46,17 @@ class Recipe:
     warmup: int = 300
     power: float = 0.9
     class_weight_c: float = 1.02
+    ohem: float = 0.0
+    aux: float = 0.0
+    lovasz: float = 0.0
+    lovasz_from: float = 0.5
+    distill: float = 1.0
+    width: int = 1
     scale: tuple[float, float] = (0.5, 2.0)
     flip: bool = True
+    rare: float = 0.0
     color: float = 0.3
+    noise: float = 0.0
     ema: float = 0.998
     amp: bool = False
     eval_every: int = 5
@@ -62,38 +71,3 @@ PRESETS = {
         power=0.0, scale=(1.0, 1.0), flip=False, color=0.0, ema=0.0,
     ),
 }  # fmt: skip
-
-
-def augment(
-    image: UInt8Array, labels: UInt8Array, recipe: Recipe, rng: np.random.Generator, fill: tuple[float, ...], void: int
-) -> tuple[UInt8Array, UInt8Array]:
-    """Zoom, crop and mirror in one resampling, then jitter the colours.
-
-    Args:
-        image: (H, W, 3) uint8 BGR. labels: (H, W) uint8.
-        fill, void: BGR colour and label of what lies outside the image.
-
-    Returns both at `recipe.crop`.
-    """
-    height, width = recipe.crop
-    zoom = math.exp(rng.uniform(math.log(recipe.scale[0]), math.log(recipe.scale[1])))
-    # room to move: negative where the zoomed image is smaller than the crop
-    top = rng.uniform(0, 1) * (image.shape[0] * zoom - height)
-    left = rng.uniform(0, 1) * (image.shape[1] * zoom - width)
-    mirror = recipe.flip and rng.uniform() < 0.5
-    sx, dx = (-zoom, width - 1 + left) if mirror else (zoom, -left)
-    matrix = np.array([[sx, 0, dx], [0, zoom, -top]])
-    pixels = cv2.warpAffine(image, matrix, (width, height), flags=cv2.INTER_LINEAR, borderValue=fill)
-    ids = cv2.warpAffine(labels, matrix, (width, height), flags=cv2.INTER_NEAREST, borderValue=void)
-    if recipe.color:
-        pixels = _jitter(pixels, recipe.color, rng)
-    return pixels.astype(np.uint8, copy=False), ids.astype(np.uint8, copy=False)
-
-
-def _jitter(image: npt.NDArray[Any], strength: float, rng: np.random.Generator) -> npt.NDArray[Any]:
-    brightness, contrast, saturation = rng.uniform(1 - strength, 1 + strength, 3)
-    gray = cv2.cvtColor(image, cv2.COLOR_BGR2GRAY)[..., None]
-    pixels = gray + saturation * (image.astype(np.float32) - gray)
-    pixels = brightness * (contrast * (pixels - 128) + 128)
-    jittered: npt.NDArray[np.uint8] = np.clip(pixels, 0, 255).astype(np.uint8)
-    return jittered

@@ -11,7 +11,9 @@ from pathlib import Path
 from typing import Any
 
 from . import cli
+from .data import DataSet, hold_out, join, open_data
 from .errors import InputError
+from .plots import draw_curve, require_plot
 from .recipe import PRESETS, Recipe
 
 
@@ -25,8 +27,9 @@ def _recipe(args: argparse.Namespace) -> tuple[Recipe, dict[str, Any] | None]:
         if (Path(args.out) / "checkpoint.pt").exists() and read_checkpoint(args.out)[0]["epoch"] > 0:
             raise InputError(f"{args.out} holds a run already; --resume continues it, another --out starts a new one")
         return dataclasses.replace(PRESETS[args.preset or "default"], **given), None
-    if args.preset or args.init:
-        raise InputError(f"--{'preset' if args.preset else 'init'} with --resume, expected neither: the run has both")
+    for name in ("preset", "init"):
+        if getattr(args, name):
+            raise InputError(f"--{name} with --resume, expected none: the run has its own")
     state, recipe = read_checkpoint(args.out)
     changed = [name for name, value in given.items() if getattr(recipe, name) != value]
     if changed:
@@ -37,6 +40,21 @@ def _recipe(args: argparse.Namespace) -> tuple[Recipe, dict[str, Any] | None]:
     return recipe, state
 
 
+def _data(args: argparse.Namespace) -> tuple[DataSet, DataSet, str]:
+    """What to train on, what to score on, and a line that says so."""
+    train, val = open_data(args.data, "train"), open_data(args.data, "val")
+    split = "train"
+    if args.with_val:
+        train, split = join([train, val]), "train+val"
+    elif args.hold_out is not None:
+        train, val = hold_out(join([train, val]), args.hold_out)
+        split = f"train+val without {args.hold_out}*"
+    for folder in args.extra:
+        more = open_data(folder, "train")
+        train, split = join([train, more]), f"{split} + {len(more)} more"
+    return train, val, split
+
+
 def _train(args: argparse.Namespace) -> None:
     import torch
     import torch.distributed as dist
@@ -44,6 +62,8 @@ def _train(args: argparse.Namespace) -> None:
     from .runners.torch_runner import torch_device
     from .train import Trainer
 
+    if args.curve is not None:
+        require_plot(args.curve)
     recipe, state = _recipe(args)
     device = torch_device(args.device or ("cuda" if torch.cuda.is_available() else "cpu"))
     if "LOCAL_RANK" in os.environ:  # started by torchrun
@@ -52,10 +72,12 @@ def _train(args: argparse.Namespace) -> None:
             torch.cuda.set_device(device)
         dist.init_process_group("nccl" if device.type == "cuda" else "gloo")
     try:
-        trainer = Trainer(args.data, args.out, recipe, device, args.init)
+        trainer = Trainer(*_data(args), args.out, recipe, device, args.init, args.teacher, args.compile)
         if state is not None:
             trainer.resume(state)
         trainer.run()
+        if args.curve is not None and trainer.rank == 0:
+            draw_curve(args.curve, trainer.history)
         if dist.is_initialized():
             dist.barrier()  # all leave together: gloo's threads abort a process whose peer is gone already
     except KeyboardInterrupt:
@@ -71,7 +93,28 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--out", default="runs/enet", help="the run's folder (default: %(default)s)")
     parser.add_argument("--preset", choices=PRESETS, help="recipe to start from (default: default)")
     parser.add_argument("--init", metavar="WEIGHTS", help="start from these weights")
+    parser.add_argument(
+        "--teacher", metavar="WEIGHTS", help="learn from these weights' output too; made by --width 2 or more"
+    )
+    images = parser.add_mutually_exclusive_group()
+    images.add_argument(
+        "--with-val",
+        action="store_true",
+        help="train on val too, for weights to ship: val then shows fit, not accuracy",
+    )
+    images.add_argument(
+        "--hold-out",
+        metavar="PREFIX",
+        help="cross-validation: of train and val, score on the images whose names begin so",
+    )
+    parser.add_argument(
+        "--extra", nargs="+", default=[], metavar="DATA", help="train on the train/ of these data sets too"
+    )
     parser.add_argument("--resume", action="store_true", help="continue the run in --out")
+    parser.add_argument(
+        "--compile", action="store_true", help="through torch.compile: minutes to start, then faster on a GPU"
+    )
+    parser.add_argument("--curve", metavar="FILE", help="draw the learning curve there, .png or .svg, at the end")
     parser.add_argument("--device", help="cpu, cuda or cuda:N (default: cuda where there is one)")
     group = parser.add_argument_group(
         "recipe", "each replaces the preset's value; explained by `pydoc enet_deploy.recipe`"

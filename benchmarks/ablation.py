@@ -1,0 +1,138 @@
+"""Which parts of a training recipe earn their place: one change at a time, on drives that training never saw.
+
+    python -m enet_deploy.benchmarks.ablation CAMVID --out benchmarks/results/ablation.json
+
+For every fold (a drive held out of CamVid's train and val together) and seed one base is trained from scratch; every
+variant continues from it for the same number of steps with one thing changed, and is scored on the held-out drive by
+its last weights. A run that was cut short goes on where it stopped. The default size is a quarter of CamVid's pixels:
+a proxy that two CPU cores can afford; a GPU can do --size 360x480 --crop 360x480 and ten times the steps.
+"""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import json
+import logging
+import statistics
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from enet_deploy import cli
+from enet_deploy.artifacts import commit, replacing, require_writable, write_json
+from enet_deploy.data import DataSet, hold_out, join, open_data
+from enet_deploy.errors import ArtifactError
+from enet_deploy.recipe import Recipe
+
+SCHEMA = 1
+FOLDS = ("0001TP", "0006R0", "0016E5")
+
+BASE: dict[str, Any] = {"class_weight_c": 1.10, "lr": 2e-3}
+VARIANTS: dict[str, dict[str, Any]] = {
+    "cross-entropy, c = 1.10": {},
+    "c = 1.02": {"class_weight_c": 1.02},
+    "hard pixels only (OHEM 0.7)": {"ohem": 0.7},
+    "auxiliary head 0.4": {"aux": 0.4},
+    "Lovasz 1": {"lovasz": 1.0, "lovasz_from": 0.0},
+    "rare-class crops 0.5": {"rare": 0.5},
+    "sensor noise up to 16": {"noise": 16.0},
+    "no colour jitter": {"color": 0.0},
+    "no scaling": {"scale": (1.0, 1.0)},
+    "Lovasz 1, auxiliary head 0.4, rare-class crops 0.5": {"lovasz": 1.0, "lovasz_from": 0.0, "aux": 0.4, "rare": 0.5},
+}
+
+
+def train_and_score(
+    train: DataSet, val: DataSet, out: Path, recipe: Recipe, device: str, init: Path | None
+) -> dict[str, Any]:
+    """Figures of a run's last weights on `val`; a run that is there already is read, or resumed."""
+    from enet_deploy.model import load_weights
+    from enet_deploy.runners.torch_runner import torch_device
+    from enet_deploy.train import Trainer, read_checkpoint
+
+    last = out / "last.safetensors"
+    if not last.exists():
+        trainer = Trainer(train, val, "fold", out, recipe, torch_device(device), init)
+        if (out / "checkpoint.pt").exists():
+            trainer.resume(read_checkpoint(out)[0])
+        trainer.run()
+    details = load_weights(last)[1].details
+    asked = json.loads(json.dumps(dataclasses.asdict(recipe)))
+    if any(asked.get(name) != value for name, value in details["recipe"].items()):
+        raise ArtifactError(f"{out} holds a run of another recipe; remove it, or pass another --runs")
+    figures: dict[str, Any] = details["figures"]
+    return figures
+
+
+def as_markdown(rows: Sequence[dict[str, Any]]) -> str:
+    """Mean and spread over folds and seeds of each variant's val mIoU, in points, and the change from the first."""
+    folds = list(dict.fromkeys(row["fold"] for row in rows))
+    found = {(row["variant"], row["fold"], row["seed"]): 100 * row["figures"]["val_miou"] for row in rows}
+    reference = rows[0]["variant"]
+    lines = [
+        "| variant | " + " | ".join(f"{fold} held out" for fold in folds) + " | change: mean (lowest to highest) |",
+        "|---" * (len(folds) + 2) + "|",
+    ]
+    for variant in dict.fromkeys(row["variant"] for row in rows):
+        cells, changes = [], []
+        for fold in folds:
+            runs = {seed: miou for (name, where, seed), miou in found.items() if (name, where) == (variant, fold)}
+            cells.append(f"{statistics.mean(runs.values()):.1f}" if runs else "")
+            changes += [
+                miou - found[reference, fold, seed] for seed, miou in runs.items() if (reference, fold, seed) in found
+            ]
+        spread = f"{statistics.mean(changes):+.1f} ({min(changes):+.1f} to {max(changes):+.1f})" if changes else ""
+        lines.append(f"| {variant} | " + " | ".join(cells) + f" | {'' if variant == reference else spread} |")
+    return "\n".join(lines)
+
+
+def _ablate(args: argparse.Namespace) -> None:
+    require_writable(args.out)
+    every = join([open_data(args.data, "train"), open_data(args.data, "val")])
+    shared = {"size": args.size, "crop": args.crop, "batch": args.batch}
+    rows: list[dict[str, Any]] = []
+    for seed in args.seeds:
+        for fold in args.folds:
+            train, val = hold_out(every, fold)
+            folder = args.runs / f"{fold}-{seed}"
+            steps = len(train) // args.batch
+            epochs = max(1, args.base_steps // steps)
+            base = Recipe(**shared, **BASE, epochs=epochs, eval_every=epochs, seed=seed)
+            train_and_score(train, val, folder / "base", base, args.device, None)
+            epochs = max(1, args.steps // steps)
+            for name in args.variants:
+                changes = {"lr": BASE["lr"] / 2, "class_weight_c": BASE["class_weight_c"]} | VARIANTS[name]
+                recipe = Recipe(**shared, epochs=epochs, eval_every=epochs, seed=seed + 1000, **changes)
+                out = folder / "".join(letter if letter.isalnum() else "-" for letter in name)
+                figures = train_and_score(train, val, out, recipe, args.device, folder / "base" / "last.safetensors")
+                rows.append({"variant": name, "fold": fold, "seed": seed, "figures": figures})
+                settings = {**shared, "base": BASE, "base_steps": args.base_steps, "steps": args.steps}
+                result = {"schema": SCHEMA, "commit": commit(), "settings": settings, "runs": rows}
+                write_json(args.out, result)
+    table = as_markdown(rows)
+    with replacing(args.out.with_suffix(".md")) as temporary:
+        temporary.write_text(table + "\n")
+    print(table)
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    parser = cli.Parser("ablation", description="Train variants of a recipe on folds of CamVid and compare them.")
+    parser.add_argument("data", metavar="CAMVID", help="folder with train/ trainannot/ val/ valannot/")
+    parser.add_argument("--out", type=Path, required=True, metavar="FILE", help="JSON; a .md table is put beside it")
+    parser.add_argument("--runs", type=Path, default=Path("runs/ablation"), help="of every run (default: %(default)s)")
+    parser.add_argument("--folds", nargs="+", default=FOLDS, metavar="PREFIX", help="default: %(default)s")
+    parser.add_argument("--seeds", nargs="+", type=int, default=[0], metavar="N", help="default: 0")
+    parser.add_argument("--variants", nargs="+", choices=VARIANTS, default=list(VARIANTS), metavar="NAME")
+    parser.add_argument("--size", type=cli.size, default=(184, 240), metavar="HxW", help="default: 184x240")
+    parser.add_argument("--crop", type=cli.size, default=(144, 192), metavar="HxW", help="default: 144x192")
+    parser.add_argument("--batch", type=cli.positive, default=8, metavar="N", help="default: 8")
+    parser.add_argument("--base-steps", type=cli.positive, default=480, metavar="N", help="default: 480")
+    parser.add_argument("--steps", type=cli.positive, default=240, metavar="N", help="of each variant; default: 240")
+    parser.add_argument("--device", default="cpu", help="cpu, cuda or cuda:N (default: %(default)s)")
+    logging.basicConfig(level=logging.INFO, format="%(message)s")
+    return cli.run(parser, _ablate, argv)
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())

@@ -1,0 +1,160 @@
+"""Pictures, PNG or SVG by the file's suffix: which classes are confused, and how a training run went.
+
+matplotlib (extra `report`) is imported by what needs it, never by this module.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import numpy.typing as npt
+
+from .artifacts import replacing, require_writable
+from .errors import InputError
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
+SUFFIXES = (".png", ".svg")
+SHOWN = 0.5  # per cent of a class that a cell needs for its number to be written
+
+
+def require_plot(path: str | Path) -> None:
+    """For before the long work: raise where no picture could be drawn at `path` after it.
+
+    Raises InputError for another suffix than PNG's or SVG's, ArtifactError where the file cannot be written, and
+    ModuleNotFoundError without matplotlib, of which the command lines tell how to get it.
+    """
+    _require_suffix(path)
+    require_writable(path)
+    import matplotlib  # noqa: F401
+
+
+def draw_confusion(path: str | Path, counts: npt.NDArray[np.integer[Any]], names: Sequence[str]) -> None:
+    """Draw what the pixels of each class were taken for, in per cent of that class.
+
+    Args:
+        counts: (classes, classes), [truth, prediction]: `ConfusionMatrix.counts[:-1, :-1]`, without void.
+        names: of the classes, in that order. The row of a class that is not in truth stays empty.
+    """
+    _require_suffix(path)
+    count = len(names)
+    cell = min(0.46, 20 / count)  # inches; many classes get small cells in place of a picture without bounds
+    figure = _figure(cell * count + 1.2, cell * count + 1.5)
+    axes = figure.subplots()
+    totals = counts.sum(axis=1, keepdims=True)
+    percent = 100 * counts / np.maximum(totals, 1)
+    axes.imshow(percent, cmap="Blues", vmin=0, vmax=100)
+    for truth, predicted in np.argwhere(percent >= SHOWN):
+        value = float(percent[truth, predicted])
+        color = "white" if value > 65 else "black"  # on the darker blues
+        text = str(int(value + 0.5))  # not 0 for what is just enough to be shown
+        axes.text(predicted, truth, text, ha="center", va="center_baseline", color=color, fontsize=18 * cell)
+    labels: dict[str, Any] = {"fontsize": 20 * cell, "parse_math": False}  # a class may have a $ in its name
+    axes.set_xticks(range(count), names, rotation=45, ha="right", rotation_mode="anchor", **labels)
+    axes.set_yticks(range(count), names, **labels)
+    axes.set_xticks(np.arange(count + 1) - 0.5, minor=True)
+    axes.set_yticks(np.arange(count + 1) - 0.5, minor=True)
+    axes.grid(which="minor", color="0.9", linewidth=0.6)
+    axes.tick_params(which="both", length=0)
+    axes.spines[:].set_visible(False)
+    axes.set_xlabel("prediction")
+    axes.set_ylabel("truth")
+    axes.set_title("what each class's pixels were taken for, in %", fontsize=10)
+    _save(figure, path)
+
+
+def draw_curve(path: str | Path, rows: Sequence[Mapping[str, float]]) -> None:
+    """Draw how a training run went: loss and learning rate above, the scores on val below.
+
+    Args:
+        rows: one per epoch, as in the run's log.csv: epoch, loss, lr and, on the epochs that were scored, val_miou and
+            val_pixel_accuracy. Any other column with "loss" in its name is drawn too.
+    """
+    _require_suffix(path)
+    figure = _figure(7, 5)
+    above, below = figure.subplots(2, 1, sharex=True)
+    _draw_loss(above, rows)
+    _draw_scores(below, rows)
+    for axes in (above, below):
+        axes.spines[["top", "right"]].set_visible(False)
+        axes.grid(color="0.92")
+        axes.set_axisbelow(True)
+    below.set_xlabel("epoch")
+    below.xaxis.get_major_locator().set_params(integer=True, min_n_ticks=1)
+    _save(figure, path)
+
+
+def _draw_loss(axes: Axes, rows: Sequence[Mapping[str, float]]) -> None:
+    rate = axes.twinx()
+    rate.plot(*_points(rows, "lr"), color="0.75", linewidth=1)
+    rate.set_ylim(bottom=0)
+    rate.set_ylabel("learning rate", color="0.5")
+    rate.tick_params(colors="0.5")
+    rate.ticklabel_format(axis="y", scilimits=(-2, 3), useMathText=True)
+    rate.yaxis.get_offset_text().set_color("0.5")
+    rate.spines[:].set_visible(False)
+    names = [name for name in dict.fromkeys(name for row in rows for name in row) if "loss" in name]
+    for name in names:
+        axes.plot(*_points(rows, name), marker=".", markersize=3, linewidth=1.5, label=name)
+    axes.set_ylabel("training loss")
+    if len(names) > 1:
+        rate.legend(handles=axes.get_lines(), loc="upper right", fontsize=9)  # of `rate`: in front of its line
+
+
+def _draw_scores(axes: Axes, rows: Sequence[Mapping[str, float]]) -> None:
+    # The accuracy is hardly ever below the mIoU: its label sits above its line's end, the other below
+    for name, title, color, side in (
+        ("val_pixel_accuracy", "pixel accuracy", "tab:green", "bottom"),
+        ("val_miou", "mIoU", "tab:red", "top"),
+    ):
+        epochs, values = _points(rows, name)
+        axes.plot(epochs, values, color=color, marker=".", markersize=4, linewidth=1.5)
+        if values:
+            axes.annotate(
+                f"{title}\n{values[-1]:.3f}",
+                (epochs[-1], values[-1]),
+                (6, 0),
+                textcoords="offset points",
+                color=color,
+                fontsize=9,
+                va=side,
+            )
+    axes.set_ylim(0, 1)
+    axes.set_ylabel("on val")
+
+
+def _points(rows: Sequence[Mapping[str, float]], name: str) -> tuple[list[float], list[float]]:
+    """Epochs and values of the rows that have a value of that name."""
+    chosen = [row for row in rows if name in row]
+    return [row["epoch"] for row in chosen], [row[name] for row in chosen]
+
+
+def _figure(width: float, height: float) -> Figure:
+    """A figure of so many inches, without pyplot: no window, no global state."""
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(width, height), layout="constrained")
+    FigureCanvasAgg(figure)
+    return figure
+
+
+def _save(figure: Figure, path: str | Path) -> None:
+    import matplotlib
+
+    kind = Path(path).suffix.lower()[1:]
+    # An SVG with text as text can be searched; without date and random ids the same figures give the same file
+    with matplotlib.rc_context({"svg.fonttype": "none", "svg.hashsalt": "enet_deploy"}), replacing(path) as temporary:
+        metadata = {"Date": None} if kind == "svg" else None
+        figure.savefig(temporary, format=kind, dpi=150, bbox_inches="tight", metadata=metadata)
+
+
+def _require_suffix(path: str | Path) -> None:
+    suffix = Path(path).suffix
+    if suffix.lower() not in SUFFIXES:
+        raise InputError(f"the picture {path} has the suffix '{suffix}', expected {' or '.join(SUFFIXES)}")
