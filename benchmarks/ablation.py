@@ -29,6 +29,7 @@ SCHEMA = 1
 FOLDS = ("0001TP", "0006R0", "0016E5")
 
 BASE: dict[str, Any] = {"class_weight_c": 1.10, "lr": 2e-3}
+COMBINED: dict[str, Any] = {"class_weight_c": 1.02, "lovasz": 1.0, "lovasz_from": 0.0, "aux": 0.4}
 VARIANTS: dict[str, dict[str, Any]] = {
     "cross-entropy, c = 1.10": {},
     "c = 1.02": {"class_weight_c": 1.02},
@@ -39,7 +40,8 @@ VARIANTS: dict[str, dict[str, Any]] = {
     "sensor noise up to 16": {"noise": 16.0},
     "no colour jitter": {"color": 0.0},
     "no scaling": {"scale": (1.0, 1.0)},
-    "Lovasz 1, auxiliary head 0.4, rare-class crops 0.5": {"lovasz": 1.0, "lovasz_from": 0.0, "aux": 0.4, "rare": 0.5},
+    "c = 1.02, Lovasz 1, auxiliary head 0.4": COMBINED,
+    "c = 1.02, Lovasz 1, auxiliary head 0.4, sensor noise up to 16": COMBINED | {"noise": 16.0},
 }
 
 

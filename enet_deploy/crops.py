@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import dataclasses
+import itertools
 import math
-import os
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
@@ -14,9 +15,14 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from .data import DataSet, UInt8Array, resize_image, resize_labels
+from .data import DataSet, UInt8Array, read_ahead, resize_image, resize_labels
 from .errors import DataError
 from .recipe import Recipe
+
+Pair = tuple[UInt8Array, UInt8Array]
+
+# streams of random numbers, all from one seed
+ORDER, DROPOUT, PLACEMENT, NOISE = range(1, 5)
 
 SPOTS = 8  # remembered per class and image, to aim crops at
 RARE = 0.02  # of the labelled pixels: a class with less is rare
@@ -72,9 +78,11 @@ def augment(
     Returns (N, h, w, 3) float32 BGR in [0, 255] and (N, h, w) int64, h x w being `crop`.
     """
     device = images.device
-    rows = [list(vars(placement).values()) for placement in placements]
+    # one copy to the device for all that this batch needs; from pinned memory, or the GPU would be waited for
+    rows = [[*dataclasses.astuple(placement), *fill] for placement in placements]
     table = torch.tensor(rows, dtype=torch.float32, pin_memory=device.type == "cuda").to(device, non_blocking=True)
-    zoom, top, left, mirror, brightness, contrast, saturation, noise = table.T[..., None, None]
+    shift = table[:, None, None, -3:]
+    zoom, top, left, mirror, brightness, contrast, saturation, noise = table.T[:-3, :, None, None]
     y = torch.arange(crop[0], device=device)[:, None]
     x = torch.arange(crop[1], device=device)[None, :]
     x = torch.where(mirror > 0, crop[1] - 1 - x, x)
@@ -84,19 +92,22 @@ def augment(
     down = (y + 0.5 + top) / zoom * (2 / height) - 1
     grid = torch.stack([across.expand(-1, *crop), down.expand(-1, *crop)], dim=-1)
     # outside the image grid_sample gives 0: shift so that 0 is the fill
-    shift = torch.tensor(fill, device=device)
     pixels = F.grid_sample((images - shift).permute(0, 3, 1, 2), grid, align_corners=False).permute(0, 2, 3, 1) + shift
     ids = F.grid_sample(labels[:, None] - float(void), grid, mode="nearest", align_corners=False)[:, 0] + void
 
-    bgr_to_gray = torch.tensor([0.114, 0.587, 0.299], device=device)  # ITU-R BT.601
     brightness, contrast, saturation = brightness[..., None], contrast[..., None], saturation[..., None]
-    gray = (pixels @ bgr_to_gray)[..., None]
+    gray = 0.114 * pixels[..., 0:1] + 0.587 * pixels[..., 1:2] + 0.299 * pixels[..., 2:3]  # ITU-R BT.601
     pixels = gray + saturation * (pixels - gray)
     pixels = brightness * (contrast * (pixels - 128) + 128)
     if any(placement.noise for placement in placements):
         pixels = pixels + noise[..., None] * torch.randn(pixels.shape, generator=generator, device=device)
     # contiguous, so that the network gets channels_last: a CPU takes half as long again with anything else
     return pixels.clamp(0, 255).contiguous(), ids.round().long()
+
+
+def stream(seed: int, epoch: int, purpose: int, number: int = 0) -> np.random.Generator:
+    """Random numbers that depend on nothing but the arguments, all four below 2**32: a resumed run repeats them."""
+    return np.random.default_rng((seed, epoch, purpose, number))
 
 
 def draw(
@@ -129,8 +140,8 @@ class Crops:
 
     Args:
         progress: wraps the first pass, which decodes every image.
-        resident: hold the images on the device; otherwise every batch is decoded again, by threads, one batch ahead.
-            None decides by the memory that is free.
+        resident: hold the images on the device; otherwise they are decoded again in every epoch, by threads, ahead of
+            their use. None decides by the memory that is free.
     """
 
     def __init__(
@@ -139,29 +150,27 @@ class Crops:
         recipe: Recipe,
         device: torch.device,
         void: int,
-        progress: Callable[[DataSet], Iterable[tuple[UInt8Array, UInt8Array]]] = iter,
+        progress: Callable[[Iterator[Pair]], Iterable[Pair]] = iter,
         resident: bool | None = None,
     ) -> None:
         self.data, self.recipe, self.device, self.void = data, recipe, device, void
-        need = len(data) * recipe.size[0] * recipe.size[1] * 4
-        self.resident = need < _free_memory(device) // 2 if resident is None else resident
+        size = recipe.size
+        self.resident = len(data) * size[0] * size[1] * 4 < _free_memory(device) / 2 if resident is None else resident
+        if self.resident:
+            self.images = torch.empty((len(data), *size, 3), dtype=torch.uint8, device=device)
+            self.labels = torch.empty((len(data), *size), dtype=torch.uint8, device=device)
         tally = _Tally(len(data.classes))
-        places, images, labels = [], [], []
-        for index, pair in enumerate(progress(data)):
-            tally.add(*pair)
-            image, ids = self._resize(*pair)
-            places.append(_places(ids, len(data.classes), np.random.default_rng(index)))
+        places = []
+        for index, (image, labels) in enumerate(progress(read_ahead(data.__getitem__, range(len(data))))):
+            tally.add(image, labels)
+            image, labels = self._resize(image, labels)
+            places.append(_places(labels, len(data.classes), np.random.default_rng(index)) if recipe.rare else [])
             if self.resident:
-                images.append(torch.from_numpy(image).to(device))
-                labels.append(torch.from_numpy(ids).to(device))
+                self.images[index], self.labels[index] = torch.from_numpy(image), torch.from_numpy(labels)
         self.statistics = tally.statistics()
         self.fill: tuple[float, ...] = self.statistics.mean
         rare = [share < RARE for share in self.statistics.shares]
-        self.spots = [
-            [spots for spots, wanted in zip(image, rare, strict=True) if wanted and len(spots)] for image in places
-        ]
-        if self.resident:
-            self.images, self.labels = torch.stack(images), torch.stack(labels)
+        self.spots = [[image[c] for c in np.flatnonzero(rare[: len(image)]) if len(image[c])] for image in places]
 
     def _resize(self, image: UInt8Array, labels: UInt8Array) -> tuple[UInt8Array, UInt8Array]:
         return resize_image(image, self.recipe.size), resize_labels(labels, self.recipe.size)
@@ -171,31 +180,27 @@ class Crops:
 
     def batches(self, indices: Sequence[Sequence[int]], epoch: int) -> Iterator[tuple[Tensor, Tensor]]:
         """For each list of image numbers its augmented images and labels (see `augment`), in the given order."""
-        stream = np.random.SeedSequence((self.recipe.seed, epoch, indices[0][0]))
-        generator = torch.Generator(self.device).manual_seed(int(stream.generate_state(1)[0]))
+        generator = torch.Generator(self.device)
+        seed = self.recipe.seed
         for batch, (images, labels) in zip(indices, self._read(indices), strict=True):
             placements = [
-                draw(self.recipe, np.random.default_rng((self.recipe.seed, epoch, i)), self.recipe.size, self.spots[i])
-                for i in batch
+                draw(self.recipe, stream(seed, epoch, PLACEMENT, i), self.recipe.size, self.spots[i]) for i in batch
             ]
+            generator.manual_seed(int(stream(seed, epoch, NOISE, batch[0]).integers(1 << 62)))
             yield augment(images, labels, placements, self.recipe.crop, self.fill, self.void, generator)
 
     def _read(self, indices: Sequence[Sequence[int]]) -> Iterator[tuple[Tensor, Tensor]]:
         if self.resident:
-            for batch in indices:
-                chosen = torch.tensor(batch).to(self.device, non_blocking=True)
+            # the order of the whole epoch in one copy
+            order = torch.tensor([i for batch in indices for i in batch]).to(self.device)
+            for chosen in torch.split(order, [len(batch) for batch in indices]):
                 yield self.images[chosen], self.labels[chosen]
             return
-        with ThreadPoolExecutor(min(8, os.cpu_count() or 1)) as pool:
-            ahead = [[pool.submit(self._decode, i) for i in batch] for batch in indices[:1]]
-            for number in range(len(indices)):
-                ahead += [[pool.submit(self._decode, i) for i in batch] for batch in indices[number + 1 : number + 2]]
-                pairs = [future.result() for future in ahead.pop(0)]
-                images, labels = (torch.from_numpy(np.stack(arrays)) for arrays in zip(*pairs, strict=True))
-                yield images.to(self.device), labels.to(self.device)
-
-    def _decode(self, index: int) -> tuple[UInt8Array, UInt8Array]:
-        return self._resize(*self.data[index])
+        decoded = read_ahead(lambda i: self._resize(*self.data[i]), (i for batch in indices for i in batch))
+        for batch in indices:
+            pairs = list(itertools.islice(decoded, len(batch)))
+            images, labels = (torch.from_numpy(np.stack(arrays)) for arrays in zip(*pairs, strict=True))
+            yield images.to(self.device), labels.to(self.device)
 
 
 class _Tally:
@@ -236,4 +241,8 @@ def _places(labels: UInt8Array, classes: int, rng: np.random.Generator) -> list[
 def _free_memory(device: torch.device) -> int:
     if device.type == "cuda":
         return torch.cuda.mem_get_info(device)[0]
-    return os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    meminfo = Path("/proc/meminfo")
+    if not meminfo.exists():
+        return 4 << 30
+    fields = dict(line.split(":") for line in meminfo.read_text().splitlines())
+    return int(fields["MemAvailable"].split()[0]) << 10

@@ -9,16 +9,21 @@ matched by file stem. CamVid needs nothing more; any other data set says its cla
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Sequence
+import os
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import cv2
 import numpy as np
 import numpy.typing as npt
 
 from .errors import DataError, InputError
+
+T = TypeVar("T")
 
 UInt8Array = npt.NDArray[np.uint8]
 
@@ -60,6 +65,11 @@ class ClassList:
 
     def __len__(self) -> int:
         return len(self.names)
+
+    @property
+    def void(self) -> int:
+        """A label that is no class: `ignore_id`, or 255 where there is none."""
+        return 255 if self.ignore_id is None else self.ignore_id
 
     def to_json(self) -> dict[str, Any]:
         return {"names": list(self.names), "colors": [list(c) for c in self.colors], "ignore_id": self.ignore_id}
@@ -275,6 +285,18 @@ def hold_out(data: DataSet, prefix: str) -> tuple[DataSet, DataSet]:
             f"names look like '{data.pairs[0][0].name}'"
         )
     return DataSet(data.classes, rest), DataSet(data.classes, held)
+
+
+def read_ahead(read: Callable[[int], T], indices: Iterable[int], ahead: int = 16) -> Iterator[T]:
+    """`read(index)` for each index, in order, computed by threads up to `ahead` items before it is asked for."""
+    with ThreadPoolExecutor(min(8, os.cpu_count() or 1)) as pool:
+        waiting: deque[Future[T]] = deque()
+        for index in indices:
+            waiting.append(pool.submit(read, index))
+            if len(waiting) > ahead:
+                yield waiting.popleft().result()
+        while waiting:
+            yield waiting.popleft().result()
 
 
 def spread(items: Sequence[Path], count: int) -> list[Path]:

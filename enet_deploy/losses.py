@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import torch
 from torch import Tensor
 from torch.nn import functional as F
@@ -27,7 +29,7 @@ def hard_cross_entropy(logits: Tensor, labels: Tensor, void: int, threshold: flo
     """
     losses = F.cross_entropy(logits, labels, ignore_index=void, reduction="none").flatten()
     kept = max(1, int(losses.numel() * least))
-    limit = torch.minimum(losses.detach().topk(kept).values[-1], -torch.log(losses.new_tensor(threshold)))
+    limit = losses.detach().topk(kept).values[-1].clamp_max(-math.log(threshold))
     hard = (losses >= limit) & (labels.flatten() != void)
     return (losses * hard).sum() / hard.sum().clamp_min(1)
 

@@ -27,7 +27,8 @@ class Recipe:
         width: of the network: every layer has this many times ENet's channels. 1 is ENet.
         scale: smallest and largest zoom, drawn log-uniformly.
         flip: whether half of the crops are mirrored.
-        rare: share of the crops that are aimed at a pixel of a class with less than 2 % of all pixels.
+        rare: share of the crops that are aimed at a pixel of a class with less than 2 % of all pixels, in images
+            that have one.
         color: strength of the brightness, contrast and saturation jitter.
         noise: largest standard deviation, in gray levels, of the noise that is added; each crop draws its own.
         ema: decay of the weight average that is evaluated and saved; 0 for none.

@@ -8,14 +8,16 @@ A run's folder holds `checkpoint.pt` (everything to resume from), `best.safetens
 
 from __future__ import annotations
 
+import copy
 import csv
 import dataclasses
 import hashlib
 import io
+import itertools
 import logging
 import math
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -24,15 +26,14 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
-from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from . import cli
 from .artifacts import Metadata, check_size, commit, replacing, sha256
-from .crops import Crops
-from .data import DataSet, UInt8Array, resize_image, resize_labels
-from .errors import ArtifactError, EnetError, InputError
+from .crops import DROPOUT, ORDER, Crops, stream
+from .data import DataSet, UInt8Array, read_ahead, resize_image, resize_labels
+from .errors import ArtifactError, DataError, EnetError, InputError
 from .losses import cross_entropy, distillation, hard_cross_entropy, lovasz_softmax
-from .metrics import Scores, evaluate
+from .metrics import ConfusionMatrix
 from .model import STRIDE, ENet, Segmenter, load_weights, save_weights
 from .recipe import Recipe
 
@@ -41,18 +42,24 @@ T = TypeVar("T")
 log = logging.getLogger(__name__)
 
 
-def scores(net: nn.Module, data: DataSet, metadata: Metadata) -> Scores:
-    """Scores of a network on a split, at the label maps' own size, void left out."""
+def confusion(net: nn.Module, data: DataSet, metadata: Metadata) -> ConfusionMatrix:
+    """Of a network on a split, at the label maps' own size."""
     device = next(net.parameters()).device
     segmenter = Segmenter(net, metadata.mean, metadata.std).to(device).eval()
 
-    def segment(image: UInt8Array) -> UInt8Array:
-        frame = resize_image(image, metadata.size)
-        labels = segmenter(torch.from_numpy(frame)[None].to(device))[0].cpu().numpy()
-        return resize_labels(labels, (image.shape[0], image.shape[1]))
+    def read(index: int) -> tuple[UInt8Array, UInt8Array]:
+        image, labels = data[index]
+        return resize_image(image, metadata.size), labels
 
+    counts = ConfusionMatrix(data.classes)
+    pairs = read_ahead(read, range(len(data)))
+    batch = 1 if device.type == "cpu" else 16
     with torch.inference_mode():
-        return evaluate(segment, data, data.classes).scores()
+        while chunk := list(itertools.islice(pairs, batch)):
+            frames = torch.from_numpy(np.stack([frame for frame, _ in chunk])).to(device)
+            for predicted, (_, labels) in zip(segmenter(frames).cpu().numpy(), chunk, strict=True):
+                counts.update(labels, resize_labels(predicted, (labels.shape[0], labels.shape[1])))
+    return counts
 
 
 class _TwoHeads(nn.Module):
@@ -95,7 +102,7 @@ class Trainer:
     ) -> None:
         self.recipe, self.device, self.out = recipe, device, Path(out)
         self.train, self.val, self.split = train, val, split
-        names = "\n".join(image.name for image, _ in train.pairs)
+        names = "\n".join(f"{image.parent.name}/{image.name}" for data in (train, val) for image, _ in data.pairs)
         self.images = f"{len(train)} ({hashlib.sha256(names.encode()).hexdigest()[:8]})"
         self.rank = dist.get_rank() if dist.is_initialized() else 0
         self.world = dist.get_world_size() if dist.is_initialized() else 1
@@ -106,10 +113,11 @@ class Trainer:
         if net.width != recipe.width:
             raise InputError(f"width {recipe.width}, but {init} has width {net.width}; pass --width {net.width}")
         self.teacher = None if teacher is None else self._teacher(teacher, details)
-        self.void = 255 if train.classes.ignore_id is None else train.classes.ignore_id
-        self.crops = Crops(train, recipe, device, self.void, lambda data: self._progress(data, "reading"))
-        for index in range(len(val)):
-            val[index]  # a bad file is found now, not at the end of the first night
+        self.void = train.classes.void
+        self.crops = Crops(train, recipe, device, self.void, lambda pairs: self._progress(pairs, "reading", len(train)))
+        # a bad file is found now, not at the end of the first night
+        if not sum(int((labels != self.void).sum()) for _, labels in read_ahead(val.__getitem__, range(len(val)))):
+            raise DataError("every val pixel is void, expected at least one class in the label maps")
         found = self.crops.statistics
         self.weight = (1 / torch.log(recipe.class_weight_c + torch.tensor(found.shares))).to(device)
         if start is not None:
@@ -127,8 +135,8 @@ class Trainer:
             self.model = DistributedDataParallel(self.heads, broadcast_buffers=False)
         if compiled:
             self.model.compile()
-        average = _ramped_average(recipe.ema)
-        self.ema = AveragedModel(self.net, multi_avg_fn=average, use_buffers=True) if recipe.ema else None
+        self.ema = copy.deepcopy(self.net).requires_grad_(False) if recipe.ema else None
+        self.current, self.averaged = (_floats(net) for net in (self.net, self.ema or self.net))
         self._adopt(Metadata(train.classes, found.mean, found.std, recipe.size, details=details))
         self.total_steps = recipe.epochs * (len(train) // recipe.batch)
         self.optimizer = self._optimizer()
@@ -167,9 +175,24 @@ class Trainer:
         check_size(recipe.crop)
         if recipe.optimizer not in ("adam", "adamw"):
             raise InputError(f"optimizer '{recipe.optimizer}', expected adam or adamw")
-        for name in ("seed", "lr", "weight_decay", "warmup", "power", "aux", "lovasz", "distill", "noise"):
+        if recipe.seed >= 2**32 or recipe.width < 1:
+            raise InputError(f"seed {recipe.seed} and width {recipe.width}, expected below 2**32, and 1 or more")
+        for name in (
+            "seed",
+            "lr",
+            "weight_decay",
+            "warmup",
+            "power",
+            "aux",
+            "lovasz",
+            "lovasz_from",
+            "distill",
+            "noise",
+        ):
             if not 0 <= getattr(recipe, name) < math.inf:  # nan is not
                 raise InputError(f"{name} {getattr(recipe, name)}, expected 0 or more")
+        if not 0 <= recipe.rare <= 1:
+            raise InputError(f"rare {recipe.rare}, expected a share from 0 to 1")
         for name in ("ema", "color", "ohem"):
             if not 0 <= getattr(recipe, name) < 1:
                 raise InputError(f"{name} {getattr(recipe, name)}, expected at least 0 (none) and below 1")
@@ -228,7 +251,8 @@ class Trainer:
             self._write_log()
             self._save_checkpoint()
             if self.rank == 0:
-                figures = "  ".join(f"{name} {value:.5g}" for name, value in row.items() if name != "epoch")
+                shown = {name: value for name, value in row.items() if name != "epoch" and "void" not in name}
+                figures = "  ".join(f"{name} {value:.5g}" for name, value in shown.items())
                 log.info(f"epoch {self.epoch}/{self.recipe.epochs}  {figures}")
         if self.rank == 0:
             self._save_weights("last.safetensors", self.history[-1])
@@ -240,14 +264,13 @@ class Trainer:
             dist.all_reduce(loss)
         # looked at once an epoch: a GPU would have to be waited for
         if not torch.isfinite(loss):
-            raise EnetError(f"the loss is {loss.item()} in epoch {self.epoch + 1}; lower --lr, or turn --amp off")
+            raise EnetError(f"the loss is {loss.item()} in epoch {self.epoch + 1}; lower --lr")
         return float(loss) / self.world
 
     def steps(self) -> Iterator[Tensor]:
         """Train through the epoch `self.epoch`; gives the loss of each step, still on the device."""
         # dropout's stream depends on the epoch, not on what ran before: resuming needs no generator state
-        stream = np.random.SeedSequence((self.recipe.seed, self.epoch, self.rank))
-        torch.manual_seed(int(stream.generate_state(1)[0]))
+        torch.manual_seed(int(stream(self.recipe.seed, self.epoch, DROPOUT, self.rank).integers(1 << 62)))
         self.model.train()
         batches = self._batches()
         title = f"epoch {self.epoch + 1}/{self.recipe.epochs}"
@@ -256,7 +279,7 @@ class Trainer:
 
     def _batches(self) -> list[list[int]]:
         """This epoch's image numbers for this process: each image once, the few that fill no batch left out."""
-        order = np.random.default_rng((self.recipe.seed, self.epoch)).permutation(len(self.train)).tolist()
+        order = stream(self.recipe.seed, self.epoch, ORDER).permutation(len(self.train)).tolist()
         size = self.recipe.batch
         whole = [order[i : i + size] for i in range(0, len(order) - size + 1, size)]
         return [batch[self.rank :: self.world] for batch in whole]
@@ -265,17 +288,28 @@ class Trainer:
         return items if self.rank else cli.progress(items, title, total)
 
     def _step(self, images: Tensor, labels: Tensor) -> Tensor:
+        self.optimizer.zero_grad()
         x = self.segmenter.normalise(images)
         with torch.autocast(self.device.type, torch.bfloat16, enabled=self.recipe.amp):
             logits, auxiliary = self.model(x)
         loss = self._loss(logits.float(), auxiliary, images, labels)
-        self.optimizer.zero_grad()
         loss.backward()  # type: ignore[no-untyped-call]
         self.optimizer.step()
         self.schedule.step()
         if self.ema is not None:
-            self.ema.update_parameters(self.net)
+            self._average()
         return loss.detach()
+
+    @torch.no_grad()
+    def _average(self) -> None:
+        """Move the average towards the network, running statistics too.
+
+        Its decay grows with the steps: the first weights are soon forgotten. `AveragedModel` does the same, but waits
+        for a GPU several times a step.
+        """
+        done = self.schedule.last_epoch - 1
+        decay = min(self.recipe.ema, (1 + done) / (10 + done)) if done else 0.0
+        torch._foreach_lerp_(self.averaged, self.current, 1 - decay)
 
     def _loss(self, logits: Tensor, auxiliary: Tensor | None, images: Tensor, labels: Tensor) -> Tensor:
         recipe = self.recipe
@@ -312,20 +346,26 @@ class Trainer:
         return figures[0]
 
     def _figures(self) -> dict[str, float]:
-        found = scores(self._averaged(), self.val, self.metadata)
+        found = confusion(self._averaged(), self.val, self.metadata)
+        left_out, counted = found.scores(), found.scores(void_counts=True)
         return {
-            "val_miou": found.miou,
-            "val_pixel_accuracy": found.pixel_accuracy,
-            "val_dice": found.dice,
-            "val_class_average": found.class_average,
+            "val_miou": left_out.miou,
+            "val_pixel_accuracy": left_out.pixel_accuracy,
+            "val_dice": left_out.dice,
+            "val_class_average": left_out.class_average,
+            "val_miou_void_counts": counted.miou,
+            "val_pixel_accuracy_void_counts": counted.pixel_accuracy,
+            "val_dice_void_counts": counted.dice,
         }
 
     def _averaged(self) -> ENet:
-        net = self.net if self.ema is None else self.ema.module
+        net = self.net if self.ema is None else self.ema
         assert isinstance(net, ENet)
         return net
 
     def _save_weights(self, name: str, figures: dict[str, float]) -> None:
+        if not all(tensor.isfinite().all() for tensor in self._averaged().state_dict().values()):
+            raise EnetError(f"the weights are no longer finite in epoch {self.epoch}; lower --lr")
         details = {
             **self.metadata.details,
             "recipe": dataclasses.asdict(self.recipe),
@@ -400,14 +440,9 @@ class Trainer:
                 temporary.write_text(text.getvalue())
 
 
-def _ramped_average(decay: float) -> Callable[..., None]:
-    """An exponential average whose decay grows with the number of steps: the first weights are soon forgotten."""
-
-    def update(averaged: Any, current: Any, count: Tensor | int) -> None:
-        ramped = min(decay, (1 + int(count)) / (10 + int(count)))
-        get_ema_multi_avg_fn(ramped)(averaged, current, count)  # type: ignore[no-untyped-call]
-
-    return update
+def _floats(net: nn.Module) -> list[Tensor]:
+    """Parameters and running statistics, without the counters of batches."""
+    return [tensor for tensor in net.state_dict().values() if tensor.is_floating_point()]
 
 
 def read_checkpoint(out: str | Path) -> tuple[dict[str, Any], Recipe]:

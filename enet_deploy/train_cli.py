@@ -51,6 +51,10 @@ def _data(args: argparse.Namespace) -> tuple[DataSet, DataSet, str]:
         split = f"train+val without {args.hold_out}*"
     for folder in args.extra:
         more = open_data(folder, "train")
+        if args.hold_out is not None:  # the same drive may be in there too
+            more = DataSet(
+                more.classes, tuple(pair for pair in more.pairs if not pair[0].name.startswith(args.hold_out))
+            )
         train, split = join([train, more]), f"{split} + {len(more)} more"
     return train, val, split
 
@@ -81,7 +85,9 @@ def _train(args: argparse.Namespace) -> None:
         if dist.is_initialized():
             dist.barrier()  # all leave together: gloo's threads abort a process whose peer is gone already
     except KeyboardInterrupt:
-        raise KeyboardInterrupt("the same command with --resume continues after the last whole epoch") from None
+        raise KeyboardInterrupt(
+            "the same command with --resume, without --init and --preset, continues after the last checkpoint"
+        ) from None
     finally:
         if dist.is_initialized():
             dist.destroy_process_group()

@@ -102,6 +102,7 @@ def test_run_leaves_weights_checkpoint_and_log(finished: Path) -> None:
     log = rows(finished)
     assert [*log[0]] == [
         "epoch", "loss", "lr", "seconds", "val_miou", "val_pixel_accuracy", "val_dice", "val_class_average",
+        "val_miou_void_counts", "val_pixel_accuracy_void_counts", "val_dice_void_counts",
     ]  # fmt: skip
     assert [row["epoch"] for row in log] == ["1", "2"]
     assert [bool(row["val_miou"]) for row in log] == [False, True]
