@@ -11,8 +11,6 @@ a proxy that two CPU cores can afford; a GPU can do --size 360x480 --crop 360x48
 from __future__ import annotations
 
 import argparse
-import dataclasses
-import json
 import logging
 import statistics
 from collections.abc import Sequence
@@ -47,24 +45,19 @@ VARIANTS: dict[str, dict[str, Any]] = {
 
 def train_and_score(
     train: DataSet, val: DataSet, out: Path, recipe: Recipe, device: str, init: Path | None
-) -> dict[str, Any]:
-    """Figures of a run's last weights on `val`; a run that is there already is read, or resumed."""
-    from enet_deploy.model import load_weights
+) -> dict[str, float]:
+    """Figures of a run's last weights on `val`; a run that is there already goes on, or is only read."""
     from enet_deploy.runners.torch_runner import torch_device
     from enet_deploy.train import Trainer, read_checkpoint
 
-    last = out / "last.safetensors"
-    if not last.exists():
-        trainer = Trainer(train, val, "fold", out, recipe, torch_device(device), init)
-        if (out / "checkpoint.pt").exists():
-            trainer.resume(read_checkpoint(out)[0])
-        trainer.run()
-    details = load_weights(last)[1].details
-    asked = json.loads(json.dumps(dataclasses.asdict(recipe)))
-    if any(asked.get(name) != value for name, value in details["recipe"].items()):
-        raise ArtifactError(f"{out} holds a run of another recipe; remove it, or pass another --runs")
-    figures: dict[str, Any] = details["figures"]
-    return figures
+    trainer = Trainer(train, val, "fold", out, recipe, torch_device(device), init)
+    if (out / "checkpoint.pt").exists():
+        state, had = read_checkpoint(out)
+        if had != recipe:
+            raise ArtifactError(f"{out} holds a run of another recipe; remove it, or pass another --runs")
+        trainer.resume(state)
+    trainer.run()
+    return trainer.history[-1]
 
 
 def as_markdown(rows: Sequence[dict[str, Any]]) -> str:
@@ -98,7 +91,7 @@ def _ablate(args: argparse.Namespace) -> None:
         for fold in args.folds:
             train, val = hold_out(every, fold)
             folder = args.runs / f"{fold}-{seed}"
-            steps = len(train) // args.batch
+            steps = max(1, len(train) // args.batch)
             epochs = max(1, args.base_steps // steps)
             base = Recipe(**shared, **BASE, epochs=epochs, eval_every=epochs, seed=seed)
             train_and_score(train, val, folder / "base", base, args.device, None)

@@ -2,8 +2,9 @@
 
     python -m enet_deploy.benchmarks.training CAMVID --crop 240x320
 
-The usual loop is a DataLoader whose processes decode every image again and augment it on the CPU, and an eager float32
-step in PyTorch's default layout. The two take turns; medians over the turns, the first of each left out.
+The usual loop is a DataLoader that decodes every image again and augments it on the CPU (in worker processes where
+there is a GPU to feed), and an eager float32 step in PyTorch's default layout with the cross-entropy alone. The two
+take turns; medians over the turns, the first of each left out.
 """
 
 from __future__ import annotations
@@ -19,6 +20,7 @@ from pathlib import Path
 from enet_deploy import cli
 from enet_deploy.artifacts import commit, write_json
 from enet_deploy.data import DataSet, open_data
+from enet_deploy.errors import InputError
 from enet_deploy.recipe import Recipe
 
 from .environment import environment
@@ -27,7 +29,7 @@ SCHEMA = 1
 
 
 def usual_loop(data: DataSet, recipe: Recipe, device: str) -> Iterator[None]:
-    """One training step per item, as tutorials write it."""
+    """One training step per item: a DataLoader and an eager network."""
     import numpy as np
     import torch
     from torch.nn import functional as F
@@ -46,10 +48,11 @@ def usual_loop(data: DataSet, recipe: Recipe, device: str) -> Iterator[None]:
             image, labels = resize_image(image, recipe.size), resize_labels(labels, recipe.size)
             placement = draw(recipe, np.random.default_rng(), recipe.size, [])
             pixels, ids = augment(
-                torch.from_numpy(image)[None], torch.from_numpy(labels)[None], [placement], recipe.crop, (0, 0, 0), 255
+                torch.from_numpy(image)[None], torch.from_numpy(labels)[None], [placement], recipe.crop, (0, 0, 0), void
             )
             return pixels[0].permute(2, 0, 1).contiguous() / 255, ids[0]
 
+    void = data.classes.void
     workers = min(8, os.cpu_count() or 1) if device.startswith("cuda") else 0
     loader = DataLoader(
         Images(), recipe.batch, shuffle=True, drop_last=True, num_workers=workers, pin_memory=workers > 0
@@ -58,7 +61,7 @@ def usual_loop(data: DataSet, recipe: Recipe, device: str) -> Iterator[None]:
     optimizer = torch.optim.Adam(net.parameters(), recipe.lr)
     while True:
         for pixels, ids in loader:
-            loss = F.cross_entropy(net(pixels.to(device)), ids.to(device), ignore_index=data.classes.ignore_id or 255)
+            loss = F.cross_entropy(net(pixels.to(device)), ids.to(device), ignore_index=void)
             optimizer.zero_grad()
             loss.backward()  # type: ignore[no-untyped-call]
             optimizer.step()
@@ -96,7 +99,9 @@ def _run(args: argparse.Namespace) -> None:
 
     recipe = Recipe(crop=args.crop, batch=args.batch, amp=args.amp, epochs=10**6)
     data = open_data(args.data, "train")
-    wait = torch.cuda.synchronize if args.device.startswith("cuda") else lambda: None
+    if len(data) < args.batch:
+        raise InputError(f"batch {args.batch} for {len(data)} training images, expected no more than there are")
+    wait = (lambda: torch.cuda.synchronize(args.device)) if args.device.startswith("cuda") else lambda: None
     with tempfile.TemporaryDirectory() as folder:
         loops = {
             "usual loop": usual_loop(data, recipe, args.device),

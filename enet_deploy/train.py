@@ -39,6 +39,8 @@ from .recipe import Recipe
 
 T = TypeVar("T")
 
+CHECKPOINT_SECONDS = 30.0  # at least, between checkpoints at the end of epochs that are not evaluated
+
 log = logging.getLogger(__name__)
 
 
@@ -123,7 +125,7 @@ class Trainer:
         if start is not None:
             # the first layers are used to their own normalisation
             found = dataclasses.replace(found, mean=start.mean, std=start.std)
-            details["init"] = {**start.details, "sha256": sha256(str(init))}
+            details["init"] = start.details
         self.net = net.to(device)
         self.net.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
         if self.world > 1 and device.type == "cuda":
@@ -131,7 +133,7 @@ class Trainer:
         self.heads = _TwoHeads(self.net, recipe.aux > 0).to(device)
         self.model: nn.Module = self.heads
         if self.world > 1:
-            # statistics of BatchNorm stay each process's own on a CPU
+            # statistics of BatchNorm stay each process's own on a CPU; the losses are means over each process's share
             self.model = DistributedDataParallel(self.heads, broadcast_buffers=False)
         if compiled:
             self.model.compile()
@@ -155,11 +157,11 @@ class Trainer:
                 f"{path} knows the classes {', '.join(metadata.classes.names)}; the data set has {', '.join(names)}: "
                 "train from scratch, without these weights"
             )
-        return net, metadata
+        return net, dataclasses.replace(metadata, details={**metadata.details, "sha256": sha256(path)})
 
     def _teacher(self, path: str | Path, details: dict[str, Any]) -> Segmenter:
         net, metadata = self._load(path)
-        details["teacher"] = {**metadata.details, "width": net.width, "sha256": sha256(path)}
+        details["teacher"] = {**metadata.details, "width": net.width}
         teacher = Segmenter(net, metadata.mean, metadata.std).to(self.device).eval()
         return teacher.to(memory_format=torch.channels_last).requires_grad_(False)  # type: ignore[call-overload,no-any-return]
 
@@ -248,8 +250,8 @@ class Trainer:
             if self.epoch % self.recipe.eval_every == 0 or self.epoch == self.recipe.epochs:
                 row |= self._evaluate()
             self.history.append(row)
-            self._write_log()
-            self._save_checkpoint()
+            if "val_miou" in row or time.monotonic() - self.saved >= CHECKPOINT_SECONDS:
+                self._save_checkpoint()
             if self.rank == 0:
                 shown = {name: value for name, value in row.items() if name != "epoch" and "void" not in name}
                 figures = "  ".join(f"{name} {value:.5g}" for name, value in shown.items())
@@ -397,6 +399,9 @@ class Trainer:
             torch.save(state, content)
             with replacing(self.out / "checkpoint.pt") as temporary:
                 temporary.write_bytes(content.getvalue())
+            if self.history:
+                self._write_log()
+        self.saved = time.monotonic()
 
     def resume(self, state: dict[str, Any]) -> None:
         """Continue from what `read_checkpoint` gave, on this trainer's device.
@@ -430,14 +435,13 @@ class Trainer:
             ) from None
 
     def _write_log(self) -> None:
-        if self.rank == 0:
-            columns = list(dict.fromkeys(name for row in self.history for name in row))
-            text = io.StringIO()
-            writer = csv.DictWriter(text, columns, lineterminator="\n")
-            writer.writeheader()
-            writer.writerows(self.history)
-            with replacing(self.out / "log.csv") as temporary:
-                temporary.write_text(text.getvalue())
+        columns = list(dict.fromkeys(name for row in self.history for name in row))
+        text = io.StringIO()
+        writer = csv.DictWriter(text, columns, lineterminator="\n")
+        writer.writeheader()
+        writer.writerows(self.history)
+        with replacing(self.out / "log.csv") as temporary:
+            temporary.write_text(text.getvalue())
 
 
 def _floats(net: nn.Module) -> list[Tensor]:

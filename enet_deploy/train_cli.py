@@ -12,7 +12,7 @@ from typing import Any
 
 from . import cli
 from .data import DataSet, hold_out, join, open_data
-from .errors import InputError
+from .errors import EnetError, InputError
 from .plots import draw_curve, require_plot
 from .recipe import PRESETS, Recipe
 
@@ -74,7 +74,10 @@ def _train(args: argparse.Namespace) -> None:
         if device.type == "cuda":
             device = torch_device(f"cuda:{os.environ['LOCAL_RANK']}")
             torch.cuda.set_device(device)
-        dist.init_process_group("nccl" if device.type == "cuda" else "gloo")
+        dist.init_process_group(
+            "nccl" if device.type == "cuda" else "gloo", device_id=device if device.type == "cuda" else None
+        )
+    torch.backends.cudnn.benchmark = True  # every batch has the same shape
     try:
         trainer = Trainer(*_data(args), args.out, recipe, device, args.init, args.teacher, args.compile)
         if state is not None:
@@ -84,6 +87,14 @@ def _train(args: argparse.Namespace) -> None:
             draw_curve(args.curve, trainer.history)
         if dist.is_initialized():
             dist.barrier()  # all leave together: gloo's threads abort a process whose peer is gone already
+    except torch.OutOfMemoryError:
+        raise EnetError(
+            f"{device} has too little memory for batches of {recipe.batch}; pass a smaller --batch"
+        ) from None
+    except RuntimeError as error:
+        if not type(error).__module__.startswith(("torch._dynamo", "torch._inductor")):
+            raise
+        raise EnetError(f"torch.compile failed: {str(error).splitlines()[0]}; train without --compile") from None
     except KeyboardInterrupt:
         raise KeyboardInterrupt(
             "the same command with --resume, without --init and --preset, continues after the last checkpoint"

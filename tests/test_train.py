@@ -154,6 +154,7 @@ def test_interrupted_run_resumes_to_the_same_bits(
             original(args[0], args[1][:1000])
         raise KeyboardInterrupt
 
+    monkeypatch.setattr("enet_deploy.train.CHECKPOINT_SECONDS", 0.0)
     with monkeypatch.context() as patch:
         patch.setattr(owner, name, interrupted)
         assert enet_train(scenes, tmp_path) == 130
@@ -168,13 +169,13 @@ def test_interrupted_run_resumes_to_the_same_bits(
 
 
 def test_killed_run_resumes_to_the_same_bits(finished: Path, scenes: Path, tmp_path: Path) -> None:
-    command = [sys.executable, "-m", "enet_deploy.train_cli", *arguments(scenes, tmp_path)]
+    command = [sys.executable, "-m", "enet_deploy.train_cli", *arguments(scenes, tmp_path, eval_every=1)]
     with subprocess.Popen(command, env=os.environ | {"PYTHONPATH": str(ROOT)}, stderr=subprocess.DEVNULL) as process:
         while not (tmp_path / "log.csv").exists():  # the first epoch is over
             assert process.poll() is None
             time.sleep(0.005)
         process.kill()
-    assert enet_train(scenes, tmp_path, "--resume") == 0
+    assert enet_train(scenes, tmp_path, "--resume", eval_every=1) == 0
     assert_same_tensors(tensors(tmp_path / "last.safetensors"), tensors(finished / "last.safetensors"))
 
 
@@ -194,6 +195,7 @@ def test_run_from_other_weights_resumes_to_the_same_bits(
 
     with monkeypatch.context() as patch:
         patch.setattr(Trainer, "_step", interrupted)
+        patch.setattr("enet_deploy.train.CHECKPOINT_SECONDS", 0.0)
         assert enet_train(scenes, tmp_path / "broken", "--init", str(start)) == 130
     assert enet_train(scenes, tmp_path / "broken", "--resume") == 0
     whole, broken = (tensors(tmp_path / run / "last.safetensors") for run in ("whole", "broken"))
@@ -279,12 +281,32 @@ def test_interrupted_run_with_every_loss_resumes_to_the_same_bits(
 
     with monkeypatch.context() as patch:
         patch.setattr(Trainer, "_step", interrupted)
+        patch.setattr("enet_deploy.train.CHECKPOINT_SECONDS", 0.0)
         assert enet_train(scenes, tmp_path / "broken", *LOSSES, *teacher) == 130
-    capsys.readouterr()
+    assert "with --resume, without --init and --preset, continues" in capsys.readouterr().err
     code = enet_train(scenes, tmp_path / "broken", "--resume")
     assert_refused(code, capsys, "was made with the teacher [0-9a-f]+, these are None; use the same")
     assert enet_train(scenes, tmp_path / "broken", "--resume", *teacher) == 0
     assert_same_tensors(*(tensors(tmp_path / run / "last.safetensors") for run in ("whole", "broken")))
+
+
+def test_other_arithmetic_trains_too(scenes: Path, tmp_path: Path) -> None:
+    assert enet_train(scenes, tmp_path, "--amp", "--ohem", "0.7", epochs=1) == 0
+    assert math.isfinite(float(rows(tmp_path)[0]["loss"]))
+
+
+def test_weights_of_another_width_are_refused(
+    finished: Path, scenes: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    code = enet_train(scenes, tmp_path, "--width", "2", "--init", str(finished / "last.safetensors"))
+    assert_refused(code, capsys, r"width 2, but .*last\.safetensors has width 1; pass --width 1")
+
+
+def test_val_without_a_label_is_refused_at_the_start(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    data = write_scenes(tmp_path / "data", {"train": 4, "val": 1})
+    for path in (data / "valannot").iterdir():
+        cv2.imwrite(str(path), np.full((96, 128), CAMVID.ignore_id, np.uint8))
+    assert_refused(enet_train(data, tmp_path / "run"), capsys, "every val pixel is void")
 
 
 def test_lovasz_sets_in_where_it_is_asked_to(scenes: Path, tmp_path: Path) -> None:
@@ -364,6 +386,9 @@ def test_a_run_is_not_changed_half_way(
         (["--ema", "2"], r"ema 2\.0, expected"),
         (["--lr", "1e30"], r"the loss is nan in epoch 1; lower --lr"),
         (["--ohem", "1"], r"ohem 1\.0, expected"),
+        (["--width", "0"], r"width 0, expected"),
+        (["--rare", "2"], r"rare 2\.0, expected a share from 0 to 1"),
+        (["--lovasz-from", "nan"], r"lovasz_from nan, expected"),
         (["--aux", "-1"], r"aux -1\.0, expected"),
         (["--hold-out", "x"], r"hold-out 'x' fits 0 of 12 images, expected some, not all; names look like 'scene0000"),
         (["--curve", "curve.gif"], r"curve\.gif"),
@@ -536,7 +561,7 @@ def test_two_processes_train_one_network(scenes: Path, tmp_path: Path) -> None:
     script, out = tmp_path / "script.py", tmp_path / "run"
     script.write_text(SCRIPT)
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
-    command += [str(script), *arguments(scenes, out, epochs=1)]
+    command += [str(script), *arguments(scenes, out, "--aux", "0.4", epochs=1)]
     environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
     done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=600)
     assert done.returncode == 0, done.stderr
