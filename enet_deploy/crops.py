@@ -22,7 +22,7 @@ from .recipe import Recipe
 Pair = tuple[UInt8Array, UInt8Array]
 
 # streams of random numbers, all from one seed
-ORDER, DROPOUT, PLACEMENT, NOISE = range(1, 5)
+ORDER, DROPOUT, PLACEMENT, NOISE, ESTIMATE = range(1, 6)
 
 SPOTS = 8  # remembered per class and image, to aim crops at
 RARE = 0.02  # of the labelled pixels: a class with less is rare

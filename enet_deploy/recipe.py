@@ -31,7 +31,7 @@ class Recipe:
             that have one.
         color: strength of the brightness, contrast and saturation jitter.
         noise: largest standard deviation, in gray levels, of the noise that is added; each crop draws its own.
-        ema: decay of the weight average that is evaluated and saved; 0 for none.
+        ema: decay of the weight average that is evaluated and saved, with BatchNorm statistics of its own; 0 for none.
         amp: bfloat16 autocast.
         eval_every: epochs between evaluations on val; the last epoch is always evaluated.
         seed: of initial weights, order, augmentation and dropout.

@@ -26,10 +26,11 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
+from torch.optim.swa_utils import update_bn
 
 from . import cli
 from .artifacts import Metadata, check_size, commit, replacing, sha256
-from .crops import DROPOUT, ORDER, Crops, stream
+from .crops import DROPOUT, ESTIMATE, ORDER, Crops, stream
 from .data import DataSet, UInt8Array, read_ahead, resize_image, resize_labels
 from .errors import ArtifactError, DataError, EnetError, InputError
 from .losses import cross_entropy, distillation, hard_cross_entropy, lovasz_softmax
@@ -39,6 +40,7 @@ from .recipe import Recipe
 
 T = TypeVar("T")
 
+ESTIMATE_BATCHES = 64  # from which BatchNorm's statistics of averaged weights are estimated
 CHECKPOINT_SECONDS = 30.0  # at least, between checkpoints at the end of epochs that are not evaluated
 
 log = logging.getLogger(__name__)
@@ -128,6 +130,7 @@ class Trainer:
             details["init"] = start.details
         self.net = net.to(device)
         self.net.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+        self.ema = copy.deepcopy(self.net).requires_grad_(False) if recipe.ema else None
         if self.world > 1 and device.type == "cuda":
             self.net = nn.SyncBatchNorm.convert_sync_batchnorm(self.net)  # type: ignore[no-untyped-call]
         self.heads = _TwoHeads(self.net, recipe.aux > 0).to(device)
@@ -137,8 +140,6 @@ class Trainer:
             self.model = DistributedDataParallel(self.heads, broadcast_buffers=False)
         if compiled:
             self.model.compile()
-        self.ema = copy.deepcopy(self.net).requires_grad_(False) if recipe.ema else None
-        self.current, self.averaged = (_floats(net) for net in (self.net, self.ema or self.net))
         self._adopt(Metadata(train.classes, found.mean, found.std, recipe.size, details=details))
         self.total_steps = recipe.epochs * (len(train) // recipe.batch)
         self.optimizer = self._optimizer()
@@ -299,19 +300,19 @@ class Trainer:
         self.optimizer.step()
         self.schedule.step()
         if self.ema is not None:
-            self._average()
+            self._average(self.ema)
         return loss.detach()
 
     @torch.no_grad()
-    def _average(self) -> None:
-        """Move the average towards the network, running statistics too.
+    def _average(self, ema: ENet) -> None:
+        """Move the averaged weights towards the network's.
 
         Its decay grows with the steps: the first weights are soon forgotten. `AveragedModel` does the same, but waits
         for a GPU several times a step.
         """
         done = self.schedule.last_epoch - 1
         decay = min(self.recipe.ema, (1 + done) / (10 + done)) if done else 0.0
-        torch._foreach_lerp_(self.averaged, self.current, 1 - decay)
+        torch._foreach_lerp_(list(ema.parameters()), list(self.net.parameters()), 1 - decay)
 
     def _loss(self, logits: Tensor, auxiliary: Tensor | None, images: Tensor, labels: Tensor) -> Tensor:
         recipe = self.recipe
@@ -348,6 +349,8 @@ class Trainer:
         return figures[0]
 
     def _figures(self) -> dict[str, float]:
+        if self.ema is not None:
+            self._estimate_statistics(self.ema)
         found = confusion(self._averaged(), self.val, self.metadata)
         left_out, counted = found.scores(), found.scores(void_counts=True)
         return {
@@ -360,10 +363,17 @@ class Trainer:
             "val_dice_void_counts": counted.dice,
         }
 
+    def _estimate_statistics(self, ema: ENet) -> None:
+        """BatchNorm's statistics of the averaged weights, from crops of their own: no step ever used them.
+
+        Izmailov et al.: "Averaging weights leads to wider optima and better generalization", 2018, section 3.2.
+        """
+        torch.manual_seed(int(stream(self.recipe.seed, self.epoch, ESTIMATE).integers(1 << 62)))
+        batches = self.crops.batches(self._batches()[:ESTIMATE_BATCHES], self.epoch)
+        update_bn((self.segmenter.normalise(images) for images, _ in batches), ema)
+
     def _averaged(self) -> ENet:
-        net = self.net if self.ema is None else self.ema
-        assert isinstance(net, ENet)
-        return net
+        return self.net if self.ema is None else self.ema
 
     def _save_weights(self, name: str, figures: dict[str, float]) -> None:
         if not all(tensor.isfinite().all() for tensor in self._averaged().state_dict().values()):
@@ -442,11 +452,6 @@ class Trainer:
         writer.writerows(self.history)
         with replacing(self.out / "log.csv") as temporary:
             temporary.write_text(text.getvalue())
-
-
-def _floats(net: nn.Module) -> list[Tensor]:
-    """Parameters and running statistics, without the counters of batches."""
-    return [tensor for tensor in net.state_dict().values() if tensor.is_floating_point()]
 
 
 def read_checkpoint(out: str | Path) -> tuple[dict[str, Any], Recipe]:
