@@ -45,7 +45,7 @@ class Placement:
         zoom: of the image. top, left: of the crop in the zoomed image, in pixels; may lie outside.
         mirror: 1 to mirror the crop, else 0.
         brightness, contrast, saturation: factors; 1 leaves the colours alone.
-        noise: standard deviation in gray levels of what is added to every value.
+        noise: standard deviation in grey levels of what is added to every value.
     """
 
     zoom: float = 1.0
@@ -96,8 +96,8 @@ def augment(
     ids = F.grid_sample(labels[:, None] - float(void), grid, mode="nearest", align_corners=False)[:, 0] + void
 
     brightness, contrast, saturation = brightness[..., None], contrast[..., None], saturation[..., None]
-    gray = 0.114 * pixels[..., 0:1] + 0.587 * pixels[..., 1:2] + 0.299 * pixels[..., 2:3]  # ITU-R BT.601
-    pixels = gray + saturation * (pixels - gray)
+    grey = 0.114 * pixels[..., 0:1] + 0.587 * pixels[..., 1:2] + 0.299 * pixels[..., 2:3]  # ITU-R BT.601
+    pixels = grey + saturation * (pixels - grey)
     pixels = brightness * (contrast * (pixels - 128) + 128)
     if any(placement.noise for placement in placements):
         pixels = pixels + noise[..., None] * torch.randn(pixels.shape, generator=generator, device=device)

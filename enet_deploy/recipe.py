@@ -30,7 +30,7 @@ class Recipe:
         rare: share of the crops that are aimed at a pixel of a class with less than 2 % of all pixels, in images
             that have one.
         color: strength of the brightness, contrast and saturation jitter.
-        noise: largest standard deviation, in gray levels, of the noise that is added; each crop draws its own.
+        noise: largest standard deviation, in grey levels, of the noise that is added; each crop draws its own.
         ema: decay of the weight average that is evaluated and saved, with BatchNorm statistics of its own; 0 for none.
         amp: bfloat16 autocast.
         eval_every: epochs between evaluations on val; the last epoch is always evaluated.

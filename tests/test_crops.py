@@ -87,15 +87,15 @@ def test_colours_change_and_labels_do_not() -> None:
     placement = Placement(brightness=0.9, contrast=1.2, saturation=0.5)
     new, new_labels = augment(image, labels, [placement], PLAIN.crop, FILL, VOID)
     assert torch.equal(new_labels, labels.long())
-    expected = (0.9 * (1.2 * (image.float() - 128) + 128)).clamp(0, 255)  # gray has no saturation to lose
+    expected = (0.9 * (1.2 * (image.float() - 128) + 128)).clamp(0, 255)  # grey has no saturation to lose
     torch.testing.assert_close(new, expected, rtol=0, atol=0.01)
     noisy, _ = augment(image, labels, [Placement(noise=5.0)], PLAIN.crop, FILL, VOID)
     middle = slice(20, 100)  # away from 0 and 255, where noise is cut off
     assert (noisy - image)[0, :, middle].std().item() == pytest.approx(5, rel=0.05)
     red = torch.tensor([0, 0, 200], dtype=torch.uint8).expand(1, 8, 8, 3)
     pale, _ = augment(red, labels[:, :8, :8], [Placement(saturation=0.5)], (8, 8), FILL, VOID)
-    gray = 0.299 * 200
-    torch.testing.assert_close(pale[0, 4, 4], torch.tensor([gray / 2, gray / 2, gray / 2 + 100]), rtol=0, atol=0.01)
+    grey = 0.299 * 200
+    torch.testing.assert_close(pale[0, 4, 4], torch.tensor([grey / 2, grey / 2, grey / 2 + 100]), rtol=0, atol=0.01)
 
 
 @pytest.mark.parametrize("scale", [(0.5, 0.5), (2.0, 2.0)])

@@ -47,6 +47,17 @@ print(*[name for name in {HEAVY} if name in sys.modules])"""
     assert python(code) == ""
 
 
+def test_training_needs_torch_numpy_opencv_and_safetensors_alone(scenes: Path, tmp_path: Path) -> None:
+    code = f"""
+import sys
+for name in ["onnx", "onnxscript", "onnxruntime", "openvino", "tqdm", "matplotlib", "rich", "psutil", "sklearn"]:
+    sys.modules[name] = None  # importing it fails
+from enet_deploy import train_cli
+options = "--size 48x64 --crop 32x32 --batch 4 --epochs 1 --aux 0.4 --lovasz 1 --lovasz-from 0"
+print(train_cli.main([{str(scenes)!r}, "--out", {str(tmp_path)!r}, *options.split()]))"""
+    assert python(code) == "0"
+
+
 def test_exported_graph_runs_where_there_is_no_torch(exported: Path) -> None:
     pytest.importorskip("onnxruntime")
     code = f"""

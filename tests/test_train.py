@@ -541,6 +541,19 @@ def test_report_preset(scenes: Path, tmp_path: Path) -> None:
     assert [row["lr"] for row in rows(tmp_path)] == ["0.0005"]
 
 
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device: nothing to wait for")
+def test_a_step_never_waits_for_the_gpu(scenes: Path, tmp_path: Path) -> None:
+    recipe = Recipe(size=(96, 128), crop=(64, 64), batch=2, aux=0.4, lovasz=1.0, lovasz_from=0.0, noise=8.0, amp=True)
+    trainer = Trainer(*splits(scenes), tmp_path, recipe, torch.device("cuda"))
+    batches = trainer.crops.batches([[0, 1], [2, 3]], 0)
+    trainer._step(*next(batches))  # kernels are chosen and memory is taken
+    torch.cuda.set_sync_debug_mode("error")
+    try:
+        trainer._step(*next(batches))
+    finally:
+        torch.cuda.set_sync_debug_mode("default")
+
+
 SCRIPT = """
 import sys
 import torch
