@@ -13,6 +13,7 @@ import onnx
 
 from enet_deploy.artifacts import replacing, write_json
 from enet_deploy.errors import ArtifactError, ParityError
+from enet_deploy.plots import new_figure, save_figure
 
 from .judge import Judge, Score
 from .qdq import insert_pairs, layers, quantize, quantized_layers
@@ -138,14 +139,10 @@ def write_plot(
     path: str | Path, damages: Sequence[Damage], order: Sequence[str], in_int8: Collection[str], measure: str
 ) -> None:
     """Two bars per layer, in the `order` of the network, as a picture (PNG or SVG, by the suffix)."""
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-    from matplotlib.figure import Figure
-
     by_name = {damage.layer: damage for damage in damages}
     shown = [by_name[name] for name in order]
     colors = ["tab:blue" if damage.layer in in_int8 else "tab:gray" for damage in shown]
-    figure = Figure(figsize=(9, 0.16 * len(shown) + 1.2), layout="constrained")
-    FigureCanvasAgg(figure)
+    figure = new_figure(9, 0.16 * len(shown) + 1.2)
     left, right = figure.subplots(1, 2, sharey=True)
     rows = range(len(shown))
     left.barh(rows, [damage.drop for damage in shown], color=colors)
@@ -155,5 +152,4 @@ def write_plot(
     left.set_yticks(rows, [damage.layer for damage in shown], fontsize=7)
     left.set_ylim(len(shown) - 0.5, -0.5)
     figure.suptitle("One layer in int8 at a time; grey stays float", fontsize=10)
-    with replacing(path) as temporary:
-        figure.savefig(temporary, dpi=150)
+    save_figure(figure, path)

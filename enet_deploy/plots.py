@@ -44,7 +44,7 @@ def draw_confusion(path: str | Path, counts: npt.NDArray[np.integer[Any]], names
     _require_suffix(path)
     count = len(names)
     cell = min(0.46, 20 / count)  # inches; many classes get small cells in place of a picture without bounds
-    figure = _figure(cell * count + 1.2, cell * count + 1.5)
+    figure = new_figure(cell * count + 1.2, cell * count + 1.5)
     axes = figure.subplots()
     totals = counts.sum(axis=1, keepdims=True)
     percent = 100 * counts / np.maximum(totals, 1)
@@ -65,7 +65,7 @@ def draw_confusion(path: str | Path, counts: npt.NDArray[np.integer[Any]], names
     axes.set_xlabel("prediction")
     axes.set_ylabel("truth")
     axes.set_title("what each class's pixels were taken for, in %", fontsize=10)
-    _save(figure, path)
+    save_figure(figure, path)
 
 
 def draw_curve(path: str | Path, rows: Sequence[Mapping[str, float]]) -> None:
@@ -76,7 +76,7 @@ def draw_curve(path: str | Path, rows: Sequence[Mapping[str, float]]) -> None:
             val_pixel_accuracy. Any other column with "loss" in its name is drawn too.
     """
     _require_suffix(path)
-    figure = _figure(7, 5)
+    figure = new_figure(7, 5)
     above, below = figure.subplots(2, 1, sharex=True)
     _draw_loss(above, rows)
     _draw_scores(below, rows)
@@ -86,7 +86,7 @@ def draw_curve(path: str | Path, rows: Sequence[Mapping[str, float]]) -> None:
         axes.set_axisbelow(True)
     below.set_xlabel("epoch")
     below.xaxis.get_major_locator().set_params(integer=True, min_n_ticks=1)
-    _save(figure, path)
+    save_figure(figure, path)
 
 
 def _draw_loss(axes: Axes, rows: Sequence[Mapping[str, float]]) -> None:
@@ -134,7 +134,7 @@ def _points(rows: Sequence[Mapping[str, float]], name: str) -> tuple[list[float]
     return [row["epoch"] for row in chosen], [row[name] for row in chosen]
 
 
-def _figure(width: float, height: float) -> Figure:
+def new_figure(width: float, height: float) -> Figure:
     """A figure of so many inches, without pyplot: no window, no global state."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
@@ -144,7 +144,8 @@ def _figure(width: float, height: float) -> Figure:
     return figure
 
 
-def _save(figure: Figure, path: str | Path) -> None:
+def save_figure(figure: Figure, path: str | Path) -> None:
+    """Write it as the file's suffix says, .png or .svg; whole or not at all."""
     import matplotlib
 
     kind = Path(path).suffix.lower()[1:]

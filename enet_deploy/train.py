@@ -17,6 +17,7 @@ import itertools
 import logging
 import math
 import time
+import warnings
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any, TypeVar
@@ -106,41 +107,20 @@ class Trainer:
     ) -> None:
         self.recipe, self.device, self.out = recipe, device, Path(out)
         self.train, self.val, self.split = train, val, split
-        names = "\n".join(f"{image.parent.name}/{image.name}" for data in (train, val) for image, _ in data.pairs)
-        self.images = f"{len(train)} ({hashlib.sha256(names.encode()).hexdigest()[:8]})"
         self.rank = dist.get_rank() if dist.is_initialized() else 0
         self.world = dist.get_world_size() if dist.is_initialized() else 1
         self._check()
         torch.manual_seed(recipe.seed)
-        details: dict[str, Any] = {}
         net, start = (ENet(len(train.classes), recipe.width), None) if init is None else self._load(init)
         if net.width != recipe.width:
             raise InputError(f"width {recipe.width}, but {init} has width {net.width}; pass --width {net.width}")
+        details: dict[str, Any] = {} if start is None else {"init": start.details}
         self.teacher = None if teacher is None else self._teacher(teacher, details)
-        self.void = train.classes.void
-        self.crops = Crops(train, recipe, device, self.void, lambda pairs: self._progress(pairs, "reading", len(train)))
-        # a bad file is found now, not at the end of the first night
-        if not sum(int((labels != self.void).sum()) for _, labels in read_ahead(val.__getitem__, range(len(val)))):
-            raise DataError("every val pixel is void, expected at least one class in the label maps")
-        found = self.crops.statistics
-        self.weight = (1 / torch.log(recipe.class_weight_c + torch.tensor(found.shares))).to(device)
-        if start is not None:
-            # the first layers are used to their own normalisation
-            found = dataclasses.replace(found, mean=start.mean, std=start.std)
-            details["init"] = start.details
-        self.net = net.to(device)
-        self.net.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
-        self.ema = copy.deepcopy(self.net).requires_grad_(False) if recipe.ema else None
-        if self.world > 1 and device.type == "cuda":
-            self.net = nn.SyncBatchNorm.convert_sync_batchnorm(self.net)  # type: ignore[no-untyped-call]
-        self.heads = _TwoHeads(self.net, recipe.aux > 0).to(device)
-        self.model: nn.Module = self.heads
-        if self.world > 1:
-            # statistics of BatchNorm stay each process's own on a CPU; the losses are means over each process's share
-            self.model = DistributedDataParallel(self.heads, broadcast_buffers=False)
-        if compiled:
-            self.model.compile()
-        self._adopt(Metadata(train.classes, found.mean, found.std, recipe.size, details=details))
+        self._read_data()
+        # the first layers of trained weights are used to their own normalisation
+        known = self.crops.statistics if start is None else start
+        self._build(net, compiled)
+        self._adopt(Metadata(train.classes, known.mean, known.std, recipe.size, details=details))
         self.total_steps = recipe.epochs * (len(train) // recipe.batch)
         self.optimizer = self._optimizer()
         self.schedule = torch.optim.lr_scheduler.LambdaLR(self.optimizer, self._rate)
@@ -148,6 +128,39 @@ class Trainer:
         self.epoch = 0
         self.best = -1.0
         self.history: list[dict[str, float]] = []
+
+    def _read_data(self) -> None:
+        """The training images, what follows from them, and a look at val."""
+        train, val, recipe = self.train, self.val, self.recipe
+        names = "\n".join(f"{image.parent.name}/{image.name}" for data in (train, val) for image, _ in data.pairs)
+        self.images = f"{len(train)} ({hashlib.sha256(names.encode()).hexdigest()[:8]})"
+        self.void = train.classes.void
+        self.crops = Crops(
+            train, recipe, self.device, self.void, lambda pairs: self._progress(pairs, "reading", len(train))
+        )
+        shares = torch.tensor(self.crops.statistics.shares)
+        self.weight = (1 / torch.log(recipe.class_weight_c + shares)).to(self.device)
+        # a bad file is found now, not at the end of the first night
+        if not sum(int((labels != self.void).sum()) for _, labels in read_ahead(val.__getitem__, range(len(val)))):
+            raise DataError("every val pixel is void, expected at least one class in the label maps")
+
+    def _build(self, net: ENet, compiled: bool) -> None:
+        """What is trained (`model`), the network in it (`net`), and its average (`ema`)."""
+        self.net = net.to(self.device)
+        self.net.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+        self.ema = copy.deepcopy(self.net).requires_grad_(False) if self.recipe.ema else None
+        if self.world > 1 and self.device.type == "cuda":
+            self.net = nn.SyncBatchNorm.convert_sync_batchnorm(self.net)  # type: ignore[no-untyped-call]
+        self.heads = _TwoHeads(self.net, self.recipe.aux > 0).to(self.device)
+        self.model: nn.Module = self.heads
+        if self.world > 1:
+            # statistics of BatchNorm stay each process's own on a CPU; the losses are means over each process's share
+            with warnings.catch_warnings():
+                # torch 2.13 announces another name, which 2.9 does not know
+                warnings.filterwarnings("ignore", "`broadcast_buffers`", FutureWarning)
+                self.model = DistributedDataParallel(self.heads, broadcast_buffers=False)
+        if compiled:
+            self.model.compile()
 
     def _load(self, path: str | Path) -> tuple[ENet, Metadata]:
         """Weights that know the data set's classes."""
