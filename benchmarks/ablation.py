@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from enet_deploy import cli
-from enet_deploy.artifacts import commit, replacing, require_writable, write_json
+from enet_deploy.artifacts import commit, replacing, require_writable, sha256, write_json
 from enet_deploy.data import DataSet, hold_out, join, open_data
 from enet_deploy.errors import ArtifactError
 from enet_deploy.recipe import Recipe
@@ -26,10 +26,11 @@ from enet_deploy.recipe import Recipe
 SCHEMA = 1
 FOLDS = ("0001TP", "0006R0", "0016E5")
 
-BASE: dict[str, Any] = {"class_weight_c": 1.10, "lr": 2e-3}
+BASE: dict[str, Any] = {"class_weight_c": 1.10, "lr": 2e-3, "aux": 0.0, "lovasz": 0.0, "noise": 0.0}
+REFERENCE = "cross-entropy, c = 1.10"
 COMBINED: dict[str, Any] = {"class_weight_c": 1.02, "lovasz": 1.0, "lovasz_from": 0.0, "aux": 0.4}
 VARIANTS: dict[str, dict[str, Any]] = {
-    "cross-entropy, c = 1.10": {},
+    REFERENCE: {},
     "c = 1.02": {"class_weight_c": 1.02},
     "hard pixels only (OHEM 0.7)": {"ohem": 0.7},
     "auxiliary head 0.4": {"aux": 0.4},
@@ -56,6 +57,9 @@ def train_and_score(
         if had != recipe:
             raise ArtifactError(f"{out} holds a run of another recipe; remove it, or pass another --runs")
         trainer.resume(state)
+        began = trainer.metadata.details.get("init", {}).get("sha256")
+        if init is not None and began != sha256(init):
+            raise ArtifactError(f"{out} began from another base than {init}; remove it, or pass another --runs")
     trainer.run()
     return trainer.history[-1]
 
@@ -64,7 +68,6 @@ def as_markdown(rows: Sequence[dict[str, Any]]) -> str:
     """Mean and spread over folds and seeds of each variant's val mIoU, in points, and the change from the first."""
     folds = list(dict.fromkeys(row["fold"] for row in rows))
     found = {(row["variant"], row["fold"], row["seed"]): 100 * row["figures"]["val_miou"] for row in rows}
-    reference = rows[0]["variant"]
     lines = [
         "| variant | " + " | ".join(f"{fold} held out" for fold in folds) + " | change: mean (lowest to highest) |",
         "|---" * (len(folds) + 2) + "|",
@@ -75,29 +78,30 @@ def as_markdown(rows: Sequence[dict[str, Any]]) -> str:
             runs = {seed: miou for (name, where, seed), miou in found.items() if (name, where) == (variant, fold)}
             cells.append(f"{statistics.mean(runs.values()):.1f}" if runs else "")
             changes += [
-                miou - found[reference, fold, seed] for seed, miou in runs.items() if (reference, fold, seed) in found
+                miou - found[REFERENCE, fold, seed] for seed, miou in runs.items() if (REFERENCE, fold, seed) in found
             ]
         spread = f"{statistics.mean(changes):+.1f} ({min(changes):+.1f} to {max(changes):+.1f})" if changes else ""
-        lines.append(f"| {variant} | " + " | ".join(cells) + f" | {'' if variant == reference else spread} |")
+        lines.append(f"| {variant} | " + " | ".join(cells) + f" | {'' if variant == REFERENCE else spread} |")
     return "\n".join(lines)
 
 
 def _ablate(args: argparse.Namespace) -> None:
     require_writable(args.out)
     every = join([open_data(args.data, "train"), open_data(args.data, "val")])
+    folds = {fold: hold_out(every, fold) for fold in args.folds}
+    variants = [REFERENCE, *(name for name in args.variants if name != REFERENCE)]
     shared = {"size": args.size, "crop": args.crop, "batch": args.batch}
     rows: list[dict[str, Any]] = []
     for seed in args.seeds:
-        for fold in args.folds:
-            train, val = hold_out(every, fold)
+        for fold, (train, val) in folds.items():
             folder = args.runs / f"{fold}-{seed}"
             steps = max(1, len(train) // args.batch)
             epochs = max(1, args.base_steps // steps)
             base = Recipe(**shared, **BASE, epochs=epochs, eval_every=epochs, seed=seed)
             train_and_score(train, val, folder / "base", base, args.device, None)
             epochs = max(1, args.steps // steps)
-            for name in args.variants:
-                changes = {"lr": BASE["lr"] / 2, "class_weight_c": BASE["class_weight_c"]} | VARIANTS[name]
+            for name in variants:
+                changes = BASE | {"lr": BASE["lr"] / 2} | VARIANTS[name]
                 recipe = Recipe(**shared, epochs=epochs, eval_every=epochs, seed=seed + 1000, **changes)
                 out = folder / "".join(letter if letter.isalnum() else "-" for letter in name)
                 figures = train_and_score(train, val, out, recipe, args.device, folder / "base" / "last.safetensors")
@@ -112,18 +116,34 @@ def _ablate(args: argparse.Namespace) -> None:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    parser = cli.Parser("ablation", description="Train variants of a recipe on folds of CamVid and compare them.")
+    parser = cli.Parser(
+        "python -m enet_deploy.benchmarks.ablation",
+        description="Train variants of a recipe on folds of CamVid and compare them.",
+    )
     parser.add_argument("data", metavar="CAMVID", help="folder with train/ trainannot/ val/ valannot/")
     parser.add_argument("--out", type=Path, required=True, metavar="FILE", help="JSON; a .md table is put beside it")
     parser.add_argument("--runs", type=Path, default=Path("runs/ablation"), help="of every run (default: %(default)s)")
     parser.add_argument("--folds", nargs="+", default=FOLDS, metavar="PREFIX", help="default: %(default)s")
     parser.add_argument("--seeds", nargs="+", type=int, default=[0], metavar="N", help="default: 0")
-    parser.add_argument("--variants", nargs="+", choices=VARIANTS, default=list(VARIANTS), metavar="NAME")
+    parser.add_argument(
+        "--variants",
+        nargs="+",
+        choices=VARIANTS,
+        default=list(VARIANTS),
+        metavar="NAME",
+        help=f"default: all of {'; '.join(VARIANTS)}",
+    )
     parser.add_argument("--size", type=cli.size, default=(184, 240), metavar="HxW", help="default: 184x240")
     parser.add_argument("--crop", type=cli.size, default=(144, 192), metavar="HxW", help="default: 144x192")
     parser.add_argument("--batch", type=cli.positive, default=8, metavar="N", help="default: 8")
     parser.add_argument("--base-steps", type=cli.positive, default=480, metavar="N", help="default: 480")
-    parser.add_argument("--steps", type=cli.positive, default=240, metavar="N", help="of each variant; default: 240")
+    parser.add_argument(
+        "--steps",
+        type=cli.positive,
+        default=240,
+        metavar="N",
+        help="of each variant, rounded to whole epochs; default: 240",
+    )
     parser.add_argument("--device", default="cpu", help="cpu, cuda or cuda:N (default: %(default)s)")
     logging.basicConfig(level=logging.INFO, format="%(message)s")
     return cli.run(parser, _ablate, argv)

@@ -18,7 +18,7 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 from enet_deploy import cli
-from enet_deploy.artifacts import commit, write_json
+from enet_deploy.artifacts import commit, require_writable, write_json
 from enet_deploy.data import DataSet, open_data
 from enet_deploy.errors import InputError
 from enet_deploy.recipe import Recipe
@@ -99,6 +99,10 @@ def _run(args: argparse.Namespace) -> None:
 
     recipe = Recipe(crop=args.crop, batch=args.batch, amp=args.amp, epochs=10**6)
     data = open_data(args.data, "train")
+    if not args.seconds > 0:
+        raise InputError(f"--seconds {args.seconds}, expected more than 0")
+    if args.json is not None:
+        require_writable(args.json)
     if len(data) < args.batch:
         raise InputError(f"batch {args.batch} for {len(data)} training images, expected no more than there are")
     wait = (lambda: torch.cuda.synchronize(args.device)) if args.device.startswith("cuda") else lambda: None
@@ -120,7 +124,9 @@ def _run(args: argparse.Namespace) -> None:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    parser = cli.Parser("training", description="Training speed against the usual PyTorch loop.")
+    parser = cli.Parser(
+        "python -m enet_deploy.benchmarks.training", description="Training speed against the usual PyTorch loop."
+    )
     parser.add_argument("data", metavar="DATA", help="folder with train/ and trainannot/")
     parser.add_argument("--device", default="cpu", help="cpu, cuda or cuda:N (default: %(default)s)")
     parser.add_argument("--crop", type=cli.size, default=(360, 480), metavar="HxW", help="default: 360x480")

@@ -251,7 +251,8 @@ def _camvid(args: argparse.Namespace) -> None:
 def _scenes(args: argparse.Namespace) -> None:
     from .scenes import write_scenes
 
-    write_scenes(args.dir, args.split, range(args.seed, args.seed + args.count), args.size)
+    first = args.seed or {"train": 2000, "val": 3000}[args.split]
+    write_scenes(args.dir, args.split, range(first, first + args.count), args.size)
     print(f"{args.dir}: {args.count} drawn scenes in {args.split}/, their labels in {args.split}annot/")
 
 
@@ -278,7 +279,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     )
     scenes.add_argument("dir", metavar="DIR", help="folder to draw into")
     scenes.add_argument("--count", type=cli.positive, default=72, metavar="N", help="default: %(default)s")
-    scenes.add_argument("--seed", type=cli.positive, default=2000, metavar="N", help="the first (default: %(default)s)")
+    scenes.add_argument(
+        "--seed", type=cli.positive, metavar="N", help="the first (default: 2000 for train, 3000 for val)"
+    )
     scenes.add_argument("--split", choices=("train", "val"), default="train", help="default: %(default)s")
     scenes.add_argument("--size", type=cli.size, default=(360, 480), metavar="HxW", help="default: 360x480")
     scenes.set_defaults(command=_scenes)

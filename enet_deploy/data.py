@@ -260,8 +260,12 @@ def _by_stem(folder: Path) -> dict[str, Path]:
 
 
 def join(sets: Sequence[DataSet]) -> DataSet:
-    """One data set with the images of all. Raises DataError unless they have the same classes."""
+    """One data set with the images of all. Raises DataError unless they have the same classes and no file twice."""
     first = sets[0]
+    files = [image.resolve() for data in sets for image, _ in data.pairs]
+    if len(set(files)) < len(files):
+        twice = next(path for path in files if files.count(path) > 1)
+        raise DataError(f"{twice} would be in the data set twice, expected every image once; leave one folder out")
     for other in sets[1:]:
         if other.classes.names != first.classes.names or other.classes.ignore_id != first.classes.ignore_id:
             raise DataError(

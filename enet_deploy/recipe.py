@@ -48,8 +48,8 @@ class Recipe:
     power: float = 0.9
     class_weight_c: float = 1.02
     ohem: float = 0.0
-    aux: float = 0.0
-    lovasz: float = 0.0
+    aux: float = 0.4
+    lovasz: float = 1.0
     lovasz_from: float = 0.5
     distill: float = 1.0
     width: int = 1
@@ -57,7 +57,7 @@ class Recipe:
     flip: bool = True
     rare: float = 0.0
     color: float = 0.3
-    noise: float = 0.0
+    noise: float = 16.0
     ema: float = 0.998
     amp: bool = False
     eval_every: int = 5
@@ -69,6 +69,6 @@ PRESETS = {
     # the student report that this project replaces
     "report": Recipe(
         size=(512, 512), crop=(512, 512), epochs=100, batch=5, lr=5e-4, weight_decay=2e-4, optimizer="adam", warmup=0,
-        power=0.0, scale=(1.0, 1.0), flip=False, color=0.0, ema=0.0,
+        power=0.0, aux=0.0, lovasz=0.0, scale=(1.0, 1.0), flip=False, color=0.0, noise=0.0, ema=0.0,
     ),
 }  # fmt: skip

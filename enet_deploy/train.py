@@ -128,6 +128,7 @@ class Trainer:
         self.epoch = 0
         self.best = -1.0
         self.history: list[dict[str, float]] = []
+        self.saved = time.monotonic()
 
     def _read_data(self) -> None:
         """The training images, what follows from them, and a look at val."""
@@ -169,7 +170,7 @@ class Trainer:
         if metadata.classes.names != names:
             raise ArtifactError(
                 f"{path} knows the classes {', '.join(metadata.classes.names)}; the data set has {', '.join(names)}: "
-                "train from scratch, without these weights"
+                "take weights of these classes, or none"
             )
         return net, dataclasses.replace(metadata, details={**metadata.details, "sha256": sha256(path)})
 
@@ -191,8 +192,10 @@ class Trainer:
         check_size(recipe.crop)
         if recipe.optimizer not in ("adam", "adamw"):
             raise InputError(f"optimizer '{recipe.optimizer}', expected adam or adamw")
-        if recipe.seed >= 2**32 or recipe.width < 1:
-            raise InputError(f"seed {recipe.seed} and width {recipe.width}, expected below 2**32, and 1 or more")
+        if recipe.seed >= 2**32:
+            raise InputError(f"seed {recipe.seed}, expected below 2**32")
+        if recipe.width < 1:
+            raise InputError(f"width {recipe.width}, expected 1 or more")
         for name in (
             "seed",
             "lr",
@@ -250,7 +253,7 @@ class Trainer:
         if self.rank == 0:
             steps, classes = len(self.train) // self.recipe.batch, self.metadata.classes.names
             log.info(
-                f"{len(self.train)} training and {len(self.val)} val images on {self.device}, "
+                f"{len(self.train)} training images ({self.split}) and {len(self.val)} to score on, {self.device}, "
                 f"{steps} steps an epoch; {len(classes)} classes: {', '.join(classes)}"
             )
         if self.epoch == 0:
@@ -272,7 +275,7 @@ class Trainer:
                 log.info(f"epoch {self.epoch}/{self.recipe.epochs}  {figures}")
         if self.rank == 0:
             self._save_weights("last.safetensors", self.history[-1])
-            log.info(f"done; the best val mIoU was {self.best:.4f}: {self.out / 'best.safetensors'}")
+            log.info(f"done: {self.out / 'last.safetensors'}; best.safetensors had the highest mIoU, {self.best:.4f}")
 
     def _train_epoch(self) -> float:
         loss = torch.stack(list(self.steps())).mean()
@@ -438,7 +441,10 @@ class Trainer:
                 ("classes", ", ".join(metadata.classes.names), ", ".join(self.metadata.classes.names)),
                 ("training images", state["images"], self.images),
                 ("processes", state["processes"], self.world),
-                ("teacher", *(found.details.get("teacher", {}).get("sha256") for found in (metadata, self.metadata))),
+                (
+                    "--teacher of sha256",
+                    *(found.details.get("teacher", {}).get("sha256") for found in (metadata, self.metadata)),
+                ),
             ):
                 if had != has:
                     raise ArtifactError(

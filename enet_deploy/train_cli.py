@@ -22,6 +22,8 @@ def _recipe(args: argparse.Namespace) -> tuple[Recipe, dict[str, Any] | None]:
     from .train import read_checkpoint
 
     given = {f.name: getattr(args, f.name) for f in dataclasses.fields(Recipe) if hasattr(args, f.name)}
+    if "size" in given and not args.resume:
+        given.setdefault("crop", given["size"])
     given = {name: tuple(value) if isinstance(value, list) else value for name, value in given.items()}
     if not args.resume:
         if (Path(args.out) / "checkpoint.pt").exists() and read_checkpoint(args.out)[0]["epoch"] > 0:
@@ -35,7 +37,8 @@ def _recipe(args: argparse.Namespace) -> tuple[Recipe, dict[str, Any] | None]:
     if changed:
         raise InputError(
             f"--{changed[0].replace('_', '-')} {given[changed[0]]} with --resume, but the run in {args.out} has "
-            f"{getattr(recipe, changed[0])}; resume without it, or start another run with --out"
+            f"{getattr(recipe, changed[0])}; resume without it, or start another run with --out and, to go on from "
+            "here, --init"
         )
     return recipe, state
 
@@ -52,9 +55,10 @@ def _data(args: argparse.Namespace) -> tuple[DataSet, DataSet, str]:
     for folder in args.extra:
         more = open_data(folder, "train")
         if args.hold_out is not None:  # the same drive may be in there too
-            more = DataSet(
-                more.classes, tuple(pair for pair in more.pairs if not pair[0].name.startswith(args.hold_out))
-            )
+            kept = tuple(pair for pair in more.pairs if not pair[0].name.startswith(args.hold_out))
+            if not kept:
+                raise InputError(f"hold-out '{args.hold_out}' fits every image of {folder}, expected some others")
+            more = DataSet(more.classes, kept)
         train, split = join([train, more]), f"{split} + {len(more)} more"
     return train, val, split
 
@@ -66,6 +70,8 @@ def _train(args: argparse.Namespace) -> None:
     from .runners.torch_runner import torch_device
     from .train import Trainer
 
+    if Path(args.out).exists() and not Path(args.out).is_dir():
+        raise InputError(f"--out {args.out} is a file, expected a folder")
     if args.curve is not None:
         require_plot(args.curve)
     recipe, state = _recipe(args)
@@ -96,12 +102,20 @@ def _train(args: argparse.Namespace) -> None:
             raise
         raise EnetError(f"torch.compile failed: {str(error).splitlines()[0]}; train without --compile") from None
     except KeyboardInterrupt:
-        raise KeyboardInterrupt(
-            "the same command with --resume, without --init and --preset, continues after the last checkpoint"
-        ) from None
+        if not (Path(args.out) / "checkpoint.pt").exists():
+            raise KeyboardInterrupt("nothing was saved yet") from None
+        unless = "".join(f", without --{name}" for name in ("init", "preset") if getattr(args, name))
+        raise KeyboardInterrupt(f"the same command with --resume{unless} continues after the last checkpoint") from None
     finally:
         if dist.is_initialized():
             dist.destroy_process_group()
+
+
+def _shown(value: Any) -> str:
+    """A default as it would be typed."""
+    if not isinstance(value, tuple):
+        return str(value)
+    return ("x" if isinstance(value[0], int) else " ").join(map(str, value))
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -125,7 +139,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         help="cross-validation: of train and val, score on the images whose names begin so",
     )
     parser.add_argument(
-        "--extra", nargs="+", default=[], metavar="DATA", help="train on the train/ of these data sets too"
+        "--extra", action="append", default=[], metavar="DATA", help="train on this data set's train/ too; repeatable"
     )
     parser.add_argument("--resume", action="store_true", help="continue the run in --out")
     parser.add_argument(
@@ -134,10 +148,11 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--curve", metavar="FILE", help="draw the learning curve there, .png or .svg, at the end")
     parser.add_argument("--device", help="cpu, cuda or cuda:N (default: cuda where there is one)")
     group = parser.add_argument_group(
-        "recipe", "each replaces the preset's value; explained by `pydoc enet_deploy.recipe`"
+        "recipe",
+        "each replaces the preset's value; explained by `python -m pydoc enet_deploy.recipe`; defaults by preset",
     )
     for field in dataclasses.fields(Recipe):
-        presets = ", ".join(f"{name}: {getattr(preset, field.name)}" for name, preset in PRESETS.items())
+        presets = ", ".join(f"{name}: {_shown(getattr(preset, field.name))}" for name, preset in PRESETS.items())
         option: dict[str, Any] = {"default": argparse.SUPPRESS, "help": presets}
         if field.name in ("size", "crop"):
             option |= {"type": cli.size, "metavar": "HxW"}

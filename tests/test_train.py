@@ -32,7 +32,18 @@ CPU = torch.device("cpu")
 TINY = {"size": "48x64", "crop": "32x32", "batch": 4, "epochs": 2, "eval_every": 2}
 STEPS = 2  # per epoch: eight images in batches of four
 FILES = ["best.safetensors", "checkpoint.pt", "last.safetensors", "log.csv"]
-STILL = ["--scale", "1", "1", "--no-flip", "--color", "0", "--warmup", "0"]  # the same pixels in every epoch
+STILL = [
+    "--scale",
+    "1",
+    "1",
+    "--no-flip",
+    "--color",
+    "0",
+    "--noise",
+    "0",
+    "--warmup",
+    "0",
+]  # the same pixels in every epoch
 
 ROOM = {"names": ["floor", "wall", "door"], "colors": [[0, 90, 200], [200, 200, 0], [9, 9, 9]], "ignore_id": None}
 
@@ -185,7 +196,7 @@ def test_run_from_other_weights_resumes_to_the_same_bits(
     net, metadata = load_weights(finished / "last.safetensors")
     start = tmp_path / "start.safetensors"  # its mean, not the data set's, is the colour outside the images
     save_weights(start, net, dataclasses.replace(metadata, mean=(10.0, 200.0, 90.0)))
-    assert enet_train(scenes, tmp_path / "whole", "--init", str(start)) == 0
+    assert enet_train(scenes, tmp_path / "whole", "--init", str(start), epochs=3, eval_every=3) == 0
     original = Trainer._step
 
     def interrupted(trainer: Trainer, *args: Any) -> Any:
@@ -196,8 +207,9 @@ def test_run_from_other_weights_resumes_to_the_same_bits(
     with monkeypatch.context() as patch:
         patch.setattr(Trainer, "_step", interrupted)
         patch.setattr("enet_deploy.train.CHECKPOINT_SECONDS", 0.0)
-        assert enet_train(scenes, tmp_path / "broken", "--init", str(start)) == 130
-    assert enet_train(scenes, tmp_path / "broken", "--resume") == 0
+        assert enet_train(scenes, tmp_path / "broken", "--init", str(start), epochs=3, eval_every=3) == 130
+    # the next epoch is not evaluated
+    assert enet_train(scenes, tmp_path / "broken", "--resume", epochs=3, eval_every=3) == 0
     whole, broken = (tensors(tmp_path / run / "last.safetensors") for run in ("whole", "broken"))
     assert_same_tensors(whole, broken)
 
@@ -283,9 +295,9 @@ def test_interrupted_run_with_every_loss_resumes_to_the_same_bits(
         patch.setattr(Trainer, "_step", interrupted)
         patch.setattr("enet_deploy.train.CHECKPOINT_SECONDS", 0.0)
         assert enet_train(scenes, tmp_path / "broken", *LOSSES, *teacher) == 130
-    assert "with --resume, without --init and --preset, continues" in capsys.readouterr().err
+    assert "the same command with --resume continues" in capsys.readouterr().err
     code = enet_train(scenes, tmp_path / "broken", "--resume")
-    assert_refused(code, capsys, "was made with the teacher [0-9a-f]+, these are None; use the same")
+    assert_refused(code, capsys, "was made with the --teacher of sha256 [0-9a-f]+, these are None; use the same")
     assert enet_train(scenes, tmp_path / "broken", "--resume", *teacher) == 0
     assert_same_tensors(*(tensors(tmp_path / run / "last.safetensors") for run in ("whole", "broken")))
 
@@ -407,7 +419,7 @@ def test_weights_and_runs_of_other_classes_are_refused(
     finished: Path, room: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     code = enet_train(room, tmp_path, "--init", str(finished / "last.safetensors"))
-    assert_refused(code, capsys, r"knows the classes sky, .*; the data set has floor, wall, door: train from scratch")
+    assert_refused(code, capsys, r"knows the classes sky, .*; the data set has floor, wall, door: take weights")
     code = train_cli.main([str(room), "--out", str(finished), "--resume"])
     assert_refused(
         code,
@@ -460,7 +472,7 @@ def test_classes_weigh_by_their_share(scenes: Path, tmp_path: Path) -> None:
 
 
 def test_loss_is_the_weighted_mean_over_labelled_pixels(scenes: Path, tmp_path: Path) -> None:
-    trainer = Trainer(*splits(scenes), tmp_path, Recipe(crop=(64, 64), batch=4), CPU)
+    trainer = Trainer(*splits(scenes), tmp_path, Recipe(crop=(64, 64), batch=4, aux=0.0, lovasz=0.0), CPU)
     mean, std = trainer.metadata.mean, trainer.metadata.std
     images = torch.tensor([[[[0, 100, 200], [9, 8, 7], [1, 2, 3]]]], dtype=torch.uint8)  # three pixels
     labels = torch.tensor([[[0, 3, CAMVID.ignore_id]]])
@@ -534,7 +546,8 @@ def test_report_preset(scenes: Path, tmp_path: Path) -> None:
     assert train_cli.main([str(scenes), "--out", str(tmp_path), *options]) == 0
     report = Recipe(
         size=(512, 512), crop=(512, 512), epochs=100, batch=5, lr=5e-4, weight_decay=2e-4, optimizer="adam", warmup=0,
-        power=0.0, class_weight_c=1.02, scale=(1.0, 1.0), flip=False, color=0.0, ema=0.0,
+        power=0.0, class_weight_c=1.02, aux=0.0, lovasz=0.0, scale=(1.0, 1.0), flip=False, color=0.0, noise=0.0,
+        ema=0.0,
     )  # fmt: skip
     assert PRESETS["report"] == report
     assert vars(read_checkpoint(tmp_path)[1]) == vars(report) | {"size": (64, 96), "crop": (32, 32), "epochs": 1}
