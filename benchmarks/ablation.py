@@ -65,7 +65,7 @@ def train_and_score(
 
 
 def as_markdown(rows: Sequence[dict[str, Any]]) -> str:
-    """Mean and spread over folds and seeds of each variant's val mIoU, in points, and the change from the first."""
+    """Mean and spread over folds and seeds of each variant's val mIoU, in points, and the change from `REFERENCE`."""
     folds = list(dict.fromkeys(row["fold"] for row in rows))
     found = {(row["variant"], row["fold"], row["seed"]): 100 * row["figures"]["val_miou"] for row in rows}
     lines = [

@@ -175,9 +175,6 @@ class Crops:
     def _resize(self, image: UInt8Array, labels: UInt8Array) -> tuple[UInt8Array, UInt8Array]:
         return resize_image(image, self.recipe.size), resize_labels(labels, self.recipe.size)
 
-    def __len__(self) -> int:
-        return len(self.data)
-
     def batches(self, indices: Sequence[Sequence[int]], epoch: int) -> Iterator[tuple[Tensor, Tensor]]:
         """For each list of image numbers its augmented images and labels (see `augment`), in the given order."""
         generator = torch.Generator(self.device)

@@ -275,6 +275,11 @@ def join(sets: Sequence[DataSet]) -> DataSet:
     return DataSet(first.classes, tuple(pair for data in sets for pair in data.pairs))
 
 
+def without(data: DataSet, prefix: str) -> DataSet:
+    """The images whose file names do not begin with `prefix`; may be none."""
+    return DataSet(data.classes, tuple(pair for pair in data.pairs if not pair[0].name.startswith(prefix)))
+
+
 def hold_out(data: DataSet, prefix: str) -> tuple[DataSet, DataSet]:
     """The images whose file names do not begin with `prefix`, and those that do: a fold of a cross-validation.
 
@@ -282,13 +287,13 @@ def hold_out(data: DataSet, prefix: str) -> tuple[DataSet, DataSet]:
     Raises InputError where one side is empty.
     """
     held = tuple(pair for pair in data.pairs if pair[0].name.startswith(prefix))
-    rest = tuple(pair for pair in data.pairs if not pair[0].name.startswith(prefix))
-    if not held or not rest:
+    rest = without(data, prefix)
+    if not held or not len(rest):
         raise InputError(
             f"hold-out '{prefix}' fits {len(held)} of {len(data)} images, expected some, not all; "
             f"names look like '{data.pairs[0][0].name}'"
         )
-    return DataSet(data.classes, rest), DataSet(data.classes, held)
+    return rest, DataSet(data.classes, held)
 
 
 def read_ahead(read: Callable[[int], T], indices: Iterable[int], ahead: int = 16) -> Iterator[T]:

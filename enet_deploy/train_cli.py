@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from . import cli
-from .data import DataSet, hold_out, join, open_data
+from .data import DataSet, hold_out, join, open_data, without
 from .errors import EnetError, InputError
 from .plots import draw_curve, require_plot
 from .recipe import PRESETS, Recipe
@@ -55,10 +55,9 @@ def _data(args: argparse.Namespace) -> tuple[DataSet, DataSet, str]:
     for folder in args.extra:
         more = open_data(folder, "train")
         if args.hold_out is not None:  # the same drive may be in there too
-            kept = tuple(pair for pair in more.pairs if not pair[0].name.startswith(args.hold_out))
-            if not kept:
+            more = without(more, args.hold_out)
+            if not len(more):
                 raise InputError(f"hold-out '{args.hold_out}' fits every image of {folder}, expected some others")
-            more = DataSet(more.classes, kept)
         train, split = join([train, more]), f"{split} + {len(more)} more"
     return train, val, split
 

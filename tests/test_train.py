@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import csv
 import dataclasses
 import json
@@ -12,7 +13,7 @@ import re
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -88,6 +89,22 @@ def assert_refused(code: int, capsys: pytest.CaptureFixture[str], message: str) 
     error = capsys.readouterr().err
     assert code == 2 and error.count("\n") == 1
     assert re.match(rf"enet-train: error: .*{message}", error), error
+
+
+@contextlib.contextmanager
+def interrupted_in_the_second_epoch(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """Ctrl-C at the first step after a checkpoint was written."""
+    original = Trainer._step
+
+    def interrupted(trainer: Trainer, *args: Any) -> Any:
+        if trainer.epoch == 1:
+            raise KeyboardInterrupt
+        return original(trainer, *args)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Trainer, "_step", interrupted)
+        patch.setattr("enet_deploy.train.CHECKPOINT_SECONDS", 0.0)
+        yield
 
 
 @pytest.fixture(scope="module")
@@ -197,16 +214,7 @@ def test_run_from_other_weights_resumes_to_the_same_bits(
     start = tmp_path / "start.safetensors"  # its mean, not the data set's, is the colour outside the images
     save_weights(start, net, dataclasses.replace(metadata, mean=(10.0, 200.0, 90.0)))
     assert enet_train(scenes, tmp_path / "whole", "--init", str(start), epochs=3, eval_every=3) == 0
-    original = Trainer._step
-
-    def interrupted(trainer: Trainer, *args: Any) -> Any:
-        if trainer.epoch == 1:
-            raise KeyboardInterrupt
-        return original(trainer, *args)
-
-    with monkeypatch.context() as patch:
-        patch.setattr(Trainer, "_step", interrupted)
-        patch.setattr("enet_deploy.train.CHECKPOINT_SECONDS", 0.0)
+    with interrupted_in_the_second_epoch(monkeypatch):
         assert enet_train(scenes, tmp_path / "broken", "--init", str(start), epochs=3, eval_every=3) == 130
     # the next epoch is not evaluated
     assert enet_train(scenes, tmp_path / "broken", "--resume", epochs=3, eval_every=3) == 0
@@ -284,16 +292,7 @@ def test_interrupted_run_with_every_loss_resumes_to_the_same_bits(
 ) -> None:
     teacher = ["--teacher", str(finished / "last.safetensors")]
     assert enet_train(scenes, tmp_path / "whole", *LOSSES, *teacher) == 0
-    original = Trainer._step
-
-    def interrupted(trainer: Trainer, *args: Any) -> Any:
-        if trainer.epoch == 1:
-            raise KeyboardInterrupt
-        return original(trainer, *args)
-
-    with monkeypatch.context() as patch:
-        patch.setattr(Trainer, "_step", interrupted)
-        patch.setattr("enet_deploy.train.CHECKPOINT_SECONDS", 0.0)
+    with interrupted_in_the_second_epoch(monkeypatch):
         assert enet_train(scenes, tmp_path / "broken", *LOSSES, *teacher) == 130
     assert "the same command with --resume continues" in capsys.readouterr().err
     code = enet_train(scenes, tmp_path / "broken", "--resume")
