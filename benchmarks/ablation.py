@@ -14,6 +14,7 @@ import argparse
 import logging
 import statistics
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -39,19 +40,29 @@ VARIANTS: dict[str, dict[str, Any]] = {
     "sensor noise up to 16": {"noise": 16.0},
     "no colour jitter": {"color": 0.0},
     "no scaling": {"scale": (1.0, 1.0)},
+    "c = 1.02, auxiliary head 0.4": {"class_weight_c": 1.02, "aux": 0.4},
+    "c = 1.02, sensor noise up to 16": {"class_weight_c": 1.02, "noise": 16.0},
     "c = 1.02, Lovasz 1, auxiliary head 0.4": COMBINED,
     "c = 1.02, Lovasz 1, auxiliary head 0.4, sensor noise up to 16": COMBINED | {"noise": 16.0},
+    "c = 1.02, taught by a network of width 2": {"class_weight_c": 1.02},
 }
+TAUGHT = list(VARIANTS)[-1]
 
 
 def train_and_score(
-    train: DataSet, val: DataSet, out: Path, recipe: Recipe, device: str, init: Path | None
+    train: DataSet,
+    val: DataSet,
+    out: Path,
+    recipe: Recipe,
+    device: str,
+    init: Path | None = None,
+    teacher: Path | None = None,
 ) -> dict[str, float]:
     """Figures of a run's last weights on `val`; a run that is there already goes on, or is only read."""
     from enet_deploy.runners.torch_runner import torch_device
     from enet_deploy.train import Trainer, read_checkpoint
 
-    trainer = Trainer(train, val, "fold", out, recipe, torch_device(device), init)
+    trainer = Trainer(train, val, "fold", out, recipe, torch_device(device), init, teacher)
     if (out / "checkpoint.pt").exists():
         state, had = read_checkpoint(out)
         if had != recipe:
@@ -98,13 +109,21 @@ def _ablate(args: argparse.Namespace) -> None:
             steps = max(1, len(train) // args.batch)
             epochs = max(1, args.base_steps // steps)
             base = Recipe(**shared, **BASE, epochs=epochs, eval_every=epochs, seed=seed)
-            train_and_score(train, val, folder / "base", base, args.device, None)
+            train_and_score(train, val, folder / "base", base, args.device)
             epochs = max(1, args.steps // steps)
+            teacher = None
+            if TAUGHT in variants:  # it learns for as long as base and variant together
+                teacher = folder / "teacher" / "last.safetensors"
+                longer = max(1, (args.base_steps + args.steps) // steps)
+                wide = replace(base, **VARIANTS[TAUGHT], width=2, epochs=longer, eval_every=longer)
+                train_and_score(train, val, teacher.parent, wide, args.device)
             for name in variants:
                 changes = BASE | {"lr": BASE["lr"] / 2} | VARIANTS[name]
                 recipe = Recipe(**shared, epochs=epochs, eval_every=epochs, seed=seed + 1000, **changes)
                 out = folder / "".join(letter if letter.isalnum() else "-" for letter in name)
-                figures = train_and_score(train, val, out, recipe, args.device, folder / "base" / "last.safetensors")
+                init = folder / "base" / "last.safetensors"
+                taught = teacher if name == TAUGHT else None
+                figures = train_and_score(train, val, out, recipe, args.device, init, taught)
                 rows.append({"variant": name, "fold": fold, "seed": seed, "figures": figures})
                 settings = {**shared, "base": BASE, "base_steps": args.base_steps, "steps": args.steps}
                 result = {"schema": SCHEMA, "commit": commit(), "settings": settings, "runs": rows}
