@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 from enet_deploy.benchmarks import ablation, training
+from enet_deploy.model import load_weights
 from enet_deploy.train import Trainer
 
 TINY = [
@@ -24,7 +25,7 @@ TINY = [
     "--steps",
     "2",
 ]
-VARIANTS = ["--variants", "cross-entropy, c = 1.10", "Lovasz 1"]
+VARIANTS = ["--variants", ablation.REFERENCE, "Lovasz 1", ablation.TAUGHT]
 
 
 def ablate(scenes: Path, folder: Path, *options: str) -> int:
@@ -38,10 +39,13 @@ def test_ablation_compares_variants_and_goes_on_where_it_stopped(
     assert ablate(scenes, tmp_path) == 0
     found = json.loads((tmp_path / "result.json").read_text())
     assert [(run["variant"], run["fold"]) for run in found["runs"]] == [
-        ("cross-entropy, c = 1.10", "scene000"),
+        (ablation.REFERENCE, "scene000"),
         ("Lovasz 1", "scene000"),
+        (ablation.TAUGHT, "scene000"),
     ]
-    first, second = (100 * run["figures"]["val_miou"] for run in found["runs"])
+    (taught,) = tmp_path.glob("runs/scene000-0/*taught*/last.safetensors")
+    assert load_weights(taught)[1].details["teacher"]["width"] == 2
+    first, second, _ = (100 * run["figures"]["val_miou"] for run in found["runs"])
     table = (tmp_path / "result.md").read_text()
     assert table in capsys.readouterr().out
     change = f"{second - first:+.1f}"
