@@ -10,10 +10,12 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from enet_deploy import cli
 from enet_deploy.artifacts import BUNDLED_WEIGHTS, require_writable, sha256, write_json
 from enet_deploy.data import DataSet, UInt8Array, open_data
-from enet_deploy.errors import InputError
+from enet_deploy.errors import BackendError, InputError
 from enet_deploy.evaluate import require_classes
 from enet_deploy.runners import BACKENDS, Runner, backends_for, open_runner
 from enet_deploy.scenes import street_scene
@@ -21,6 +23,7 @@ from enet_deploy.scenes import street_scene
 from .parity import Parity, compare
 from .timing import measure
 
+PROFILED = 20  # calls that a profile's medians are taken over
 CAMERA = (720, 1280)  # size of the drawn scenes: an ordinary camera's
 SCENES = 8
 
@@ -116,6 +119,21 @@ def _add_flips(runners: list[Runner], parities: list[Parity], weights: Path, ima
         parity.unpool_flips = shares[runner.artifact]
 
 
+def _profiles(runners: list[Runner], images: list[UInt8Array], batch: int) -> list[dict[str, Any] | None]:
+    """Where the time of each runner goes, None where its backend does not tell."""
+    from .profiling import profile
+
+    found: list[dict[str, Any] | None] = []
+    for runner in runners:
+        frames = np.concatenate([runner.preprocess(images[i % len(images)]) for i in range(batch)])
+        try:
+            found.append(profile(runner, frames, PROFILED))
+        except BackendError as error:
+            print(f"not profiled: {error}")
+            found.append(None)
+    return found
+
+
 def _material(data: DataSet | None) -> tuple[list[UInt8Array], list[tuple[UInt8Array, UInt8Array | None]] | DataSet]:
     """Camera images to time with, and (image, truth) pairs to compare on."""
     if data is not None:
@@ -135,6 +153,7 @@ def _bench(args: argparse.Namespace) -> None:
     from rich.console import Console
 
     from .environment import environment, peak_memory
+    from .profiling import measure_peaks
     from .report import Result, show, to_json
 
     _require(args)
@@ -154,11 +173,15 @@ def _bench(args: argparse.Namespace) -> None:
         options = [_options(runner.backend, runner.spec.size, args.threads) for runner in runners]
         peaks = [peak_memory(runner, own) for runner, own in zip(runners, options, strict=True)]
         timings = measure(runners, images, args.frames, batch, progress=lambda turns: cli.progress(turns, "timing"))
+        profiles = _profiles(runners, images, batch) if args.profile else [None] * len(runners)
         results = [
-            Result(r.spec, artifacts[r.artifact], timing, parity, r.artifact.stat().st_size, peak, own)
-            for r, timing, parity, peak, own in zip(runners, timings, parities, peaks, options, strict=True)
+            Result(r.spec, artifacts[r.artifact], timing, parity, r.artifact.stat().st_size, peak, own, profile)
+            for r, timing, parity, peak, own, profile in zip(
+                runners, timings, parities, peaks, options, profiles, strict=True
+            )
         ]
-    run = to_json(machine, results, None if reference is None else of_reference)
+    limits = measure_peaks() if args.profile else None
+    run = to_json(machine, results, None if reference is None else of_reference, limits)
     if args.json is not None:
         write_json(args.json, run)
     show(run, Console())
@@ -192,6 +215,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     )
     parser.add_argument("--data", help="data set: real images, and accuracy as well as parity")
     parser.add_argument("--split", default="val", help="of --data (default: %(default)s)")
+    parser.add_argument("--profile", action="store_true", help="also tell where the time goes, operation by operation")
     parser.add_argument("--json", type=Path, metavar="FILE", help="write the whole result there")
     return cli.run(parser, _bench, argv)
 

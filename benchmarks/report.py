@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +14,7 @@ from rich.table import Table
 from enet_deploy.runners import Spec
 
 from .parity import Parity
+from .profiling import Peaks
 from .timing import STAGES, UNSTABLE, Timing
 
 SCHEMA = 1
@@ -30,6 +31,7 @@ class Result:
         parity: against PyTorch and against the truth, as far as these are known.
         model_bytes, peak_bytes: size of the artifact; peak memory of a process with this runner alone.
         options: that the runner was opened with.
+        profile: where its time goes, `profiling.to_json`, where that was asked for and its backend tells.
     """
 
     spec: Spec
@@ -39,6 +41,7 @@ class Result:
     model_bytes: int
     peak_bytes: int
     options: dict[str, Any]
+    profile: dict[str, Any] | None = None
 
     def to_json(self) -> dict[str, Any]:
         return {
@@ -59,14 +62,18 @@ class Result:
             "peak_bytes": self.peak_bytes,
             "parity": self.parity.parity_json(),
             "accuracy": self.parity.accuracy_json(),
+            "profile": self.profile,
         }
 
 
-def to_json(environment: dict[str, Any], results: list[Result], reference: Parity | None) -> dict[str, Any]:
+def to_json(
+    environment: dict[str, Any], results: list[Result], reference: Parity | None, peaks: Peaks | None = None
+) -> dict[str, Any]:
     """The whole run; the fields are described in the README."""
     return {
         "schema": SCHEMA,
         "environment": environment,
+        "peaks": None if peaks is None else asdict(peaks),
         "reference": None if reference is None else {"backend": "torch", "accuracy": reference.accuracy_json()},
         "results": [result.to_json() for result in results],
     }
@@ -82,6 +89,9 @@ def show(run: dict[str, Any], console: Console) -> None:
         _show_flips(results, console)
     if results[0]["accuracy"]:
         _show_accuracy(results, reference and reference["accuracy"], console)
+    for name, result in zip(_names(results), results, strict=True):
+        if result.get("profile"):  # files of before it was measured have none
+            _show_profile(name, result["profile"], result["batch"], run["peaks"], console)
     for name, result in zip(_names(results), results, strict=True):
         if result["spread"] > UNSTABLE:
             console.print(
@@ -167,6 +177,41 @@ def _show_flips(results: list[dict[str, Any]], console: Console) -> None:
         if shares:
             table.add_row(name, *(f"{share:.3%}" for share in shares.values()))
     _print("Unpool flips: windows whose winner is not PyTorch fp32's", table, console)
+
+
+def _show_profile(name: str, profile: dict[str, Any], batch: int, peaks: dict[str, float], console: Console) -> None:
+    """By kind of operation, by stage, and what the arithmetic alone would take."""
+    total = profile["ms"]
+    table = Table(box=SIMPLE_HEAD)
+    table.add_column("kind", no_wrap=True)
+    for column in ("ms", "share", "count"):
+        table.add_column(column, justify="right")
+    for row in profile["kinds"]:
+        if row["ms"] >= 0.005 * total:
+            table.add_row(escape(row["kind"]), f"{row['ms']:.2f}", f"{row['ms'] / total:.1%}", str(row["count"]))
+    _print(f"Where the time of {name} goes: {total:.1f} ms while watched", table, console)
+    table = Table(box=SIMPLE_HEAD)
+    table.add_column("stage", no_wrap=True)
+    for column in ("ms", "share", "multiply-adds, M", "of the machine's peak"):
+        table.add_column(column, justify="right")
+    for row in profile["stages"]:
+        macs = (row["multiply_adds"] or 0) * batch
+        reached = f"{2e-6 * macs / row['ms'] / peaks['gflops']:.0%}" if macs and row["ms"] else ""
+        table.add_row(
+            row["stage"], f"{row['ms']:.2f}", f"{row['ms'] / total:.1%}", f"{macs / 1e6:.1f}" if macs else "", reached
+        )
+    console.print(table)
+    macs = batch * sum(row["multiply_adds"] or 0 for row in profile["stages"])
+    console.print(
+        f"Convolutions take {profile['convolution_ms']:.1f} ms, {profile['convolution_ms'] / total:.0%} of it. "
+        + (
+            f"Their {macs / 1e9:.2f} G multiply-adds take {2e-6 * macs / peaks['gflops']:.1f} ms at the speed "
+            if macs
+            else ""
+        )
+        + (f"of a float32 matrix product here ({peaks['gflops']:.0f} GFLOP/s); " if macs else "")
+        + f"a copy runs at {peaks['copy_gb']:.1f} GB/s."
+    )
 
 
 def _show_accuracy(results: list[dict[str, Any]], reference: dict[str, Any] | None, console: Console) -> None:

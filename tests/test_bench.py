@@ -20,6 +20,7 @@ from enet_deploy import CAMVID, Runner, Spec, open_runner
 from enet_deploy.benchmarks import cli
 from enet_deploy.benchmarks.environment import peak_memory
 from enet_deploy.benchmarks.parity import compare
+from enet_deploy.benchmarks.profiling import arithmetic, to_json
 from enet_deploy.benchmarks.report import show
 from enet_deploy.benchmarks.timing import STAGES, Timing, measure
 from enet_deploy.benchmarks.unpool import flips
@@ -27,6 +28,7 @@ from enet_deploy.data import UInt8Array, open_data
 from enet_deploy.errors import ParityError
 from enet_deploy.metrics import evaluate
 from enet_deploy.model import load_weights, save_weights
+from enet_deploy.runners import Operation
 from enet_deploy.scenes import street_scene
 
 HEIGHT, WIDTH = SIZE
@@ -65,7 +67,7 @@ def run(scenes: Path, weights: Path, exported: Path, tmp_path_factory: pytest.Te
     """The JSON of one run over PyTorch, ONNX Runtime and OpenVINO on the drawn data set."""
     path = tmp_path_factory.mktemp("bench") / "out.json"
     artifacts = [str(weights), str(exported)]
-    options = ["--frames", "7", "--threads", "1", "--data", str(scenes), "--json", str(path)]
+    options = ["--frames", "7", "--threads", "1", "--profile", "--data", str(scenes), "--json", str(path)]
     assert cli.main([*artifacts, *options]) == 0
     return json.loads(path.read_text())
 
@@ -83,6 +85,34 @@ def test_result_holds_what_the_readme_says(run: dict[str, Any], weights: Path, e
         assert latency == result["stages_ms"]["infer"] and set(result["stages_ms"]) == set(STAGES)
         assert result["fps"] == pytest.approx(1e3 / np.mean(result["samples_ms"]))
         assert result["peak_bytes"] > 20e6  # an interpreter with numpy alone is larger
+
+
+def test_profile_accounts_for_all_operations(run: dict[str, Any], exported: Path) -> None:
+    torch, *graphs = (result["profile"] for result in run["results"])
+    assert torch is None and set(run["peaks"]) == {"gflops", "copy_gb"} and min(run["peaks"].values()) > 0
+    for profile in graphs:
+        assert sum(row["count"] for row in profile["kinds"]) == len(profile["operations"])
+        for rows in ("kinds", "stages", "operations"):
+            assert sum(row["ms"] for row in profile[rows]) == pytest.approx(profile["ms"])
+        assert 0 < profile["convolution_ms"] < profile["ms"]
+        stages = [row["stage"] for row in profile["stages"]]
+        assert stages[:4] == ["frames", "initial", "bottleneck1_0", "stage1"] and stages[-1] == "fullconv"
+    # 3x3 kernels over 3 channels give 13, one for every 2x2 pixels (ENet paper, figure 2a)
+    assert arithmetic(exported)["initial"] == 13 * 3 * 9 * HEIGHT * WIDTH // 4
+
+
+def test_operations_without_a_place_count_to_the_one_before() -> None:
+    operations = [
+        Operation(("Cast",), "Cast", 1.0),
+        Operation(("x", "stage1.0.branch.0/Conv"), "Convolution", 2.0),
+        Operation((), "Reorder", 3.0),
+        Operation(("stage2.0/Add_1", "stage2.0.act/Max"), "", 4.0),
+        Operation(("node",), "Convert", 5.0),
+    ]
+    profile = to_json(operations, {})
+    assert {row["stage"]: row["ms"] for row in profile["stages"]} == {"frames": 1, "stage1": 5, "stage2": 9}
+    assert [row["kind"] for row in profile["kinds"]] == ["Convert", "Add + Max", "Reorder", "Convolution", "Cast"]
+    assert profile["convolution_ms"] == 2.0
 
 
 def test_accuracy_is_that_of_enet_eval(run: dict[str, Any], scenes: Path, exported: Path) -> None:

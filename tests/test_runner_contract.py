@@ -419,6 +419,20 @@ def test_backends_agree(runner: Runner, weights: Path, batches: list[UInt8Array]
 # open_runner
 
 
+def test_profile_names_the_operations_or_says_that_it_cannot(runner: Runner, batches: list[UInt8Array]) -> None:
+    labels = runner.infer(batches[0])
+    if runner.backend in ("fake", "torch"):
+        with pytest.raises(BackendError, match=f"the backend {runner.backend} does not tell the times"):
+            runner.profile(batches[0])
+    else:
+        operations = runner.profile(batches[0], calls=2)
+        assert operations and all(operation.ms > 0 for operation in operations)
+        assert {name for o in operations for name in o.names} >= {"initial.conv/Conv", "stage1.0.branch.0/Conv"}
+        with pytest.raises(InputError, match="calls 0, expected at least 1"):
+            runner.profile(batches[0], calls=0)
+    assert (runner.infer(batches[0]) == labels).all()
+
+
 def test_open_runner_chooses_by_suffix(exported: Path, weights: Path) -> None:
     assert backend_for(exported) == "ort" and backend_for(str(weights)) == "torch"
     assert backends_for(exported)[:2] == ("ort", "openvino")

@@ -7,9 +7,9 @@ from pathlib import Path
 from typing import Any
 
 from ..errors import EXTRAS, BackendError, InputError, missing
-from .base import Runner, Spec
+from .base import Operation, Runner, Spec
 
-__all__ = ["BACKENDS", "Runner", "Spec", "backend_for", "backends_for", "open_runner"]
+__all__ = ["BACKENDS", "Operation", "Runner", "Spec", "backend_for", "backends_for", "open_runner"]
 
 # backend -> (module, class, suffixes of its artifacts); of a suffix, the first backend is the default
 _REGISTRY: dict[str, tuple[str, str, tuple[str, ...]]] = {

@@ -7,8 +7,9 @@ from abc import ABC, abstractmethod
 from collections import deque
 from collections.abc import Generator, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
+from statistics import median
 from types import TracebackType
 from typing import Any, TypeVar
 
@@ -20,6 +21,8 @@ from ..data import ClassList, UInt8Array, resize_image, resize_labels
 from ..errors import ArtifactError, BackendError, InputError
 
 R = TypeVar("R", bound="Runner")
+
+UNCOUNTED = 3  # calls at the start of a profile
 
 
 @dataclass(frozen=True)
@@ -48,6 +51,21 @@ class Spec:
     has_logits: bool
     weights_sha256: str
     runtime: str = ""
+
+
+@dataclass(frozen=True)
+class Operation:
+    """One operation, as a backend runs it.
+
+    Attributes:
+        names: in the graph, of the operations that it computes; none for what the backend added of its own.
+        kind: what the backend calls it, "Conv" or "Reorder f32" for example; "" where it does not say.
+        ms: milliseconds that it took.
+    """
+
+    names: tuple[str, ...]
+    kind: str
+    ms: float
 
 
 class Runner(ABC):
@@ -134,6 +152,25 @@ class Runner(ABC):
             self.spec  # noqa: B018
             return self._run_logits(frames)
 
+    def profile(self, frames: UInt8Array, calls: int = 20) -> list[Operation]:
+        """Time each operation of a call, in the order they run. Being watched, it takes longer as a whole than `infer`.
+
+        Args:
+            frames: as `infer` takes them.
+            calls: that the medians are taken over, after some for warming up.
+
+        Raises BackendError where the backend does not tell.
+        """
+        if calls < 1:
+            raise InputError(f"calls {calls}, expected at least 1")
+        frames = self._checked(frames)
+        with self._lock:
+            self.spec  # noqa: B018
+            counted = list(self._profile(frames, UNCOUNTED + calls))[UNCOUNTED:]
+        # every call has the same operations in the same order
+        operations = [replace(same[0], ms=median(o.ms for o in same)) for same in zip(*counted, strict=True)]
+        return [operation for operation in operations if operation.ms > 0]
+
     def segment(self, image: UInt8Array) -> UInt8Array:
         """Label one camera image of any size.
 
@@ -214,6 +251,10 @@ class Runner(ABC):
     @abstractmethod
     def _run_logits(self, frames: UInt8Array) -> npt.NDArray[np.float32]:
         """Called only where `spec.has_logits`."""
+
+    def _profile(self, frames: UInt8Array, calls: int) -> Iterator[list[Operation]]:
+        """The operations of each call, one call after the other."""
+        raise BackendError(f"the backend {self.backend} does not tell the times of its operations")
 
     @abstractmethod
     def _close(self) -> None:

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import json
 import logging
 import re
+from collections.abc import Iterator
 from importlib import metadata as packages
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import numpy as np
@@ -14,7 +17,7 @@ import numpy.typing as npt
 from ..artifacts import METADATA_KEY, Metadata
 from ..data import UInt8Array
 from ..errors import ArtifactError, BackendError, InputError
-from .base import Runner, Spec
+from .base import Operation, Runner, Spec
 from .graph import check_signature, check_threads
 
 log = logging.getLogger(__name__)
@@ -70,11 +73,13 @@ class OrtRunner(Runner):
         self._on_device: Any = None  # the frames, where there is a CUDA device
         return self._make_spec(metadata, batch, "logits" in signature, runtime="" if wanted == _CPU else wanted)
 
-    def _load(self, ort: Any, provider: str) -> Any:
-        """A session with this provider, and on a CUDA device no other."""
+    def _load(self, ort: Any, provider: str, profile: str = "") -> Any:
+        """A session with this provider, and on a CUDA device no other; `profile` is where it leaves its times."""
         options = ort.SessionOptions()
         options.intra_op_num_threads = self._threads
         options.log_severity_level = 3  # what goes wrong comes as an exception
+        if profile:
+            options.enable_profiling, options.profile_file_prefix = True, profile
         choices: dict[str, str] = {}
         if provider != _CPU:
             options.add_session_config_entry("session.disable_cpu_ep_fallback", "1")
@@ -120,6 +125,23 @@ class OrtRunner(Runner):
         (logits,) = self._session.run(["logits"], {"frames": frames})
         array: npt.NDArray[np.float32] = logits.astype(np.float32, copy=False)
         return array
+
+    def _profile(self, frames: UInt8Array, calls: int) -> Iterator[list[Operation]]:
+        import onnxruntime as ort
+
+        with TemporaryDirectory() as folder:
+            session = self._load(ort, self._session.get_providers()[0], f"{folder}/profile")
+            for _ in range(calls):
+                session.run(["labels"], {"frames": frames})
+            events = json.loads(Path(session.end_profiling()).read_text())
+        operations = []
+        for event in events:
+            if event.get("cat") == "Node" and event["name"].endswith("_kernel_time"):
+                name = event["name"].removesuffix("_kernel_time").removesuffix("_nchwc")  # a layout of its own
+                operations.append(Operation((name,), event["args"]["op_name"], event["dur"] / 1e3))
+        each = len(operations) // calls
+        for start in range(0, each * calls, each):
+            yield operations[start : start + each]
 
     def _close(self) -> None:
         del self._session, self._on_device

@@ -10,7 +10,7 @@ import os
 import re
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -126,7 +126,7 @@ class Engine:
     """
 
     def __init__(self, trt: Any, path: Path, card: EngineCard, content: bytes, graphs: bool) -> None:
-        self._trt = trt
+        self.trt = trt
         self._config: Any = None
         self._cache: Any = None
         self._engine = load_engine(trt, content, host_code=card.version_compatible)
@@ -159,11 +159,11 @@ class Engine:
     def _configure_rtx(self, path: Path, graphs: bool) -> None:
         """TensorRT-RTX compiles kernels for the GPU at the first run, and keeps them here for the next process."""
         self._config = self._engine.create_runtime_config()
-        if graphs and hasattr(self._trt, "CudaGraphStrategy"):
-            self._config.cuda_graph_strategy = self._trt.CudaGraphStrategy.WHOLE_GRAPH_CAPTURE
-        if hasattr(self._trt, "DynamicShapesKernelSpecializationStrategy"):
+        if graphs and hasattr(self.trt, "CudaGraphStrategy"):
+            self._config.cuda_graph_strategy = self.trt.CudaGraphStrategy.WHOLE_GRAPH_CAPTURE
+        if hasattr(self.trt, "DynamicShapesKernelSpecializationStrategy"):
             # Compiled in the background, kernels would replace others between two calls: other times, other rounding
-            strategies = self._trt.DynamicShapesKernelSpecializationStrategy
+            strategies = self.trt.DynamicShapesKernelSpecializationStrategy
             self._config.dynamic_shapes_kernel_specialization_strategy = strategies.EAGER
         self._cache = self._config.create_runtime_cache()
         self._cache_path = path
@@ -183,8 +183,8 @@ class Engine:
         return Execution(self, context)
 
     def failed(self, what: str) -> BackendError:
-        told = make_logger(self._trt).told()
-        return BackendError(f"TensorRT {self._trt.__version__} refuses {what}: {told}")
+        told = make_logger(self.trt).told()
+        return BackendError(f"TensorRT {self.trt.__version__} refuses {what}: {told}")
 
     def close(self) -> None:
         """Free the engine, once its executions are; keep what TensorRT-RTX compiled."""
@@ -216,6 +216,19 @@ class Execution:
         """Queue a run like the last one."""
         if not self._context.execute_async_v3(stream):
             raise self._engine.failed("the run")
+
+    def watch(self, report: Callable[[str, float], None]) -> None:
+        """Have each run wait for its end, and tell the name and milliseconds of every layer."""
+        trt: Any = self._engine.trt
+
+        class Profiler(trt.IProfiler):  # type: ignore[misc]
+            def __init__(self) -> None:
+                trt.IProfiler.__init__(self)
+
+            def report_layer_time(self, layer_name: str, ms: float) -> None:
+                report(layer_name, ms)
+
+        self._context.profiler = Profiler()
 
     def close(self) -> None:
         self._context = None

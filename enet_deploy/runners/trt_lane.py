@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import OrderedDict, deque
+from collections.abc import Callable
 from contextlib import ExitStack, suppress
 from functools import partial
 from typing import Any
@@ -52,6 +53,10 @@ class Lane:
                     self._device.synchronize(self._stream)
             finally:
                 self._drop_graphs()
+
+    def watch(self, report: Callable[[str, float], None]) -> None:
+        """As `Execution.watch`."""
+        self._execution.watch(report)
 
     def start(self, frames: UInt8Array | DeviceArray, out: UInt8Array | DeviceArray) -> None:
         """Queue all of a batch; `out` is filled by `finish`. Both are C-contiguous."""

@@ -16,7 +16,7 @@ import numpy.typing as npt
 from ..artifacts import EngineCard
 from ..data import UInt8Array
 from ..errors import BackendError, EnetError, InputError
-from .base import Runner, Spec, check_frames, check_out
+from .base import Operation, Runner, Spec, check_frames, check_out
 from .cuda import Device, find_gpu, open_device
 from .cuda_array import DeviceArray
 from .trt_common import FLAVOURS, import_tensorrt
@@ -131,6 +131,23 @@ class TrtRunner(Runner):
             finally:
                 self._give_back(lane)
         return scores
+
+    def _profile(self, frames: UInt8Array | DeviceArray, calls: int) -> Iterator[list[Operation]]:
+        with self._device.current():
+            lane = Lane(self._device, self._engine, capture=False)  # a graph has no layers to tell of
+            try:
+                lane.open()
+                layers: list[Operation] = []
+                lane.watch(lambda name, ms: layers.append(Operation(tuple(name.split(" + ")), "", ms)))
+                for _ in range(calls):
+                    lane.start(frames, np.empty(frames.shape[:3], np.uint8))
+                    lane.finish()
+                    if not layers:
+                        raise BackendError(f"{self.spec.runtime} did not tell the times of its layers")
+                    yield list(layers)
+                    layers.clear()
+            finally:
+                lane.close()
 
     def _take(self) -> Lane:
         return self._idle.pop() if self._idle else self._new_lane()
