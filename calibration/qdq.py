@@ -39,7 +39,7 @@ FLOAT_LAYERS = {
     "bottleneck4_0.branch.2": "transposed convolution: int8 kernels for it are slow, wrong or missing",
     "bottleneck5_0.branch.*": "4 channels within: too few for int8 kernels",
     "stage5.*": "4 channels within, at half the frame's size: conversions would cost more than they save",
-    "fullconv": "transposed convolution, and its outputs are compared with each other by the argmax",
+    "fullconv": "its outputs are compared with each other by the argmax",
 }
 _INT8_OF = {"fp32": "int8", "fp16": "fp16-int8"}
 

@@ -127,13 +127,61 @@ def prelu_as_max(net: ENet) -> ENet:
     return net
 
 
-def to_deploy(net: ENet, metadata: Metadata, half: bool = False) -> Segmenter:
+def head_at_half_size(net: ENet) -> ENet:
+    """A copy that ends at half the frame's size: (N, 3, H, W) -> (N, 4 C, H/2, W/2), by pixel and then by class.
+
+    A transposed convolution of kernel and stride 2 makes each of its 2x2 pixels of one pixel of its input, with
+    weights of their own: a 1x1 convolution to four times the classes, whose maps `interleave` puts side by side.
+    """
+    net = _copy_in_eval_mode(net)
+    head = net.fullconv
+    assert head.bias is not None
+    conv = nn.Conv2d(head.in_channels, 4 * head.out_channels, 1)
+    conv.weight = nn.Parameter(head.weight.detach().permute(2, 3, 1, 0).reshape(-1, head.in_channels, 1, 1).clone())
+    conv.bias = nn.Parameter(head.bias.detach().repeat(4))
+    net.fullconv = conv  # type: ignore[assignment]
+    return net
+
+
+def interleave(x: Tensor) -> Tensor:
+    """The four pixels of each place, in reading order, side by side: (N, 4, ..., H, W) -> (N, ..., 2H, 2W)."""
+    height, width = x.shape[-2:]
+    rows, columns, between = x.ndim - 1, x.ndim, range(3, x.ndim - 1)  # of the view with (2, 2) in the place of 4
+    spread = x.reshape(-1, 2, 2, *x.shape[2:]).permute(0, *between, rows, 1, columns, 2)
+    return spread.reshape(-1, *x.shape[2:-2], 2 * height, 2 * width)
+
+
+class DeploySegmenter(Segmenter):
+    """`Segmenter` of a network with its `head_at_half_size`.
+
+    The largest score is found at half size too, so that nothing of the frame's size is ever a float: only the labels
+    are put side by side. They become uint8 last, the one place where TensorRT has that type.
+    """
+
+    def scores(self, frames: Tensor) -> Tensor:
+        """(N, H, W, 3) uint8 BGR in [0, 255] -> (N, 4, C, H/2, W/2): the logits of every place's four pixels."""
+        maps = super().logits(frames)
+        return maps.reshape(-1, 4, maps.shape[1] // 4, *maps.shape[2:])
+
+    def logits(self, frames: Tensor) -> Tensor:
+        return interleave(self.scores(frames))
+
+    def forward(self, frames: Tensor) -> Tensor:
+        return labels_of(self.scores(frames))
+
+
+def labels_of(scores: Tensor) -> Tensor:
+    """What `DeploySegmenter.scores` gives -> labels (N, H, W) uint8."""
+    return interleave(scores.argmax(dim=2).to(torch.int32)).to(torch.uint8)
+
+
+def to_deploy(net: ENet, metadata: Metadata, half: bool = False) -> DeploySegmenter:
     """The deploy form of a network in eval mode.
 
     frames (N, H, W, 3) uint8 BGR in [0, 255] -> labels (N, H, W) uint8, with normalisation and argmax inside,
-    BatchNorm folded, dropout gone, PReLU as a maximum and unpooling in exportable operations. `half` makes the
-    weights and all arithmetic between normalisation and argmax float16.
+    BatchNorm folded, dropout gone, PReLU as a maximum, unpooling in exportable operations and the head at half size.
+    `half` makes the weights and all arithmetic between normalisation and argmax float16.
     """
-    exportable = with_exportable_unpooling(prelu_as_max(drop_inactive(fold_batchnorm(net))))
+    exportable = with_exportable_unpooling(head_at_half_size(prelu_as_max(drop_inactive(fold_batchnorm(net)))))
     dtype = torch.float16 if half else torch.float32
-    return Segmenter(exportable.to(dtype), metadata.mean, metadata.std, dtype).eval()
+    return DeploySegmenter(exportable.to(dtype), metadata.mean, metadata.std, dtype).eval()

@@ -34,11 +34,11 @@ from enet_deploy.artifacts import (
 )
 from enet_deploy.data import UInt8Array
 from enet_deploy.errors import InputError, ParityError
-from enet_deploy.model import Segmenter, load_weights
+from enet_deploy.model import load_weights
 from enet_deploy.runners import Runner, open_runner
 from enet_deploy.scenes import street_scene
 
-from .deploy import to_deploy
+from .deploy import DeploySegmenter, interleave, labels_of, to_deploy
 
 OPSET = 19  # the first whose QuantizeLinear and DequantizeLinear take half
 # precision -> share of pixels whose label may differ from PyTorch's
@@ -167,16 +167,16 @@ def save_verified(
 class _WithLogits(nn.Module):
     """For export alone: the labels and, as a second output, the logits they come from."""
 
-    def __init__(self, segmenter: Segmenter) -> None:
+    def __init__(self, segmenter: DeploySegmenter) -> None:
         super().__init__()
         self.segmenter = segmenter
 
     def forward(self, frames: Tensor) -> tuple[Tensor, Tensor]:
-        logits = self.segmenter.logits(frames)
-        return logits.argmax(dim=1).to(torch.uint8), logits.float()
+        scores = self.segmenter.scores(frames)
+        return labels_of(scores), interleave(scores).float()
 
 
-def _export(segmenter: Segmenter, size: tuple[int, int], batch: int | None, logits: bool) -> onnx.ModelProto:
+def _export(segmenter: DeploySegmenter, size: tuple[int, int], batch: int | None, logits: bool) -> onnx.ModelProto:
     # Tracing a batch of one would make a dynamic batch constant
     example = torch.zeros((2 if batch is None else batch, *size, 3), dtype=torch.uint8)
     module = _WithLogits(segmenter).eval() if logits else segmenter

@@ -23,7 +23,15 @@ from enet_deploy.artifacts import METADATA_KEY, Metadata, sha256
 from enet_deploy.data import CAMVID, UInt8Array, open_data
 from enet_deploy.errors import ArtifactError, InputError, ParityError
 from enet_deploy.export import cli
-from enet_deploy.export.deploy import MaxPReLU, drop_inactive, fold_batchnorm, prelu_as_max, to_deploy
+from enet_deploy.export.deploy import (
+    MaxPReLU,
+    drop_inactive,
+    fold_batchnorm,
+    head_at_half_size,
+    interleave,
+    prelu_as_max,
+    to_deploy,
+)
 from enet_deploy.export.to_onnx import to_onnx
 from enet_deploy.export.unpool import with_exportable_unpooling
 from enet_deploy.model import ENet, Segmenter, load_weights
@@ -37,7 +45,7 @@ OPERATIONS = {
     *("Cast", "Transpose", "Sub", "Div"),  # frames
     *("Conv", "Max", "Relu", "Add", "MaxPool", "Concat", "Pad", "ConvTranspose", "Mul"),  # the network
     *("Resize", "Equal", "Where"),  # unpooling
-    "ArgMax",
+    *("ArgMax", "Reshape"),
 }
 
 # --- the deploy form -------------------------------------------------------------------------------------------
@@ -103,6 +111,19 @@ def test_exportable_unpooling_changes_nothing(net: ENet, image: Tensor) -> None:
     assert torch.equal(exportable(image), net(image))
 
 
+def test_head_at_half_size_gives_the_same_logits(net: ENet, image: Tensor) -> None:
+    halved = head_at_half_size(net)(image)
+    assert halved.shape == (1, 44, SIZE[0] // 2, SIZE[1] // 2)
+    torch.testing.assert_close(
+        interleave(halved.reshape(1, 4, 11, *halved.shape[2:])), net(image), rtol=1e-9, atol=1e-9
+    )
+
+
+def test_interleaving_is_pixel_shuffling() -> None:
+    x = torch.arange(2 * 4 * 3 * 5).view(2, 4, 3, 5)
+    assert torch.equal(interleave(x), torch.nn.functional.pixel_shuffle(x, 2)[:, 0])
+
+
 def test_deploy_form_gives_the_labels_of_the_train_form(weights: Path) -> None:
     net, metadata = load_weights(weights)
     frames = torch.from_numpy(scenes_of(4))
@@ -117,7 +138,9 @@ def deploy(net: ENet) -> nn.Module:
     return to_deploy(net, METADATA)
 
 
-@pytest.mark.parametrize("rewrite", [fold_batchnorm, drop_inactive, prelu_as_max, with_exportable_unpooling, deploy])
+@pytest.mark.parametrize(
+    "rewrite", [fold_batchnorm, drop_inactive, prelu_as_max, head_at_half_size, with_exportable_unpooling, deploy]
+)
 def test_rewrites_leave_the_original_alone(net: ENet, rewrite: Callable[[ENet], nn.Module]) -> None:
     layers, state = str(net), {name: tensor.clone() for name, tensor in net.state_dict().items()}
     rewritten = rewrite(net)
@@ -171,7 +194,7 @@ def test_int64_is_nowhere_but_in_argmax_and_padding(model: onnx.ModelProto) -> N
     computed = {value.name for value in graph.value_info if value.type.tensor_type.elem_type == INT64}
     assert computed == {node.output[0] for node in graph.node if node.op_type == "ArgMax"}
     constants = {i.name for i in graph.initializer if i.data_type == INT64}
-    assert {node.op_type for node in graph.node if constants & set(node.input)} <= {"Pad"}
+    assert {node.op_type for node in graph.node if constants & set(node.input)} <= {"Pad", "Reshape"}
 
 
 def test_file_tells_nothing_of_the_machine_it_was_made_on(exported: Path) -> None:
