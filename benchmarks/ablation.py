@@ -42,6 +42,7 @@ VARIANTS: dict[str, dict[str, Any]] = {
     "no scaling": {"scale": (1.0, 1.0)},
     "c = 1.02, auxiliary head 0.4": {"class_weight_c": 1.02, "aux": 0.4},
     "c = 1.02, sensor noise up to 16": {"class_weight_c": 1.02, "noise": 16.0},
+    "c = 1.02, sensor noise up to 16, colour jitter 0.6": {"class_weight_c": 1.02, "noise": 16.0, "color": 0.6},
     "c = 1.02, Lovasz 1, auxiliary head 0.4": COMBINED,
     "c = 1.02, Lovasz 1, auxiliary head 0.4, sensor noise up to 16": COMBINED | {"noise": 16.0},
     "c = 1.02, taught by a network of width 2": {"class_weight_c": 1.02},
@@ -71,7 +72,8 @@ def train_and_score(
         began = trainer.metadata.details.get("init", {}).get("sha256")
         if init is not None and began != sha256(init):
             raise ArtifactError(f"{out} began from another base than {init}; remove it, or pass another --runs")
-    trainer.run()
+    if trainer.epoch < recipe.epochs:  # else it would write its weights again, with the commit of now in them
+        trainer.run()
     return trainer.history[-1]
 
 

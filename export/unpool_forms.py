@@ -21,19 +21,20 @@ import logging
 import tempfile
 import time
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from statistics import median
 from typing import Any
 
+import numpy.typing as npt
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from enet_deploy import cli
 from enet_deploy.artifacts import BUNDLED_WEIGHTS
-from enet_deploy.data import UInt8Array
-from enet_deploy.model import Segmenter, load_weights
+from enet_deploy.model import load_weights
 from enet_deploy.scenes import street_scene
 
 from .deploy import to_deploy
@@ -42,6 +43,7 @@ from .unpool import _rank as rank
 from .unpool import _up as up
 
 Call = Callable[[], object]
+Graph = Callable[[npt.NDArray[Any]], npt.NDArray[Any]]  # its one input -> its first output
 # the two halves of a form: x -> (pooled, winners) and (y, winners) -> unpooled
 Form = tuple[Callable[..., tuple[Tensor, Any]], Callable[..., Tensor]]
 
@@ -104,12 +106,12 @@ def broadcast_unpool(y: Tensor, winners: Tensor) -> Tensor:
     return spread.flatten(4, 5).flatten(2, 3)
 
 
-EQUALITY = "equality mask"
+EQUALITY, CHAIN, KEPT = "equality mask", "4 slices, chain, pixel shuffle", "winner code, multiplied (kept)"
 FORMS: dict[str, Form] = {
     EQUALITY: (equality_pool, equality_unpool),
-    "4 slices, chain, pixel shuffle": (chain_pool, chain_unpool),
+    CHAIN: (chain_pool, chain_unpool),
     "winner code, where": (where_pool, MaxUnpool2x2()),
-    "winner code, multiplied (kept)": (MaxPool2x2(), MaxUnpool2x2()),
+    KEPT: (MaxPool2x2(), MaxUnpool2x2()),
     "winner code from slices": (slice_pool, MaxUnpool2x2()),
     "6-D broadcast": (broadcast_pool, broadcast_unpool),
     "indices, scatter (no TensorRT)": (nn.MaxPool2d(2, return_indices=True), nn.MaxUnpool2d(2)),
@@ -137,43 +139,49 @@ class Apply(nn.Module):
         return self.function(*inputs)
 
 
-def export(segmenter: Segmenter, form: Form, frames: UInt8Array, path: str) -> str:
-    """Write the segmenter with its two poolings and unpoolings in one form; returns the path."""
-    segmenter = copy.deepcopy(segmenter)
+def in_form(net: nn.Module, form: Form) -> nn.Module:
+    """A copy of an ENet with its two poolings and unpoolings in one form."""
+    net = copy.deepcopy(net)
     pool, unpool = form
     for name in ("bottleneck1_0", "bottleneck2_0"):
-        segmenter.net.set_submodule(f"{name}.pool", Apply(pool))
+        net.set_submodule(f"{name}.pool", Apply(pool))
     for name in ("bottleneck4_0", "bottleneck5_0"):
-        segmenter.net.set_submodule(f"{name}.unpool", Apply(unpool))
+        net.set_submodule(f"{name}.unpool", Apply(unpool))
+    return net
+
+
+def export(module: nn.Module, example: Tensor, path: str) -> str:
+    """Write what a module does to one input, as the exporter leaves it; returns the path."""
+    for name in ("torch.onnx", "onnx_ir"):  # their notes have no bearing on this
+        logging.getLogger(name).setLevel(logging.ERROR)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        program = torch.onnx.export(
-            segmenter, (torch.from_numpy(frames),), input_names=["frames"], dynamo=True, opset_version=18, verbose=False
-        )
+        program = torch.onnx.export(module, (example,), dynamo=True, opset_version=18, verbose=False)
     assert program is not None
     program.save(path, external_data=False)
     return path
 
 
-def onnxruntime_call(path: str, frames: UInt8Array) -> Call:
+def onnxruntime_call(path: str) -> Graph:
     import onnxruntime as ort
 
     session = ort.InferenceSession(path, providers=["CPUExecutionProvider"])
-    return lambda: session.run(None, {"frames": frames})
+    (name,) = (value.name for value in session.get_inputs())
+    return lambda x: session.run(None, {name: x})[0]
 
 
-def openvino_call(path: str, frames: UInt8Array) -> Call:
+def openvino_call(path: str) -> Graph:
     import openvino as ov
 
     # f32: some CPUs would otherwise be given bfloat16
     config = {"PERFORMANCE_HINT": "LATENCY", "INFERENCE_PRECISION_HINT": "f32"}
     request = ov.Core().compile_model(path, "CPU", config).create_infer_request()
-    return lambda: request.infer([frames])
+    return lambda x: request.infer([x])[0]
 
 
-def measure(calls: dict[str, Call], rounds: int) -> dict[str, float]:
-    """Median milliseconds of each, their blocks of calls taking turns."""
-    samples: dict[str, list[float]] = {name: [] for name in calls}
+def measure(calls: Mapping[str, Call], rounds: int) -> dict[str, list[float]]:
+    """Median milliseconds of each one's blocks, which take turns."""
+    medians: dict[str, list[float]] = {name: [] for name in calls}
     for _ in range(rounds):
         for name, call in calls.items():
             block = []
@@ -181,23 +189,27 @@ def measure(calls: dict[str, Call], rounds: int) -> dict[str, float]:
                 start = time.perf_counter()
                 call()
                 block.append((time.perf_counter() - start) * 1e3)
-            samples[name] += block[DROPPED:]
-    return {name: median(times) for name, times in samples.items()}
+            medians[name].append(median(block[DROPPED:]))
+    return medians
 
 
 def _compare(args: argparse.Namespace) -> None:
     net, metadata = load_weights(args.weights)
     segmenter = to_deploy(net, metadata)
     frames = street_scene(0, args.size)[0][None]
-    for name in ("torch.onnx", "onnx_ir"):  # their notes have no bearing on this
-        logging.getLogger(name).setLevel(logging.ERROR)
     with tempfile.TemporaryDirectory() as folder:
-        files = {name: export(segmenter, form, frames, f"{folder}/{name}.onnx") for name, form in FORMS.items()}
-        ort = measure({name: onnxruntime_call(path, frames) for name, path in files.items()}, args.rounds)
-        ov = measure({name: openvino_call(path, frames) for name, path in files.items()}, args.rounds)
+        files = {}
+        for name, form in FORMS.items():
+            segmenter.net = in_form(segmenter.net, form)
+            files[name] = export(segmenter, torch.from_numpy(frames), f"{folder}/{name}.onnx")
+        blocks = (
+            measure({name: partial(load(path), frames) for name, path in files.items()}, args.rounds)
+            for load in (onnxruntime_call, openvino_call)
+        )
+        times = [{name: median(medians) for name, medians in backend.items()} for backend in blocks]
     print(f"{'form':32} {'wrong on ties':>13} {'ONNX Runtime':>20} {'OpenVINO':>20}")
     for name, form in FORMS.items():
-        columns = (f"{t[name]:10.1f} ms  x{t[name] / t[EQUALITY]:.2f}" for t in (ort, ov))
+        columns = (f"{t[name]:10.1f} ms  x{t[name] / t[EQUALITY]:.2f}" for t in times)
         print(f"{name:32} {wrong_on_ties(form):>13.1%} {'  '.join(columns)}")
 
 
