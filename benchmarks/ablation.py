@@ -27,7 +27,7 @@ from enet_deploy.recipe import Recipe
 SCHEMA = 1
 FOLDS = ("0001TP", "0006R0", "0016E5")
 
-BASE: dict[str, Any] = {"class_weight_c": 1.10, "lr": 2e-3, "aux": 0.0, "lovasz": 0.0, "noise": 0.0}
+BASE: dict[str, Any] = {"class_weight_c": 1.10, "lr": 2e-3, "aux": 0.0, "lovasz": 0.0, "noise": 0.0, "color": 0.3}
 REFERENCE = "cross-entropy, c = 1.10"
 COMBINED: dict[str, Any] = {"class_weight_c": 1.02, "lovasz": 1.0, "lovasz_from": 0.0, "aux": 0.4}
 VARIANTS: dict[str, dict[str, Any]] = {

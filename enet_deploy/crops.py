@@ -45,6 +45,7 @@ class Placement:
         zoom: of the image. top, left: of the crop in the zoomed image, in pixels; may lie outside.
         mirror: 1 to mirror the crop, else 0.
         brightness, contrast, saturation: factors; 1 leaves the colours alone.
+        blue, green, red: factors of the channels, as another light or white balance has them.
         noise: standard deviation in grey levels of what is added to every value.
     """
 
@@ -55,6 +56,9 @@ class Placement:
     brightness: float = 1.0
     contrast: float = 1.0
     saturation: float = 1.0
+    blue: float = 1.0
+    green: float = 1.0
+    red: float = 1.0
     noise: float = 0.0
 
 
@@ -82,7 +86,8 @@ def augment(
     rows = [[*dataclasses.astuple(placement), *fill] for placement in placements]
     table = torch.tensor(rows, dtype=torch.float32, pin_memory=device.type == "cuda").to(device, non_blocking=True)
     shift = table[:, None, None, -3:]
-    zoom, top, left, mirror, brightness, contrast, saturation, noise = table.T[:-3, :, None, None]
+    zoom, top, left, mirror, brightness, contrast, saturation, *_, noise = table.T[:-3, :, None, None]
+    tint = table[:, None, None, -7:-4]
     y = torch.arange(crop[0], device=device)[:, None]
     x = torch.arange(crop[1], device=device)[None, :]
     x = torch.where(mirror > 0, crop[1] - 1 - x, x)
@@ -98,7 +103,7 @@ def augment(
     brightness, contrast, saturation = brightness[..., None], contrast[..., None], saturation[..., None]
     grey = 0.114 * pixels[..., 0:1] + 0.587 * pixels[..., 1:2] + 0.299 * pixels[..., 2:3]  # ITU-R BT.601
     pixels = grey + saturation * (pixels - grey)
-    pixels = brightness * (contrast * (pixels - 128) + 128)
+    pixels = brightness * tint * (contrast * (pixels - 128) + 128)
     if any(placement.noise for placement in placements):
         pixels = pixels + noise[..., None] * torch.randn(pixels.shape, generator=generator, device=device)
     # contiguous, so that the network gets channels_last: a CPU takes half as long again with anything else
@@ -127,10 +132,11 @@ def draw(
         aim = (places[rng.integers(len(places))] + 0.5) * zoom - rng.uniform(0, 1, 2) * recipe.crop
         top, left = np.clip(aim, np.minimum(0, room), np.maximum(0, room))
     mirror = float(recipe.flip and rng.uniform() < 0.5)
-    brightness, contrast, saturation = rng.uniform(1 - recipe.color, 1 + recipe.color, 3)
+    brightness, contrast, saturation = rng.uniform(1 - recipe.color, 1 + recipe.color, 3).tolist()
+    blue, green, red = rng.uniform(1 - recipe.color / 3, 1 + recipe.color / 3, 3).tolist()
     noise = rng.uniform(0, recipe.noise)
-    colours = (float(brightness), float(contrast), float(saturation))
-    return Placement(zoom, float(top), float(left), mirror, *colours, noise)
+    colours = (brightness, contrast, saturation, blue, green, red)
+    return Placement(zoom, float(top), float(left), mirror, *colours, noise=noise)
 
 
 class Crops:

@@ -29,7 +29,7 @@ class Recipe:
         flip: whether half of the crops are mirrored.
         rare: share of the crops that are aimed at a pixel of a class with less than 2 % of all pixels, in images
             that have one.
-        color: strength of the brightness, contrast and saturation jitter.
+        color: strength of the brightness, contrast and saturation jitter; a third of it that of each channel's own.
         noise: largest standard deviation, in grey levels, of the noise that is added; each crop draws its own.
         ema: decay of the weight average that is evaluated and saved, with BatchNorm statistics of its own; 0 for none.
         amp: bfloat16 autocast.
@@ -56,7 +56,7 @@ class Recipe:
     scale: tuple[float, float] = (0.5, 2.0)
     flip: bool = True
     rare: float = 0.0
-    color: float = 0.3
+    color: float = 0.6
     noise: float = 16.0
     ema: float = 0.998
     amp: bool = False

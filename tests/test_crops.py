@@ -84,10 +84,11 @@ def test_no_label_is_invented() -> None:
 
 def test_colours_change_and_labels_do_not() -> None:
     image, labels = ramp(1)
-    placement = Placement(brightness=0.9, contrast=1.2, saturation=0.5)
+    placement = Placement(brightness=0.9, contrast=1.2, saturation=0.5, blue=0.8, red=1.1)
     new, new_labels = augment(image, labels, [placement], PLAIN.crop, FILL, VOID)
     assert torch.equal(new_labels, labels.long())
-    expected = (0.9 * (1.2 * (image.float() - 128) + 128)).clamp(0, 255)  # grey has no saturation to lose
+    tint = torch.tensor([0.8, 1.0, 1.1])
+    expected = (0.9 * tint * (1.2 * (image.float() - 128) + 128)).clamp(0, 255)  # grey has no saturation to lose
     torch.testing.assert_close(new, expected, rtol=0, atol=0.01)
     noisy, _ = augment(image, labels, [Placement(noise=5.0)], PLAIN.crop, FILL, VOID)
     middle = slice(20, 100)  # away from 0 and 255, where noise is cut off
