@@ -204,14 +204,14 @@ class Trainer:
             "power",
             "aux",
             "lovasz",
-            "lovasz_from",
             "distill",
             "noise",
         ):
             if not 0 <= getattr(recipe, name) < math.inf:  # nan is not
                 raise InputError(f"{name} {getattr(recipe, name)}, expected 0 or more")
-        if not 0 <= recipe.rare <= 1:
-            raise InputError(f"rare {recipe.rare}, expected a share from 0 to 1")
+        for name in ("rare", "lovasz_from"):
+            if not 0 <= getattr(recipe, name) <= 1:
+                raise InputError(f"{name} {getattr(recipe, name)}, expected a share from 0 to 1")
         for name in ("ema", "color", "ohem"):
             if not 0 <= getattr(recipe, name) < 1:
                 raise InputError(f"{name} {getattr(recipe, name)}, expected at least 0 (none) and below 1")

@@ -73,6 +73,8 @@ def _train(args: argparse.Namespace) -> None:
         raise InputError(f"--out {args.out} is a file, expected a folder")
     if args.curve is not None:
         require_plot(args.curve)
+    if hasattr(args, "distill") and args.teacher is None:
+        raise InputError(f"--distill {args.distill} without --teacher, expected the weights to learn from")
     recipe, state = _recipe(args)
     device = torch_device(args.device or ("cuda" if torch.cuda.is_available() else "cpu"))
     if "LOCAL_RANK" in os.environ:  # started by torchrun

@@ -400,6 +400,8 @@ def test_a_run_is_not_changed_half_way(
         (["--width", "0"], r"width 0, expected"),
         (["--rare", "2"], r"rare 2\.0, expected a share from 0 to 1"),
         (["--lovasz-from", "nan"], r"lovasz_from nan, expected"),
+        (["--lovasz-from", "1.5"], r"lovasz_from 1\.5, expected a share from 0 to 1"),
+        (["--distill", "0.5"], r"--distill 0\.5 without --teacher, expected the weights to learn from"),
         (["--aux", "-1"], r"aux -1\.0, expected"),
         (["--hold-out", "x"], r"hold-out 'x' fits 0 of 12 images, expected some, not all; names look like 'scene0000"),
         (["--curve", "curve.gif"], r"curve\.gif"),
