@@ -61,7 +61,7 @@ def equality_pool(x: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def equality_unpool(y: Tensor, mask: Tensor) -> Tensor:
-    return torch.where(mask, up(y), 0.0)
+    return up(y) * mask.to(y.dtype)
 
 
 def chain_pool(x: Tensor) -> tuple[Tensor, tuple[Tensor, ...]]:
@@ -78,6 +78,11 @@ def chain_unpool(y: Tensor, masks: tuple[Tensor, ...]) -> Tensor:
 def where_pool(x: Tensor) -> tuple[Tensor, Tensor]:
     pooled = F.max_pool2d(x, 2)
     return pooled, F.max_pool2d(torch.where(x == up(pooled), rank(x), 0.0), 2)
+
+
+def where_unpool(y: Tensor, winners: Tensor) -> Tensor:
+    places = up(winners)
+    return torch.where(places == rank(places), up(y), 0.0)
 
 
 def slice_pool(x: Tensor) -> tuple[Tensor, Tensor]:
@@ -110,7 +115,8 @@ EQUALITY, CHAIN, KEPT = "equality mask", "4 slices, chain, pixel shuffle", "winn
 FORMS: dict[str, Form] = {
     EQUALITY: (equality_pool, equality_unpool),
     CHAIN: (chain_pool, chain_unpool),
-    "winner code, where": (where_pool, MaxUnpool2x2()),
+    "winner code, two wheres": (where_pool, where_unpool),
+    "winner code, where to unpool": (MaxPool2x2(), where_unpool),
     KEPT: (MaxPool2x2(), MaxUnpool2x2()),
     "winner code from slices": (slice_pool, MaxUnpool2x2()),
     "6-D broadcast": (broadcast_pool, broadcast_unpool),

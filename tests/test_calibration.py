@@ -264,7 +264,7 @@ def test_pairs_stand_where_they_fuse_and_nowhere_else(quantized: onnx.ModelProto
         assert len(dequantized & set(node.input)) == 1, node.name
         expected.add(node.name)
     assert takers == expected
-    deciding = nodes_of(quantized, "MaxPool", "Equal", "Where", "Resize")  # pooling and winners see the float tensor
+    deciding = nodes_of(quantized, "MaxPool", "Equal", "Resize")  # pooling and winners see the float tensor
     assert len(deciding) > 8 and not dequantized & {name for node in deciding for name in node.input}
     assert not dequantized & {value.name for value in quantized.graph.output}
     assert not {"frames", "labels", "logits"} & {node.input[0] for node in nodes_of(quantized, "QuantizeLinear")}

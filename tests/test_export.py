@@ -44,7 +44,7 @@ INT64 = onnx.TensorProto.INT64
 OPERATIONS = {
     *("Cast", "Transpose", "Sub", "Div"),  # frames
     *("Conv", "Max", "Relu", "Add", "MaxPool", "Concat", "Pad", "ConvTranspose", "Mul"),  # the network
-    *("Resize", "Equal", "Where"),  # unpooling
+    *("Resize", "Equal"),  # unpooling
     *("ArgMax", "Reshape"),
 }
 
