@@ -19,17 +19,28 @@ from pathlib import Path
 from typing import Any
 
 from enet_deploy import cli
-from enet_deploy.artifacts import commit, replacing, require_writable, sha256, write_json
+from enet_deploy.artifacts import replacing, require_writable, sha256, write_json
 from enet_deploy.data import DataSet, hold_out, join, open_data
 from enet_deploy.errors import ArtifactError
+from enet_deploy.model import load_weights
 from enet_deploy.recipe import Recipe
 
 SCHEMA = 1
 FOLDS = ("0001TP", "0006R0", "0016E5")
 
-BASE: dict[str, Any] = {"class_weight_c": 1.10, "lr": 2e-3, "aux": 0.0, "lovasz": 0.0, "noise": 0.0, "color": 0.3}
+BASE: dict[str, Any] = {
+    "class_weight_c": 1.10,
+    "lr": 2e-3,
+    "aux": 0.0,
+    "lovasz": 0.0,
+    "noise": 0.0,
+    "color": 0.3,
+    "tint": 0.0,
+}
 REFERENCE = "cross-entropy, c = 1.10"
+TAUGHT = "c = 1.02, taught by a network of width 2"
 COMBINED: dict[str, Any] = {"class_weight_c": 1.02, "lovasz": 1.0, "lovasz_from": 0.0, "aux": 0.4}
+NOISY: dict[str, Any] = {"class_weight_c": 1.02, "noise": 16.0}
 VARIANTS: dict[str, dict[str, Any]] = {
     REFERENCE: {},
     "c = 1.02": {"class_weight_c": 1.02},
@@ -41,13 +52,14 @@ VARIANTS: dict[str, dict[str, Any]] = {
     "no colour jitter": {"color": 0.0},
     "no scaling": {"scale": (1.0, 1.0)},
     "c = 1.02, auxiliary head 0.4": {"class_weight_c": 1.02, "aux": 0.4},
-    "c = 1.02, sensor noise up to 16": {"class_weight_c": 1.02, "noise": 16.0},
-    "c = 1.02, sensor noise up to 16, colour jitter 0.6": {"class_weight_c": 1.02, "noise": 16.0, "color": 0.6},
+    "c = 1.02, sensor noise up to 16": NOISY,
+    "c = 1.02, sensor noise up to 16, colour jitter 0.6": NOISY | {"color": 0.6},
+    "c = 1.02, sensor noise up to 16, colour jitter 0.6, tint 0.2": NOISY | {"color": 0.6, "tint": 0.2},
+    "c = 1.02, sensor noise up to 16, colour jitter 0.9, tint 0.3": NOISY | {"color": 0.9, "tint": 0.3},
     "c = 1.02, Lovasz 1, auxiliary head 0.4": COMBINED,
     "c = 1.02, Lovasz 1, auxiliary head 0.4, sensor noise up to 16": COMBINED | {"noise": 16.0},
-    "c = 1.02, taught by a network of width 2": {"class_weight_c": 1.02},
+    TAUGHT: {"class_weight_c": 1.02},
 }
-TAUGHT = list(VARIANTS)[-1]
 
 
 def train_and_score(
@@ -72,7 +84,8 @@ def train_and_score(
         began = trainer.metadata.details.get("init", {}).get("sha256")
         if init is not None and began != sha256(init):
             raise ArtifactError(f"{out} began from another base than {init}; remove it, or pass another --runs")
-    if trainer.epoch < recipe.epochs:  # else it would write its weights again, with the commit of now in them
+    # a finished run would write its weights again, with the commit of now in them
+    if trainer.epoch < recipe.epochs or not (out / "last.safetensors").exists():
         trainer.run()
     return trainer.history[-1]
 
@@ -126,9 +139,10 @@ def _ablate(args: argparse.Namespace) -> None:
                 init = folder / "base" / "last.safetensors"
                 taught = teacher if name == TAUGHT else None
                 figures = train_and_score(train, val, out, recipe, args.device, init, taught)
-                rows.append({"variant": name, "fold": fold, "seed": seed, "figures": figures})
+                of = load_weights(out / "last.safetensors")[1].details["commit"]
+                rows.append({"variant": name, "fold": fold, "seed": seed, "figures": figures, "commit": of})
                 settings = {**shared, "base": BASE, "base_steps": args.base_steps, "steps": args.steps}
-                result = {"schema": SCHEMA, "commit": commit(), "settings": settings, "runs": rows}
+                result = {"schema": SCHEMA, "settings": settings, "runs": rows}
                 write_json(args.out, result)
     table = as_markdown(rows)
     with replacing(args.out.with_suffix(".md")) as temporary:

@@ -26,7 +26,7 @@ _SECONDS = 0.3  # that each peak is searched for
 
 @dataclass(frozen=True)
 class Peaks:
-    """What this machine reaches, numpy's best of several tries: the bounds that a profile is held against.
+    """What the processor reaches on all its cores, numpy's best of several tries: a profile is held against it.
 
     Attributes:
         gflops: of a float32 matrix product, multiplication and addition counted apart.
@@ -74,7 +74,7 @@ def to_json(operations: Sequence[Operation], macs: dict[str, int]) -> dict[str, 
     for operation in operations:
         stage = _stage(operation) or stage  # what has no place of its own counts to the one before it
         stages[stage] = stages.get(stage, 0.0) + operation.ms
-        kinds[_kind(operation)].append(operation.ms)
+        kinds[operation.kind].append(operation.ms)
     by_kind = [{"kind": kind, "ms": sum(times), "count": len(times)} for kind, times in kinds.items()]
     return {
         "ms": sum(operation.ms for operation in operations),
@@ -87,13 +87,6 @@ def to_json(operations: Sequence[Operation], macs: dict[str, int]) -> dict[str, 
 
 def _stage(operation: Operation) -> str | None:
     return next((found[1] for name in operation.names if (found := _STAGE.match(name))), None)
-
-
-def _kind(operation: Operation) -> str:
-    """TensorRT does not say what a layer is; the operations in its name do."""
-    if operation.kind:
-        return operation.kind
-    return " + ".join(name.rpartition("/")[2].partition("_")[0] for name in operation.names)
 
 
 def arithmetic(graph: Path) -> dict[str, int]:

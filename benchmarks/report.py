@@ -91,7 +91,7 @@ def show(run: dict[str, Any], console: Console) -> None:
         _show_accuracy(results, reference and reference["accuracy"], console)
     for name, result in zip(_names(results), results, strict=True):
         if result.get("profile"):  # files of before it was measured have none
-            _show_profile(name, result["profile"], result["batch"], run["peaks"], console)
+            _show_profile(name, result, run["peaks"], console)
     for name, result in zip(_names(results), results, strict=True):
         if result["spread"] > UNSTABLE:
             console.print(
@@ -109,9 +109,9 @@ def _names(results: list[dict[str, Any]]) -> list[str]:
     return [escape(name) for name in unique]  # parts of it come out of a file: text, never markup
 
 
-def _table(*columns: str) -> Table:
+def _table(*columns: str, first: str = "runner") -> Table:
     table = Table(box=SIMPLE_HEAD)
-    table.add_column("runner", no_wrap=True)
+    table.add_column(first, no_wrap=True)
     for column in columns:
         table.add_column(column, justify="right")
     return table
@@ -179,39 +179,32 @@ def _show_flips(results: list[dict[str, Any]], console: Console) -> None:
     _print("Unpool flips: windows whose winner is not PyTorch fp32's", table, console)
 
 
-def _show_profile(name: str, profile: dict[str, Any], batch: int, peaks: dict[str, float], console: Console) -> None:
+def _show_profile(name: str, result: dict[str, Any], peaks: dict[str, float], console: Console) -> None:
     """By kind of operation, by stage, and what the arithmetic alone would take."""
+    profile = result["profile"]
     total = profile["ms"]
-    table = Table(box=SIMPLE_HEAD)
-    table.add_column("kind", no_wrap=True)
-    for column in ("ms", "share", "count"):
-        table.add_column(column, justify="right")
+    table = _table("ms", "share", "count", first="kind")
     for row in profile["kinds"]:
         if row["ms"] >= 0.005 * total:
             table.add_row(escape(row["kind"]), f"{row['ms']:.2f}", f"{row['ms'] / total:.1%}", str(row["count"]))
     _print(f"Where the time of {name} goes: {total:.1f} ms while watched", table, console)
-    table = Table(box=SIMPLE_HEAD)
-    table.add_column("stage", no_wrap=True)
-    for column in ("ms", "share", "multiply-adds, M", "of the machine's peak"):
-        table.add_column(column, justify="right")
-    for row in profile["stages"]:
-        macs = (row["multiply_adds"] or 0) * batch
-        reached = f"{2e-6 * macs / row['ms'] / peaks['gflops']:.0%}" if macs and row["ms"] else ""
-        table.add_row(
-            row["stage"], f"{row['ms']:.2f}", f"{row['ms'] / total:.1%}", f"{macs / 1e6:.1f}" if macs else "", reached
-        )
+    macs = [result["batch"] * (row["multiply_adds"] or 0) for row in profile["stages"]]
+    # numpy's product is of all the processor's cores, and says nothing of a GPU
+    comparable = result["device"] == "cpu" and not result["options"].get("threads") and sum(macs) > 0
+    table = _table("ms", "share", "multiply-adds, M", "of a float32 product's speed", first="stage")
+    for row, own in zip(profile["stages"], macs, strict=True):
+        reached = f"{2e-6 * own / row['ms'] / peaks['gflops']:.0%}" if comparable and own and row["ms"] else ""
+        millions = f"{own / 1e6:.1f}" if own else ""
+        table.add_row(row["stage"], f"{row['ms']:.2f}", f"{row['ms'] / total:.1%}", millions, reached)
     console.print(table)
-    macs = batch * sum(row["multiply_adds"] or 0 for row in profile["stages"])
-    console.print(
-        f"Convolutions take {profile['convolution_ms']:.1f} ms, {profile['convolution_ms'] / total:.0%} of it. "
-        + (
-            f"Their {macs / 1e9:.2f} G multiply-adds take {2e-6 * macs / peaks['gflops']:.1f} ms at the speed "
-            if macs
-            else ""
+    share = profile["convolution_ms"] / total
+    console.print(f"Convolutions take {profile['convolution_ms']:.1f} ms, {share:.0%} of it.")
+    if comparable:
+        ideal = 2e-6 * sum(macs) / peaks["gflops"]
+        console.print(
+            f"Their {sum(macs) / 1e9:.2f} G multiply-adds would take {ideal:.1f} ms at the speed of a float32 matrix "
+            f"product here ({peaks['gflops']:.0f} GFLOP/s). A copy runs at {peaks['copy_gb']:.1f} GB/s."
         )
-        + (f"of a float32 matrix product here ({peaks['gflops']:.0f} GFLOP/s); " if macs else "")
-        + f"a copy runs at {peaks['copy_gb']:.1f} GB/s."
-    )
 
 
 def _show_accuracy(results: list[dict[str, Any]], reference: dict[str, Any] | None, console: Console) -> None:

@@ -45,7 +45,7 @@ class Placement:
         zoom: of the image. top, left: of the crop in the zoomed image, in pixels; may lie outside.
         mirror: 1 to mirror the crop, else 0.
         brightness, contrast, saturation: factors; 1 leaves the colours alone.
-        blue, green, red: factors of the channels, as another light or white balance has them.
+        blue, green, red: factors of the channels.
         noise: standard deviation in grey levels of what is added to every value.
     """
 
@@ -133,7 +133,7 @@ def draw(
         top, left = np.clip(aim, np.minimum(0, room), np.maximum(0, room))
     mirror = float(recipe.flip and rng.uniform() < 0.5)
     brightness, contrast, saturation = rng.uniform(1 - recipe.color, 1 + recipe.color, 3).tolist()
-    blue, green, red = rng.uniform(1 - recipe.color / 3, 1 + recipe.color / 3, 3).tolist()
+    blue, green, red = rng.uniform(1 - recipe.tint, 1 + recipe.tint, 3).tolist()
     noise = rng.uniform(0, recipe.noise)
     colours = (brightness, contrast, saturation, blue, green, red)
     return Placement(zoom, float(top), float(left), mirror, *colours, noise=noise)

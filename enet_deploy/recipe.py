@@ -29,7 +29,8 @@ class Recipe:
         flip: whether half of the crops are mirrored.
         rare: share of the crops that are aimed at a pixel of a class with less than 2 % of all pixels, in images
             that have one.
-        color: strength of the brightness, contrast and saturation jitter; a third of it that of each channel's own.
+        color: strength of the brightness, contrast and saturation jitter.
+        tint: strength of each channel's own jitter, as another light or white balance has it.
         noise: largest standard deviation, in grey levels, of the noise that is added; each crop draws its own.
         ema: decay of the weight average that is evaluated and saved, with BatchNorm statistics of its own; 0 for none.
         amp: bfloat16 autocast.
@@ -57,6 +58,7 @@ class Recipe:
     flip: bool = True
     rare: float = 0.0
     color: float = 0.6
+    tint: float = 0.2
     noise: float = 16.0
     ema: float = 0.998
     amp: bool = False
@@ -69,6 +71,6 @@ PRESETS = {
     # the student report that this project replaces
     "report": Recipe(
         size=(512, 512), crop=(512, 512), epochs=100, batch=5, lr=5e-4, weight_decay=2e-4, optimizer="adam", warmup=0,
-        power=0.0, aux=0.0, lovasz=0.0, scale=(1.0, 1.0), flip=False, color=0.0, noise=0.0, ema=0.0,
+        power=0.0, aux=0.0, lovasz=0.0, scale=(1.0, 1.0), flip=False, color=0.0, tint=0.0, noise=0.0, ema=0.0,
     ),
 }  # fmt: skip

@@ -212,7 +212,7 @@ class Trainer:
         for name in ("rare", "lovasz_from"):
             if not 0 <= getattr(recipe, name) <= 1:
                 raise InputError(f"{name} {getattr(recipe, name)}, expected a share from 0 to 1")
-        for name in ("ema", "color", "ohem"):
+        for name in ("ema", "color", "tint", "ohem"):
             if not 0 <= getattr(recipe, name) < 1:
                 raise InputError(f"{name} {getattr(recipe, name)}, expected at least 0 (none) and below 1")
         if not 1 < recipe.class_weight_c < math.inf:

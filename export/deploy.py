@@ -135,7 +135,7 @@ def head_at_half_size(net: ENet) -> ENet:
     """
     net = _copy_in_eval_mode(net)
     head = net.fullconv
-    assert head.bias is not None
+    assert isinstance(head, nn.ConvTranspose2d) and head.kernel_size == head.stride == (2, 2) and head.bias is not None
     conv = nn.Conv2d(head.in_channels, 4 * head.out_channels, 1)
     conv.weight = nn.Parameter(head.weight.detach().permute(2, 3, 1, 0).reshape(-1, head.in_channels, 1, 1).clone())
     conv.bias = nn.Parameter(head.bias.detach().repeat(4))

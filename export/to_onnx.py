@@ -180,7 +180,7 @@ def _export(segmenter: DeploySegmenter, size: tuple[int, int], batch: int | None
     # Tracing a batch of one would make a dynamic batch constant
     example = torch.zeros((2 if batch is None else batch, *size, 3), dtype=torch.uint8)
     module = _WithLogits(segmenter).eval() if logits else segmenter
-    with _quiet():
+    with quiet():
         program = torch.onnx.export(
             module,
             (example,),
@@ -197,7 +197,7 @@ def _export(segmenter: DeploySegmenter, size: tuple[int, int], batch: int | None
 
 
 @contextmanager
-def _quiet() -> Iterator[None]:
+def quiet() -> Iterator[None]:
     """Keep the exporter's notes about packages and types that have no part in this network from the user."""
     logger = logging.getLogger("torch.onnx")
     level = logger.level

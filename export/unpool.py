@@ -59,7 +59,8 @@ class MaxPool2x2(nn.Module):
 class MaxUnpool2x2(nn.Module):
     """`MaxUnpool2d(2)`, with the winners of `MaxPool2x2` in place of its indices.
 
-    (N, C, H, W) finite, winners (N, C, H, W) -> (N, C, 2H, 2W): each value at its winner's place, zeros elsewhere.
+    (N, C, H, W), winners (N, C, H, W) -> (N, C, 2H, 2W): each value at its winner's place, zeros elsewhere; NaN in the
+    whole window of a value that is not finite.
     """
 
     def forward(self, x: Tensor, winners: Tensor, output_size: Sequence[int] | None = None) -> Tensor:
@@ -72,6 +73,8 @@ class MaxUnpool2x2(nn.Module):
 
 def with_exportable_unpooling(model: nn.Module) -> nn.Module:
     """A copy of any encoder-decoder in which every 2x2 pooling with indices and its unpooling is of this module.
+
+    What is unpooled has to be finite (see `MaxUnpool2x2`).
 
     The model has to use the modules `nn.MaxPool2d` and `nn.MaxUnpool2d`, not their functions, and hand the indices on
     as they are. Raises InputError for a pooling with indices, or an unpooling, whose kernel or stride is not 2 or that

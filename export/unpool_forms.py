@@ -17,12 +17,11 @@ from __future__ import annotations
 
 import argparse
 import copy
-import logging
 import tempfile
 import time
-import warnings
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
+from itertools import chain
 from pathlib import Path
 from statistics import median
 from typing import Any
@@ -38,6 +37,7 @@ from enet_deploy.model import load_weights
 from enet_deploy.scenes import street_scene
 
 from .deploy import to_deploy
+from .to_onnx import quiet
 from .unpool import MaxPool2x2, MaxUnpool2x2
 from .unpool import _rank as rank
 from .unpool import _up as up
@@ -158,10 +158,7 @@ def in_form(net: nn.Module, form: Form) -> nn.Module:
 
 def export(module: nn.Module, example: Tensor, path: str) -> str:
     """Write what a module does to one input, as the exporter leaves it; returns the path."""
-    for name in ("torch.onnx", "onnx_ir"):  # their notes have no bearing on this
-        logging.getLogger(name).setLevel(logging.ERROR)
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
+    with quiet():
         program = torch.onnx.export(module, (example,), dynamo=True, opset_version=18, verbose=False)
     assert program is not None
     program.save(path, external_data=False)
@@ -185,9 +182,9 @@ def openvino_call(path: str) -> Graph:
     return lambda x: request.infer([x])[0]
 
 
-def measure(calls: Mapping[str, Call], rounds: int) -> dict[str, list[float]]:
-    """Median milliseconds of each one's blocks, which take turns."""
-    medians: dict[str, list[float]] = {name: [] for name in calls}
+def measure(calls: Mapping[str, Call], rounds: int) -> dict[str, list[list[float]]]:
+    """Milliseconds of each one's calls, in blocks that take turns."""
+    blocks: dict[str, list[list[float]]] = {name: [] for name in calls}
     for _ in range(rounds):
         for name, call in calls.items():
             block = []
@@ -195,8 +192,8 @@ def measure(calls: Mapping[str, Call], rounds: int) -> dict[str, list[float]]:
                 start = time.perf_counter()
                 call()
                 block.append((time.perf_counter() - start) * 1e3)
-            medians[name].append(median(block[DROPPED:]))
-    return medians
+            blocks[name].append(block[DROPPED:])
+    return blocks
 
 
 def _compare(args: argparse.Namespace) -> None:
@@ -212,7 +209,7 @@ def _compare(args: argparse.Namespace) -> None:
             measure({name: partial(load(path), frames) for name, path in files.items()}, args.rounds)
             for load in (onnxruntime_call, openvino_call)
         )
-        times = [{name: median(medians) for name, medians in backend.items()} for backend in blocks]
+        times = [{name: median(chain.from_iterable(own)) for name, own in backend.items()} for backend in blocks]
     print(f"{'form':32} {'wrong on ties':>13} {'ONNX Runtime':>20} {'OpenVINO':>20}")
     for name, form in FORMS.items():
         columns = (f"{t[name]:10.1f} ms  x{t[name] / t[EQUALITY]:.2f}" for t in times)

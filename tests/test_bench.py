@@ -95,8 +95,8 @@ def test_profile_accounts_for_all_operations(run: dict[str, Any], exported: Path
         for rows in ("kinds", "stages", "operations"):
             assert sum(row["ms"] for row in profile[rows]) == pytest.approx(profile["ms"])
         assert 0 < profile["convolution_ms"] < profile["ms"]
-        stages = [row["stage"] for row in profile["stages"]]
-        assert stages[:4] == ["frames", "initial", "bottleneck1_0", "stage1"] and stages[-1] == "fullconv"
+        assert all(row["ms"] > 0 and row["multiply_adds"] for row in profile["stages"][1:])
+        assert profile["stages"][0]["stage"] == "frames" and profile["stages"][0]["ms"] < profile["ms"] / 4
     # 3x3 kernels over 3 channels give 13, one for every 2x2 pixels (ENet paper, figure 2a)
     assert arithmetic(exported)["initial"] == 13 * 3 * 9 * HEIGHT * WIDTH // 4
 

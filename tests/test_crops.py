@@ -17,7 +17,7 @@ from enet_deploy.recipe import Recipe
 
 CPU = torch.device("cpu")
 FILL, VOID = (255.0, 255.0, 255.0), 255
-PLAIN = Recipe(size=(96, 128), crop=(96, 128), scale=(1.0, 1.0), flip=False, color=0.0, noise=0.0)
+PLAIN = Recipe(size=(96, 128), crop=(96, 128), scale=(1.0, 1.0), flip=False, color=0.0, tint=0.0, noise=0.0)
 
 
 def ramp(axis: int) -> tuple[Tensor, Tensor]:

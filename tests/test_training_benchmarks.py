@@ -52,7 +52,10 @@ def test_ablation_compares_variants_and_goes_on_where_it_stopped(
     assert f"| Lovasz 1 | {second:.1f} | {change} ({change} to {change}) |" in table
 
     monkeypatch.setattr(Trainer, "_step", lambda *_: pytest.fail("trained again"))
+    (tmp_path / "runs/scene000-0/Lovasz-1/last.safetensors").unlink()  # as if it had been cut short there
+    written = {file: file.stat().st_mtime_ns for file in tmp_path.glob("runs/*/*/last.safetensors")}
     assert ablate(scenes, tmp_path) == 0
+    assert len(written) == 4 and all(file.stat().st_mtime_ns == when for file, when in written.items())
     assert json.loads((tmp_path / "result.json").read_text())["runs"] == found["runs"]
     assert ablate(scenes, tmp_path, "--crop", "40x40") == 2
     assert "holds a run of another recipe; remove it" in capsys.readouterr().err

@@ -129,6 +129,20 @@ def test_any_number_of_frames(gpu: Gpu, engine: Path, exported: Path, count: int
         np.testing.assert_array_equal(runner.logits(frames).argmax(1), labels)
 
 
+def test_profile_names_what_tensorrt_calls_its_layers(gpu: Gpu, engine: Path) -> None:
+    frames = np.zeros((standin.MAX_BATCH + 1, *SIZE, 3), np.uint8)  # more than one run takes
+    with TrtRunner(engine) as runner:
+        operations = runner.profile(frames, calls=1)
+        assert [(o.names, o.kind) for o in operations[:4]] == [
+            ((), "Reformat"),
+            (("initial.conv/Conv",), "Conv"),
+            (("stage1.0.branch.0/Conv", "stage1.0.branch.1/Mul", "stage1.0.branch.1/Max_1"), "Conv + Mul + Max"),
+            (("stage1.0/Add",), "ForeignNode"),
+        ]
+        assert len(operations) == 8
+    assert not gpu.alive()
+
+
 def test_fixed_batch(gpu: Gpu, exported: Path, tmp_path: Path, batches: list[UInt8Array]) -> None:
     onnx = pytest.importorskip("onnx")
     model = onnx.load(exported)
@@ -246,7 +260,7 @@ def test_engines_of_other_networks_are_refused(gpu: Gpu, exported: Path, tmp_pat
     path = tmp_path / "other.onnx"
     onnx = pytest.importorskip("onnx")
     model = onnx.load(exported)
-    model.graph.output[0].name, model.graph.node[-1].output[0] = "classes", "classes"
+    model.graph.output[0].name = "classes"
     for node in model.graph.node:
         node.output[:] = ["classes" if name == "labels" else name for name in node.output]
     onnx.save(model, path)
@@ -736,6 +750,13 @@ def test_rtx_keeps_what_it_compiled_and_makes_its_own_graphs(
         (loaded,) = gpu.engines
         assert loaded.configs[0].cuda_graph_strategy is None
         del loaded
+
+
+def test_rtx_is_profiled_without_its_graphs(gpu: Gpu, exported: Path, tmp_path: Path) -> None:
+    path = write_engine(exported, tmp_path / "enet-rtx.engine", "trt-rtx", gpu=None)
+    with TrtRunner(path) as runner:
+        assert runner.profile(np.zeros((1, *SIZE, 3), np.uint8), calls=1)
+    assert not gpu.alive()
 
 
 def test_rtx_engines_of_another_machine_are_refused(gpu: Gpu, exported: Path, tmp_path: Path) -> None:

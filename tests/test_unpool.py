@@ -1,4 +1,4 @@
-"""Exportable pooling and unpooling against PyTorch's own, down to the bits."""
+"""Exportable pooling and unpooling against PyTorch's own: equal, not close."""
 
 from __future__ import annotations
 
@@ -87,6 +87,14 @@ def test_nan_has_no_winner() -> None:
     pooled, winners = MaxPool2x2()(x)
     assert pooled.isnan().all() and winners.item() == 0
     assert not MaxUnpool2x2()(torch.ones(1, 1, 1, 1), winners).any()
+
+
+def test_what_is_not_finite_spoils_its_window_alone() -> None:
+    """PyTorch would leave the zeros beside it."""
+    _, winners = MaxPool2x2()(quarters(1, 1, 4, 4))
+    unpooled = MaxUnpool2x2()(torch.tensor([[[[INF, 1.0], [2.0, 3.0]]]]), winners)
+    assert not unpooled[..., :2, :2].isfinite().any()
+    assert (unpooled.nan_to_num(posinf=0.0).sum(), unpooled.isnan().sum()) == (6.0, 3)
 
 
 class SegNet(nn.Module):

@@ -59,7 +59,7 @@ class Operation:
 
     Attributes:
         names: in the graph, of the operations that it computes; none for what the backend added of its own.
-        kind: what the backend calls it, "Conv" or "Reorder f32" for example; "" where it does not say.
+        kind: what the backend calls it, "Conv" or "Reorder f32" for example.
         ms: milliseconds that it took.
     """
 
@@ -155,11 +155,13 @@ class Runner(ABC):
     def profile(self, frames: UInt8Array, calls: int = 20) -> list[Operation]:
         """Time each operation of a call, in the order they run. Being watched, it takes longer as a whole than `infer`.
 
+        What takes less than the backend's clock can tell is left out.
+
         Args:
             frames: as `infer` takes them.
             calls: that the medians are taken over, after some for warming up.
 
-        Raises BackendError where the backend does not tell.
+        Raises BackendError where the backend does not tell, InputError as `infer`.
         """
         if calls < 1:
             raise InputError(f"calls {calls}, expected at least 1")
@@ -167,7 +169,8 @@ class Runner(ABC):
         with self._lock:
             self.spec  # noqa: B018
             counted = list(self._profile(frames, UNCOUNTED + calls))[UNCOUNTED:]
-        # every call has the same operations in the same order
+        if len({len(call) for call in counted}) != 1 or not counted[0]:
+            raise BackendError(f"{self.backend} told of other operations in each call of {self.artifact}, or of none")
         operations = [replace(same[0], ms=median(o.ms for o in same)) for same in zip(*counted, strict=True)]
         return [operation for operation in operations if operation.ms > 0]
 

@@ -22,6 +22,7 @@ from .graph import check_signature, check_threads
 
 log = logging.getLogger(__name__)
 
+_ADDED = re.compile(r"_token_\d+$")  # what its optimiser has put into the graph
 _CPU = "CPUExecutionProvider"
 _ON_CUDA = {"cuda": "CUDAExecutionProvider", "tensorrt": "TensorrtExecutionProvider"}
 _DTYPES = {"tensor(uint8)": "uint8", "tensor(float)": "float32"}
@@ -127,6 +128,10 @@ class OrtRunner(Runner):
         return array
 
     def _profile(self, frames: UInt8Array, calls: int) -> Iterator[list[Operation]]:
+        if self._index is not None:
+            raise BackendError(
+                f"onnxruntime tells when operations were started on {self.device}, not how long they took"
+            )
         import onnxruntime as ort
 
         with TemporaryDirectory() as folder:
@@ -138,7 +143,12 @@ class OrtRunner(Runner):
         for event in events:
             if event.get("cat") == "Node" and event["name"].endswith("_kernel_time"):
                 name = event["name"].removesuffix("_kernel_time").removesuffix("_nchwc")  # a layout of its own
-                operations.append(Operation((name,), event["args"]["op_name"], event["dur"] / 1e3))
+                names = () if _ADDED.search(name) else (name,)
+                operations.append(Operation(names, event["args"]["op_name"], event["dur"] / 1e3))
+        if not operations or len(operations) % calls:
+            raise BackendError(
+                f"onnxruntime told of {len(operations)} operations in {calls} calls, expected whole calls"
+            )
         each = len(operations) // calls
         for start in range(0, each * calls, each):
             yield operations[start : start + each]

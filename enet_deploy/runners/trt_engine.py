@@ -158,13 +158,7 @@ class Engine:
 
     def _configure_rtx(self, path: Path, graphs: bool) -> None:
         """TensorRT-RTX compiles kernels for the GPU at the first run, and keeps them here for the next process."""
-        self._config = self._engine.create_runtime_config()
-        if graphs and hasattr(self.trt, "CudaGraphStrategy"):
-            self._config.cuda_graph_strategy = self.trt.CudaGraphStrategy.WHOLE_GRAPH_CAPTURE
-        if hasattr(self.trt, "DynamicShapesKernelSpecializationStrategy"):
-            # Compiled in the background, kernels would replace others between two calls: other times, other rounding
-            strategies = self.trt.DynamicShapesKernelSpecializationStrategy
-            self._config.dynamic_shapes_kernel_specialization_strategy = strategies.EAGER
+        self._config = self._rtx_config(graphs)
         self._cache = self._config.create_runtime_cache()
         self._cache_path = path
         self._cached = path.read_bytes() if path.is_file() else b""
@@ -172,12 +166,26 @@ class Engine:
             self._cache.deserialize(self._cached)  # it says no to another GPU or driver, and begins anew
         self._config.set_runtime_cache(self._cache)
 
-    def create_execution(self) -> Execution:
-        """A way to run it, with memory of its own on the device; for one stream at a time."""
-        if self._config is None:
-            context = self._engine.create_execution_context()
-        else:
-            context = self._engine.create_execution_context(self._config)
+    def _rtx_config(self, graphs: bool) -> Any:
+        config = self._engine.create_runtime_config()
+        if graphs and hasattr(self.trt, "CudaGraphStrategy"):
+            config.cuda_graph_strategy = self.trt.CudaGraphStrategy.WHOLE_GRAPH_CAPTURE
+        if hasattr(self.trt, "DynamicShapesKernelSpecializationStrategy"):
+            # Compiled in the background, kernels would replace others between two calls: other times, other rounding
+            strategies = self.trt.DynamicShapesKernelSpecializationStrategy
+            config.dynamic_shapes_kernel_specialization_strategy = strategies.EAGER
+        return config
+
+    def create_execution(self, graphs: bool = True) -> Execution:
+        """A way to run it, with memory of its own on the device; for one stream at a time.
+
+        Without `graphs` TensorRT-RTX does not make one of it, which would hide its layers.
+        """
+        config = self._config
+        if config is not None and not graphs:
+            config = self._rtx_config(False)
+            config.set_runtime_cache(self._cache)
+        context = self._engine.create_execution_context(*(() if config is None else (config,)))
         if context is None:
             raise self.failed("another execution context")
         return Execution(self, context)

@@ -24,11 +24,14 @@ _MAX_GRAPHS = 4  # per lane; each keeps an execution, that is memory of the devi
 class Lane:
     """One batch at a time through the device: a CUDA stream, an execution, buffers on both sides.
 
-    Lanes share nothing but the engine, so that several work at once.
+    Lanes share nothing but the engine, so that several work at once. `report` is told the name and milliseconds of
+    each layer that runs.
     """
 
-    def __init__(self, device: Device, engine: Engine, capture: bool) -> None:
-        self._device, self._engine, self._capture = device, engine, capture
+    def __init__(
+        self, device: Device, engine: Engine, capture: bool, report: Callable[[str, float], None] | None = None
+    ) -> None:
+        self._device, self._engine, self._capture, self._report = device, engine, capture, report
         self._kept, self._buffers = ExitStack(), ExitStack()
         self._capacity = 0  # frames
         self._addresses: dict[str, int] = {}  # input or output -> its buffer on the device
@@ -41,7 +44,9 @@ class Lane:
     def open(self) -> None:
         self._stream = self._device.create_stream()
         self._kept.callback(self._device.destroy_stream, self._stream)
-        self._execution = self._engine.create_execution()
+        self._execution = self._engine.create_execution(graphs=self._report is None)
+        if self._report is not None:
+            self._execution.watch(self._report)
         self._kept.callback(self._execution.close)
         self._reserve(self._engine.batch or 1)
 
@@ -53,10 +58,6 @@ class Lane:
                     self._device.synchronize(self._stream)
             finally:
                 self._drop_graphs()
-
-    def watch(self, report: Callable[[str, float], None]) -> None:
-        """As `Execution.watch`."""
-        self._execution.watch(report)
 
     def start(self, frames: UInt8Array | DeviceArray, out: UInt8Array | DeviceArray) -> None:
         """Queue all of a batch; `out` is filled by `finish`. Both are C-contiguous."""

@@ -134,14 +134,17 @@ class TrtRunner(Runner):
 
     def _profile(self, frames: UInt8Array | DeviceArray, calls: int) -> Iterator[list[Operation]]:
         with self._device.current():
-            lane = Lane(self._device, self._engine, capture=False)  # a graph has no layers to tell of
+            layers: list[Operation] = []
+            # without CUDA graphs, which have no layers to tell of
+            lane = Lane(self._device, self._engine, False, lambda name, ms: layers.append(_operation(name, ms)))
+            step = self._engine.max_batch
             try:
                 lane.open()
-                layers: list[Operation] = []
-                lane.watch(lambda name, ms: layers.append(Operation(tuple(name.split(" + ")), "", ms)))
                 for _ in range(calls):
-                    lane.start(frames, np.empty(frames.shape[:3], np.uint8))
-                    lane.finish()
+                    for first in range(0, frames.shape[0], step):
+                        part = frames[first : first + step]
+                        lane.start(part, np.empty(part.shape[:3], np.uint8))
+                        lane.finish()
                     if not layers:
                         raise BackendError(f"{self.spec.runtime} did not tell the times of its layers")
                     yield list(layers)
@@ -261,6 +264,19 @@ class _Flight:
     lane: Lane | None = None
     labels: UInt8Array | None = None
     error: Exception | None = None
+
+
+def _operation(layer: str, ms: float) -> Operation:
+    """What TensorRT calls a layer -> the operations of the graph in it, and what it is as far as the name tells.
+
+    For example "stage1.0.branch.0/Conv + stage1.0.branch.1/Relu", "PWN(stage1.0/Add, stage1.0.act/Max)",
+    "Reformatting CopyNode for Input Tensor 0 to stage1.0.branch.0/Conv" or "{ForeignNode[Cast...initial/Concat]}".
+    """
+    if layer.startswith("Reformatting"):
+        return Operation((), "Reformat", ms)
+    names = tuple(re.findall(r"[\w.]*\w(?:/\w+)+", layer))
+    kind = "ForeignNode" if "ForeignNode" in layer else " + ".join(re.sub(r".*/|_\d+$", "", name) for name in names)
+    return Operation(names, kind or layer, ms)
 
 
 def _device_index(device: str) -> int:
