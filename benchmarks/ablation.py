@@ -91,23 +91,26 @@ def train_and_score(
 
 
 def as_markdown(rows: Sequence[dict[str, Any]]) -> str:
-    """Mean and spread over folds and seeds of each variant's val mIoU, in points, and the change from `REFERENCE`."""
+    """The val mIoU of `REFERENCE` in points, and what each variant changes in it: per fold, and over all its runs.
+
+    A run is held against the reference of its own fold and seed.
+    """
     folds = list(dict.fromkeys(row["fold"] for row in rows))
     found = {(row["variant"], row["fold"], row["seed"]): 100 * row["figures"]["val_miou"] for row in rows}
     lines = [
-        "| variant | " + " | ".join(f"{fold} held out" for fold in folds) + " | change: mean (lowest to highest) |",
+        "| variant | " + " | ".join(f"{fold} held out" for fold in folds) + " | all: mean (lowest to highest), runs |",
         "|---" * (len(folds) + 2) + "|",
     ]
     for variant in dict.fromkeys(row["variant"] for row in rows):
-        cells, changes = [], []
-        for fold in folds:
-            runs = {seed: miou for (name, where, seed), miou in found.items() if (name, where) == (variant, fold)}
-            cells.append(f"{statistics.mean(runs.values()):.1f}" if runs else "")
-            changes += [
-                miou - found[REFERENCE, fold, seed] for seed, miou in runs.items() if (REFERENCE, fold, seed) in found
-            ]
-        spread = f"{statistics.mean(changes):+.1f} ({min(changes):+.1f} to {max(changes):+.1f})" if changes else ""
-        lines.append(f"| {variant} | " + " | ".join(cells) + f" | {'' if variant == REFERENCE else spread} |")
+        changes: dict[str, list[float]] = {fold: [] for fold in folds}
+        for (name, fold, seed), miou in found.items():
+            if name == variant and (REFERENCE, fold, seed) in found:
+                changes[fold].append(miou if variant == REFERENCE else miou - found[REFERENCE, fold, seed])
+        form = ".1f" if variant == REFERENCE else "+.1f"
+        cells = [f"{statistics.mean(own):{form}}" if own else "" for own in changes.values()]
+        every = [change for own in changes.values() for change in own]
+        spread = f"{statistics.mean(every):{form}} ({min(every):{form}} to {max(every):{form}}), {len(every)}"
+        lines.append(f"| {variant} | " + " | ".join(cells) + f" | {spread} |")
     return "\n".join(lines)
 
 
