@@ -199,15 +199,16 @@ def _export(segmenter: DeploySegmenter, size: tuple[int, int], batch: int | None
 @contextmanager
 def quiet() -> Iterator[None]:
     """Keep the exporter's notes about packages and types that have no part in this network from the user."""
-    logger = logging.getLogger("torch.onnx")
-    level = logger.level
-    logger.setLevel(logging.ERROR)
+    levels = {logger: logger.level for logger in map(logging.getLogger, ("torch.onnx", "onnx_ir"))}
+    for logger in levels:
+        logger.setLevel(logging.ERROR)
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
             yield
     finally:
-        logger.setLevel(level)
+        for logger, level in levels.items():
+            logger.setLevel(level)
 
 
 def _name_by_module(graph: onnx.GraphProto) -> None:

@@ -106,7 +106,7 @@ def test_operations_without_a_place_count_to_the_one_before() -> None:
         Operation(("Cast",), "Cast", 1.0),
         Operation(("x", "stage1.0.branch.0/Conv"), "Convolution", 2.0),
         Operation((), "Reorder", 3.0),
-        Operation(("stage2.0/Add_1", "stage2.0.act/Max"), "", 4.0),
+        Operation(("stage2.0/Add_1", "stage2.0.act/Max"), "Add + Max", 4.0),
         Operation(("node",), "Convert", 5.0),
     ]
     profile = to_json(operations, {})

@@ -1,4 +1,4 @@
-"""`python -m enet_deploy.benchmarks.speed`: what is timed is the same network, and the table says what was seen."""
+"""`python -m enet_deploy.benchmarks.speed_cli`: what is timed is the same network, and the table says what was seen."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from enet_deploy import open_runner
-from enet_deploy.benchmarks import speed
+from enet_deploy.benchmarks import speed_cli as speed
 from enet_deploy.scenes import street_scene
 
 

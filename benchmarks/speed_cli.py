@@ -1,4 +1,4 @@
-"""What the deploy form gains on this CPU: `python -m enet_deploy.benchmarks.speed`, one table of ratios.
+"""What the deploy form gains on this CPU: `python -m enet_deploy.benchmarks.speed_cli`, one table of ratios.
 
 Everything takes uint8 frames and gives uint8 labels. What ours is held against is what one has without this project:
 the network as it was trained, called from PyTorch or exported as it is, with normalisation and argmax in numpy.
@@ -212,7 +212,7 @@ def _compare(args: argparse.Namespace) -> None:
 
 def main(argv: Sequence[str] | None = None) -> int:
     parser = cli.Parser(
-        "python -m enet_deploy.benchmarks.speed",
+        "python -m enet_deploy.benchmarks.speed_cli",
         description="What the deploy form gains on this CPU, uint8 frames in to uint8 labels out, in one run.",
     )
     parser.add_argument("--weights", type=Path, default=BUNDLED_WEIGHTS, help="with a calibration record (the bundled)")
