@@ -98,7 +98,7 @@ def as_markdown(rows: Sequence[dict[str, Any]]) -> str:
     folds = list(dict.fromkeys(row["fold"] for row in rows))
     found = {(row["variant"], row["fold"], row["seed"]): 100 * row["figures"]["val_miou"] for row in rows}
     lines = [
-        "| variant | " + " | ".join(f"{fold} held out" for fold in folds) + " | all: mean (lowest to highest), runs |",
+        "| variant | " + " | ".join(f"{fold} held out (runs)" for fold in folds) + " | all: mean (lowest to highest) |",
         "|---" * (len(folds) + 2) + "|",
     ]
     for variant in dict.fromkeys(row["variant"] for row in rows):
@@ -107,9 +107,9 @@ def as_markdown(rows: Sequence[dict[str, Any]]) -> str:
             if name == variant and (REFERENCE, fold, seed) in found:
                 changes[fold].append(miou if variant == REFERENCE else miou - found[REFERENCE, fold, seed])
         form = ".1f" if variant == REFERENCE else "+.1f"
-        cells = [f"{statistics.mean(own):{form}}" if own else "" for own in changes.values()]
+        cells = [f"{statistics.mean(own):{form}} ({len(own)})" if own else "" for own in changes.values()]
         every = [change for own in changes.values() for change in own]
-        spread = f"{statistics.mean(every):{form}} ({min(every):{form}} to {max(every):{form}}), {len(every)}"
+        spread = f"{statistics.mean(every):{form}} ({min(every):{form}} to {max(every):{form}})"
         lines.append(f"| {variant} | " + " | ".join(cells) + f" | {spread} |")
     return "\n".join(lines)
 

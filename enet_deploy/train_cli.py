@@ -92,6 +92,7 @@ def _train(args: argparse.Namespace) -> None:
         trainer.run()
         if args.curve is not None and trainer.rank == 0:
             draw_curve(args.curve, trainer.history)
+            logging.info(f"the learning curve: {args.curve}")
         if dist.is_initialized():
             dist.barrier()  # all leave together: gloo's threads abort a process whose peer is gone already
     except torch.OutOfMemoryError:
@@ -126,7 +127,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--preset", choices=PRESETS, help="recipe to start from (default: default)")
     parser.add_argument("--init", metavar="WEIGHTS", help="start from these weights")
     parser.add_argument(
-        "--teacher", metavar="WEIGHTS", help="learn from these weights' output too; made by --width 2 or more"
+        "--teacher", metavar="WEIGHTS", help="learn from these weights' output too; usually of --width 2 or more"
     )
     images = parser.add_mutually_exclusive_group()
     images.add_argument(

@@ -49,8 +49,8 @@ def test_ablation_compares_variants_and_goes_on_where_it_stopped(
     table = (tmp_path / "result.md").read_text()
     assert table in capsys.readouterr().out
     change = f"{second - first:+.1f}"
-    assert f"| {first:.1f} | {first:.1f} ({first:.1f} to {first:.1f}), 1 |" in table
-    assert f"| Lovasz 1 | {change} | {change} ({change} to {change}), 1 |" in table
+    assert f"| {first:.1f} (1) | {first:.1f} ({first:.1f} to {first:.1f}) |" in table
+    assert f"| Lovasz 1 | {change} (1) | {change} ({change} to {change}) |" in table
 
     monkeypatch.setattr(Trainer, "_step", lambda *_: pytest.fail("trained again"))
     (tmp_path / "runs/scene000-0/Lovasz-1/last.safetensors").unlink()  # as if it had been cut short there
