@@ -46,7 +46,7 @@ from enet_deploy.runners import open_runner
 from enet_deploy.scenes import street_scene
 
 from .environment import environment
-from .timing import UNSTABLE
+from .timing import UNSTABLE, spread
 
 SMALL, LARGE = (360, 480), (720, 960)
 
@@ -101,6 +101,8 @@ def with_numpy(graph: Graph, metadata: Metadata, frames: UInt8Array) -> Call:
 
 
 def in_pytorch(net: nn.Module) -> Graph:
+    """Normalised images (N, 3, H, W) -> logits (N, C, H, W), eager and in the default layout."""
+
     def graph(images: npt.NDArray[Any]) -> npt.NDArray[Any]:
         with torch.inference_mode():
             logits: npt.NDArray[Any] = net(torch.from_numpy(images)).numpy()
@@ -173,6 +175,7 @@ def judge(row: Row, blocks: dict[str, list[float]]) -> dict[str, Any]:
 
 
 def as_markdown(rows: Sequence[dict[str, Any]]) -> str:
+    """What `judge` found, as a table."""
     lines = ["| slower, ms | faster, ms | ratio (lowest to highest round) | wanted | |", "|---|---|---|---|---|"]
     for row in rows:
         slower, faster = (f"{row[name]}, {row[f'{name}_ms']:.1f}" for name in ("slower", "faster"))
@@ -204,10 +207,10 @@ def _compare(args: argparse.Namespace) -> None:
         result = {"schema": 1, "environment": machine, "size": list(args.size), "rows": rows, "samples_ms": samples}
         write_json(args.json, result)
     print(as_markdown(rows))
-    for name, medians in blocks.items():
-        spread = (max(medians) - min(medians)) / median(medians)
-        if spread > UNSTABLE:
-            print(f"unstable: the blocks of {name} differ by {spread:.0%}; close other programs, or take more --rounds")
+    for name, own in samples.items():
+        apart = spread(own)
+        if apart > UNSTABLE:
+            print(f"unstable: the blocks of {name} differ by {apart:.0%}; close other programs, or take more --rounds")
 
 
 def main(argv: Sequence[str] | None = None) -> int:

@@ -9,6 +9,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 
 import numpy as np
+import numpy.typing as npt
 
 from enet_deploy.data import UInt8Array
 from enet_deploy.runners import Runner
@@ -46,10 +47,14 @@ class Timing:
 
     @property
     def spread(self) -> float:
-        """How far the blocks' medians lie apart, as a share of the median over all."""
-        infer = np.array(self.samples["infer"])
-        medians = [np.median(block) for block in np.split(infer, np.cumsum(self.blocks)[:-1])]
-        return float((max(medians) - min(medians)) / np.median(infer))
+        """As `spread`, of `infer`."""
+        return spread(np.split(np.array(self.samples["infer"]), np.cumsum(self.blocks)[:-1]))
+
+
+def spread(blocks: Sequence[Sequence[float] | npt.NDArray[np.float64]]) -> float:
+    """How far the medians of blocks of samples lie apart, as a share of the median over all."""
+    medians = [np.median(block) for block in blocks]
+    return float((max(medians) - min(medians)) / np.median(np.concatenate(blocks)))
 
 
 def measure(
