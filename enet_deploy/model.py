@@ -11,6 +11,7 @@ Shapes in comments are (channels x height x width) for one 3x512x512 image.
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Literal
 
 import safetensors.torch
 import torch
@@ -22,6 +23,8 @@ from .artifacts import METADATA_KEY, Metadata, replacing
 from .errors import ArtifactError
 
 BN_EPS = 1e-3  # Torch7's default, and so the authors'
+
+Slopes = Literal["channel", "layer"]
 
 STRIDE = 8  # the encoder halves the image three times
 
@@ -161,14 +164,16 @@ class ENet(nn.Module):
     Args:
         num_classes: classes predicted. Void is no class: it is the loss's `ignore_index`.
         width: 1 is ENet; with 2, 3, ... every layer has as many times its channels, for a teacher.
+        slopes: of each PReLU, one per "channel" as in ENet, or one per "layer": a LeakyReLU, which backends fuse into
+            the convolution before it where they can.
 
     `forward` takes normalised images, (N, 3, H, W) float with H and W divisible by 8, in the channel order the
     weights were trained on (BGR for those of this project), and returns logits (N, num_classes, H, W).
     """
 
-    def __init__(self, num_classes: int, width: int = 1) -> None:
+    def __init__(self, num_classes: int, width: int = 1, slopes: Slopes = "channel") -> None:
         super().__init__()
-        self.num_classes, self.width = num_classes, width
+        self.num_classes, self.width, self.slopes = num_classes, width, slopes
         c16, c64, c128 = 16 * width, 64 * width, 128 * width
         self.initial = InitialBlock(out_channels=c16)  # 16x256x256
         self.bottleneck1_0 = DownsamplingBottleneck(c16, c64, dropout=0.01)  # 64x128x128
@@ -182,6 +187,16 @@ class ENet(nn.Module):
         self.stage5 = nn.Sequential(RegularBottleneck(c16, relu=True))  # 16x256x256
         self.fullconv = nn.ConvTranspose2d(c16, num_classes, 2, stride=2)  # num_classes x512x512
         self.apply(_initialise)
+        if slopes == "layer":
+            self.share_slopes()
+
+    def share_slopes(self) -> None:
+        """Give each PReLU one slope: the mean of those that it has."""
+        self.slopes = "layer"
+        for module in self.modules():
+            if isinstance(module, nn.PReLU):
+                module.weight = nn.Parameter(module.weight.detach().mean(0, keepdim=True))
+                module.num_parameters = 1
 
     def encode(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """The encoder's output, (N, 128 width, H/8, W/8), and the indices of the first and second pooling."""
@@ -274,7 +289,8 @@ def load_weights(path: str | Path) -> tuple[ENet, Metadata]:
     except (SafetensorError, OSError) as error:
         raise ArtifactError(f"{path} is not a whole safetensors file: {error}; train or copy it again") from None
     width = state["initial.bn.weight"].numel() // 16 if "initial.bn.weight" in state else 1
-    net = ENet(len(metadata.classes), max(1, width))
+    one_slope = "initial.act.weight" in state and state["initial.act.weight"].numel() == 1
+    net = ENet(len(metadata.classes), max(1, width), "layer" if one_slope else "channel")
     expected = net.state_dict()
     _require_same(path, "no tensor named", sorted(expected.keys() - state.keys()))
     _require_same(path, "a foreign tensor named", sorted(state.keys() - expected.keys()))

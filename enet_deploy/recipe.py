@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Literal
 
 
 @dataclass(frozen=True)
@@ -25,6 +26,7 @@ class Recipe:
         lovasz_from: share of the training after which it sets in.
         distill: weight of the divergence from the teacher's output, where there is a teacher.
         width: of the network: every layer has this many times ENet's channels. 1 is ENet.
+        slopes: of each PReLU: one per "layer", which deploys faster, or one per "channel" as in the authors' ENet.
         scale: smallest and largest zoom, drawn log-uniformly.
         flip: whether half of the crops are mirrored.
         rare: share of the crops that are aimed at a pixel of a class with less than 2 % of all pixels, in images
@@ -54,6 +56,7 @@ class Recipe:
     lovasz_from: float = 0.5
     distill: float = 1.0
     width: int = 1
+    slopes: Literal["channel", "layer"] = "layer"
     scale: tuple[float, float] = (0.5, 2.0)
     flip: bool = True
     rare: float = 0.0
@@ -71,6 +74,7 @@ PRESETS = {
     # the student report that this project replaces
     "report": Recipe(
         size=(512, 512), crop=(512, 512), epochs=100, batch=5, lr=5e-4, weight_decay=2e-4, optimizer="adam", warmup=0,
-        power=0.0, aux=0.0, lovasz=0.0, scale=(1.0, 1.0), flip=False, color=0.0, tint=0.0, noise=0.0, ema=0.0,
+        power=0.0, aux=0.0, lovasz=0.0, slopes="channel", scale=(1.0, 1.0), flip=False, color=0.0, tint=0.0,
+        noise=0.0, ema=0.0,
     ),
 }  # fmt: skip

@@ -20,7 +20,7 @@ import time
 import warnings
 from collections.abc import Iterable, Iterator
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, TypeVar, get_args
 
 import numpy as np
 import torch
@@ -36,7 +36,7 @@ from .data import DataSet, UInt8Array, read_ahead, resize_image, resize_labels
 from .errors import ArtifactError, DataError, EnetError, InputError
 from .losses import cross_entropy, distillation, hard_cross_entropy, lovasz_softmax
 from .metrics import ConfusionMatrix
-from .model import STRIDE, ENet, Segmenter, load_weights, save_weights
+from .model import STRIDE, ENet, Segmenter, Slopes, load_weights, save_weights
 from .recipe import Recipe
 
 T = TypeVar("T")
@@ -111,9 +111,15 @@ class Trainer:
         self.world = dist.get_world_size() if dist.is_initialized() else 1
         self._check()
         torch.manual_seed(recipe.seed)
-        net, start = (ENet(len(train.classes), recipe.width), None) if init is None else self._load(init)
+        net, start = (ENet(len(train.classes), recipe.width, recipe.slopes), None) if init is None else self._load(init)
         if net.width != recipe.width:
             raise InputError(f"width {recipe.width}, but {init} has width {net.width}; pass --width {net.width}")
+        if recipe.slopes == "layer":
+            if net.slopes == "channel":
+                logging.info(f"{init} has a PReLU slope per channel: each layer starts from their mean")
+            net.share_slopes()
+        elif net.slopes == "layer":
+            raise InputError(f"slopes channel, but {init} has one slope per layer; pass --slopes layer")
         details: dict[str, Any] = {} if start is None else {"init": start.details}
         self.teacher = None if teacher is None else self._teacher(teacher, details)
         self._read_data()
@@ -192,6 +198,8 @@ class Trainer:
         check_size(recipe.crop)
         if recipe.optimizer not in ("adam", "adamw"):
             raise InputError(f"optimizer '{recipe.optimizer}', expected adam or adamw")
+        if recipe.slopes not in get_args(Slopes):
+            raise InputError(f"slopes '{recipe.slopes}', expected channel or layer")
         if recipe.seed >= 2**32:
             raise InputError(f"seed {recipe.seed}, expected below 2**32")
         if recipe.width < 1:
@@ -480,7 +488,8 @@ def read_checkpoint(out: str | Path) -> tuple[dict[str, Any], Recipe]:
         raise ArtifactError(f"{path} does not exist; there is no run to resume in {out}: leave out --resume")
     try:
         state = torch.load(path, map_location="cpu", weights_only=True)
-        return state, Recipe(**state["recipe"])
+        # runs of before there was a choice
+        return state, Recipe(**{"slopes": "channel"} | state["recipe"])
     except Exception as error:  # noqa: BLE001  torch.load raises whatever the bytes lead it to
         raise ArtifactError(
             f"{path} is not a whole checkpoint of this version ({type(error).__name__}); start again with another --out"

@@ -112,6 +112,16 @@ def test_encoder_has_a_prelu_slope_per_channel_and_the_decoder_relu(net: ENet) -
     assert [net.stage2[0].branch[2].num_parameters, net.stage2[0].act.num_parameters] == [32, 128]
 
 
+def test_shared_slopes_are_their_mean() -> None:
+    net = ENet(2)
+    with torch.no_grad():
+        net.initial.act.weight.copy_(torch.arange(16.0))
+    net.share_slopes()
+    assert net.initial.act.weight.tolist() == [7.5]
+    assert {m.num_parameters for m in net.modules() if isinstance(m, nn.PReLU)} == {1}
+    assert ENet(2, slopes="layer").state_dict().keys() == net.state_dict().keys() == ENet(2).state_dict().keys()
+
+
 def test_batchnorm_epsilon_is_torch7s(net: ENet) -> None:
     assert {m.eps for m in net.modules() if isinstance(m, nn.BatchNorm2d)} == {1e-3}
 

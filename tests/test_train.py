@@ -308,6 +308,30 @@ def test_other_arithmetic_trains_too(scenes: Path, tmp_path: Path) -> None:
     assert math.isfinite(float(rows(tmp_path)[0]["loss"]))
 
 
+def test_slopes_per_channel_become_one_per_layer_and_not_the_other_way(
+    finished: Path,
+    scenes: Path,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    assert load_weights(finished / "last.safetensors")[0].slopes == "layer"
+    assert enet_train(scenes, tmp_path / "channel", "--slopes", "channel", epochs=1) == 0
+    net, _ = load_weights(tmp_path / "channel" / "last.safetensors")
+    assert net.slopes == "channel" and net.initial.act.weight.shape == (16,)
+    options = ("--init", str(tmp_path / "channel" / "last.safetensors"))
+    with caplog.at_level("INFO"):
+        assert enet_train(scenes, tmp_path / "layer", *options, "--lr", "0", epochs=1) == 0
+    assert "has a PReLU slope per channel: each layer starts from their mean" in caplog.text
+    shared, _ = load_weights(tmp_path / "layer" / "last.safetensors")
+    torch.testing.assert_close(shared.initial.act.weight, net.initial.act.weight.mean()[None])
+    options = ("--slopes", "channel", "--init", str(finished / "last.safetensors"))
+    code = enet_train(scenes, tmp_path / "back", *options)
+    assert_refused(
+        code, capsys, r"slopes channel, but .*last\.safetensors has one slope per layer; pass --slopes layer"
+    )
+
+
 def test_weights_of_another_width_are_refused(
     finished: Path, scenes: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -400,6 +424,7 @@ def test_a_run_is_not_changed_half_way(
         (["--lr", "1e30"], r"the loss is nan in epoch 1; lower --lr"),
         (["--ohem", "1"], r"ohem 1\.0, expected"),
         (["--width", "0"], r"width 0, expected"),
+        (["--slopes", "pixel"], r"slopes 'pixel', expected channel or layer"),
         (["--rare", "2"], r"rare 2\.0, expected a share from 0 to 1"),
         (["--lovasz-from", "nan"], r"lovasz_from nan, expected"),
         (["--lovasz-from", "1.5"], r"lovasz_from 1\.5, expected a share from 0 to 1"),
