@@ -1,17 +1,18 @@
 """What the deploy form gains on this CPU: `python -m enet_deploy.benchmarks.speed_cli`, one table of ratios.
 
-Everything takes uint8 frames and gives uint8 labels. What ours is held against is what one has without this project:
-the network as it was trained, called from PyTorch or exported as it is, with normalisation and argmax in numpy.
+Everything takes uint8 frames and gives uint8 labels, in a process of its own. What ours is held against is what one
+has without this project: the network as it was trained, called from PyTorch or exported as it is, with normalisation
+and argmax in numpy.
 """
 
 from __future__ import annotations
 
 import argparse
 import tempfile
-from collections.abc import Sequence
-from contextlib import ExitStack
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
+from itertools import repeat
 from pathlib import Path
 from statistics import median
 from typing import Any
@@ -19,12 +20,11 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 import torch
-from torch import nn
 
 from enet_deploy import cli
-from enet_deploy.artifacts import BUNDLED_WEIGHTS, Metadata, require_writable, sha256, write_json
+from enet_deploy.artifacts import BUNDLED_WEIGHTS, require_writable, sha256, write_json
 from enet_deploy.calibration.qdq import quantize
-from enet_deploy.calibration.record import record_for
+from enet_deploy.calibration.record import Target, record_for
 from enet_deploy.data import UInt8Array
 from enet_deploy.export.deploy import to_deploy
 from enet_deploy.export.to_onnx import to_onnx
@@ -33,11 +33,9 @@ from enet_deploy.export.unpool_forms import (
     EQUALITY,
     FORMS,
     KEPT,
-    Call,
     Graph,
     export,
     in_form,
-    measure,
     onnxruntime_call,
     openvino_call,
 )
@@ -46,7 +44,11 @@ from enet_deploy.runners import open_runner
 from enet_deploy.scenes import street_scene
 
 from .environment import environment
+from .processes import Call, in_processes
 from .timing import UNSTABLE, spread
+
+Size = tuple[int, int]
+Maker = Callable[[], Call]
 
 SMALL, LARGE = (360, 480), (720, 960)
 
@@ -55,7 +57,9 @@ RUNNER = "PyTorch in this project's runner"
 SCATTER = "plain export (scatter) in ONNX Runtime, numpy around it"
 SLICES = "4-slice unpooling in OpenVINO, numpy around it"
 EXACT, MASK = "exact unpooling in OpenVINO", "equality mask in OpenVINO"
-AT = "fp32 openvino at {}x{}"
+AT = "{} openvino at {}x{}"
+CAMERA = (720, 1280)
+SEGMENT, STREAM = (f"{way} of {CAMERA[0]}x{CAMERA[1]} by the same" for way in ("segment()", "stream()"))
 
 
 @dataclass(frozen=True)
@@ -73,6 +77,7 @@ class Row:
     most: float = float("inf")
 
 
+CALLS = 12  # in a block
 BACKENDS = ("openvino", "ort")
 FP32, INT8 = (tuple(f"{precision} {backend}" for backend in BACKENDS) for precision in ("fp32", "int8"))
 ROWS = (
@@ -84,12 +89,15 @@ ROWS = (
     Row((TORCH,), INT8, least=8.5),
     Row(("fp32 ort",), ("int8 ort",), least=1.3),
     Row((EXACT,), (MASK,), most=1.10),
-    Row((AT.format(*LARGE),), (AT.format(*SMALL),), most=4.4),
+    Row((AT.format("fp32", *LARGE),), (AT.format("fp32", *SMALL),), most=4.4),
+    Row((SEGMENT,), (AT.format("int8", *SMALL),), most=1 / 0.85),  # resizing at both ends, 15 % of the whole
+    Row((STREAM,), (AT.format("int8", *SMALL),), most=1 / 0.85),
 )
 
 
-def with_numpy(graph: Graph, metadata: Metadata, frames: UInt8Array) -> Call:
+def with_numpy(graph: Graph, weights: Path, size: Size) -> Call:
     """A call of what takes normalised images and gives logits."""
+    metadata, frames = load_weights(weights)[1], frames_of(size)
     mean, std = (np.array(values, np.float32) for values in (metadata.mean, metadata.std))
 
     def call() -> UInt8Array:
@@ -100,59 +108,99 @@ def with_numpy(graph: Graph, metadata: Metadata, frames: UInt8Array) -> Call:
     return call
 
 
-def in_pytorch(net: nn.Module) -> Graph:
-    """Normalised images (N, 3, H, W) -> logits (N, C, H, W), eager and in the default layout."""
+def frames_of(size: Size) -> UInt8Array:
+    return street_scene(0, size)[0][None]
+
+
+def plain_pytorch(weights: Path, size: Size) -> Call:
+    """The network as it was trained: eager and in the default layout."""
+    net = load_weights(weights)[0]
 
     def graph(images: npt.NDArray[Any]) -> npt.NDArray[Any]:
         with torch.inference_mode():
             logits: npt.NDArray[Any] = net(torch.from_numpy(images)).numpy()
         return logits
 
-    return graph
+    return with_numpy(graph, weights, size)
 
 
-def plain_calls(weights: Path, frames: UInt8Array, folder: str) -> dict[str, Call]:
+def plain_graph(load: Callable[[str], Graph], path: str, weights: Path, size: Size) -> Call:
+    """An export of the network as it was trained."""
+    return with_numpy(load(path), weights, size)
+
+
+def in_openvino(path: str, size: Size) -> Call:
+    """An export that takes frames."""
+    return partial(openvino_call(path), frames_of(size))
+
+
+def in_runner(path: Path, backend: str, size: Size) -> Call:
+    """What a robot calls."""
+    options: dict[str, Any] = {"size": size} if backend == "torch" else {}
+    return partial(open_runner(path, backend, **options).open().infer, frames_of(size))
+
+
+def segmenting(path: Path) -> Call:
+    """A camera's frame in, labels of its size out."""
+    return partial(open_runner(path, "openvino").open().segment, frames_of(CAMERA)[0])
+
+
+def streaming(path: Path) -> Call:
+    """The same, a frame's labels per call, with the next frame in flight."""
+    runner = open_runner(path, "openvino").open()
+    batches = runner.stream(map(runner.preprocess, repeat(frames_of(CAMERA)[0])))
+    return lambda: runner.postprocess(next(batches)[0], CAMERA)
+
+
+def plain_makers(weights: Path, size: Size, folder: str) -> dict[str, Maker]:
     """What one has without this project."""
-    net, metadata = load_weights(weights)
-    example = torch.zeros(1, 3, *frames.shape[1:3])
-    graphs = {
-        TORCH: in_pytorch(net),
-        SCATTER: onnxruntime_call(export(net, example, f"{folder}/plain.onnx")),
-        SLICES: openvino_call(export(in_form(net, FORMS[CHAIN]), example, f"{folder}/slices.onnx")),
+    net, example = load_weights(weights)[0], torch.zeros(1, 3, *size)
+    scatter = export(net, example, f"{folder}/plain.onnx")
+    slices = export(in_form(net, FORMS[CHAIN]), example, f"{folder}/slices.onnx")
+    return {
+        TORCH: partial(plain_pytorch, weights, size),
+        SCATTER: partial(plain_graph, onnxruntime_call, scatter, weights, size),
+        SLICES: partial(plain_graph, openvino_call, slices, weights, size),
     }
-    return {name: with_numpy(graph, metadata, frames) for name, graph in graphs.items()}
 
 
-def mask_calls(weights: Path, frames: UInt8Array, folder: str) -> dict[str, Call]:
+def mask_makers(weights: Path, size: Size, folder: str) -> dict[str, Maker]:
     """The deploy form as it is, and with the mask that is wrong on ties."""
     segmenter = to_deploy(*load_weights(weights))
-    calls: dict[str, Call] = {}
+    makers: dict[str, Maker] = {}
     for name, form in ((EXACT, FORMS[KEPT]), (MASK, FORMS[EQUALITY])):
         segmenter.net = in_form(segmenter.net, form)
-        path = export(segmenter, torch.from_numpy(frames), f"{folder}/{name}.onnx")
-        calls[name] = partial(openvino_call(path), frames)
-    return calls
+        path = export(segmenter, torch.from_numpy(frames_of(size)), f"{folder}/{name}.onnx")
+        makers[name] = partial(in_openvino, path, size)
+    return makers
 
 
-def our_calls(weights: Path, frames: UInt8Array, folder: str, opened: ExitStack) -> dict[str, Call]:
+def our_makers(weights: Path, size: Size, folder: str) -> dict[str, Maker]:
     """The exports, on the runners that a robot opens."""
-    size = (frames.shape[1], frames.shape[2])
     record = record_for(sha256(weights), None)
-    runner = opened.enter_context(open_runner(weights, "torch", size=size))
-    calls: dict[str, Call] = {RUNNER: partial(runner.infer, frames)}
-    for precision, change in (("fp32", None), ("int8", partial(quantize, record=record))):
+
+    def exported(name: str, size: Size, target: Target | None = None) -> Path:
+        change = None if target is None else partial(quantize, record=record, target=target)
+        path = f"{folder}/enet-{name}.onnx"
         # any size may be timed, whatever int8 does to labels there; `enet-export` is what judges that
-        path = to_onnx(
-            weights, f"{folder}/enet-{precision}.onnx", size=size, quantize=change, max_disagreement=1.0
-        ).path
-        for backend in BACKENDS:
-            runner = opened.enter_context(open_runner(path, backend))
-            calls[f"{precision} {backend}"] = partial(runner.infer, frames)
+        to_onnx(weights, path, size=size, quantize=change, max_disagreement=None if target is None else 1.0)
+        return Path(path)
+
+    float_graph = exported("fp32", size)
+    makers: dict[str, Maker] = {
+        RUNNER: partial(in_runner, weights, "torch", size),
+        "fp32 openvino": partial(in_runner, float_graph, "openvino", size),
+        "fp32 ort": partial(in_runner, float_graph, "ort", size),
+        "int8 openvino": partial(in_runner, exported("int8", size, "all"), "openvino", size),
+        "int8 ort": partial(in_runner, exported("int8-ort", size, "ort"), "ort", size),
+    }
     for other in (SMALL, LARGE):
-        path = to_onnx(weights, f"{folder}/enet-{other[0]}.onnx", size=other).path
-        runner = opened.enter_context(open_runner(path, "openvino"))
-        calls[AT.format(*other)] = partial(runner.infer, street_scene(0, other)[0][None])
-    return calls
+        graph = exported(f"fp32-{other[0]}", other)
+        makers[AT.format("fp32", *other)] = partial(in_runner, graph, "openvino", other)
+    graph = exported(f"int8-{SMALL[0]}", SMALL, "all")
+    makers[AT.format("int8", *SMALL)] = partial(in_runner, graph, "openvino", SMALL)
+    makers[SEGMENT], makers[STREAM] = partial(segmenting, graph), partial(streaming, graph)
+    return makers
 
 
 def judge(row: Row, blocks: dict[str, list[float]]) -> dict[str, Any]:
@@ -160,7 +208,7 @@ def judge(row: Row, blocks: dict[str, list[float]]) -> dict[str, Any]:
     slower, faster = (min(names, key=lambda name: median(blocks[name])) for names in (row.slower, row.faster))
     ratios = [a / b for a, b in zip(blocks[slower], blocks[faster], strict=True)]
     ratio = median(ratios)
-    bounds = [f">= {row.least:g}"] * (row.least > 0) + [f"<= {row.most:g}"] * (row.most < float("inf"))
+    bounds = [f">= {row.least:.3g}"] * (row.least > 0) + [f"<= {row.most:.3g}"] * (row.most < float("inf"))
     return {
         "slower": slower,
         "slower_ms": median(blocks[slower]),
@@ -190,17 +238,19 @@ def _compare(args: argparse.Namespace) -> None:
     if args.json is not None:
         require_writable(args.json)
     machine = environment()
-    frames = street_scene(0, args.size)[0][None]
-    with ExitStack() as opened:
-        folder = opened.enter_context(tempfile.TemporaryDirectory())
-        calls = {
-            **plain_calls(args.weights, frames, folder),
-            **mask_calls(args.weights, frames, folder),
-            **our_calls(args.weights, frames, folder, opened),
+    with tempfile.TemporaryDirectory() as folder:
+        makers = {
+            name: maker
+            for some in (plain_makers, mask_makers, our_makers)
+            for name, maker in some(args.weights, args.size, folder).items()
         }
-        missing = {name for row in ROWS for name in (*row.slower, *row.faster)} - calls.keys()
+        missing = {name for row in ROWS for name in (*row.slower, *row.faster)} - makers.keys()
         assert not missing, missing  # before minutes of measuring
-        samples = measure(calls, args.rounds)
+        samples: dict[str, list[list[float]]] = {name: [] for name in makers}
+        with in_processes(makers) as block:
+            for _ in cli.progress(range(args.rounds), "rounds"):
+                for name, own in samples.items():
+                    own.append(block(name, CALLS))
     blocks = {name: [median(block) for block in own] for name, own in samples.items()}
     rows = [judge(row, blocks) for row in ROWS]
     if args.json is not None:

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 
 from enet_deploy import cli
 from enet_deploy.artifacts import BUNDLED_WEIGHTS, graph_metadata, replacing, require_writable, sha256
-from enet_deploy.data import DataSet, find_images, open_data, read_image, require_same_classes
+from enet_deploy.data import DataSet, find_images, open_data, read_image, require_same_classes, spread
 from enet_deploy.errors import InputError
 
 from .record import METHODS, Record, cache_header, record_for
@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from .sensitivity import Damage
 
 BUDGET = {"miou": 0.3, "agreement": 2.0}  # points that int8 may cost before it is remarked upon
+OUTPUT_IMAGES = 25  # of the sampled ones, for the tensors that ONNX Runtime's layout has besides
 UNLABELLED = 32  # images to compare labels on where none has a true label
 
 
@@ -57,32 +58,46 @@ def _measure(
 ) -> tuple[Record, Score]:
     """Ranges by the method asked for, or by all with the best kept; what the choice scores."""
     from . import ranges
-    from .qdq import FLOAT_LAYERS, activations, float_tensors, layers, quantize
+    from .qdq import FLOAT_LAYERS, activations, float_tensors, layers, output_tensors, quantize
 
     metadata = graph_metadata(model, args.weights)
     tensors = list(activations(model.graph, layers(model.graph).values()))
     methods = METHODS if args.method == "auto" else (args.method,)
     found = ranges.find_ranges(model, tensors, sampled, metadata.size, methods, cli.progress)
+    # more tensors than the others together, for one backend's layout: by one method, on fewer images
+    few = spread(sampled, OUTPUT_IMAGES)
+    outputs = ranges.find_ranges(model, output_tensors(model.graph), few, metadata.size, ["percentile"], cli.progress)[
+        "percentile"
+    ]
     common = Record(
         weights_sha256=metadata.weights_sha256,
         method="",
-        images={"count": len(sampled), "split": args.split, "sha256": ranges.digest(sampled)},
+        images={
+            "count": len(sampled),
+            "split": args.split,
+            "sha256": ranges.digest(sampled),
+            "of_outputs": len(few),
+        },
         preprocessing={"size": list(metadata.size), "mean": list(metadata.mean), "std": list(metadata.std)},
         accuracy={},
         float_layers=FLOAT_LAYERS,
         amax={},
         float_tensors=float_tensors(model.graph, FLOAT_LAYERS),
+        outputs=_rounded(outputs),
         versions=metadata.details["versions"],
     )
     tried: dict[str, tuple[Record, Score]] = {}
     for method, amax in found.items():
-        rounded = {tensor: float(f"{value:.6g}") for tensor, value in amax.items()}
-        record = dataclasses.replace(common, method=method, amax=rounded)
+        record = dataclasses.replace(common, method=method, amax=_rounded(amax))
         tried[method] = record, judge.score(quantize(model, record), method)
     best = max(tried, key=lambda method: tried[method][1].value)
     record, score = tried[best]
     values = {method: round(score.value, 6) for method, (_, score) in tried.items()}
     return dataclasses.replace(record, accuracy={"tried": values}), score
+
+
+def _rounded(amax: dict[str, float]) -> dict[str, float]:
+    return {tensor: float(f"{value:.6g}") for tensor, value in amax.items()}
 
 
 def _study(
@@ -158,7 +173,7 @@ def _calibrate(args: argparse.Namespace) -> None:
         return
     from . import ranges
     from .judge import Judge
-    from .qdq import float_tensors, quantize
+    from .qdq import float_layers, float_tensors, quantize, quantized_layers
 
     sampled = ranges.sample(find_images(args.data, args.split), args.images)
     earlier = record_for(sha256(args.weights), args.record) if args.record else None
@@ -169,14 +184,23 @@ def _calibrate(args: argparse.Namespace) -> None:
     else:
         record, score = earlier, judge.score(quantize(model, earlier), earlier.method)
     record, score = _study(args, model, record, score, judge)
+    in_ort = None
+    if quantized_layers(model.graph, float_layers(record, "ort")):
+        in_ort = judge.score(quantize(model, record, target="ort"), "in ONNX Runtime's layout")
+    ort = in_ort and {name: judge.to_json(in_ort)[name] for name in ("int8", "agreement")}
     record = dataclasses.replace(
         record,
-        accuracy={**record.accuracy, **judge.to_json(score)},
+        accuracy={**record.accuracy, **judge.to_json(score), "ort": ort},
         float_tensors=float_tensors(model.graph, record.float_layers),
     )
     record.write(args.out)
     _write_cache(args, record)
     _report(args, model, record, judge, score)
+    if in_ort is not None:
+        print(
+            f"in ONNX Runtime's layout (enet-export --int8 --target ort): {in_ort.value:.4f} "
+            f"({-judge.drop(in_ort):+.2f} points), {in_ort.agreement:.2%}"
+        )
 
 
 def _report(args: argparse.Namespace, model: onnx.ModelProto, record: Record, judge: Judge, score: Score) -> None:

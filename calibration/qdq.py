@@ -1,17 +1,28 @@
 """Float graph + calibration record -> explicit Q/DQ graph.
 
-Symmetric int8 throughout, as TensorRT takes it: zero points 0, one scale per activation tensor, one per output channel
-of a weight, no quantised bias. Where the pairs stand:
+Symmetric throughout, one scale per activation tensor, one per output channel of a weight. Where the pairs stand is
+for the backends to say, and they do not agree:
+
+"all", the layout that every backend runs: int8, zero points 0, no quantised bias.
 
 - on what a quantised convolution takes, and on its weights: Q/DQ + Conv becomes an int8 convolution in TensorRT and in
   OpenVINO. Its output gets none: BatchNorm is folded and the activation follows in float, at whose end the next
-  convolution's pair stands. That is where TensorRT's guide wants it for the fusion of Conv + activation + Q; PReLU it
-  runs as a kernel of its own that ends in Q.
+  convolution's pair stands. That is where TensorRT's guide wants it for the fusion of Conv + activation + Q.
 - on the other operand of a sum that a quantised convolution ends in: TensorRT and OpenVINO fuse Conv + Add only where
-  the operand that is added is int8 too.
-- on no concatenation: ENet's only one (the initial block) joins float branches, and its output meets the next
-  convolution's pair.
-- on nothing that decides the unpooling: pooling and winners see the float tensor, the convolution beside them its pair.
+  the operand that is added is int8 too. Where both are convolutions, on the first, the shortcut.
+- on nothing that decides the unpooling: pooling and winners see the float tensor, the convolution beside them its pair,
+  and the sum before them adds floats. (With a pair there OpenVINO moves its scale behind the sum, and in half compares
+  what it has rounded with what it has not: 92 % of fp32's labels in place of 99.)
+
+"ort", which ONNX Runtime's CPU kernels want, and TensorRT refuses: its int8 kernels take and give int8 and nothing
+else, so there is a pair behind every quantised convolution, sum and activation too, and biases are int32. What lacks
+one of them is computed in float, with its weights turned back at every call: that is what ONNX Runtime does with the
+other layout. Activations are uint8 around 128; behind a ReLU from 0 up, which is then part of the rounding. What is
+made in int8 is there as int8 alone, so the second pooling decides on rounded values. Max with a slope per channel has
+no int8 kernel: this layout is for networks with one slope per layer.
+
+On x86 without VNNI, ONNX Runtime's kernels for uint8 with int8 overflow unless `session.x64quantprecision` is set, as
+this project's runner does there.
 """
 
 from __future__ import annotations
@@ -22,24 +33,29 @@ from fnmatch import fnmatchcase
 from pathlib import Path
 
 import numpy as np
+import numpy.typing as npt
 import onnx
 from onnx import numpy_helper
 
 from enet_deploy.artifacts import graph_metadata, set_graph_metadata
 from enet_deploy.errors import ArtifactError, InputError
 
-from .record import Record
+from .record import Record, Target
 
 # Operations that can be quantised -> the axis of the output channels in their weights
 CHANNEL_AXIS = {"Conv": 0, "ConvTranspose": 1}
 
 # What stays float unless a record says otherwise: layers, by pattern, and why
 FLOAT_LAYERS = {
-    "initial.conv": "3 input channels: below what int8 kernels take, so that it costs conversions and gains nothing",
+    "initial.*": "3 input channels: no faster in int8, and what the first pooling decides on",
     "bottleneck4_0.branch.2": "transposed convolution: int8 kernels for it are slow, wrong or missing",
     "bottleneck5_0.branch.*": "4 channels within: too few for int8 kernels",
     "stage5.*": "4 channels within, at half the frame's size: conversions would cost more than they save",
-    "fullconv": "its outputs are compared with each other by the argmax",
+    "fullconv*": "its outputs are compared with each other by the argmax",
+}
+# ... and for ONNX Runtime besides
+FLOAT_FOR_ORT = {
+    "bottleneck?_0.shortcut.0": "the unpooling behind it is float, and faster in the layout of a float convolution",
 }
 _INT8_OF = {"fp32": "int8", "fp16": "fp16-int8"}
 
@@ -49,9 +65,9 @@ def layers(graph: onnx.GraphProto) -> dict[str, onnx.NodeProto]:
     return {node.name.rpartition("/")[0]: node for node in graph.node if node.op_type in CHANNEL_AXIS}
 
 
-def quantized_layers(graph: onnx.GraphProto, float_layers: Iterable[str]) -> dict[str, onnx.NodeProto]:
-    """`layers` without those that match a name or pattern of `float_layers`."""
-    patterns = list(float_layers)
+def quantized_layers(graph: onnx.GraphProto, left_out: Iterable[str]) -> dict[str, onnx.NodeProto]:
+    """`layers` without those that match a name or pattern of `left_out`."""
+    patterns = list(left_out)
     return {
         name: node
         for name, node in layers(graph).items()
@@ -59,53 +75,104 @@ def quantized_layers(graph: onnx.GraphProto, float_layers: Iterable[str]) -> dic
     }
 
 
-def activations(graph: onnx.GraphProto, nodes: Iterable[onnx.NodeProto]) -> dict[str, list[onnx.NodeProto]]:
+def activations(
+    graph: onnx.GraphProto, nodes: Iterable[onnx.NodeProto], target: Target = "all"
+) -> dict[str, list[onnx.NodeProto]]:
     """Tensors that get a pair where `nodes` are quantised -> the operations that take the pair's output.
 
     In the order of the graph; a tensor may go to others beside these, which take it as it is.
     """
     quantized = {node.name for node in nodes}
+    return _for_ort(graph, quantized) if target == "ort" else _for_all(graph, quantized)
+
+
+def _for_all(graph: onnx.GraphProto, quantized: set[str]) -> dict[str, list[onnx.NodeProto]]:
     outputs = {node.output[0] for node in graph.node if node.name in quantized}
     made = {output for node in graph.node for output in node.output}
+    pooled = _pooled_sums(graph)
     takers: dict[str, list[onnx.NodeProto]] = {}
     for node in graph.node:
         if node.name in quantized:
             takers.setdefault(node.input[0], []).append(node)
-        if node.op_type == "Add" and set(node.input) <= made and outputs & set(node.input):
-            for name in set(node.input) - outputs:
+        if node.op_type == "Add" and set(node.input) <= made and outputs & set(node.input) and node.name not in pooled:
+            for name in set(node.input) - outputs or node.input[:1]:
                 takers.setdefault(name, []).append(node)
     return takers
 
 
-def float_tensors(graph: onnx.GraphProto, float_layers: Iterable[str]) -> list[str]:
-    """Tensors that would get a pair if every layer were quantised, and get none because `float_layers` are not."""
-    chosen = activations(graph, quantized_layers(graph, float_layers).values())
+def _pooled_sums(graph: onnx.GraphProto) -> set[str]:
+    """Names of the sums that a pooling decides on, behind no more than their activation."""
+    makers = {output: node for node in graph.node for output in node.output}
+    tensors = [node.input[0] for node in graph.node if node.op_type == "MaxPool"]
+    sums = set()
+    for tensor in tensors:
+        maker = makers.get(tensor)
+        if maker is not None and maker.op_type == "Add":
+            sums.add(maker.name)
+        elif maker is not None and maker.op_type in ("LeakyRelu", "Max", "Mul", "PRelu", "Relu"):
+            tensors.extend(maker.input)
+    return sums
+
+
+def _for_ort(graph: onnx.GraphProto, quantized: set[str]) -> dict[str, list[onnx.NodeProto]]:
+    users: dict[str, list[onnx.NodeProto]] = {}
+    for node in graph.node:
+        for name in node.input:
+            users.setdefault(name, []).append(node)
+    made = {output for node in graph.node for output in node.output}
+    computed: set[str] = set()  # in int8
+    takers: dict[str, list[onnx.NodeProto]] = {}
+    for node in graph.node:
+        follows = node.op_type in ("Add", "LeakyRelu", "Relu") and computed & set(node.input) and made >= {*node.input}
+        if node.name in quantized or follows:
+            for name in node.input if follows else node.input[:1]:
+                if name not in computed:  # made in float, for whoever else takes it
+                    takers.setdefault(name, []).append(node)
+            (output,) = node.output
+            computed.add(output)
+            if [user.op_type for user in users[output]] != ["Relu"]:  # which would be part of this kernel
+                takers[output] = users[output]
+    return takers
+
+
+def float_tensors(graph: onnx.GraphProto, left_out: Iterable[str]) -> list[str]:
+    """Tensors that would get a pair if every layer were quantised, and get none because those of
+    `left_out` are not."""
+    chosen = activations(graph, quantized_layers(graph, left_out).values())
     return [tensor for tensor in activations(graph, layers(graph).values()) if tensor not in chosen]
 
 
-def quantize(model: onnx.ModelProto, record: Record, source: str | Path = "the graph") -> onnx.ModelProto:
+def quantize(
+    model: onnx.ModelProto, record: Record, source: str | Path = "the graph", target: Target = "all"
+) -> onnx.ModelProto:
     """A copy of a float graph that computes in int8 where the record says, and says so in its metadata.
 
-    `source` names the graph in errors.
+    `source` names the graph in errors; `target` is the layout.
 
-    Raises ArtifactError where the graph is quantised already, came from other weights than the record, or the record
-    lacks a tensor of the graph or has one that the graph lacks.
+    Raises InputError for half and "ort", whose kernels take float32 scales alone; ArtifactError where the graph is
+    quantised already, came from other weights than the record, or the record lacks a tensor of the graph or has one
+    that the graph lacks.
     """
     metadata = graph_metadata(model, source)
     if metadata.precision not in _INT8_OF:
         raise ArtifactError(f"{source} is {metadata.precision} already, expected fp32 or fp16; quantise the float one")
+    if target == "ort" and metadata.precision != "fp32":
+        raise InputError(f"{source} is {metadata.precision}; ONNX Runtime's int8 kernels want fp32 around them")
     record.require_weights(metadata.weights_sha256, "the calibration record")
     result = onnx.ModelProto()
     result.CopyFrom(model)
     graph = result.graph
     _require_tensors(graph, record)
-    chosen = quantized_layers(graph, record.float_layers)
+    chosen = quantized_layers(graph, float_layers(record, target))
     if not chosen:
         raise InputError(
-            "float_layers of the record covers every layer, expected some to quantise; export without --int8"
+            f"float_layers of the record{' and of this layout' * (target == 'ort')} covers every layer, expected some "
+            "to quantise; export without --int8"
         )
-    insert_pairs(graph, list(chosen.values()), record.amax)
-    calibration = {"sha256": record.sha256, "method": record.method, "images": record.images["count"]}
+    insert_pairs(graph, list(chosen.values()), record.ranges, target)
+    calibration = {
+        "sha256": record.sha256, "method": record.method, "images": record.images["count"], "target": target
+    }  # fmt: skip
     metadata = dataclasses.replace(
         metadata,
         precision=_INT8_OF[metadata.precision],
@@ -115,11 +182,24 @@ def quantize(model: onnx.ModelProto, record: Record, source: str | Path = "the g
     return result
 
 
+def float_layers(record: Record, target: Target) -> list[str]:
+    """Layers, or patterns of layers, that stay float in a layout."""
+    return [*record.float_layers, *(FLOAT_FOR_ORT if target == "ort" else ())]
+
+
+def output_tensors(graph: onnx.GraphProto) -> list[str]:
+    """Tensors that get a pair in the layout "ort" alone, if every layer is quantised."""
+    everything = list(layers(graph).values())
+    both = activations(graph, everything)
+    return [tensor for tensor in activations(graph, everything, "ort") if tensor not in both]
+
+
 def _require_tensors(graph: onnx.GraphProto, record: Record) -> None:
-    wanted = activations(graph, layers(graph).values()).keys()
+    wanted = {*activations(graph, layers(graph).values()), *output_tensors(graph)}
+    known = record.amax.keys() | record.outputs.keys()
     for what, names in (
-        ("ranges for tensors that this graph does not have", record.amax.keys() - wanted),
-        ("no ranges for tensors that this graph has", wanted - record.amax.keys()),
+        ("ranges for tensors that this graph does not have", known - wanted),
+        ("no ranges for tensors that this graph has", wanted - known),
     ):
         if names:
             raise ArtifactError(
@@ -128,22 +208,35 @@ def _require_tensors(graph: onnx.GraphProto, record: Record) -> None:
             )
 
 
-def insert_pairs(graph: onnx.GraphProto, nodes: list[onnx.NodeProto], amax: dict[str, float]) -> None:
+def insert_pairs(
+    graph: onnx.GraphProto, nodes: list[onnx.NodeProto], amax: dict[str, float], target: Target = "all"
+) -> None:
     """Quantise `nodes` of `graph` in place."""
     initializers = {i.name: i for i in graph.initializer}
-    zero = _add(graph, "zero_point", np.zeros((), np.int8))
     dtype = numpy_helper.to_array(initializers[nodes[0].input[1]]).dtype
+    kinds = {output: node.op_type for node in graph.node for output in node.output}
+    zeros = {
+        "all": _add(graph, "zero_point", np.zeros((), np.int8)),
+        "ort": _add(graph, "zero_point/128", np.full((), 128, np.uint8)),
+        "Relu": _add(graph, "zero_point/0", np.zeros((), np.uint8)),
+    }
+    scales: dict[str, float] = {}
     after: dict[str, list[onnx.NodeProto]] = {}  # tensor -> what is inserted behind its maker
-    for tensor, takers in activations(graph, nodes).items():
-        scale = _add(graph, f"{tensor}/scale", np.asarray(max(amax[tensor] / 127, np.finfo(dtype).tiny), dtype))
-        pair = _pair(tensor, scale, zero)
+    for tensor, takers in activations(graph, nodes, target).items():
+        positive = target == "ort" and kinds[tensor] == "Relu"
+        scales[tensor] = max(amax[tensor] / (255 if positive else 127), float(np.finfo(dtype).tiny))
+        scale = _add(graph, f"{tensor}/scale", np.asarray(scales[tensor], dtype))
+        pair = _pair(tensor, scale, zeros["Relu" if positive else target])
         after[tensor] = pair
         for taker in takers:
             taker.input[:] = [pair[1].output[0] if name == tensor else name for name in taker.input]
     ordered = []
     for name in dict.fromkeys(node.input[1] for node in nodes):  # equal weights are stored once, for several layers
         users = [node for node in nodes if node.input[1] == name]
-        ordered.append(_weights(graph, users, initializers[name]))
+        least = _least_scale(users, initializers, scales) if target == "ort" else 0.0
+        ordered.append(_weights(graph, users, initializers[name], least))
+    if target == "ort":
+        ordered += _biases(graph, nodes, initializers, scales)
     for node in graph.node:
         ordered += [node, *(new for output in node.output for new in after.get(output, ()))]
     del graph.node[:]
@@ -167,10 +260,12 @@ def _pair(tensor: str, scale: str, zero: str) -> list[onnx.NodeProto]:
     ]
 
 
-def _weights(graph: onnx.GraphProto, users: list[onnx.NodeProto], weight: onnx.TensorProto) -> onnx.NodeProto:
+def _weights(
+    graph: onnx.GraphProto, users: list[onnx.NodeProto], weight: onnx.TensorProto, least: npt.ArrayLike
+) -> onnx.NodeProto:
     """Store the weights of `users` as int8; the node that turns them back, which the backend folds into its kernel."""
     axis = CHANNEL_AXIS[users[0].op_type]
-    values, scale = quantize_weights(numpy_helper.to_array(weight), axis)
+    values, scale = quantize_weights(numpy_helper.to_array(weight), axis, least)
     inputs = [
         _add(graph, f"{weight.name}/int8", values),
         _add(graph, f"{weight.name}/scale", scale),
@@ -182,15 +277,53 @@ def _weights(graph: onnx.GraphProto, users: list[onnx.NodeProto], weight: onnx.T
     return onnx.helper.make_node("DequantizeLinear", inputs, [f"{weight.name}/dequantized"], name, axis=axis)
 
 
-def quantize_weights(weights: np.ndarray, axis: int) -> tuple[np.ndarray, np.ndarray]:
+def _least_scale(
+    users: list[onnx.NodeProto], initializers: dict[str, onnx.TensorProto], scales: dict[str, float]
+) -> npt.NDArray[np.float64]:
+    """Scale per output channel that the weights of `users` may not fall below, or int32 would not hold the biases."""
+    least = np.zeros(1)
+    for node in users:
+        if len(node.input) > 2:
+            bias = np.abs(numpy_helper.to_array(initializers[node.input[2]]).astype(np.float64))
+            least = np.maximum(least, bias / 2**30 / scales[node.input[0].removesuffix("/dequantized")])
+    return least
+
+
+def _biases(
+    graph: onnx.GraphProto,
+    nodes: list[onnx.NodeProto],
+    initializers: dict[str, onnx.TensorProto],
+    scales: dict[str, float],
+) -> list[onnx.NodeProto]:
+    """Store the biases of `nodes` as int32, in the steps that sums are counted in: input scale times weight scale."""
+    weights = {i.name: i for i in graph.initializer}
+    new = []
+    for node in nodes:
+        if len(node.input) > 2:
+            of_weights = numpy_helper.to_array(weights[node.input[1].removesuffix("/dequantized") + "/scale"])
+            step = (scales[node.input[0].removesuffix("/dequantized")] * of_weights).astype(np.float32)
+            steps = np.rint(numpy_helper.to_array(initializers[node.input[2]]).astype(np.float64) / step)
+            inputs = [
+                _add(graph, f"{node.name}/bias/int32", steps.astype(np.int32)),
+                _add(graph, f"{node.name}/bias/scale", step),
+            ]
+            node.input[2] = f"{node.name}/bias/dequantized"
+            name = f"{node.name}/bias/DequantizeLinear"
+            new.append(onnx.helper.make_node("DequantizeLinear", inputs, [node.input[2]], name, axis=0))
+    return new
+
+
+def quantize_weights(weights: np.ndarray, axis: int, least: npt.ArrayLike = 0.0) -> tuple[np.ndarray, np.ndarray]:
     """Weights -> int8 in [-127, 127] and a scale per channel along `axis`, of the weights' dtype.
 
     The scale is rounded to that dtype first, so that what is divided by is what will be multiplied with. A channel of
-    zeros, or one too small for a half's scale, becomes zeros of scale 1.
+    zeros, or one too small for a half's scale, becomes zeros of scale `least`, or 1. No scale is below `least`.
     """
     others = tuple(a for a in range(weights.ndim) if a != axis)
     scale = (np.abs(weights.astype(np.float32)).max(axis=others) / 127).astype(weights.dtype)
-    scale[scale < np.finfo(weights.dtype).tiny] = 1
+    least = np.asarray(least)
+    scale = np.where(scale < np.finfo(weights.dtype).tiny, np.where(least > 0, least, 1), np.maximum(scale, least))
+    scale = scale.astype(weights.dtype)
     shape = [-1 if a == axis else 1 for a in range(weights.ndim)]
     steps = np.rint(weights.astype(np.float32) / scale.astype(np.float32).reshape(shape))
     return np.clip(steps, -127, 127).astype(np.int8), scale

@@ -8,12 +8,13 @@ import json
 import struct
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from enet_deploy.artifacts import replacing
 from enet_deploy.errors import ArtifactError, InputError
 
-SCHEMA = 1
+SCHEMA = 2
+Target = Literal["all", "ort"]  # whose kernels an int8 graph is laid out for, explained by `qdq`
 METHODS = ("minmax", "percentile", "entropy", "mse")  # explained by `ranges.find_ranges`
 BUNDLED_RECORD = Path(__file__).parent / "enet-camvid.json"  # of the bundled weights
 
@@ -28,10 +29,12 @@ class Record:
         images: {"count", "split", "sha256"} of the sampled files, names and contents.
         preprocessing: {"size", "mean", "std"} that the images went through.
         accuracy: {"measure": "miou" or "agreement", "images", "fp32", "int8", "agreement": share of labels that are
-            fp32's, "tried": {method: value}}.
+            fp32's, "ort": {"int8", "agreement"} of ONNX Runtime's layout, "tried": {method: value}}.
         float_layers: layer, or pattern of layers, -> why it is not quantised.
-        amax: tensor -> magnitude that becomes 127.
+        amax: tensor -> magnitude that becomes 127; in ONNX Runtime's layout, behind a ReLU, 255.
         float_tensors: those of `amax` that float layers alone take.
+        outputs: tensor -> magnitude, of what layers give rather than take, by percentile on images["of_outputs"]
+            images; ONNX Runtime's layout quantises these too (see `qdq`).
         versions: of the tools.
     """
 
@@ -43,10 +46,16 @@ class Record:
     float_layers: dict[str, str]
     amax: dict[str, float]
     float_tensors: list[str]
+    outputs: dict[str, float]
     versions: dict[str, str]
 
     def to_text(self) -> str:
         return json.dumps({"schema": SCHEMA, **dataclasses.asdict(self)}, indent=2, allow_nan=False) + "\n"
+
+    @property
+    def ranges(self) -> dict[str, float]:
+        """Of every tensor that any layout, or any choice of layers, may quantise."""
+        return {**self.amax, **self.outputs}
 
     @property
     def sha256(self) -> str:
@@ -67,7 +76,7 @@ class Record:
             if value.pop("schema") != SCHEMA:
                 raise ValueError("its schema is another")
             record = cls(**value)
-            for tensor, amax in record.amax.items():
+            for tensor, amax in (*record.amax.items(), *record.outputs.items()):
                 if type(amax) not in (int, float) or not 0 < amax < 1e6:  # 127 steps of a half reach 8e6
                     raise ValueError(f"amax {amax!r} of {tensor}, expected a number above 0 and below 1e6")
             if not (isinstance(record.weights_sha256, str) and isinstance(record.method, str)):

@@ -45,7 +45,7 @@ def measure_damage(
         state: JSON file that is written after each layer, and read first: a run that was cut short goes on.
     """
     key = hashlib.sha256(
-        json.dumps([record.weights_sha256, record.amax, judge.measure, judge.sha256]).encode()
+        json.dumps([record.weights_sha256, record.ranges, judge.measure, judge.sha256]).encode()
     ).hexdigest()
     done = _read_state(Path(state), key)
     for name in progress(list(layers(model.graph)), "layers"):
@@ -53,7 +53,7 @@ def measure_damage(
             continue
         one = onnx.ModelProto()
         one.CopyFrom(model)
-        insert_pairs(one.graph, [layers(one.graph)[name]], record.amax)
+        insert_pairs(one.graph, [layers(one.graph)[name]], record.ranges)
         score = judge.score(one, name)
         done[name] = Damage(name, judge.drop(score), min(score.snr, 200.0))
         write_json(

@@ -7,12 +7,13 @@ import shlex
 from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, get_args
 
 import numpy as np
 
 from enet_deploy import cli
 from enet_deploy.artifacts import BUNDLED_WEIGHTS, EngineCard, graph_metadata, require_writable, sha256
+from enet_deploy.calibration.record import Target
 from enet_deploy.data import (
     UInt8Array,
     find_images,
@@ -50,6 +51,8 @@ def _from_weights(args: argparse.Namespace) -> Path:
     if Path(name).name != name:
         raise InputError(f"--name '{name}', expected the beginning of a file's name; the folder is --out")
     precision = "-".join([*["fp16"] * args.fp16, *["int8"] * args.int8]) or "fp32"
+    if args.target == "ort":
+        precision += "-ort"
     path = Path(args.out) / f"{name}-{precision}.onnx"
     require_writable(path)
 
@@ -57,7 +60,11 @@ def _from_weights(args: argparse.Namespace) -> Path:
 
     from .to_onnx import to_onnx
 
-    metadata = load_weights(weights)[1]
+    net, metadata = load_weights(weights)
+    if args.target == "ort" and net.slopes == "channel":
+        print(
+            "the PReLUs have a slope per channel, which ONNX Runtime has no int8 kernel for: enet-train --slopes layer"
+        )
     size = args.size or metadata.size
     quantize = None
     if args.int8:
@@ -70,7 +77,7 @@ def _from_weights(args: argparse.Namespace) -> Path:
             print(
                 f"the record's ranges are of {height}x{width}; enet-calibrate --size {size[0]}x{size[1]} makes others"
             )
-        quantize = partial(with_record, record=record)
+        quantize = partial(with_record, record=record, target=args.target)
     done = to_onnx(
         weights,
         path,
@@ -113,8 +120,9 @@ def _from_graph(args: argparse.Namespace) -> Path:
     with open_runner(model, "ort") as reference:  # also says what is wrong with a damaged file
         graph = onnx.load(model)
         metadata = graph_metadata(graph, model)
-        quantized = quantize(graph, record_for(metadata.weights_sha256, args.calibration), model)
-        stem = model.stem.removesuffix("-fp32") + "-int8"
+        record = record_for(metadata.weights_sha256, args.calibration)
+        quantized = quantize(graph, record, model, args.target)
+        stem = model.stem.removesuffix("-fp32") + ("-int8-ort" if args.target == "ort" else "-int8")
         path = Path(args.out) / f"{stem}.onnx"
         frames = _frames(args, metadata, metadata.size)
         _report(save_verified(quantized, path, reference, frames, args.max_disagreement), args, str(model))
@@ -211,6 +219,11 @@ def _export(args: argparse.Namespace) -> None:
     options = _options(args)
     if args.calibration is not None and not args.int8:
         raise InputError(f"--calibration {args.calibration} without --int8, expected both")
+    if args.target == "ort" and not args.int8:
+        raise InputError("--target ort without --int8, expected both: a float graph is the same for every backend")
+    if args.target == "ort" and (args.fp16 or args.engine):
+        other = "--fp16" if args.fp16 else "--engine"
+        raise InputError(f"--target ort with {other}, expected --int8 alone: TensorRT does not take that layout")
     if options is not None:
         from .to_engine import require_buildable
 
@@ -218,7 +231,7 @@ def _export(args: argparse.Namespace) -> None:
     graph = _from_weights(args) if args.model is None else _from_graph(args)
     if options is not None:
         _build_engine(graph, args, options)
-    elif args.fp16 or args.int8:
+    elif args.target == "all" and (args.fp16 or args.int8):
         _engine_if_possible(graph, args)
 
 
@@ -248,6 +261,12 @@ def _parser() -> cli.Parser:
     )
     graph.add_argument(
         "--calibration", type=Path, metavar="RECORD", help="of enet-calibrate; else that of the bundled weights"
+    )
+    graph.add_argument(
+        "--target",
+        choices=get_args(Target),
+        default="all",
+        help="layout of --int8: all, the default, or ort, as ONNX Runtime's CPU kernels want it and TensorRT does not",
     )
     graph.add_argument(
         "--size", type=cli.size, metavar="HxW", help="frame size; else what the weights were trained for"

@@ -9,41 +9,65 @@ import copy
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
 from torch.nn.utils.fusion import fuse_conv_bn_eval
 
 from enet_deploy.artifacts import Metadata
 from enet_deploy.errors import InputError
-from enet_deploy.model import ENet, InitialBlock, Segmenter
+from enet_deploy.model import DownsamplingBottleneck, ENet, InitialBlock, Segmenter
 
 from .unpool import with_exportable_unpooling
 
 
-class FoldedInitialBlock(nn.Module):
-    """`InitialBlock` without its BatchNorm, which spans both halves of the concatenation.
+class SummedInitialBlock(nn.Module):
+    """`InitialBlock` without its BatchNorm, and with a sum in place of the concatenation.
 
-    The convolution takes its share into weights and bias. The pooled channels are scaled and shifted after the
-    pooling, where they are a quarter of the size; before it a negative scale would turn maxima into minima.
+    The convolution makes as many maps as the block, of which those of the pooled channels are zeros; a 1x1 convolution
+    puts the pooled channels there, and both have their share of the BatchNorm. Joining 13 maps and 3 costs OpenVINO
+    two changes of layout; a sum is part of the convolution.
     """
-
-    scale: Tensor
-    shift: Tensor
 
     def __init__(self, block: InitialBlock) -> None:
         super().__init__()
         scale, shift = _affine(block.bn)
-        maps = block.conv.out_channels
-        conv = copy.deepcopy(block.conv)
-        assert conv.bias is not None
-        conv.weight = nn.Parameter(conv.weight * scale[:maps].view(-1, 1, 1, 1))
-        conv.bias = nn.Parameter(conv.bias * scale[:maps] + shift[:maps])
-        self.conv, self.pool, self.act = conv, block.pool, block.act
-        self.register_buffer("scale", scale[maps:].view(1, -1, 1, 1))
-        self.register_buffer("shift", shift[maps:].view(1, -1, 1, 1))
+        maps, pooled = block.conv.out_channels, block.conv.in_channels
+        assert block.conv.bias is not None
+        self.conv = nn.Conv2d(pooled, maps + pooled, 3, stride=2, padding=1)
+        weight = F.pad(block.conv.weight, (0, 0, 0, 0, 0, 0, 0, pooled))  # more output channels
+        self.conv.weight = nn.Parameter((weight * scale.view(-1, 1, 1, 1)).detach())
+        self.conv.bias = nn.Parameter((F.pad(block.conv.bias, (0, pooled)) * scale + shift).detach())
+        self.place = nn.Conv2d(pooled, maps + pooled, 1, bias=False)
+        self.place.weight = nn.Parameter(torch.diag(scale)[:, maps:, None, None].clone())
+        self.pool, self.act = block.pool, block.act
 
     def forward(self, x: Tensor) -> Tensor:
         """(N, 3, H, W) -> (N, 16, H/2, W/2)"""
-        y: Tensor = self.act(torch.cat([self.conv(x), self.pool(x) * self.scale + self.shift], dim=1))
+        # each channel as an image of its own: to pool three together, OpenVINO would make them 16
+        pooled = self.pool(x.flatten(0, 1).unsqueeze(1)).squeeze(1).unflatten(0, (-1, x.shape[1]))
+        y: Tensor = self.act(self.conv(x) + self.place(pooled))
         return y
+
+
+class SummedDownsampling(nn.Module):
+    """`DownsamplingBottleneck` whose shortcut is widened by a 1x1 convolution of ones, in place of padding.
+
+    As fast in float on the CPU, and int8 kernels take it: with the padding ONNX Runtime changed the layout around every
+    sum behind it, for a tenth of its int8 graph's time.
+    """
+
+    def __init__(self, block: DownsamplingBottleneck) -> None:
+        super().__init__()
+        self.pool, self.branch, self.act = block.pool, block.branch, block.act
+        first = block.branch[0]
+        assert isinstance(first, nn.Conv2d)
+        ones = torch.eye(first.in_channels + block.extra_channels)[:, : first.in_channels, None, None]
+        self.place = nn.Conv2d(ones.shape[1], ones.shape[0], 1, bias=False)
+        self.place.weight = nn.Parameter(ones.to(first.weight.dtype))
+
+    def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        """As `DownsamplingBottleneck`."""
+        shortcut, indices = self.pool(x)
+        return self.act(self.place(shortcut) + self.branch(x)), indices
 
 
 def _copy_in_eval_mode(net: ENet) -> ENet:
@@ -62,7 +86,7 @@ def _affine(bn: nn.BatchNorm2d) -> tuple[Tensor, Tensor]:
 def fold_batchnorm(net: ENet) -> ENet:
     """A copy in which every BatchNorm has gone into the convolution before it. Raises InputError in train mode."""
     net = _copy_in_eval_mode(net)
-    net.initial = FoldedInitialBlock(net.initial)  # type: ignore[assignment]
+    net.initial = SummedInitialBlock(net.initial)  # type: ignore[assignment]
     for module in list(net.modules()):
         if isinstance(module, nn.Sequential):
             _fold_sequence(module)
@@ -117,29 +141,58 @@ class MaxPReLU(nn.Module):
         return torch.maximum(x, x * self.slope)
 
 
-def prelu_as_max(net: ENet) -> ENet:
-    """A copy in which every PReLU is a maximum, but those with a slope above 1, where it would not be the same."""
+def rewrite_prelu(net: ENet) -> ENet:
+    """A copy in which a PReLU of one slope is a LeakyReLU, and one with a slope per channel a maximum.
+
+    Of the latter, one with a slope above 1 stays: there the maximum would not be the same.
+    """
     net = _copy_in_eval_mode(net)
     for parent in list(net.modules()):
         for name, child in list(parent.named_children()):
-            if isinstance(child, nn.PReLU) and bool((child.weight <= 1).all()):
+            if isinstance(child, nn.PReLU) and child.num_parameters == 1:
+                setattr(parent, name, nn.LeakyReLU(child.weight.item()))
+            elif isinstance(child, nn.PReLU) and bool((child.weight <= 1).all()):
                 setattr(parent, name, MaxPReLU(child))
     return net
 
 
-def head_at_half_size(net: ENet) -> ENet:
-    """A copy that ends at half the frame's size: (N, 3, H, W) -> (N, 4 C, H/2, W/2), by pixel and then by class.
-
-    A transposed convolution of kernel and stride 2 makes each of its 2x2 pixels of one pixel of its input, with
-    weights of their own: a 1x1 convolution to four times the classes, whose maps `interleave` puts side by side.
-    """
+def sum_in_downsampling(net: ENet) -> ENet:
+    """A copy whose downsampling bottlenecks are a `SummedDownsampling`."""
     net = _copy_in_eval_mode(net)
-    head = net.fullconv
-    assert isinstance(head, nn.ConvTranspose2d) and head.kernel_size == head.stride == (2, 2) and head.bias is not None
-    conv = nn.Conv2d(head.in_channels, 4 * head.out_channels, 1)
-    conv.weight = nn.Parameter(head.weight.detach().permute(2, 3, 1, 0).reshape(-1, head.in_channels, 1, 1).clone())
-    conv.bias = nn.Parameter(head.bias.detach().repeat(4))
-    net.fullconv = conv  # type: ignore[assignment]
+    for name, child in list(net.named_children()):
+        if isinstance(child, DownsamplingBottleneck):
+            setattr(net, name, SummedDownsampling(child))
+    return net
+
+
+class HalfSizeHead(nn.Module):
+    """ENet's last layer, a transposed convolution of kernel and stride 2, without the step to the frame's size.
+
+    Each of the 2x2 pixels that it makes of one pixel has weights of its own: a 1x1 convolution for each of the four.
+    Four and not one to 4 C maps, because OpenVINO is slow to bring between 16 and 64 maps into planes, as the search
+    for the largest wants them: 6 ms of 40 at 512x512, in four parts 0.6.
+    """
+
+    def __init__(self, head: nn.ConvTranspose2d) -> None:
+        super().__init__()
+        assert head.kernel_size == head.stride == (2, 2) and head.bias is not None
+        self.pixels = nn.ModuleList()
+        for weight in head.weight.detach().flatten(2).unbind(2):  # (in, out) of one pixel, in reading order
+            conv = nn.Conv2d(head.in_channels, head.out_channels, 1)
+            conv.weight = nn.Parameter(weight.T[:, :, None, None].clone())
+            conv.bias = nn.Parameter(head.bias.detach().clone())
+            self.pixels.append(conv)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(N, 16, H/2, W/2) -> (N, 4, C, H/2, W/2), which `interleave` puts side by side."""
+        return torch.stack([conv(x) for conv in self.pixels], dim=1)
+
+
+def head_at_half_size(net: ENet) -> ENet:
+    """A copy that gives the logits of every place's four pixels: (N, 3, H, W) -> (N, 4, C, H/2, W/2)."""
+    net = _copy_in_eval_mode(net)
+    assert isinstance(net.fullconv, nn.ConvTranspose2d)
+    net.fullconv = HalfSizeHead(net.fullconv)  # type: ignore[assignment]
     return net
 
 
@@ -161,8 +214,7 @@ class DeploySegmenter(Segmenter):
 
     def scores(self, frames: Tensor) -> Tensor:
         """(N, H, W, 3) uint8 BGR in [0, 255] -> (N, 4, C, H/2, W/2): the logits of every place's four pixels."""
-        maps = super().logits(frames)
-        return maps.reshape(-1, 4, maps.shape[1] // 4, *maps.shape[2:])
+        return super().logits(frames)
 
     def logits(self, frames: Tensor) -> Tensor:
         return interleave(self.scores(frames))
@@ -180,9 +232,12 @@ def to_deploy(net: ENet, metadata: Metadata, half: bool = False) -> DeploySegmen
     """The deploy form of a network in eval mode.
 
     frames (N, H, W, 3) uint8 BGR in [0, 255] -> labels (N, H, W) uint8, with normalisation and argmax inside,
-    BatchNorm folded, dropout gone, PReLU as a maximum, unpooling in exportable operations and the head at half size.
+    BatchNorm folded, dropout gone, PReLU as LeakyReLU or a maximum, unpooling in exportable operations and the head at
+    half size.
     `half` makes the weights and all arithmetic between normalisation and argmax float16.
     """
-    exportable = with_exportable_unpooling(head_at_half_size(prelu_as_max(drop_inactive(fold_batchnorm(net)))))
+    for rewrite in (fold_batchnorm, drop_inactive, rewrite_prelu, sum_in_downsampling, head_at_half_size):
+        net = rewrite(net)
+    exportable = with_exportable_unpooling(net)
     dtype = torch.float16 if half else torch.float32
     return DeploySegmenter(exportable.to(dtype), metadata.mean, metadata.std, dtype).eval()

@@ -166,7 +166,14 @@ def _read_graph(path: Path) -> tuple[bytes, Metadata]:
         properties = _metadata_props(model)
     except ValueError:
         raise ArtifactError(f"{path} is no ONNX file, or damaged; export it again with enet-export") from None
-    return model, Metadata.from_text(properties.get(METADATA_KEY), path)
+    metadata = Metadata.from_text(properties.get(METADATA_KEY), path)
+    calibration = metadata.details.get("calibration")
+    if isinstance(calibration, dict) and calibration.get("target") == "ort":
+        raise ArtifactError(
+            f"{path} is laid out for ONNX Runtime, whose uint8 activations and int32 biases TensorRT refuses; "
+            "export it without --target ort"
+        )
+    return model, metadata
 
 
 def _metadata_props(model: bytes) -> dict[str, str]:

@@ -249,6 +249,7 @@ def _clean(model: onnx.ModelProto) -> None:
     del graph.value_info[:]
     _compare_as_is(graph)
     _share_equal_constants(graph)
+    _give_own_biases(graph)
     used = {name for node in graph.node for name in node.input}
     for initializer in [i for i in graph.initializer if i.name not in used]:
         graph.initializer.remove(initializer)
@@ -280,6 +281,19 @@ def _share_equal_constants(graph: onnx.GraphProto) -> None:
     }
     for node in graph.node:
         node.input[:] = [same.get(name, name) for name in node.input]
+
+
+def _give_own_biases(graph: onnx.GraphProto) -> None:
+    """Let no two convolutions use one bias, which the exporter makes of equal ones: OpenVINO would not fuse it."""
+    biases = {i.name: onnx.numpy_helper.to_array(i) for i in graph.initializer}
+    used: set[str] = set()
+    for node in graph.node:
+        if node.op_type == "Conv" and len(node.input) > 2:
+            if node.input[2] in used:
+                own = f"{node.name.removesuffix('/Conv')}.bias"
+                graph.initializer.append(onnx.numpy_helper.from_array(biases[node.input[2]], own))
+                node.input[2] = own
+            used.add(node.input[2])
 
 
 def _agreement(runner: Runner, reference: Runner, frames: UInt8Array) -> float:

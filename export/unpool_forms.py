@@ -4,14 +4,14 @@ One run with --rounds 5 at 360x480, fp32, batch 1, on 2 idle cores of a Xeon (AV
 onnxruntime 1.32.0 and openvino 2026.4.1. Differences of a tenth are noise.
 
     form                             wrong on ties         ONNX Runtime             OpenVINO
-    equality mask                             6.0%       43.7 ms  x1.00        23.1 ms  x1.00
-    4 slices, chain, pixel shuffle            0.0%       56.4 ms  x1.29        29.0 ms  x1.26
-    winner code, two wheres                   0.0%       55.6 ms  x1.27        26.7 ms  x1.15
-    winner code, where to unpool              0.0%       52.8 ms  x1.21        23.9 ms  x1.03
-    winner code, multiplied (kept)            0.0%       45.4 ms  x1.04        23.9 ms  x1.03
-    winner code from slices                   0.0%       52.7 ms  x1.21        25.0 ms  x1.08
-    6-D broadcast                             0.0%       91.9 ms  x2.11        42.2 ms  x1.83
-    indices, scatter (no TensorRT)            0.0%       54.0 ms  x1.24       362.6 ms  x15.71
+    equality mask                             6.0%       35.5 ms  x1.00        18.7 ms  x1.00
+    4 slices, chain, pixel shuffle            0.0%       49.4 ms  x1.39        22.1 ms  x1.18
+    winner code, two wheres                   0.0%       50.9 ms  x1.43        22.0 ms  x1.18
+    winner code, where to unpool              0.0%       44.1 ms  x1.24        18.9 ms  x1.01
+    winner code, multiplied (kept)            0.0%       39.0 ms  x1.10        18.7 ms  x1.00
+    winner code from slices                   0.0%       45.0 ms  x1.27        18.9 ms  x1.01
+    6-D broadcast                             0.0%       91.5 ms  x2.58        37.4 ms  x2.00
+    indices, scatter (no TensorRT)            0.0%       49.2 ms  x1.39       334.7 ms  x17.88
 """
 
 from __future__ import annotations

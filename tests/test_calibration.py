@@ -6,8 +6,10 @@ import dataclasses
 import json
 import shutil
 import sys
+from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
+from typing import get_args
 
 import cv2
 import numpy as np
@@ -22,14 +24,17 @@ from enet_deploy.artifacts import BUNDLED_WEIGHTS, METADATA_KEY, Metadata, graph
 from enet_deploy.calibration import cli, ranges
 from enet_deploy.calibration.judge import Judge, Score
 from enet_deploy.calibration.qdq import (
+    FLOAT_FOR_ORT,
     FLOAT_LAYERS,
     activations,
+    insert_pairs,
     layers,
+    output_tensors,
     quantize,
     quantize_weights,
     quantized_layers,
 )
-from enet_deploy.calibration.record import BUNDLED_RECORD, METHODS, Record, record_for
+from enet_deploy.calibration.record import BUNDLED_RECORD, METHODS, Record, Target, record_for
 from enet_deploy.calibration.sensitivity import Damage, keep_budget, measure_damage, write_plot, write_table
 from enet_deploy.data import CAMVID, UInt8Array, find_images, open_data, read_image
 from enet_deploy.errors import ArtifactError, InputError, ParityError
@@ -98,22 +103,23 @@ def tensors_of(model: onnx.ModelProto) -> list[str]:
     return list(activations(model.graph, layers(model.graph).values()))
 
 
-def make_record(amax: dict[str, float], float_layers: dict[str, str] = FLOAT_LAYERS) -> Record:
+def make_record(amax: dict[str, float], outputs: dict[str, float] | None = None) -> Record:
     return Record(
         weights_sha256=sha256(BUNDLED_WEIGHTS),
         method="minmax",
         images={"count": 4, "split": "train", "sha256": "0" * 64},
         preprocessing={"size": list(SIZE), "mean": [1.0, 2.0, 3.0], "std": [4.0, 5.0, 6.0]},
         accuracy={"measure": "miou", "images": 4, "fp32": 0.5, "int8": 0.25, "tried": {"minmax": 0.25}},
-        float_layers=float_layers,
+        float_layers=FLOAT_LAYERS,
         amax=amax,
         float_tensors=[],
+        outputs=outputs or {},
         versions={"onnx": onnx.__version__},
     )
 
 
 def small_record(model: onnx.ModelProto) -> Record:
-    return make_record(dict.fromkeys(tensors_of(model), 4.0))
+    return make_record(dict.fromkeys(tensors_of(model), 4.0), dict.fromkeys(output_tensors(model.graph), 4.0))
 
 
 @pytest.fixture(scope="module")
@@ -130,7 +136,11 @@ def images(scenes: Path) -> list[Path]:
 @pytest.fixture(scope="module")
 def record(model: onnx.ModelProto, images: list[Path]) -> Record:
     """Ranges for every tensor of the bundled network, by the method that takes no time."""
-    return make_record(ranges.find_ranges(model, tensors_of(model), images, SIZE, ["minmax"])["minmax"])
+    amax, outputs = (
+        ranges.find_ranges(model, tensors, images, SIZE, ["minmax"])["minmax"]
+        for tensors in (tensors_of(model), output_tensors(model.graph))
+    )
+    return make_record(amax, outputs)
 
 
 @pytest.fixture(scope="module")
@@ -244,7 +254,7 @@ def test_float_layers_stay_float(model: onnx.ModelProto, record: Record, quantiz
         name
         for name, node in everything.items()
         if node.op_type == "ConvTranspose" or min(weights[node.input[1]].shape[:2]) <= 4  # channels in or out
-    } | {"fullconv"}
+    } | {f"fullconv.pixels.{i}" for i in range(4)}
     assert "initial.conv" in left and "bottleneck5_0.branch.2" in left
     assert in_int8(quantized) == quantized_layers(model.graph, FLOAT_LAYERS).keys() == everything.keys() - left
 
@@ -261,8 +271,9 @@ def test_pairs_stand_where_they_fuse_and_nowhere_else(quantized: onnx.ModelProto
     sums = [node for node in nodes_of(quantized, "Add") if convolved & set(node.input)]
     assert len(sums) > 20
     for node in sums:  # Conv + Add is one kernel only where the other operand is int8 too
-        assert len(dequantized & set(node.input)) == 1, node.name
-        expected.add(node.name)
+        pooled = node.name == "stage1.3/Add"
+        assert len(dequantized & set(node.input)) == (0 if pooled else 1), node.name
+        expected |= set() if pooled else {node.name}
     assert takers == expected
     deciding = nodes_of(quantized, "MaxPool", "Equal", "Resize")  # pooling and winners see the float tensor
     assert len(deciding) > 8 and not dequantized & {name for node in deciding for name in node.input}
@@ -279,7 +290,7 @@ def test_graph_says_what_it_is(dtype: str, precision: str, tmp_path: Path) -> No
     result = quantize(model, record)
     assert model.SerializeToString(deterministic=True) == before  # the caller's is as it was
     metadata = graph_metadata(result, "the graph")
-    calibration = {"sha256": record.sha256, "method": "minmax", "images": 4}
+    calibration = {"sha256": record.sha256, "method": "minmax", "images": 4, "target": "all"}
     was = graph_metadata(model, "the graph")
     assert metadata == dataclasses.replace(
         was, precision=precision, details={**was.details, "calibration": calibration}
@@ -290,6 +301,90 @@ def test_graph_says_what_it_is(dtype: str, precision: str, tmp_path: Path) -> No
     with open_runner(tmp_path / "enet.onnx") as runner:
         assert runner.spec.precision == precision
         assert len(np.unique(runner.infer(street_scene(0, SMALL)[0][None]))) > 1
+
+
+def test_ort_layout_leaves_no_operation_between_int8_ones_in_float(model: onnx.ModelProto, record: Record) -> None:
+    result = quantize(model, record, target="ort")
+    onnx.checker.check_model(result, full_check=True)
+    values, made = arrays(result), {output: node for node in result.graph.node for output in node.output}
+    users: dict[str, list[onnx.NodeProto]] = {}
+    for node in result.graph.node:
+        for name in node.input:
+            users.setdefault(name, []).append(node)
+    quantized = in_int8(result)
+    chosen = quantized_layers(model.graph, {**FLOAT_LAYERS, **FLOAT_FOR_ORT}).keys()
+    assert quantized == chosen < quantized_layers(model.graph, FLOAT_LAYERS).keys()
+    relus = 0
+    for name in quantized:
+        node = layers(result.graph)[name]
+        assert all(made[tensor].op_type == "DequantizeLinear" for tensor in node.input), name  # weights and bias too
+        if len(node.input) > 2:
+            bias = made[node.input[2]]
+            taken, weight = (values[made[tensor].input[1]] for tensor in node.input[:2])
+            assert values[bias.input[0]].dtype == np.int32
+            np.testing.assert_allclose(values[bias.input[1]], taken * weight, rtol=1e-6)
+        (user,) = users[node.output[0]]
+        if user.op_type == "Relu":  # part of the rounding behind it, from 0 up
+            (user,) = users[user.output[0]]
+            assert values[user.input[2]] == 0
+            relus += 1
+        else:
+            assert values[user.input[2]] == 128
+        assert user.op_type == "QuantizeLinear" and values[user.input[2]].dtype == np.uint8, name
+    assert relus == 5
+    sums = [node for node in nodes_of(result, "Add") if node.name.startswith(("stage1", "stage2", "stage3"))]
+    assert len(sums) == 20
+    for node in sums:
+        assert {made[name].op_type for name in node.input} == {"DequantizeLinear"}, node.name
+
+
+def test_ort_layout_gives_onnx_runtime_its_int8_kernels(model: onnx.ModelProto, record: Record, tmp_path: Path) -> None:
+    ort = pytest.importorskip("onnxruntime")
+    options = ort.SessionOptions()
+    options.optimized_model_filepath = str(tmp_path / "optimised.onnx")
+    options.log_severity_level = 3
+    result = quantize(model, record, target="ort")
+    ort.InferenceSession(result.SerializeToString(), options, providers=["CPUExecutionProvider"])
+    kinds = Counter(node.op_type for node in onnx.load(tmp_path / "optimised.onnx").graph.node)
+    assert kinds["QLinearConv"] == len(in_int8(result)) > 70
+    assert kinds["QLinearAdd"] >= 20 and kinds["QLinearLeakyRelu"] > 60
+
+
+def test_ort_layout_keeps_the_bias_of_a_channel_that_is_all_but_off() -> None:
+    model = least_graph()
+    weights = next(i for i in model.graph.initializer if i.name == "stage1.1.weight")
+    values = numpy_helper.to_array(weights).copy()
+    values[0], values[1] = 0, values[1] * 1e-12
+    weights.CopyFrom(numpy_helper.from_array(values, weights.name))
+    result = quantize(model, small_record(model), target="ort")
+    after = arrays(result)
+    stored = after["stage1.1/Conv/bias/int32"] * after["stage1.1/Conv/bias/scale"].astype(np.float64)
+    np.testing.assert_allclose(stored, arrays(model)["stage1.1.bias"], atol=1e-3)
+
+
+def test_ort_layout_leaves_nothing_to_quantise(model: onnx.ModelProto, record: Record) -> None:
+    everything = quantized_layers(model.graph, [])
+    rest = {name: "" for name in everything if name != "bottleneck4_0.shortcut.0"}
+    one = dataclasses.replace(record, float_layers=rest)
+    assert in_int8(quantize(model, one)) == {"bottleneck4_0.shortcut.0"}
+    with pytest.raises(InputError, match="float_layers of the record and of this layout covers every layer"):
+        quantize(model, one, target="ort")
+
+
+def test_every_layer_can_be_quantised_alone(model: onnx.ModelProto, record: Record) -> None:
+    for target in get_args(Target):
+        for name in layers(model.graph):
+            one = onnx.ModelProto()
+            one.CopyFrom(model)
+            insert_pairs(one.graph, [layers(one.graph)[name]], record.ranges, target)
+            assert in_int8(one) == {name}
+            onnx.checker.check_model(one)
+
+
+def test_ort_layout_is_for_float32(tmp_path: Path) -> None:
+    model = least_graph("float16")
+    with pytest.raises(InputError, match="the graph is fp16; ONNX Runtime's int8 kernels want fp32 around them"):
+        quantize(model, small_record(model), target="ort")
 
 
 def labels_of(model: onnx.ModelProto, folder: Path, backend: str = "ort") -> UInt8Array:
@@ -308,6 +403,7 @@ def test_int8_gives_the_labels_of_fp32(
     expected = labels_of(model, tmp_path)
     # Drawn, a quarter of the trained size, ranges of four images: 93 % was seen. CamVid has its own test below
     assert np.mean(labels_of(quantized, tmp_path, backend) == expected) >= 0.8
+    assert np.mean(labels_of(quantize(model, record, target="ort"), tmp_path, backend) == expected) >= 0.8
     if backend == "ort":
         narrow = dataclasses.replace(record, amax={tensor: amax / 20 for tensor, amax in record.amax.items()})
         assert np.mean(labels_of(quantize(model, narrow), tmp_path) == expected) < 0.5
@@ -359,7 +455,7 @@ def test_record_is_read_as_it_was_written(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     "change",
     [
-        {"schema": 2},
+        {"schema": 1},
         {"amax": {"a": 0}},
         {"amax": {"a": -1.0}},
         {"amax": {"a": float("nan")}},
@@ -383,7 +479,7 @@ def test_damaged_record(tmp_path: Path, change: dict[str, object]) -> None:
         Record.read(path)
 
 
-@pytest.mark.parametrize("content", [b"", b"{", b"[]", b"null", b'{"schema": 1}', b"\xff\xfe"])
+@pytest.mark.parametrize("content", [b"", b"{", b"[]", b"null", b'{"schema": 2}', b"\xff\xfe"])
 def test_file_that_is_no_record(tmp_path: Path, content: bytes) -> None:
     (tmp_path / "record.json").write_bytes(content)
     with pytest.raises(ArtifactError, match=r"record.json is no calibration record"):
@@ -402,7 +498,7 @@ def test_missing_record_and_record_of_other_weights(tmp_path: Path) -> None:
 
 def test_bundled_record_is_of_the_bundled_network(exported: Path, tmp_path: Path) -> None:
     record, model = record_for(sha256(BUNDLED_WEIGHTS)), onnx.load(exported)
-    assert list(record.amax) == tensors_of(model)
+    assert list(record.amax) == tensors_of(model) and list(record.outputs) == output_tensors(model.graph)
     assert BUNDLED_RECORD.read_text(encoding="utf-8") == record.to_text()
     assert len(np.unique(labels_of(quantize(model, record), tmp_path))) > 1
 
@@ -735,7 +831,7 @@ def test_from_images_to_an_int8_graph(
     assert cli.main(arguments) == 0
     made, printed = Record.read(out), capsys.readouterr()
     assert made.weights_sha256 == sha256(weights) and made.method == "minmax"
-    assert made.images == {"count": 4, "split": "train", "sha256": ranges.digest(images)}
+    assert made.images == {"count": 4, "split": "train", "sha256": ranges.digest(images), "of_outputs": 4}
     assert made.preprocessing["size"] == [*SIZE] and len(made.preprocessing["mean"]) == 3
     assert made.amax == pytest.approx(record.amax, rel=1e-5) and list(made.amax) == list(record.amax)
     assert made.float_layers == FLOAT_LAYERS and made.versions["onnx"] == onnx.__version__
@@ -743,6 +839,9 @@ def test_from_images_to_an_int8_graph(
     assert (accuracy["measure"], accuracy["images"]) == ("miou", 4)
     assert accuracy["tried"] == {"minmax": accuracy["int8"]} and 0 < accuracy["fp32"] < 1
     assert cache.read_text() == made.to_trt_cache("10.3.0")
+    assert made.outputs.keys() == record.outputs.keys()
+    of_ort = accuracy["ort"]
+    assert f"in ONNX Runtime's layout (enet-export --int8 --target ort): {of_ort['int8']:.4f} (" in printed.out
     share = f"{len(quantized_layers(model.graph, FLOAT_LAYERS))} of {len(layers(model.graph))} layers in int8"
     assert f"{out}  minmax ranges of 4 images, {share}; miou on 4 images: fp32 0." in printed.out
     assert not printed.err and [file.name for file in out.parent.iterdir()] == ["record.json"]
@@ -751,7 +850,13 @@ def test_from_images_to_an_int8_graph(
     assert export_cli.main([*arguments, "--out", str(tmp_path / "export")]) == 0
     metadata = graph_metadata(onnx.load(tmp_path / "export" / "enet-int8.onnx"), "the graph")
     assert metadata.precision == "int8"
-    assert metadata.details["calibration"] == {"sha256": sha256(out), "method": "minmax", "images": 4}
+    calibration = {"sha256": sha256(out), "method": "minmax", "images": 4}
+    assert metadata.details["calibration"] == {**calibration, "target": "all"}
+
+    assert export_cli.main([*arguments, "--target", "ort", "--out", str(tmp_path / "export")]) == 0
+    metadata = graph_metadata(onnx.load(tmp_path / "export" / "enet-int8-ort.onnx"), "the graph")
+    assert metadata.precision == "int8"
+    assert metadata.details["calibration"] == {**calibration, "target": "ort"}
 
 
 @pytest.mark.usefixtures("least")
@@ -804,9 +909,9 @@ def test_cache_for_tensorrt_needs_no_data(tmp_path: Path, capsys: pytest.Capture
     record = record_for(sha256(BUNDLED_WEIGHTS))
     assert cli.main(["--trt-cache", str(tmp_path / "enet.cache"), "--trt-version", "10.7.0"]) == 0
     assert (tmp_path / "enet.cache").read_text() == record.to_trt_cache("10.7.0")
-    assert "calibration cache of TensorRT 10.7.0, 82 tensors" in capsys.readouterr().out
+    assert "calibration cache of TensorRT 10.7.0, 84 tensors" in capsys.readouterr().out
     cached = {line.rsplit(": ", 1)[0] for line in (tmp_path / "enet.cache").read_text().splitlines()[1:]}
-    assert cached == record.amax.keys() - set(record.float_tensors)  # 82 of 91: no range, no int8
+    assert cached == record.amax.keys() - set(record.float_tensors)  # 84 of 94: no range, no int8
     assert "stage5.0.act/Relu" not in cached and "stage4.1.act/Relu" in cached
 
 

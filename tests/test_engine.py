@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import enum
 import json
 import subprocess
@@ -17,7 +18,7 @@ import pytest
 from conftest import ROOT, SIZE
 from onnx import TensorProto, helper, numpy_helper
 
-from enet_deploy.artifacts import METADATA_KEY, EngineCard, Metadata, sha256
+from enet_deploy.artifacts import METADATA_KEY, EngineCard, Metadata, graph_metadata, set_graph_metadata, sha256
 from enet_deploy.data import CAMVID
 from enet_deploy.errors import ArtifactError, BackendError, InputError, ParityError
 from enet_deploy.export.to_engine import BuildOptions, _share, configure, precision_shares, to_engine
@@ -289,9 +290,17 @@ def without_metadata(path: Path) -> None:
     onnx.save_model(model, path)
 
 
+def laid_out_for_ort(path: Path) -> None:
+    model = onnx.load(path)
+    details = {"calibration": {"target": "ort"}}
+    set_graph_metadata(model, dataclasses.replace(graph_metadata(model, path), precision="int8", details=details))
+    onnx.save_model(model, path)
+
+
 @pytest.mark.parametrize(
     ("spoil", "message"),
     [
+        (laid_out_for_ort, r"enet-fp32.onnx is laid out for ONNX Runtime, .*; export it without --target ort"),
         (Path.unlink, r"enet-fp32.onnx cannot be read \(No such file or directory\); expected a graph of enet-export"),
         (lambda path: path.write_text("labels: none"), r"enet-fp32.onnx is no ONNX file, or damaged; export it again"),
         (lambda path: path.write_bytes(b""), r"enet-fp32.onnx is no ONNX file, or damaged"),

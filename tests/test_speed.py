@@ -3,48 +3,50 @@
 from __future__ import annotations
 
 import json
-from contextlib import ExitStack
+import multiprocessing
+import os
+import shutil
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
-from types import SimpleNamespace
 
 import numpy as np
 import pytest
 
 from enet_deploy import open_runner
 from enet_deploy.benchmarks import speed_cli as speed
+from enet_deploy.benchmarks.processes import in_processes
+from enet_deploy.errors import ArtifactError, EnetError
 from enet_deploy.scenes import street_scene
+
+SMALL = (96, 128)
 
 
 def test_what_ours_is_held_against_gives_the_same_labels(weights: Path, tmp_path: Path) -> None:
-    frames = street_scene(0, (96, 128))[0][None]
-    with open_runner(weights, "torch", size=(96, 128)) as runner:
+    frames = street_scene(0, SMALL)[0][None]
+    with open_runner(weights, "torch", size=SMALL) as runner:
         expected = runner.infer(frames)
-    folder = str(tmp_path)
-    for name, call in {
-        **speed.plain_calls(weights, frames, folder),
-        **speed.mask_calls(weights, frames, folder),
-    }.items():
-        labels = call()
-        assert labels.dtype == np.uint8
-        least = 0.95 if name == speed.MASK else 0.9999  # the mask is wrong on ties, which drawn scenes are full of
-        assert (labels == expected).mean() >= least, name
+    for makers in (speed.plain_makers, speed.mask_makers):
+        for name, make in makers(weights, SMALL, str(tmp_path)).items():
+            labels = make()()
+            assert isinstance(labels, np.ndarray) and labels.dtype == np.uint8
+            least = 0.95 if name == speed.MASK else 0.9999  # the mask is wrong on ties, which drawn scenes are full of
+            assert (labels == expected).mean() >= least, name
 
 
 def test_every_row_has_its_calls(
     weights: Path, exported: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(speed, "to_onnx", lambda *_, **__: SimpleNamespace(path=exported))
+    monkeypatch.setattr(speed, "to_onnx", lambda _, path, **__: shutil.copy(exported, path))
     monkeypatch.setattr(speed, "export", lambda _module, _example, path: path)
-    for load in ("onnxruntime_call", "openvino_call"):
-        monkeypatch.setattr(speed, load, lambda path: lambda x: x)
-    frames = street_scene(0, (96, 128))[0][None]
-    with ExitStack() as opened:
-        calls = speed.our_calls(weights, frames, str(tmp_path), opened)
-        for name, call in calls.items():
-            if " at " not in name:  # whose frames are of other sizes than this graph's
-                assert call().shape == (1, 96, 128), name
-    calls |= speed.plain_calls(weights, frames, "") | speed.mask_calls(weights, frames, "")
-    assert calls.keys() == {name for row in speed.ROWS for name in (*row.slower, *row.faster)}
+    makers = speed.our_makers(weights, SMALL, str(tmp_path))
+    for name, make in makers.items():
+        if " at " not in name:  # whose frames are of other sizes than this graph's
+            labels = make()()
+            shape = speed.CAMERA if name in (speed.SEGMENT, speed.STREAM) else (1, *SMALL)
+            assert isinstance(labels, np.ndarray) and labels.shape == shape, name
+    makers |= speed.plain_makers(weights, SMALL, "") | speed.mask_makers(weights, SMALL, "")
+    assert makers.keys() == {name for row in speed.ROWS for name in (*row.slower, *row.faster)}
 
 
 def test_a_row_is_judged_by_the_median_of_its_rounds() -> None:
@@ -61,14 +63,47 @@ def test_a_row_is_judged_by_the_median_of_its_rounds() -> None:
 def test_command_prints_its_table_and_keeps_the_times(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    calls = {name: lambda: np.zeros(1, np.uint8) for row in speed.ROWS for name in (*row.slower, *row.faster)}
-    monkeypatch.setattr(speed, "plain_calls", lambda *_: calls)
-    monkeypatch.setattr(speed, "mask_calls", lambda *_: {})
-    monkeypatch.setattr(speed, "our_calls", lambda *_: {})
+    makers = {name: partial(partial, abs, 1) for row in speed.ROWS for name in (*row.slower, *row.faster)}
+    monkeypatch.setattr(speed, "plain_makers", lambda *_: makers)
+    monkeypatch.setattr(speed, "mask_makers", lambda *_: {})
+    monkeypatch.setattr(speed, "our_makers", lambda *_: {})
     out = tmp_path / "speed.json"
     assert speed.main(["--rounds", "2", "--size", "64x96", "--json", str(out)]) == 0
     result = json.loads(out.read_text())
     assert (result["schema"], result["size"], len(result["rows"])) == (1, [64, 96], len(speed.ROWS))
-    assert all(len(blocks) == 2 for blocks in result["samples_ms"].values())
+    assert all([len(block) for block in blocks] == [speed.CALLS] * 2 for blocks in result["samples_ms"].values())
     assert speed.as_markdown(result["rows"]) in capsys.readouterr().out
     assert speed.main(["--weights", "none.safetensors"]) == 2
+
+
+def refuse() -> Callable[[], object]:
+    raise ArtifactError("none.onnx does not exist")
+
+
+def leave() -> Callable[[], object]:
+    return partial(os._exit, 1)
+
+
+@pytest.mark.parametrize(
+    ("make", "message"),
+    [
+        (refuse, r"^a: ArtifactError: none.onnx does not exist"),
+        (partial(partial, float, "x"), r"^a: ValueError: could not convert string to float"),
+        (leave, r"the process of 'a' ended; has the machine memory enough"),
+    ],
+)
+def test_what_goes_wrong_in_a_process_is_said_here(make: Callable[[], Callable[[], object]], message: str) -> None:
+    with pytest.raises(EnetError, match=message), in_processes({"good": partial(partial, abs, 1), "a": make}):
+        pass
+    assert not multiprocessing.active_children()
+
+
+def test_process_that_ends_between_two_blocks() -> None:
+    with in_processes({"a": partial(partial, abs, 1)}) as block:
+        assert len(block("a", 2)) == 2
+        (child,) = multiprocessing.active_children()
+        child.kill()
+        child.join()
+        for _ in range(2):
+            with pytest.raises(EnetError, match="the process of 'a' ended"):
+                block("a", 1)
