@@ -2,7 +2,7 @@
 
 Everything takes uint8 frames and gives uint8 labels, in a process of its own. What ours is held against is what one
 has without this project: the network as it was trained, called from PyTorch or exported as it is, with normalisation
-and argmax in numpy.
+and argmax in numpy. A row's ratio is the median of its rounds' ratios, not the ratio of the medians shown.
 """
 
 from __future__ import annotations
@@ -59,7 +59,7 @@ SLICES = "4-slice unpooling in OpenVINO, numpy around it"
 EXACT, MASK = "exact unpooling in OpenVINO", "equality mask in OpenVINO"
 AT = "{} openvino at {}x{}"
 CAMERA = (720, 1280)
-SEGMENT, STREAM = (f"{way} of {CAMERA[0]}x{CAMERA[1]} by the same" for way in ("segment()", "stream()"))
+SEGMENT, STREAM = (f"int8 openvino, {way} of {CAMERA[0]}x{CAMERA[1]}" for way in ("segment()", "stream()"))
 
 
 @dataclass(frozen=True)
@@ -266,10 +266,17 @@ def _compare(args: argparse.Namespace) -> None:
 def main(argv: Sequence[str] | None = None) -> int:
     parser = cli.Parser(
         "python -m enet_deploy.benchmarks.speed_cli",
-        description="What the deploy form gains on this CPU, uint8 frames in to uint8 labels out, in one run.",
+        description="What the deploy form gains on this CPU, uint8 frames in to uint8 labels out, in one run of a few "
+        "minutes: about a minute until all are exported and loaded.",
     )
     parser.add_argument("--weights", type=Path, default=BUNDLED_WEIGHTS, help="with a calibration record (the bundled)")
-    parser.add_argument("--size", type=cli.size, default="512x512", metavar="HxW", help="frame size (%(default)s)")
+    parser.add_argument(
+        "--size",
+        type=cli.size,
+        default="512x512",
+        metavar="HxW",
+        help="frame size of the rows without one of their own (%(default)s)",
+    )
     parser.add_argument("--rounds", type=cli.positive, default=9, metavar="N", help="of blocks of calls (%(default)s)")
     parser.add_argument("--json", type=Path, metavar="FILE", help="write rows and times there")
     return cli.run(parser, _compare, argv)

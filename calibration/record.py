@@ -73,8 +73,9 @@ class Record:
         again = "make it again: enet-calibrate DATA --weights WEIGHTS --out RECORD"
         try:
             value = json.loads(Path(path).read_text(encoding="utf-8"))
-            if value.pop("schema") != SCHEMA:
-                raise ValueError("its schema is another")
+            schema = value.pop("schema")
+            if schema != SCHEMA:
+                raise ArtifactError(f"{path} has schema {schema}, expected {SCHEMA}: another version made it; {again}")
             record = cls(**value)
             for tensor, amax in (*record.amax.items(), *record.outputs.items()):
                 if type(amax) not in (int, float) or not 0 < amax < 1e6:  # 127 steps of a half reach 8e6

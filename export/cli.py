@@ -220,13 +220,16 @@ def _export(args: argparse.Namespace) -> None:
     if args.calibration is not None and not args.int8:
         raise InputError(f"--calibration {args.calibration} without --int8, expected both")
     if args.target == "ort" and not args.int8:
-        raise InputError("--target ort without --int8, expected both: a float graph is the same for every backend")
-    if args.target == "ort" and (args.fp16 or args.engine):
-        other = "--fp16" if args.fp16 else "--engine"
-        raise InputError(f"--target ort with {other}, expected --int8 alone: TensorRT does not take that layout")
+        raise InputError("--target ort without --int8, expected both: it is a layout of int8 graphs")
+    if args.target == "ort" and args.fp16:
+        raise InputError("--target ort with --fp16, expected one of them: ONNX Runtime's int8 kernels want fp32 around")
+    if args.target == "ort" and args.engine:
+        raise InputError("--target ort with --engine, expected one of them: TensorRT does not take that layout")
     if options is not None:
-        from .to_engine import require_buildable
+        from .to_engine import read_graph, require_buildable
 
+        if args.model is not None:
+            read_graph(args.model)
         require_buildable(options)
     graph = _from_weights(args) if args.model is None else _from_graph(args)
     if options is not None:
@@ -266,7 +269,7 @@ def _parser() -> cli.Parser:
         "--target",
         choices=get_args(Target),
         default="all",
-        help="layout of --int8: all, the default, or ort, as ONNX Runtime's CPU kernels want it and TensorRT does not",
+        help="layout of --int8: all, the default, or ort, which ONNX Runtime's CPU kernels want and TensorRT refuses",
     )
     graph.add_argument(
         "--size", type=cli.size, metavar="HxW", help="frame size; else what the weights were trained for"

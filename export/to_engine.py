@@ -114,7 +114,7 @@ def to_engine(
     """
     require_writable(path)
     require_writable(EngineCard.path(path))
-    model, metadata = _read_graph(Path(onnx_path))
+    model, metadata = read_graph(Path(onnx_path))
     trt = import_tensorrt(options.flavour)
     gpu, capabilities = _machine(options)
 
@@ -156,8 +156,11 @@ def require_buildable(options: BuildOptions) -> None:
 # --- the graph ---------------------------------------------------------------------------------------------------
 
 
-def _read_graph(path: Path) -> tuple[bytes, Metadata]:
-    """An ONNX file and what it says about itself. Raises ArtifactError where it is none of ours."""
+def read_graph(path: Path) -> tuple[bytes, Metadata]:
+    """An ONNX file and what it says about itself.
+
+    Raises ArtifactError where it is none of ours, or laid out for another backend.
+    """
     try:
         model = path.read_bytes()
     except OSError as error:

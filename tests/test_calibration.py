@@ -455,7 +455,6 @@ def test_record_is_read_as_it_was_written(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     "change",
     [
-        {"schema": 1},
         {"amax": {"a": 0}},
         {"amax": {"a": -1.0}},
         {"amax": {"a": float("nan")}},
@@ -484,6 +483,15 @@ def test_file_that_is_no_record(tmp_path: Path, content: bytes) -> None:
     (tmp_path / "record.json").write_bytes(content)
     with pytest.raises(ArtifactError, match=r"record.json is no calibration record"):
         Record.read(tmp_path / "record.json")
+
+
+def test_record_of_another_version(tmp_path: Path) -> None:
+    path = tmp_path / "record.json"
+    path.write_text(json.dumps({**json.loads(make_record({"a": 1.0}).to_text()), "schema": 1}))
+    with pytest.raises(
+        ArtifactError, match=r"record.json has schema 1, expected 2: another version made it; make it ag"
+    ):
+        Record.read(path)
 
 
 def test_missing_record_and_record_of_other_weights(tmp_path: Path) -> None:

@@ -427,7 +427,7 @@ def test_profile_names_the_operations_or_says_that_it_cannot(runner: Runner, bat
     else:
         operations = runner.profile(batches[0], calls=2)
         assert operations and all(operation.ms > 0 for operation in operations)
-        assert {name for o in operations for name in o.names} >= {"initial.conv/Conv", "stage1.0.branch.0/Conv"}
+        assert "initial.conv/Conv" in {name for o in operations for name in o.names}
         with pytest.raises(InputError, match="calls 0, expected at least 1"):
             runner.profile(batches[0], calls=0)
     assert (runner.infer(batches[0]) == labels).all()

@@ -575,7 +575,7 @@ def test_report_preset(scenes: Path, tmp_path: Path) -> None:
     report = Recipe(
         size=(512, 512), crop=(512, 512), epochs=100, batch=5, lr=5e-4, weight_decay=2e-4, optimizer="adam", warmup=0,
         power=0.0, class_weight_c=1.02, aux=0.0, lovasz=0.0, scale=(1.0, 1.0), flip=False, color=0.0,
-        tint=0.0, noise=0.0, ema=0.0,
+        tint=0.0, noise=0.0, ema=0.0, slopes="channel",
     )  # fmt: skip
     assert PRESETS["report"] == report
     assert vars(read_checkpoint(tmp_path)[1]) == vars(report) | {"size": (64, 96), "crop": (32, 32), "epochs": 1}
