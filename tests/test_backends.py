@@ -15,7 +15,7 @@ from conftest import SIZE
 from enet_deploy import BackendError, InputError, open_runner
 from enet_deploy.data import UInt8Array
 from enet_deploy.runners.openvino_runner import OpenVinoRunner
-from enet_deploy.runners.ort_runner import OrtRunner
+from enet_deploy.runners.ort_runner import OrtRunner, _int8_overflows
 from enet_deploy.scenes import street_scene
 
 
@@ -215,3 +215,44 @@ def test_onnxruntime_knows_its_devices(exported: Path, device: str) -> None:
     pytest.importorskip("onnxruntime")
     with pytest.raises(BackendError, match=f"device '{device}' for onnxruntime, expected cpu, cuda or cuda:N"):
         open_runner(exported, "ort", device)
+
+
+@pytest.mark.parametrize(
+    ("machine", "cpuinfo", "expected"),
+    [
+        ("x86_64", "flags : avx512f avx512_vnni", False),
+        ("AMD64", "flags : avx2 avx_vnni", False),
+        ("x86_64", "flags : avx2", True),
+        ("x86_64", None, True),  # where there is no such file
+        ("aarch64", "Features : asimd", False),
+    ],
+)
+def test_int8_kernels_that_overflow_are_known(
+    machine: str, cpuinfo: str | None, expected: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def read_text(_: Path) -> str:
+        if cpuinfo is None:
+            raise FileNotFoundError
+        return cpuinfo
+
+    monkeypatch.setattr("platform.machine", lambda: machine)
+    monkeypatch.setattr(Path, "read_text", read_text)
+    assert _int8_overflows() == expected
+
+
+@pytest.mark.parametrize("overflows", [True, False])
+def test_precise_int8_is_asked_for_where_it_overflows(
+    exported: Path, overflows: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    entries: list[str] = []
+    ort = pytest.importorskip("onnxruntime")
+
+    class Options(ort.SessionOptions):  # type: ignore[misc]
+        def add_session_config_entry(self, key: str, value: str) -> None:
+            entries.append(f"{key}={value}")
+            super().add_session_config_entry(key, value)
+
+    monkeypatch.setattr(ort, "SessionOptions", Options)
+    monkeypatch.setattr("enet_deploy.runners.ort_runner._int8_overflows", lambda: overflows)
+    with open_runner(exported):
+        assert ("session.x64quantprecision=1" in entries) == overflows
