@@ -6,7 +6,6 @@ what took it 38 alone, dropped calls or not. All are there at once, each with it
 
 from __future__ import annotations
 
-import gc
 import multiprocessing
 import time
 from collections.abc import Callable, Iterator, Mapping
@@ -16,10 +15,10 @@ from multiprocessing.process import BaseProcess
 
 from enet_deploy.errors import EnetError
 
+from .timing import DROPPED, gc_paused
+
 Call = Callable[[], object]
 Block = Callable[[str, int], list[float]]  # name of a call, how often -> milliseconds of each
-
-WARM_UP = 3  # calls before each block
 
 
 @contextmanager
@@ -74,14 +73,13 @@ def _serve(connection: Connection, make: Callable[[], Call]) -> None:
 
 
 def _times(call: Call, calls: int) -> list[float]:
-    """Milliseconds of each of as many calls, after some for warming up."""
-    gc.disable()
-    for _ in range(WARM_UP):
-        call()
+    """Milliseconds of each of as many calls, after those that are dropped."""
     times = []
-    for _ in range(calls):
-        start = time.perf_counter()
-        call()
-        times.append((time.perf_counter() - start) * 1e3)
-    gc.enable()
+    with gc_paused():
+        for _ in range(DROPPED):
+            call()
+        for _ in range(calls):
+            start = time.perf_counter()
+            call()
+            times.append((time.perf_counter() - start) * 1e3)
     return times

@@ -22,7 +22,7 @@ import numpy.typing as npt
 import torch
 
 from enet_deploy import cli
-from enet_deploy.artifacts import BUNDLED_WEIGHTS, require_writable, sha256, write_json
+from enet_deploy.artifacts import BUNDLED_WEIGHTS, Metadata, require_writable, sha256, write_json
 from enet_deploy.calibration.qdq import quantize
 from enet_deploy.calibration.record import Target, record_for
 from enet_deploy.data import UInt8Array
@@ -95,9 +95,9 @@ ROWS = (
 )
 
 
-def with_numpy(graph: Graph, weights: Path, size: Size) -> Call:
+def with_numpy(graph: Graph, metadata: Metadata, size: Size) -> Call:
     """A call of what takes normalised images and gives logits."""
-    metadata, frames = load_weights(weights)[1], frames_of(size)
+    frames = frames_of(size)
     mean, std = (np.array(values, np.float32) for values in (metadata.mean, metadata.std))
 
     def call() -> UInt8Array:
@@ -109,24 +109,25 @@ def with_numpy(graph: Graph, weights: Path, size: Size) -> Call:
 
 
 def frames_of(size: Size) -> UInt8Array:
+    """What every call is given: one drawn scene, (1, H, W, 3) uint8 BGR."""
     return street_scene(0, size)[0][None]
 
 
 def plain_pytorch(weights: Path, size: Size) -> Call:
     """The network as it was trained: eager and in the default layout."""
-    net = load_weights(weights)[0]
+    net, metadata = load_weights(weights)
 
     def graph(images: npt.NDArray[Any]) -> npt.NDArray[Any]:
         with torch.inference_mode():
             logits: npt.NDArray[Any] = net(torch.from_numpy(images)).numpy()
         return logits
 
-    return with_numpy(graph, weights, size)
+    return with_numpy(graph, metadata, size)
 
 
 def plain_graph(load: Callable[[str], Graph], path: str, weights: Path, size: Size) -> Call:
     """An export of the network as it was trained."""
-    return with_numpy(load(path), weights, size)
+    return with_numpy(load(path), load_weights(weights)[1], size)
 
 
 def in_openvino(path: str, size: Size) -> Call:

@@ -75,7 +75,7 @@ def measure(
         progress: wraps the list of turns, for a progress bar.
     """
     timings = [Timing({stage: [] for stage in STAGES}, [], batch) for _ in runners]
-    with _gc_paused():
+    with gc_paused():
         for turn in progress(list(range(rounds * len(runners)))):
             runner, timing = runners[turn % len(runners)], timings[turn % len(runners)]
             calls = _share(-(-frames // batch), rounds, turn // len(runners))
@@ -117,7 +117,8 @@ def _timed_call(runner: Runner, images: list[UInt8Array]) -> tuple[float, float,
 
 
 @contextmanager
-def _gc_paused() -> Iterator[None]:
+def gc_paused() -> Iterator[None]:
+    """Keep the garbage collector from running; afterwards it is as it was."""
     enabled = gc.isenabled()
     gc.disable()
     try:

@@ -136,8 +136,7 @@ def _for_ort(graph: onnx.GraphProto, quantized: set[str]) -> dict[str, list[onnx
 
 
 def float_tensors(graph: onnx.GraphProto, left_out: Iterable[str]) -> list[str]:
-    """Tensors that would get a pair if every layer were quantised, and get none because those of
-    `left_out` are not."""
+    """Tensors that would get a pair if every layer were quantised, and get none as those of `left_out` are not."""
     chosen = activations(graph, quantized_layers(graph, left_out).values())
     return [tensor for tensor in activations(graph, layers(graph).values()) if tensor not in chosen]
 
@@ -196,7 +195,7 @@ def output_tensors(graph: onnx.GraphProto) -> list[str]:
 
 def _require_tensors(graph: onnx.GraphProto, record: Record) -> None:
     wanted = {*activations(graph, layers(graph).values()), *output_tensors(graph)}
-    known = record.amax.keys() | record.outputs.keys()
+    known = record.ranges.keys()
     for what, names in (
         ("ranges for tensors that this graph does not have", known - wanted),
         ("no ranges for tensors that this graph has", wanted - known),
@@ -220,13 +219,13 @@ def insert_pairs(
         "ort": _add(graph, "zero_point/128", np.full((), 128, np.uint8)),
         "Relu": _add(graph, "zero_point/0", np.zeros((), np.uint8)),
     }
-    scales: dict[str, float] = {}
+    scales: dict[str, np.ndarray] = {}  # of what a kernel takes, by the name of the dequantised tensor
     after: dict[str, list[onnx.NodeProto]] = {}  # tensor -> what is inserted behind its maker
     for tensor, takers in activations(graph, nodes, target).items():
         positive = target == "ort" and kinds[tensor] == "Relu"
-        scales[tensor] = max(amax[tensor] / (255 if positive else 127), float(np.finfo(dtype).tiny))
-        scale = _add(graph, f"{tensor}/scale", np.asarray(scales[tensor], dtype))
-        pair = _pair(tensor, scale, zeros["Relu" if positive else target])
+        step = np.asarray(max(amax[tensor] / (255 if positive else 127), np.finfo(dtype).tiny), dtype)
+        pair = _pair(tensor, _add(graph, f"{tensor}/scale", step), zeros["Relu" if positive else target])
+        scales[pair[1].output[0]] = step
         after[tensor] = pair
         for taker in takers:
             taker.input[:] = [pair[1].output[0] if name == tensor else name for name in taker.input]
@@ -234,7 +233,8 @@ def insert_pairs(
     for name in dict.fromkeys(node.input[1] for node in nodes):  # equal weights are stored once, for several layers
         users = [node for node in nodes if node.input[1] == name]
         least = _least_scale(users, initializers, scales) if target == "ort" else 0.0
-        ordered.append(_weights(graph, users, initializers[name], least))
+        node, scales[node.output[0]] = _weights(graph, users, initializers[name], least)
+        ordered.append(node)
     if target == "ort":
         ordered += _biases(graph, nodes, initializers, scales)
     for node in graph.node:
@@ -262,8 +262,11 @@ def _pair(tensor: str, scale: str, zero: str) -> list[onnx.NodeProto]:
 
 def _weights(
     graph: onnx.GraphProto, users: list[onnx.NodeProto], weight: onnx.TensorProto, least: npt.ArrayLike
-) -> onnx.NodeProto:
-    """Store the weights of `users` as int8; the node that turns them back, which the backend folds into its kernel."""
+) -> tuple[onnx.NodeProto, np.ndarray]:
+    """Store the weights of `users` as int8.
+
+    Returns the node that turns them back, which the backend folds into its kernel, and their scale.
+    """
     axis = CHANNEL_AXIS[users[0].op_type]
     values, scale = quantize_weights(numpy_helper.to_array(weight), axis, least)
     inputs = [
@@ -274,18 +277,18 @@ def _weights(
     for node in users:
         node.input[1] = f"{weight.name}/dequantized"
     name = f"{weight.name}/DequantizeLinear"
-    return onnx.helper.make_node("DequantizeLinear", inputs, [f"{weight.name}/dequantized"], name, axis=axis)
+    return onnx.helper.make_node("DequantizeLinear", inputs, [f"{weight.name}/dequantized"], name, axis=axis), scale
 
 
 def _least_scale(
-    users: list[onnx.NodeProto], initializers: dict[str, onnx.TensorProto], scales: dict[str, float]
+    users: list[onnx.NodeProto], initializers: dict[str, onnx.TensorProto], scales: dict[str, np.ndarray]
 ) -> npt.NDArray[np.float64]:
     """Scale per output channel that the weights of `users` may not fall below, or int32 would not hold the biases."""
     least = np.zeros(1)
     for node in users:
         if len(node.input) > 2:
             bias = np.abs(numpy_helper.to_array(initializers[node.input[2]]).astype(np.float64))
-            least = np.maximum(least, bias / 2**30 / scales[node.input[0].removesuffix("/dequantized")])
+            least = np.maximum(least, bias / 2**30 / scales[node.input[0]])
     return least
 
 
@@ -293,15 +296,13 @@ def _biases(
     graph: onnx.GraphProto,
     nodes: list[onnx.NodeProto],
     initializers: dict[str, onnx.TensorProto],
-    scales: dict[str, float],
+    scales: dict[str, np.ndarray],
 ) -> list[onnx.NodeProto]:
     """Store the biases of `nodes` as int32, in the steps that sums are counted in: input scale times weight scale."""
-    weights = {i.name: i for i in graph.initializer}
     new = []
     for node in nodes:
         if len(node.input) > 2:
-            of_weights = numpy_helper.to_array(weights[node.input[1].removesuffix("/dequantized") + "/scale"])
-            step = (scales[node.input[0].removesuffix("/dequantized")] * of_weights).astype(np.float32)
+            step = scales[node.input[0]] * scales[node.input[1]]
             steps = np.rint(numpy_helper.to_array(initializers[node.input[2]]).astype(np.float64) / step)
             inputs = [
                 _add(graph, f"{node.name}/bias/int32", steps.astype(np.int32)),

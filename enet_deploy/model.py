@@ -11,7 +11,6 @@ Shapes in comments are (channels x height x width) for one 3x512x512 image.
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Literal
 
 import safetensors.torch
 import torch
@@ -21,10 +20,9 @@ from torch.nn import functional as F
 
 from .artifacts import METADATA_KEY, Metadata, replacing
 from .errors import ArtifactError
+from .recipe import Slopes
 
 BN_EPS = 1e-3  # Torch7's default, and so the authors'
-
-Slopes = Literal["channel", "layer"]
 
 STRIDE = 8  # the encoder halves the image three times
 

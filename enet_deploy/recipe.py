@@ -5,6 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
+Slopes = Literal["channel", "layer"]
+
 
 @dataclass(frozen=True)
 class Recipe:
@@ -56,7 +58,7 @@ class Recipe:
     lovasz_from: float = 0.5
     distill: float = 1.0
     width: int = 1
-    slopes: Literal["channel", "layer"] = "layer"
+    slopes: Slopes = "layer"
     scale: tuple[float, float] = (0.5, 2.0)
     flip: bool = True
     rare: float = 0.0

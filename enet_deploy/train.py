@@ -36,8 +36,8 @@ from .data import DataSet, UInt8Array, read_ahead, resize_image, resize_labels
 from .errors import ArtifactError, DataError, EnetError, InputError
 from .losses import cross_entropy, distillation, hard_cross_entropy, lovasz_softmax
 from .metrics import ConfusionMatrix
-from .model import STRIDE, ENet, Segmenter, Slopes, load_weights, save_weights
-from .recipe import Recipe
+from .model import STRIDE, ENet, Segmenter, load_weights, save_weights
+from .recipe import Recipe, Slopes
 
 T = TypeVar("T")
 
@@ -114,12 +114,11 @@ class Trainer:
         net, start = (ENet(len(train.classes), recipe.width, recipe.slopes), None) if init is None else self._load(init)
         if net.width != recipe.width:
             raise InputError(f"width {recipe.width}, but {init} has width {net.width}; pass --width {net.width}")
-        if recipe.slopes == "layer":
-            if net.slopes == "channel":
-                logging.info(f"{init} has a PReLU slope per channel: each layer starts from their mean")
-            net.share_slopes()
-        elif net.slopes == "layer":
+        if recipe.slopes == "channel" and net.slopes == "layer":
             raise InputError(f"slopes channel, but {init} has one slope per layer; pass --slopes layer")
+        if recipe.slopes != net.slopes:
+            logging.info(f"{init} has a PReLU slope per channel: each layer starts from their mean")
+            net.share_slopes()
         details: dict[str, Any] = {} if start is None else {"init": start.details}
         self.teacher = None if teacher is None else self._teacher(teacher, details)
         self._read_data()

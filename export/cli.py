@@ -50,9 +50,8 @@ def _from_weights(args: argparse.Namespace) -> Path:
     weights, name = args.weights or BUNDLED_WEIGHTS, args.name or "enet"
     if Path(name).name != name:
         raise InputError(f"--name '{name}', expected the beginning of a file's name; the folder is --out")
-    precision = "-".join([*["fp16"] * args.fp16, *["int8"] * args.int8]) or "fp32"
-    if args.target == "ort":
-        precision += "-ort"
+    parts = {"fp16": args.fp16, "int8": args.int8, "ort": args.target == "ort"}
+    precision = "-".join(part for part, wanted in parts.items() if wanted) or "fp32"
     path = Path(args.out) / f"{name}-{precision}.onnx"
     require_writable(path)
 
@@ -122,7 +121,7 @@ def _from_graph(args: argparse.Namespace) -> Path:
         metadata = graph_metadata(graph, model)
         record = record_for(metadata.weights_sha256, args.calibration)
         quantized = quantize(graph, record, model, args.target)
-        stem = model.stem.removesuffix("-fp32") + ("-int8-ort" if args.target == "ort" else "-int8")
+        stem = model.stem.removesuffix("-fp32") + "-int8" + "-ort" * (args.target == "ort")
         path = Path(args.out) / f"{stem}.onnx"
         frames = _frames(args, metadata, metadata.size)
         _report(save_verified(quantized, path, reference, frames, args.max_disagreement), args, str(model))
