@@ -7,14 +7,15 @@ WEIGHTS := enet_deploy/weights/enet-camvid.safetensors
 
 .PHONY: demo test lint clean
 
-demo: $(INSTALLED) ## fp32 and int8 on PyTorch, ONNX Runtime and OpenVINO side by side; an engine for an RTX 3060
+demo: $(INSTALLED) ## fp32 and int8 on PyTorch, ONNX Runtime and OpenVINO side by side with a report; an engine for an RTX 3060
 	$(BIN)/enet-export --logits --out demo
 	$(BIN)/enet-export --int8 --logits --out demo
 	$(BIN)/enet-export --int8 --target ort --logits --out demo
 	$(BIN)/enet-export --fp16 --int8 --engine trt-rtx --compute-capability 8.6 --out demo
 	$(BIN)/enet-bench $(WEIGHTS) demo/enet-fp32.onnx demo/enet-int8.onnx demo/enet-int8-ort.onnx --frames 50 --json demo/bench.json \
-		$(if $(CAMVID_DIR),--data $(CAMVID_DIR))
-	@echo "demo/ holds the graphs, the engine with its card, and bench.json with the whole result"
+		--html demo/report.html $(if $(CAMVID_DIR),--data $(CAMVID_DIR))
+	@echo "demo/ holds the graphs, the engine with its card, bench.json with the whole result, and the report for a browser:"
+	@echo "$(CURDIR)/demo/report.html"
 
 test: $(INSTALLED) lint ## lint, types, tests
 	$(BIN)/python -m pytest

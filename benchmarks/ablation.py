@@ -21,6 +21,7 @@ from typing import Any
 from enet_deploy import cli
 from enet_deploy.artifacts import replacing, require_writable, sha256, write_json
 from enet_deploy.data import DataSet, hold_out, join, open_data
+from enet_deploy.environment import environment
 from enet_deploy.errors import ArtifactError
 from enet_deploy.model import load_weights
 from enet_deploy.recipe import Recipe
@@ -116,6 +117,7 @@ def as_markdown(rows: Sequence[dict[str, Any]]) -> str:
 
 def _ablate(args: argparse.Namespace) -> None:
     require_writable(args.out)
+    machine = environment()
     every = join([open_data(args.data, "train"), open_data(args.data, "val")])
     folds = {fold: hold_out(every, fold) for fold in args.folds}
     variants = [REFERENCE, *(name for name in args.variants if name != REFERENCE)]
@@ -145,7 +147,7 @@ def _ablate(args: argparse.Namespace) -> None:
                 of = load_weights(out / "last.safetensors")[1].details["commit"]
                 rows.append({"variant": name, "fold": fold, "seed": seed, "figures": figures, "commit": of})
                 settings = {**shared, "base": BASE, "base_steps": args.base_steps, "steps": args.steps}
-                result = {"schema": SCHEMA, "settings": settings, "runs": rows}
+                result = {"schema": SCHEMA, "environment": machine, "settings": settings, "runs": rows}
                 write_json(args.out, result)
     table = as_markdown(rows)
     with replacing(args.out.with_suffix(".md")) as temporary:

@@ -3,107 +3,125 @@
 from __future__ import annotations
 
 import argparse
+import sys
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack
-from importlib.util import find_spec
+from dataclasses import dataclass
+from functools import partial
+from itertools import product
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from enet_deploy import cli
-from enet_deploy.artifacts import BUNDLED_WEIGHTS, require_writable, sha256, write_json
-from enet_deploy.data import DataSet, UInt8Array, open_data
+from enet_deploy.artifacts import BUNDLED_WEIGHTS, replacing, require_writable, sha256, write_json
+from enet_deploy.data import UInt8Array
+from enet_deploy.environment import environment
 from enet_deploy.errors import BackendError, InputError
-from enet_deploy.evaluate import require_classes
 from enet_deploy.runners import BACKENDS, Runner, backends_for, open_runner
-from enet_deploy.scenes import street_scene
 
 from .parity import Parity, compare
-from .timing import measure
+from .plan import Artifact, Entry, Material, entries, material, named, points, start
+from .processes import Processes
+from .results import Result, Run, read, to_run
+from .timing import Timing, feed, measure
+from .verdict import FIGURES, Requirement, check, parse_requirements, require_measurable
+
+if TYPE_CHECKING:
+    from .page import Picture
 
 PROFILED = 20  # calls that a profile's medians are taken over
-CAMERA = (720, 1280)  # size of the drawn scenes: an ordinary camera's
-SCENES = 8
-
-# What an artifact runs on where nothing was asked for -> its package. Not trt, which first builds for minutes
-_UNASKED = {"torch": "torch", "ort": "onnxruntime", "openvino": "openvino"}
+PICTURES = 4
+PRECISIONS = ("fp32", "fp16", "int8", "int8-ort", "fp16-int8")
 
 
-def _artifacts(args: argparse.Namespace, folder: Path) -> dict[Path, str]:
-    """What to run -> its name for the reader. Where none was named: the weights and a fresh export of them."""
-    if args.artifacts:
-        return {path: str(path) for path in args.artifacts}
-    found = {args.weights: str(args.weights)}
-    if args.backend is None or set(args.backend) & set(backends_for("enet.onnx")):
-        from enet_deploy.export.to_onnx import to_onnx
+def _exports(args: argparse.Namespace, folder: Path) -> Iterator[Artifact]:
+    """The weights, and graphs of them in each precision for each point where a backend wants these."""
+    yield args.weights, str(args.weights), points(args)
+    if args.backend is not None and not set(args.backend) & set(backends_for("enet.onnx")):
+        return
+    from enet_deploy.calibration.qdq import quantize
+    from enet_deploy.calibration.record import record_for
+    from enet_deploy.export.to_onnx import to_onnx
 
-        print(f"exporting {args.weights.name} ...", flush=True)
-        # With logits, so that these can be compared too: ONNX Runtime takes a tenth longer for it, OpenVINO nothing
-        path = to_onnx(args.weights, folder / "enet-fp32.onnx", size=args.size, batch=args.batch or 1, logits=True).path
-        found[path] = path.name
+    record = None
+    if any("int8" in precision for precision in args.precision):
+        record = record_for(sha256(args.weights), args.calibration)
+    wanted = list(product(args.precision, enumerate(points(args))))
+    print(f"exporting {args.weights.name} as {', '.join(args.precision)} ...", flush=True)
+    for precision, (number, point) in cli.progress(wanted, "exporting"):
+        change = None
+        if record is not None and "int8" in precision:
+            change = partial(quantize, record=record, target="ort" if precision == "int8-ort" else "all")
+        path = folder / str(number) / f"enet-{precision}.onnx"
+        to_onnx(
+            args.weights,
+            path,
+            precision="fp16" if "fp16" in precision else "fp32",
+            size=point[0],
+            batch=point[1] or 1,
+            logits=True,  # so that they can be compared; ONNX Runtime takes a tenth longer for it, OpenVINO nothing
+            quantize=change,
+            max_disagreement=1.0,  # whatever the labels are, it is for this command to tell
+        )
+        yield path, path.name, [point]
+
+
+def _time(
+    chosen: Sequence[Entry], args: argparse.Namespace, seen: Material, processes: Processes
+) -> tuple[dict[str, Timing], bool]:
+    for entry in chosen:
+        processes.ask(entry.name, feed, seen.source, entry.batch)
+    batches = {entry.name: entry.batch for entry in chosen}
+    return measure(
+        processes, batches, args.frames, args.seconds, lambda rounds, total: cli.progress(rounds, "timing", total)
+    )
+
+
+@dataclass
+class Compared:
+    """What the runners said, each opened in this process once more.
+
+    Attributes:
+        reference: PyTorch with the weights that all came from; None where these are not at hand.
+        of_reference: its own accuracy.
+        parities, profiles: of each runner, as far as they were asked for.
+        whole: whether Ctrl-C did not end it before.
+    """
+
+    runners: list[Runner]
+    reference: Runner | None
+    of_reference: Parity | None
+    parities: Sequence[Parity | None]
+    profiles: Sequence[dict[str, Any] | None]
+    whole: bool
+
+
+def _compare(chosen: Sequence[Entry], args: argparse.Namespace, seen: Material, stack: ExitStack) -> Compared:
+    runners = [
+        stack.enter_context(open_runner(entry.artifact, entry.backend, args.device, **entry.options))
+        for entry in cli.progress(chosen, "opening")
+    ]
+    unknown: list[None] = [None] * len(runners)
+    found = Compared(runners, None, None, unknown, unknown, whole=True)
+    if _is_reference(args.weights, chosen):
+        found.reference = stack.enter_context(open_runner(args.weights, "torch", size=runners[0].spec.size))
+    if found.reference is not None or args.data is not None:
+        pairs = cli.progress(seen.pairs, "comparing labels", len(seen.pairs))
+        found.of_reference, parities, found.whole = compare(found.reference, runners, pairs)
+        if found.reference is not None and found.whole:
+            _add_flips(runners, parities, args.weights, seen.images)
+        found.parities = parities
+    if args.profile and found.whole:
+        found.profiles = _profiles(runners, seen.images, chosen[0].batch)
     return found
 
 
-def _backends(artifact: Path, args: argparse.Namespace) -> list[str]:
-    """What to run an artifact on: all that was asked for and fits, else all that fits and is installed."""
-    fitting = backends_for(artifact)
-    if args.backend is not None:
-        return [backend for backend in fitting if backend in args.backend]
-    found = [backend for backend in fitting if backend in _UNASKED and find_spec(_UNASKED[backend])]
-    if args.device not in (None, "cpu"):
-        found = [backend for backend in found if backend != "openvino"]  # which has no other device
-    return found or [fitting[0]]
-
-
-def _options(backend: str, size: tuple[int, int] | None, threads: int) -> dict[str, Any]:
-    """What a runner is opened with: weights run at any size, and two of the libraries take a number of threads."""
-    if backend == "torch":
-        return {} if size is None else {"size": size}
-    return {"threads": threads} if backend in ("ort", "openvino") else {}
-
-
-def _open(artifacts: list[Path], args: argparse.Namespace, stack: ExitStack) -> list[Runner]:
-    """A runner for each artifact and backend, less those that were not asked for; all of one frame size."""
-    chosen = [(artifact, backend) for artifact in artifacts for backend in _backends(artifact, args)]
-    missing = sorted(set(args.backend or ()) - {backend for _, backend in chosen})
-    if missing:
-        named = ", ".join(map(str, artifacts))
-        raise InputError(f"--backend {missing[0]}, but none of the artifacts runs on it: {named}")
-    # graphs have a size of their own and come first; weights run at any size, so they follow it
-    runners = {}
-    size = args.size
-    for artifact, backend in sorted(chosen, key=lambda pair: pair[1] == "torch"):
-        options = _options(backend, size, args.threads)
-        runner = stack.enter_context(open_runner(artifact, backend, args.device, **options))
-        runners[artifact, backend] = runner
-        own = runner.spec.size
-        size = size or own
-        if own != size:
-            raise InputError(
-                f"{artifact} takes frames of {own[0]}x{own[1]}, expected {size[0]}x{size[1]}: one run has one size"
-            )
-    return [runners[pair] for pair in chosen]
-
-
-def _batch(runners: list[Runner], asked: int | None) -> int:
-    """The frames per call of the run: as asked, or as the graphs have it."""
-    batch = asked or next((runner.spec.batch for runner in runners if runner.spec.batch), 1)
-    for runner in runners:
-        if runner.spec.batch not in (None, batch):
-            raise InputError(
-                f"{runner.artifact} takes {runner.spec.batch} frames at a time, expected {batch}: one run has one "
-                f"batch size; export it with --batch {batch}, or with --dynamic-batch"
-            )
-    return batch
-
-
-def _reference(runners: list[Runner], weights: Path, stack: ExitStack) -> Runner | None:
-    """PyTorch with the weights that every artifact came from, or None where these are not at hand."""
-    if {runner.spec.weights_sha256 for runner in runners} != {sha256(weights)}:
-        return None
-    return stack.enter_context(open_runner(weights, "torch", size=runners[0].spec.size))
+def _is_reference(weights: Path, chosen: Sequence[Entry]) -> bool:
+    """Whether every artifact came from these weights, so that parity with them means something."""
+    return {entry.spec.weights_sha256 for entry in chosen} == {sha256(weights)}
 
 
 def _add_flips(runners: list[Runner], parities: list[Parity], weights: Path, images: list[UInt8Array]) -> None:
@@ -124,7 +142,7 @@ def _profiles(runners: list[Runner], images: list[UInt8Array], batch: int) -> li
     from .profiling import profile
 
     found: list[dict[str, Any] | None] = []
-    for runner in runners:
+    for runner in cli.progress(runners, "profiling"):
         frames = np.concatenate([runner.preprocess(images[i % len(images)]) for i in range(batch)])
         try:
             found.append(profile(runner, frames, PROFILED))
@@ -134,71 +152,179 @@ def _profiles(runners: list[Runner], images: list[UInt8Array], batch: int) -> li
     return found
 
 
-def _material(data: DataSet | None) -> tuple[list[UInt8Array], list[tuple[UInt8Array, UInt8Array | None]] | DataSet]:
-    """Camera images to time with, and (image, truth) pairs to compare on."""
-    if data is not None:
-        return [data[index][0] for index in range(min(SCENES, len(data)))], data
-    images = [street_scene(seed, CAMERA)[0] for seed in range(SCENES)]
-    return images, [(image, None) for image in images]
+def _results(chosen: Sequence[Entry], timings: dict[str, Timing], compared: Compared | None) -> list[Result]:
+    results = [
+        Result(
+            spec=entry.spec,
+            artifact=entry.shown,
+            options=entry.options,
+            timing=timings[entry.name],
+            model_bytes=entry.artifact.stat().st_size,
+            peak_bytes=entry.peak_bytes,
+            swept=entry.swept,
+        )
+        for entry in chosen
+    ]
+    if compared is not None:
+        main = (result for result in results if not result.swept)
+        for result, parity, profile in zip(main, compared.parities, compared.profiles, strict=True):
+            result.parity, result.profile = parity, profile
+    return results
 
 
-def _require(args: argparse.Namespace) -> None:
+def _pictures(run: Run, compared: Compared, pairs: Any) -> list[Picture]:
+    """What the runner to take says of a few frames: half of them those that it differs on most."""
+    from .page import Picture
+
+    names = [result["name"] for result in run["results"]]
+    taken = run["verdict"][0]["take"]
+    index = names.index(taken) if taken in names else 0
+    runner, parity = compared.runners[index], compared.parities[index]
+    agreement = parity.frames if parity is not None else []
+    worst = sorted(range(len(agreement)), key=agreement.__getitem__)[: PICTURES // 2]
+    spread = np.linspace(0, len(pairs) - 1, PICTURES).astype(int).tolist()
+    found = []
+    for number in list(dict.fromkeys([*worst, *spread]))[:PICTURES]:
+        image, truth = pairs[number]
+        frame = runner.preprocess(image)
+        labels = runner.infer(np.repeat(frame, runner.spec.batch or 1, axis=0))[0]
+        expected = None if compared.reference is None else compared.reference.infer(frame)[0]
+        found.append(Picture(number, names[index], frame[0], labels, expected, truth, runner.spec.classes))
+    return found
+
+
+def _require(args: argparse.Namespace) -> list[Requirement]:
     """Refuse what would only be found after minutes of measuring."""
     cli.require_weights(args.weights)
-    if args.json is not None:
-        require_writable(args.json)
+    if args.artifacts and (args.precision or args.calibration):
+        given = "precision" if args.precision else "calibration"
+        raise InputError(f"--{given} is for what is exported here, expected no ARTIFACT with it")
+    args.precision = args.precision or ["fp32"]
+    _require_outputs(args)
+    requirements = parse_requirements(args.require) if args.require else []
+    require_measurable(requirements, truth=args.data is not None, reference=True)
+    return requirements
+
+
+def _require_outputs(args: argparse.Namespace) -> None:
+    named = [path for path in (args.json, args.html, args.markdown, args.csv) if path is not None]
+    for path in named:
+        require_writable(path)
+        if sum(path.resolve() == other.resolve() for other in named) > 1:
+            raise InputError(f"{path} is named for two outputs, expected a file for each")
+    if args.html is not None:
+        from . import page  # noqa: F401  says which package is missing
 
 
 def _bench(args: argparse.Namespace) -> None:
+    from .machine import watched
+    from .profiling import measure_peaks
+
+    requirements = _require(args)
+    machine = environment()  # before a load of our own
+    seen = material(args.from_video, args.data, args.split)
+    with ExitStack() as stack:
+        folder = Path(stack.enter_context(tempfile.TemporaryDirectory()))
+        chosen = entries(named(args) if args.artifacts else _exports(args, folder), args)
+        with Processes() as processes:
+            start(chosen, args, processes)
+            seen.require_classes(chosen[0].spec, args.data)
+            require_measurable(requirements, truth=args.data is not None, reference=_is_reference(args.weights, chosen))
+            with watched() as load:
+                timings, whole = _time(chosen, args, seen, processes)
+                beside = load()
+        compared = None
+        if whole:
+            compared = _compare([entry for entry in chosen if not entry.swept], args, seen, stack)
+            whole = compared.whole
+        run = to_run(
+            _results(chosen, timings, compared),
+            None if compared is None else compared.of_reference,
+            environment=machine,
+            load=beside,
+            images=seen.described,
+            peaks=measure_peaks() if args.profile and whole else None,
+            partial=not whole,
+        )
+        pictures = _pictures(run, compared, seen.pairs) if args.html is not None and compared else []
+    _give(run, args, pictures)
+    if not whole:
+        raise KeyboardInterrupt("what is above and in the files is partial")
+    if compared is not None and compared.reference is None:
+        print(f"parity is not measured: not all of these came from the weights {args.weights}; see --weights")
+    if args.data is None:
+        print("accuracy is not measured: the frames have no truth; see --data")
+    check(run, requirements)
+
+
+def _give(run: Run, args: argparse.Namespace, pictures: Sequence[Picture] = ()) -> None:
+    """Print a run, and write what was asked for."""
     from rich.console import Console
 
-    from .environment import environment, peak_memory
-    from .profiling import measure_peaks
-    from .report import Result, show, to_json
+    from .report import as_csv, as_markdown, show
 
-    _require(args)
-    machine = environment()  # before a load of our own
-    data = None if args.data is None else open_data(args.data, args.split)
-    with ExitStack() as stack:
-        artifacts = _artifacts(args, Path(stack.enter_context(tempfile.TemporaryDirectory())))
-        runners = _open(list(artifacts), args, stack)
-        batch = _batch(runners, args.batch)
-        if data is not None:
-            require_classes(runners[0], data, args.data)
-        images, pairs = _material(data)
-        reference = _reference(runners, args.weights, stack)
-        of_reference, parities = compare(reference, runners, cli.progress(pairs, "comparing labels", len(pairs)))
-        if reference is not None:
-            _add_flips(runners, parities, args.weights, images)
-        options = [_options(runner.backend, runner.spec.size, args.threads) for runner in runners]
-        peaks = [peak_memory(runner, own) for runner, own in zip(runners, options, strict=True)]
-        timings = measure(runners, images, args.frames, batch, progress=lambda turns: cli.progress(turns, "timing"))
-        profiles = _profiles(runners, images, batch) if args.profile else [None] * len(runners)
-        results = [
-            Result(r.spec, artifacts[r.artifact], timing, parity, r.artifact.stat().st_size, peak, own, profile)
-            for r, timing, parity, peak, own, profile in zip(
-                runners, timings, parities, peaks, options, profiles, strict=True
-            )
-        ]
-    limits = measure_peaks() if args.profile else None
-    run = to_json(machine, results, None if reference is None else of_reference, limits)
+    show(run, Console(width=None if sys.stdout.isatty() else WIDE))
     if args.json is not None:
         write_json(args.json, run)
-    show(run, Console())
-    if reference is None:
-        print(f"parity is not measured: not all of these came from the weights {args.weights}; see --weights")
-    if data is None:
-        print("accuracy is not measured: the frames are drawn street scenes; see --data")
+        print(f"wrote {args.json}")
+    texts: list[tuple[Path | None, Callable[[], str]]] = [
+        (args.markdown, lambda: as_markdown(run)),
+        (args.csv, lambda: as_csv(run)),
+    ]
+    if args.html is not None:
+        from .page import as_html
+
+        texts.append((args.html, lambda: as_html(run, pictures)))
+    for path, text in texts:
+        if path is not None:
+            with replacing(path) as temporary:
+                temporary.write_text(text(), encoding="utf-8")
+            print(f"wrote {path}")
 
 
-def main(argv: Sequence[str] | None = None) -> int:
-    parser = cli.Parser("enet-bench", description="Latency, throughput and parity of runners, side by side in one run.")
+WIDE = 132  # columns of a table that goes into a file or a log
+
+
+def _show(args: argparse.Namespace) -> None:
+    _require_outputs(args)
+    _give(read(args.run), args)
+
+
+def _compare_runs(args: argparse.Namespace) -> None:
+    from .report import as_comparison
+
+    print("\n".join(as_comparison(read(args.first), read(args.second))))
+
+
+def _add_outputs(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--json", type=Path, metavar="FILE", help="write the whole result there")
     parser.add_argument(
-        "artifacts", nargs="*", type=Path, metavar="ARTIFACT", help="default: --weights and their export"
+        "--html", type=Path, metavar="FILE", help="write a report with charts there, one file for a browser"
     )
+    parser.add_argument("--markdown", type=Path, metavar="FILE", help="write a table and the verdict there")
+    parser.add_argument("--csv", type=Path, metavar="FILE", help="write a line of figures per runner there")
+
+
+def _bench_parser() -> argparse.ArgumentParser:
+    parser = cli.Parser(
+        "enet-bench",
+        description="Latency, throughput and parity of runners, side by side in one run.",
+        epilog="Also: enet-bench compare FIRST.json SECOND.json; enet-bench show RUN.json, with outputs as above; "
+        "enet-bench --architectures, ENet beside SegNet and U-Net. "
+        f"Figures of --require: {', '.join(FIGURES)}; drops are in points against PyTorch fp32.",
+    )
+    parser.add_argument(
+        "artifacts", nargs="*", type=Path, metavar="ARTIFACT",
+        help="weights, graphs or engines, the first of them the baseline; default: --weights and their exports",
+    )  # fmt: skip
     parser.add_argument(
         "--weights", type=Path, default=BUNDLED_WEIGHTS, help="parity is against these (default: bundled)"
     )
+    parser.add_argument(
+        "--precision", type=cli.listed(cli.one_of(PRECISIONS)), metavar="P,...",
+        help=f"what to export where no ARTIFACT is named, of {', '.join(PRECISIONS)} (default: fp32)",
+    )  # fmt: skip
+    parser.add_argument("--calibration", type=Path, metavar="RECORD", help="for int8 of --weights (default: bundled)")
     parser.add_argument(
         "--backend", action="append", choices=BACKENDS, help="may be repeated; default: all that are installed, not trt"
     )
@@ -206,18 +332,54 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument(
         "--threads", type=int, default=0, metavar="N", help="of ort and openvino (default: their choice)"
     )
-    parser.add_argument("--size", type=cli.size, metavar="HxW", help="frame size; default: what the artifact has")
     parser.add_argument(
-        "--batch", type=cli.positive, metavar="N", help="frames per call (default: as the graph has it)"
-    )
+        "--size", type=cli.listed(cli.size), metavar="HxW,...",
+        help="frame size; default: what the artifact has. All is measured at the first, the others are timed too",
+    )  # fmt: skip
+    parser.add_argument(
+        "--batch", type=cli.listed(cli.positive), metavar="N,...",
+        help="frames per call (default: as the graph has it); several as with --size",
+    )  # fmt: skip
     parser.add_argument(
         "--frames", type=cli.positive, default=100, metavar="N", help="timed per runner (default: %(default)s)"
     )
+    parser.add_argument(
+        "--seconds",
+        type=cli.not_negative,
+        default=0.0,
+        metavar="S",
+        help="of infer per runner at least, beside --frames",
+    )
     parser.add_argument("--data", help="data set: real images, and accuracy as well as parity")
     parser.add_argument("--split", default="val", help="of --data (default: %(default)s)")
+    parser.add_argument(
+        "--from-video", type=Path, metavar="FILE", help="time the whole loop on it: decode, segment, overlay"
+    )
     parser.add_argument("--profile", action="store_true", help="also tell where the time goes, operation by operation")
-    parser.add_argument("--json", type=Path, metavar="FILE", help="write the whole result there")
-    return cli.run(parser, _bench, argv)
+    parser.add_argument(
+        "--require", metavar="CONDITIONS", help='exit with 1 unless all hold: "miou_drop<=0.3,p90_ms<=20"'
+    )
+    _add_outputs(parser)
+    return parser
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    argv = sys.argv[1:] if argv is None else list(argv)
+    if "--architectures" in argv:
+        from .architectures_cli import main as architectures
+
+        return architectures([argument for argument in argv if argument != "--architectures"])
+    if argv[:1] == ["compare"]:
+        parser = cli.Parser("enet-bench compare", description="Say for each runner of two runs which is faster.")
+        parser.add_argument("first", type=Path, metavar="FIRST", help="a file of --json")
+        parser.add_argument("second", type=Path, metavar="SECOND", help="another")
+        return cli.run(parser, _compare_runs, argv[1:])
+    if argv[:1] == ["show"]:
+        parser = cli.Parser("enet-bench show", description="Print a stored run, and write it in other forms.")
+        parser.add_argument("run", type=Path, metavar="RUN", help="a file of --json")
+        _add_outputs(parser)
+        return cli.run(parser, _show, argv[1:])
+    return cli.run(_bench_parser(), _bench, argv)
 
 
 if __name__ == "__main__":

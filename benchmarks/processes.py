@@ -1,4 +1,4 @@
-"""A process for each of the calls that are timed side by side.
+"""A process for each of the things that are timed side by side.
 
 In one process they share more than the clock: with PyTorch's and ONNX Runtime's threads about, OpenVINO took 44 ms for
 what took it 38 alone, dropped calls or not. All are there at once, each with its libraries in memory.
@@ -7,79 +7,86 @@ what took it 38 alone, dropped calls or not. All are there at once, each with it
 from __future__ import annotations
 
 import multiprocessing
-import time
-from collections.abc import Callable, Iterator, Mapping
+import signal
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from multiprocessing.connection import Connection
 from multiprocessing.process import BaseProcess
+from typing import Any
 
 from enet_deploy.errors import EnetError
 
-from .timing import DROPPED, gc_paused
 
-Call = Callable[[], object]
-Block = Callable[[str, int], list[float]]  # name of a call, how often -> milliseconds of each
+class Processes:
+    """Processes by name, each with a thing that it has made; they end with the block.
 
-
-@contextmanager
-def in_processes(makers: Mapping[str, Callable[[], Call]]) -> Iterator[Block]:
-    """Start a process for each, which makes its call there; yields what times a block of one of them.
-
-    The makers have to be picklable: functions of a module, or partials of these. Raises EnetError, here or from a
-    block, with what one of them raised or where a process ended.
+    Makers, functions, arguments and answers have to be picklable: functions of a module, or partials of these.
     """
-    context = multiprocessing.get_context("spawn")  # forked threads would hang
-    processes: list[BaseProcess] = []
-    connections: dict[str, Connection] = {}
 
-    def ask(name: str, calls: int) -> list[float]:
-        try:
-            connections[name].send(calls)
-            answer: list[float] | str = connections[name].recv()
-        except (EOFError, OSError):
-            raise EnetError(f"the process of '{name}' ended; has the machine memory enough for all of them?") from None
-        if isinstance(answer, str):
-            raise EnetError(f"{name}: {answer}")
-        return answer
+    def __init__(self) -> None:
+        self._context = multiprocessing.get_context("spawn")  # forked threads would hang
+        self._processes: list[BaseProcess] = []
+        self._connections: dict[str, Connection] = {}
 
-    try:
-        for name, make in makers.items():
-            connections[name], theirs = context.Pipe()
-            process = context.Process(target=_serve, args=(theirs, make), daemon=True)
-            with theirs:
-                process.start()
-            processes.append(process)
-            ask(name, 0)
-        yield ask
-    finally:
-        for started in processes:
-            started.terminate()
-            started.join()
-        for connection in connections.values():
+    def __enter__(self) -> Processes:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        for process in self._processes:
+            process.terminate()
+            process.join()
+        for connection in self._connections.values():
             connection.close()
 
+    def start(self, name: str, make: Callable[[], object]) -> None:
+        """Have a thing made in a process of its own. Raises as `ask`."""
+        self._connections[name], theirs = self._context.Pipe()
+        process = self._context.Process(target=_serve, args=(theirs, make), daemon=True)
+        with theirs, _sigint_ignored():
+            process.start()
+        self._processes.append(process)
+        self.ask(name, _nothing)
 
-def _serve(connection: Connection, make: Callable[[], Call]) -> None:
-    call = None
-    with suppress(EOFError, OSError, KeyboardInterrupt):  # nobody asks any more
+    def ask(self, name: str, function: Callable[..., Any], *arguments: object) -> Any:
+        """function(thing, *arguments), called over there.
+
+        Raises the EnetError that it raised, or one that says what else it raised, or that the process has ended.
+        """
+        try:
+            self._connections[name].send((function, arguments))
+            error, answer = self._connections[name].recv()
+        except (EOFError, OSError):
+            raise EnetError(f"the process of '{name}' ended; has the machine memory enough for all of them?") from None
+        if error is not None:
+            raise error if isinstance(error, EnetError) else EnetError(f"{name}: {error}")
+        return answer
+
+
+def _serve(connection: Connection, make: Callable[[], object]) -> None:
+    made = None
+    with suppress(EOFError, OSError):  # nobody asks any more
         while True:
-            calls = connection.recv()
+            function, arguments = connection.recv()
+            answer: tuple[EnetError | str | None, object]
             try:
-                call = make() if call is None else call
-                answer: list[float] | str = _times(call, calls)
+                made = make() if made is None else made
+                answer = None, function(made, *arguments)
+            except EnetError as error:
+                answer = error, None
             except Exception as error:  # noqa: BLE001  said where it was asked
-                answer = f"{type(error).__name__}: {error}"
+                answer = f"{type(error).__name__}: {error}", None
             connection.send(answer)
 
 
-def _times(call: Call, calls: int) -> list[float]:
-    """Milliseconds of each of as many calls, after those that are dropped."""
-    times = []
-    with gc_paused():
-        for _ in range(DROPPED):
-            call()
-        for _ in range(calls):
-            start = time.perf_counter()
-            call()
-            times.append((time.perf_counter() - start) * 1e3)
-    return times
+def _nothing(made: object) -> None:
+    """What the first question is: it only waits for the thing to be made."""
+
+
+@contextmanager
+def _sigint_ignored() -> Iterator[None]:
+    """What is started inside never hears Ctrl-C: it is for the command, which ends its processes itself."""
+    before = signal.signal(signal.SIGINT, signal.SIG_IGN)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, before)

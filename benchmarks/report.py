@@ -1,9 +1,9 @@
-"""A benchmark result as data, and as the tables that people read."""
+"""A run of `results.py` as what people read: tables on a terminal, Markdown, CSV, and two runs against each other."""
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass
-from pathlib import Path
+import csv
+import io
 from typing import Any
 
 from rich.box import SIMPLE_HEAD
@@ -11,105 +11,40 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from enet_deploy.runners import Spec
+from .ratios import compare
+from .verdict import ACCURACY, FIGURES, Result, Run, figures, in_words
 
-from .parity import Parity
-from .profiling import Peaks
-from .timing import STAGES, UNSTABLE, Timing
-
-SCHEMA = 1
+IDENTITY = ("name", "backend", "device", "precision", "layout", "artifact", "size", "batch")
 
 
-@dataclass(frozen=True)
-class Result:
-    """One runner's part of a run.
-
-    Attributes:
-        spec: the runner.
-        timing: its samples.
-        artifact: the file, as the user knows it.
-        parity: against PyTorch and against the truth, as far as these are known.
-        model_bytes, peak_bytes: size of the artifact; peak memory of a process with this runner alone.
-        options: that the runner was opened with.
-        profile: where its time goes, `profiling.to_json`, where that was asked for and its backend tells.
-    """
-
-    spec: Spec
-    artifact: str
-    timing: Timing
-    parity: Parity
-    model_bytes: int
-    peak_bytes: int
-    options: dict[str, Any]
-    profile: dict[str, Any] | None = None
-
-    def to_json(self) -> dict[str, Any]:
-        return {
-            "backend": self.spec.backend,
-            "device": self.spec.device,
-            "precision": self.spec.precision,
-            "artifact": self.artifact,
-            "runtime": self.spec.runtime,
-            "options": self.options,
-            "size": list(self.spec.size),
-            "batch": self.timing.batch,
-            "latency_ms": self.timing.summary("infer"),
-            "stages_ms": {stage: self.timing.summary(stage) for stage in STAGES},
-            "fps": self.timing.fps,
-            "samples_ms": [seconds * 1e3 for seconds in self.timing.samples["infer"]],
-            "spread": self.timing.spread,
-            "model_bytes": self.model_bytes,
-            "peak_bytes": self.peak_bytes,
-            "parity": self.parity.parity_json(),
-            "accuracy": self.parity.accuracy_json(),
-            "profile": self.profile,
-        }
-
-
-def to_json(
-    environment: dict[str, Any], results: list[Result], reference: Parity | None, peaks: Peaks | None = None
-) -> dict[str, Any]:
-    """The whole run; the fields are described in the README."""
-    return {
-        "schema": SCHEMA,
-        "environment": environment,
-        "peaks": None if peaks is None else asdict(peaks),
-        "reference": None if reference is None else {"backend": "torch", "accuracy": reference.accuracy_json()},
-        "results": [result.to_json() for result in results],
-    }
-
-
-def show(run: dict[str, Any], console: Console) -> None:
-    """Print a run of `to_json`'s form."""
+def show(run: Run, console: Console) -> None:
+    """Print a run."""
     results, reference = run["results"], run["reference"]
     _show_latency(results, console)
-    _show_size(results, console)
-    if reference:
+    _show_stages(results, console)
+    if run["sweep"]:
+        _show_sweep(results, run["sweep"], console)
+    if any(result["parity"] for result in results):
         _show_parity(results, console)
-        _show_flips(results, console)
-    if results[0]["accuracy"]:
+    if any(result["accuracy"] for result in results):
         _show_accuracy(results, reference and reference["accuracy"], console)
-    for name, result in zip(_names(results), results, strict=True):
-        if result.get("profile"):  # files of before it was measured have none
-            _show_profile(name, result, run["peaks"], console)
-    for name, result in zip(_names(results), results, strict=True):
-        if result["spread"] > UNSTABLE:
-            console.print(
-                f"[yellow]unstable:[/] the blocks of {name} differ by {result['spread']:.0%}; close other "
-                "programs, fix the clock frequency, or take more --frames"
-            )
+        _show_classes(results, reference and reference["accuracy"], console)
+    for result in results:
+        if result["profile"]:
+            _show_profile(escape(result["name"]), result, run["peaks"], console)
+    for device in run["verdict"]:
+        console.print(
+            f"[bold]On {escape(device['device'])}:[/] {escape(device['advice'])}", highlight=False, soft_wrap=True
+        )
+    if run["partial"]:
+        console.print("[yellow]partial:[/] the run was interrupted; what it did not get to is missing", soft_wrap=True)
+    for doubt in run["stability"]:
+        console.print(f"[yellow]unstable:[/] {escape(doubt)}", highlight=False, soft_wrap=True)
+    if not run["stability"]:
+        console.print("stable: nothing else ran, and every speed is known to 10 %", highlight=False, soft_wrap=True)
 
 
-def _names(results: list[dict[str, Any]]) -> list[str]:
-    """What tells the runners of one run apart: backend and precision, and the file where these are the same."""
-    names = [f"{r['backend']} {r['precision']}" + (f" x{r['batch']}" if r["batch"] > 1 else "") for r in results]
-    unique = [
-        n if names.count(n) == 1 else f"{n} {Path(r['artifact']).name}" for n, r in zip(names, results, strict=True)
-    ]
-    return [escape(name) for name in unique]  # parts of it come out of a file: text, never markup
-
-
-def _table(*columns: str, first: str = "runner") -> Table:
+def new_table(*columns: str, first: str = "runner") -> Table:
     table = Table(box=SIMPLE_HEAD)
     table.add_column(first, no_wrap=True)
     for column in columns:
@@ -117,81 +52,125 @@ def _table(*columns: str, first: str = "runner") -> Table:
     return table
 
 
-def _print(title: str, table: Table, console: Console) -> None:
+def print_table(title: str, table: Table, console: Console) -> None:
     console.print(title, style="bold")  # above the table, not in it, where it would wrap at the table's width
     console.print(table)
 
 
-def _show_latency(results: list[dict[str, Any]], console: Console) -> None:
+def _show_latency(results: list[Result], console: Console) -> None:
     height, width = results[0]["size"]
-    title = f"Latency in ms, frames of {height}x{width}"
-    table = _table("stage", "p50", "p90", "p99", "mean", "FPS")
-    for name, result in zip(_names(results), results, strict=True):
-        for stage in STAGES:
-            figures = result["stages_ms"][stage]
-            table.add_row(
-                name if stage == STAGES[0] else "",
-                stage,
-                *(f"{figures[figure]:.2f}" for figure in ("p50", "p90", "p99", "mean")),
-                f"{1e3 * result['batch'] / figures['mean']:.1f}",
-                end_section=stage == STAGES[-1],
-            )
-    _print(title, table, console)
-
-
-def _show_size(results: list[dict[str, Any]], console: Console) -> None:
-    title = "Speed of infer against the first, file, peak memory of a process"
-    table = _table("faster", "file MB", "peak MB")
-    first = results[0]["latency_ms"]["p50"] / results[0]["batch"]
-    for name, result in zip(_names(results), results, strict=True):
-        faster = first / (result["latency_ms"]["p50"] / result["batch"])
-        size, peak = result["model_bytes"] / 1e6, result["peak_bytes"] / 1e6
-        table.add_row(name, f"{faster:.2f}x", f"{size:.2f}", f"{peak:.0f}")
-    _print(title, table, console)
-
-
-def _show_parity(results: list[dict[str, Any]], console: Console) -> None:
-    columns = ("equal labels", "max logit diff", "IoU", "Dice")
-    title = "The same network? Labels and logits against PyTorch fp32"
-    table = _table(*columns)
-    for name, result in zip(_names(results), results, strict=True):
-        parity = result["parity"]
-        logit = parity["max_abs_logit"]
+    title = f"infer, frames of {height}x{width}: ms per call, frames per second, speed against the first (95 % CI)"
+    table = new_table("p50", "p90", "p99", "outliers", "FPS", "stream", "speed", "file MB", "peak MB")
+    for result in results:
+        latency, speed = result["latency_ms"], result["speed"]
         table.add_row(
-            name,
-            f"{parity['agreement']:.4%}",
-            "no logits" if logit is None else f"{logit:.2g}",
-            f"{parity['miou']:.5f}",
-            f"{parity['dice']:.5f}",
+            escape(result["name"]),
+            *(f"{latency[figure]:.1f}" for figure in ("p50", "p90", "p99")),
+            f"{result['outliers']}/{len(result['samples_ms'])}",
+            f"{result['fps']:.1f}",
+            _number(result["stream_fps"], ".1f"),
+            f"{speed['ratio']:.2f} ({speed['low']:.2f}-{speed['high']:.2f})",
+            f"{result['model_bytes'] / 1e6:.2f}",
+            f"{result['peak_bytes'] / 1e6:.0f}",
         )
-    _print(title, table, console)
+    print_table(title, table, console)
 
 
-def _show_flips(results: list[dict[str, Any]], console: Console) -> None:
-    """Which place of a window a pooling took; in fp32 no more than rounding moves, and the table is left out."""
-    flips = [result["parity"]["unpool_flips"] for result in results]
-    if all(result["precision"] == "fp32" for result in results) or not any(flips):
+def _show_stages(results: list[Result], console: Console) -> None:
+    stages = list(results[0]["stages_ms"])
+    table = new_table(*stages, "FPS")
+    for result in results:
+        found = result["stages_ms"]
+        fps = 1e3 * result["batch"] / found["total"]["mean"]
+        table.add_row(escape(result["name"]), *(f"{found[stage]['p50']:.2f}" for stage in stages), f"{fps:.1f}")
+    print_table("From camera image to labels of its size: median ms per call", table, console)
+
+
+def _show_sweep(results: list[Result], sweep: list[Result], console: Console) -> None:
+    table = new_table("frames", "p50 ms", "ms per frame", "FPS", "stream")
+    for result in (*results, *sweep):
+        p50, (height, width) = result["latency_ms"]["p50"], result["size"]
+        table.add_row(
+            escape(result["name"]),
+            f"{result['batch']} x {height}x{width}",
+            f"{p50:.1f}",
+            f"{p50 / result['batch']:.1f}",
+            f"{result['fps']:.1f}",
+            _number(result["stream_fps"], ".1f"),
+        )
+    print_table("Batches and sizes, in the same rounds", table, console)
+
+
+def _show_parity(results: list[Result], console: Console) -> None:
+    table = new_table("equal labels", "near edges", "elsewhere", "max logit diff", "p99", "unpool flips")
+    for result in results:
+        parity = result["parity"]
+        if parity is None:
+            continue
+        flips, unpool = parity["flips"] or {}, parity["unpool_flips"]
+        table.add_row(
+            escape(result["name"]),
+            f"{parity['agreement']:.4%}",
+            _number(flips.get("boundary"), ".4%"),
+            _number(flips.get("interior"), ".4%"),
+            _number(parity["max_abs_logit"], ".2g"),
+            _number(parity["p99_abs_logit"], ".2g"),
+            ", ".join(f"{share:.3%}" for share in unpool.values()) if unpool else "",
+        )
+    title = "The same network? Labels that differ from PyTorch fp32's (within 3 pixels of an edge, elsewhere), logits"
+    print_table(title, table, console)
+
+
+def _show_accuracy(results: list[Result], reference: dict[str, Any] | None, console: Console) -> None:
+    table = new_table("pixel accuracy", "Dice", "mIoU", *(["their change, points"] if reference else []))
+    for result in results:
+        accuracy = result["accuracy"]
+        row = [f"{accuracy[figure]:.4f}" for figure in ACCURACY]
+        if reference:
+            row.append(" ".join(f"{100 * (accuracy[figure] - reference[figure]):+.3f}" for figure in ACCURACY))
+        table.add_row(escape(result["name"]), *row)
+    print_table("Accuracy, void left out", table, console)
+
+
+def _show_classes(results: list[Result], reference: dict[str, Any] | None, console: Console) -> None:
+    """IoU by class; where there is a reference, its IoU and the others' change, as long as that is any."""
+    changed = [result for result in results if reference is None or _changes(result, reference)]
+    if not changed:
         return
-    table = _table(*next(filter(None, flips)))
-    for name, shares in zip(_names(results), flips, strict=True):
-        if shares:
-            table.add_row(name, *(f"{share:.3%}" for share in shares.values()))
-    _print("Unpool flips: windows whose winner is not PyTorch fp32's", table, console)
+    table = new_table(*(["PyTorch"] if reference else []), *(escape(r["name"]) for r in changed), first="class")
+    for name in results[0]["accuracy"]["per_class"]:
+        own = reference["per_class"][name]["iou"] if reference else None
+        row = [] if reference is None else [_number(own, ".4f")]
+        for result in changed:
+            iou = result["accuracy"]["per_class"][name]["iou"]
+            row.append(_number(iou, ".4f") if reference is None or None in (iou, own) else f"{100 * (iou - own):+.2f}")
+        table.add_row(escape(name), *row)
+    print_table("IoU by class" + (": PyTorch's, and the change in points" if reference else ""), table, console)
+
+
+def _changes(result: Result, reference: dict[str, Any]) -> bool:
+    """Whether the IoU of any class differs by what the table shows, a hundredth of a point."""
+    pairs = ((result["accuracy"]["per_class"][name]["iou"], own["iou"]) for name, own in reference["per_class"].items())
+    return any(iou is not own and (None in (iou, own) or abs(iou - own) >= 5e-5) for iou, own in pairs)
+
+
+def _number(value: float | None, form: str) -> str:
+    return "" if value is None else format(value, form)
 
 
 def _show_profile(name: str, result: dict[str, Any], peaks: dict[str, float], console: Console) -> None:
     """By kind of operation, by stage, and what the arithmetic alone would take."""
     profile = result["profile"]
     total = profile["ms"]
-    table = _table("ms", "share", "count", first="kind")
+    table = new_table("ms", "share", "count", first="kind")
     for row in profile["kinds"]:
         if row["ms"] >= 0.005 * total:
             table.add_row(escape(row["kind"]), f"{row['ms']:.2f}", f"{row['ms'] / total:.1%}", str(row["count"]))
-    _print(f"Where the time of {name} goes: {total:.1f} ms while watched", table, console)
+    print_table(f"Where the time of {name} goes: {total:.1f} ms while watched", table, console)
     macs = [result["batch"] * (row["multiply_adds"] or 0) for row in profile["stages"]]
     # numpy's product is of all the processor's cores, and says nothing of a GPU
     comparable = result["device"] == "cpu" and not result["options"].get("threads") and sum(macs) > 0
-    table = _table("ms", "share", "multiply-adds, M", "of a float32 product's speed", first="stage")
+    table = new_table("ms", "share", "multiply-adds, M", "of a float32 product's speed", first="stage")
     for row, own in zip(profile["stages"], macs, strict=True):
         reached = f"{2e-6 * own / row['ms'] / peaks['gflops']:.0%}" if comparable and own and row["ms"] else ""
         millions = f"{own / 1e6:.1f}" if own else ""
@@ -207,14 +186,117 @@ def _show_profile(name: str, result: dict[str, Any], peaks: dict[str, float], co
         )
 
 
-def _show_accuracy(results: list[dict[str, Any]], reference: dict[str, Any] | None, console: Console) -> None:
-    title = "Accuracy, void left out"
-    figures = ("pixel_accuracy", "dice", "miou")
-    table = _table("pixel accuracy", "Dice", "mIoU", *(["their change, points"] if reference else []))
-    for name, result in zip(_names(results), results, strict=True):
-        accuracy = result["accuracy"]
-        row = [f"{accuracy[figure]:.4f}" for figure in figures]
-        if reference:
-            row.append(" ".join(f"{100 * (accuracy[figure] - reference[figure]):+.3f}" for figure in figures))
-        table.add_row(name, *row)
-    _print(title, table, console)
+def as_markdown(run: Run) -> str:
+    """The run's figures as a table, with the verdict, for a pull request or a wiki."""
+    columns = (
+        "p50 ms",
+        "p90 ms",
+        "FPS",
+        "stream FPS",
+        "speed (95 % CI)",
+        "MB",
+        "peak MB",
+        "equal labels",
+        "mIoU, points",
+    )
+    height, width = run["results"][0]["size"]
+    lines = [f"| {height}x{width} | {' | '.join(columns)} |", "|---" * (len(columns) + 1) + "|"]
+    for result in run["results"]:
+        found, speed = figures(result, run["reference"]), result["speed"]
+        miou, drop = found["miou"], found["miou_drop"]
+        cells = (
+            result["name"],
+            _number(found["p50_ms"], ".1f"),
+            _number(found["p90_ms"], ".1f"),
+            _number(found["fps"], ".1f"),
+            _number(found["stream_fps"], ".1f"),
+            f"{speed['ratio']:.2f}x ({speed['low']:.2f} to {speed['high']:.2f})",
+            _number(found["model_mb"], ".2f"),
+            _number(found["peak_mb"], ".0f"),
+            _number(found["agreement"], ".3%"),
+            _number(miou, ".4f") + ("" if drop is None else f" ({0 - drop:+.2f})"),
+        )
+        lines.append(f"| {' | '.join(_plain(cell) for cell in cells)} |")
+    lines += ["", *(f"On {each['device']}: {_plain(each['advice'])}" for each in run["verdict"])]
+    lines += ["Partial: the run was interrupted"] if run["partial"] else []
+    lines += [f"Unstable: {_plain(doubt)}" for doubt in run["stability"]]
+    machine = run["environment"]
+    if machine:
+        where = f"{machine['processor']}, {machine['cores']} cores, {machine['system']}"
+        lines += ["", f"{_plain(where)}; commit {machine['commit'][:12]}, {machine['time']}"]
+    return "\n".join(lines) + "\n"
+
+
+def images_in_words(run: Run) -> str:
+    """What the runners were timed with and compared on."""
+    images = run["images"] or {}
+    data = images.get("data") and f"{images['split']} of {images['data']}, {images['count']} images"
+    video = images.get("video") and f"the video {images['video']}"
+    return "; ".join(filter(None, (video, data))) or "drawn street scenes"
+
+
+def _plain(text: str) -> str:
+    """Text that is no markup in Markdown, nor breaks a table's row: names come out of files."""
+    flat = " ".join(text.split())
+    return "".join(f"\\{c}" if c in "\\`*_[]<>|#" else c for c in flat)
+
+
+def as_csv(run: Run) -> str:
+    """A line for each runner, also of the sweep: what it is, and every figure that --require knows."""
+    text = io.StringIO()
+    writer = csv.writer(text, lineterminator="\n")
+    writer.writerow([*IDENTITY, *FIGURES])
+    for result in (*run["results"], *run["sweep"]):
+        found = figures(result, run["reference"])
+        size = "x".join(map(str, result["size"]))
+        own = [{**result, "size": size}[name] for name in IDENTITY]
+        writer.writerow([*own, *(_number(found[name], ".9g") for name in FIGURES)])
+    return text.getvalue()
+
+
+def as_comparison(old: Run, new: Run) -> list[str]:
+    """Lines that say, for each runner of both runs, whether the new one is faster, and what changed around them."""
+    before = {_key(result): result for result in (*old["results"], *old["sweep"])}
+    lines, missing = [], []
+    for result in (*new["results"], *new["sweep"]):
+        other = before.pop(_key(result), None)
+        if other is None:
+            missing.append(f"{result['name']}: only in the second")
+            continue
+        gain = compare(other, result, side_by_side=False)
+        if not gain.is_difference:
+            verdict = f"no difference, {in_words(gain)}"
+        elif gain.ratio > 1:
+            verdict = f"{in_words(gain).replace('x', 'x faster', 1)}"
+        else:
+            slower = compare(result, other, side_by_side=False)
+            verdict = f"{in_words(slower).replace('x', 'x slower', 1)}"
+        times = f"{other['latency_ms']['p50']:.1f} -> {result['latency_ms']['p50']:.1f} ms"
+        lines.append(f"{result['name']}: {verdict}; {times}{_change(other, result)}")
+    lines += missing + [f"{result['name']}: only in the first" for result in before.values()]
+    return lines + _differences(old["environment"], new["environment"])
+
+
+def _key(result: Result) -> tuple[Any, ...]:
+    """What makes two results those of one runner; its file may lie elsewhere now."""
+    return result["name"], result["device"], tuple(result["size"]), result["batch"]
+
+
+def _change(old: Result, new: Result) -> str:
+    if not old["accuracy"] or not new["accuracy"]:
+        return ""
+    return f"; mIoU {100 * (new['accuracy']['miou'] - old['accuracy']['miou']):+.2f} points"
+
+
+def _differences(old: dict[str, Any], new: dict[str, Any]) -> list[str]:
+    """What else is not the same; a ratio over two machines is one of machines."""
+    lines = []
+    for name in ("processor", "cores", "governor", "omp_num_threads", "commit"):
+        if old.get(name) != new.get(name):
+            lines.append(f"note: {name.replace('_', ' ')} was {old.get(name)}, is {new.get(name)}")
+    versions = old.get("packages", {}), new.get("packages", {})
+    for package in sorted({*versions[0], *versions[1]}):
+        was, now = (each.get(package, "absent") for each in versions)
+        if was != now:
+            lines.append(f"note: {package} was {was}, is {now}")
+    return lines

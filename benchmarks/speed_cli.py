@@ -26,6 +26,7 @@ from enet_deploy.artifacts import BUNDLED_WEIGHTS, Metadata, require_writable, s
 from enet_deploy.calibration.qdq import quantize
 from enet_deploy.calibration.record import Target, record_for
 from enet_deploy.data import UInt8Array
+from enet_deploy.environment import environment
 from enet_deploy.export.deploy import to_deploy
 from enet_deploy.export.to_onnx import to_onnx
 from enet_deploy.export.unpool_forms import (
@@ -43,11 +44,13 @@ from enet_deploy.model import load_weights
 from enet_deploy.runners import open_runner
 from enet_deploy.scenes import street_scene
 
-from .environment import environment
-from .processes import Call, in_processes
-from .timing import UNSTABLE, spread
+from .processes import Processes
+from .ratios import spread
+from .timing import times
+from .verdict import UNSTABLE
 
 Size = tuple[int, int]
+Call = Callable[[], object]
 Maker = Callable[[], Call]
 
 SMALL, LARGE = (360, 480), (720, 960)
@@ -248,10 +251,12 @@ def _compare(args: argparse.Namespace) -> None:
         missing = {name for row in ROWS for name in (*row.slower, *row.faster)} - makers.keys()
         assert not missing, missing  # before minutes of measuring
         samples: dict[str, list[list[float]]] = {name: [] for name in makers}
-        with in_processes(makers) as block:
+        with Processes() as processes:
+            for name, maker in makers.items():
+                processes.start(name, maker)
             for _ in cli.progress(range(args.rounds), "rounds"):
                 for name, own in samples.items():
-                    own.append(block(name, CALLS))
+                    own.append(processes.ask(name, times, CALLS))
     blocks = {name: [median(block) for block in own] for name, own in samples.items()}
     rows = [judge(row, blocks) for row in ROWS]
     if args.json is not None:

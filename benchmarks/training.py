@@ -18,12 +18,11 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 from enet_deploy import cli
-from enet_deploy.artifacts import commit, require_writable, write_json
+from enet_deploy.artifacts import require_writable, write_json
 from enet_deploy.data import DataSet, open_data
+from enet_deploy.environment import environment
 from enet_deploy.errors import InputError
 from enet_deploy.recipe import Recipe
-
-from .environment import environment
 
 SCHEMA = 1
 
@@ -119,7 +118,7 @@ def _run(args: argparse.Namespace) -> None:
     if args.json is not None:
         settings = {"device": args.device, "crop": args.crop, "batch": args.batch, "amp": args.amp}
         settings |= {"compile": args.compile, "threads": torch.get_num_threads()}
-        found = {"schema": SCHEMA, "commit": commit(), "environment": environment(), "settings": settings}
+        found = {"schema": SCHEMA, "environment": environment(), "settings": settings}
         write_json(args.json, found | {"crops_per_second": speeds})
 
 

@@ -58,6 +58,12 @@ class Metadata:
             raise InputError(f"mean {self.mean} and std {self.std}, expected finite numbers, std above 0")
         check_size(self.size)
 
+    @property
+    def layout(self) -> str:
+        """Of an int8 graph, whose kernels it was made for: "all", or "ort"; else ""."""
+        calibration = self.details.get("calibration")
+        return str(calibration.get("target", "all")) if isinstance(calibration, dict) else ""
+
     def to_text(self) -> str:
         return json.dumps(
             {

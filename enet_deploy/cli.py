@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import math
 import os
 import sys
 from collections.abc import Callable, Iterable, Sequence
@@ -34,7 +35,8 @@ class Parser(argparse.ArgumentParser):
 def run(
     parser: argparse.ArgumentParser, command: Callable[[argparse.Namespace], None], argv: Sequence[str] | None
 ) -> int:
-    """Parse `argv`, run `command`; return the exit code: 0 done, 2 an error the user can mend, 130 interrupted."""
+    """Parse `argv`, run `command`; return the exit code: 0 done, 2 an error the user can mend, 1 a requirement not
+    met, 130 interrupted."""
     args = parser.parse_args(argv)
     cv2.utils.logging.setLogLevel(cv2.utils.logging.LOG_LEVEL_SILENT)  # our own message says it on one line
     try:
@@ -45,7 +47,7 @@ def run(
     except (EnetError, OSError, ModuleNotFoundError) as error:
         message = _missing_package(error) if isinstance(error, ModuleNotFoundError) else str(error)
         print(f"{parser.prog}: error: {' '.join(message.split())}", file=sys.stderr)
-        return 2
+        return error.exit_code if isinstance(error, EnetError) else 2
     except KeyboardInterrupt as interrupt:
         print(f"{parser.prog}: interrupted" + "; ".join(["", *map(str, interrupt.args)]), file=sys.stderr)
         return 130
@@ -83,6 +85,33 @@ def positive(text: str) -> int:
     if not text.isdecimal() or int(text) < 1:
         raise argparse.ArgumentTypeError(f"'{text}', expected a whole number of at least 1")
     return int(text)
+
+
+def not_negative(text: str) -> float:
+    """argparse type: a finite number of at least 0."""
+    try:
+        value = float(text)
+    except ValueError:
+        value = -1
+    if not 0 <= value < math.inf:
+        raise argparse.ArgumentTypeError(f"'{text}', expected a number of at least 0")
+    return value
+
+
+def one_of(choices: Sequence[str]) -> Callable[[str], str]:
+    """argparse type: one of these words."""
+
+    def chosen(text: str) -> str:
+        if text not in choices:
+            raise argparse.ArgumentTypeError(f"'{text}', expected one of {', '.join(choices)}")
+        return text
+
+    return chosen
+
+
+def listed(kind: Callable[[str], Item]) -> Callable[[str], list[Item]]:
+    """argparse type: such things with commas between them, each once."""
+    return lambda text: list(dict.fromkeys(map(kind, text.split(","))))
 
 
 def share(text: str) -> float:

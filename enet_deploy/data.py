@@ -231,6 +231,12 @@ def colorize(labels: UInt8Array, classes: ClassList) -> UInt8Array:
     return painted
 
 
+def overlay(image: UInt8Array, labels: UInt8Array, classes: ClassList, alpha: float = 0.5) -> UInt8Array:
+    """Lay the colours of a label map over the image: (h, w, 3) uint8 BGR; `alpha` is the colours' share."""
+    blended = cv2.addWeighted(image, 1 - alpha, colorize(labels, classes), alpha, 0)
+    return blended.astype(np.uint8, copy=False)
+
+
 def require_same_classes(known: ClassList, data: ClassList, folder: str | Path, who: str) -> None:
     """Raise DataError unless a data set has the classes that weights, or what was made of them, know."""
     if known.names != data.names:

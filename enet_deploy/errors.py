@@ -1,19 +1,22 @@
 """What can go wrong, as one tree.
 
 EnetError
-├── InputError      an argument or a frame is not what was asked for (also a ValueError)
-├── DataError       a data set is incomplete, inconsistent or unreadable
-├── ArtifactError   weights, an ONNX file or an engine is missing, damaged or not ours
-├── BackendError    a backend, device or precision cannot be had on this machine
-└── ParityError     an exported file does not compute what the weights compute
+├── InputError        an argument or a frame is not what was asked for (also a ValueError)
+├── DataError         a data set is incomplete, inconsistent or unreadable
+├── ArtifactError     weights, an ONNX file or an engine is missing, damaged or not ours
+├── BackendError      a backend, device or precision cannot be had on this machine
+├── ParityError       an exported file does not compute what the weights compute
+└── RequirementError  a benchmark's figures are not what was required
 
 Every message names the value, what was expected and how to mend it; the command lines print it on one line and
-exit with 2.
+exit with 2, with 1 for the last.
 """
 
 
 class EnetError(Exception):
     """Base of every error that this package raises on purpose."""
+
+    exit_code = 2  # of a command that ends with it
 
 
 class InputError(EnetError, ValueError):
@@ -36,11 +39,17 @@ class ParityError(EnetError):
     """An exported file does not compute what the weights compute."""
 
 
+class RequirementError(EnetError):
+    """A benchmark's figures are not what was required."""
+
+    exit_code = 1
+
+
 # module -> the extra of this package that brings it
 EXTRAS = {
     **dict.fromkeys(("torch", "safetensors", "onnx", "onnxscript"), "torch"),
     **dict.fromkeys(("onnxruntime", "openvino"), "cpu"),
-    **dict.fromkeys(("matplotlib", "rich", "psutil"), "report"),
+    **dict.fromkeys(("jinja2", "matplotlib", "rich", "psutil"), "report"),
     "tensorrt": "trt",
     "tensorrt_rtx": "rtx",
 }

@@ -11,6 +11,7 @@ from . import cli
 from .artifacts import require_writable, write_json
 from .corruptions import CORRUPTIONS
 from .data import DataSet, open_data, require_same_classes
+from .environment import environment
 from .metrics import Scores, evaluate
 from .plots import draw_confusion, require_plot
 from .runners import BACKENDS, Runner, open_runner
@@ -58,6 +59,7 @@ def _evaluate(args: argparse.Namespace) -> None:
         require_writable(args.json)
     if args.confusion is not None:
         require_plot(args.confusion)
+    machine = environment()
     data = open_data(args.data, args.split)
     with open_runner(args.artifact, args.backend, args.device) as runner:
         require_classes(runner, data, args.data)
@@ -69,6 +71,7 @@ def _evaluate(args: argparse.Namespace) -> None:
         corrupted = score_corruptions(runner, data, scores) if args.corruptions else None
     result: dict[str, Any] = {
         "schema": SCHEMA,
+        "environment": machine,
         "artifact": str(args.artifact),
         "backend": runner.backend,
         "split": args.split,

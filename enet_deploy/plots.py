@@ -42,10 +42,17 @@ def draw_confusion(path: str | Path, counts: npt.NDArray[np.integer[Any]], names
         names: of the classes, in that order. The row of a class that is not in truth stays empty.
     """
     _require_suffix(path)
-    count = len(names)
-    cell = min(0.46, 20 / count)  # inches; many classes get small cells in place of a picture without bounds
-    figure = new_figure(cell * count + 1.2, cell * count + 1.5)
+    cell = min(0.46, 20 / len(names))  # inches; many classes get small cells in place of a picture without bounds
+    figure = new_figure(cell * len(names) + 1.2, cell * len(names) + 1.5)
     axes = figure.subplots()
+    confusion_on(axes, counts, names, cell)
+    axes.set_title("what each class's pixels were taken for, in %", fontsize=10)
+    save_figure(figure, path)
+
+
+def confusion_on(axes: Axes, counts: npt.NDArray[np.integer[Any]], names: Sequence[str], cell: float) -> None:
+    """As `draw_confusion`, on axes of the caller's, with cells of about so many inches."""
+    count = len(names)
     totals = counts.sum(axis=1, keepdims=True)
     percent = 100 * counts / np.maximum(totals, 1)
     axes.imshow(percent, cmap="Blues", vmin=0, vmax=100)
@@ -59,13 +66,12 @@ def draw_confusion(path: str | Path, counts: npt.NDArray[np.integer[Any]], names
     axes.set_yticks(range(count), names, **labels)
     axes.set_xticks(np.arange(count + 1) - 0.5, minor=True)
     axes.set_yticks(np.arange(count + 1) - 0.5, minor=True)
+    axes.grid(visible=False)
     axes.grid(which="minor", color="0.9", linewidth=0.6)
     axes.tick_params(which="both", length=0)
     axes.spines[:].set_visible(False)
     axes.set_xlabel("prediction")
     axes.set_ylabel("truth")
-    axes.set_title("what each class's pixels were taken for, in %", fontsize=10)
-    save_figure(figure, path)
 
 
 def draw_curve(path: str | Path, rows: Sequence[Mapping[str, float]]) -> None:

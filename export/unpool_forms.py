@@ -157,10 +157,11 @@ def in_form(net: nn.Module, form: Form) -> nn.Module:
     return net
 
 
-def export(module: nn.Module, example: Tensor, path: str) -> str:
-    """Write what a module does to one input, as the exporter leaves it; returns the path."""
+def export(module: nn.Module, example: Tensor, path: str, names: tuple[str, str] | None = None) -> str:
+    """Write what a module does to one input, as the exporter leaves it; returns the path. `names`: of input, output."""
+    given: dict[str, Any] = {} if names is None else {"input_names": names[:1], "output_names": names[1:]}
     with quiet():
-        program = torch.onnx.export(module, (example,), dynamo=True, opset_version=18, verbose=False)
+        program = torch.onnx.export(module, (example,), dynamo=True, opset_version=18, verbose=False, **given)
     assert program is not None
     program.save(path, external_data=False)
     return path

@@ -4,25 +4,43 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import os
 import re
+import subprocess
 import sys
+import time
 from argparse import Namespace
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
+import cv2
 import numpy as np
 import numpy.typing as npt
 import pytest
 from conftest import SIZE
-from rich.console import Console
 
 from enet_deploy import CAMVID, Runner, Spec, open_runner
-from enet_deploy.benchmarks import cli
-from enet_deploy.benchmarks.environment import peak_memory
-from enet_deploy.benchmarks.parity import compare
+from enet_deploy.artifacts import graph_metadata, set_graph_metadata
+from enet_deploy.benchmarks import cli, timing
+from enet_deploy.benchmarks.machine import watched
+from enet_deploy.benchmarks.parity import compare, near_edge
+from enet_deploy.benchmarks.plan import backends as backends_of
+from enet_deploy.benchmarks.processes import Processes
 from enet_deploy.benchmarks.profiling import arithmetic, to_json
-from enet_deploy.benchmarks.report import show
-from enet_deploy.benchmarks.timing import STAGES, Timing, measure
+from enet_deploy.benchmarks.timing import (
+    DROPPED,
+    STAGES,
+    VIDEO_STAGES,
+    Stills,
+    Subject,
+    Video,
+    block,
+    measure,
+    open_subject,
+    spec_of,
+)
 from enet_deploy.benchmarks.unpool import flips
 from enet_deploy.data import UInt8Array, open_data
 from enet_deploy.errors import ParityError
@@ -72,14 +90,19 @@ def run(scenes: Path, weights: Path, exported: Path, tmp_path_factory: pytest.Te
     return json.loads(path.read_text())
 
 
-def test_result_holds_what_the_readme_says(run: dict[str, Any], weights: Path, exported: Path) -> None:
-    assert run["schema"] == 1 and {"processor", "cores", "packages", "commit", "load"} <= run["environment"].keys()
+def test_result_holds_what_the_readme_says(run: dict[str, Any], weights: Path, exported: Path, scenes: Path) -> None:
+    assert run["schema"] == 2 and not run["partial"] and run["load"].keys() == {"others", "stolen"}
+    assert run["images"] == {"count": 4, "data": scenes.name, "split": "val", "video": None}
+    assert run["verdict"][0]["device"] == "cpu" and run["verdict"][0]["take"] in {r["name"] for r in run["results"]}
+    assert {"processor", "cores", "packages", "commit", "load"} <= run["environment"].keys()
     assert [result["backend"] for result in run["results"]] == ["torch", "ort", "openvino"]
     assert [result["options"] for result in run["results"]] == [{"size": list(SIZE)}, {"threads": 1}, {"threads": 1}]
     for result, artifact in zip(run["results"], (weights, exported, exported), strict=True):
         assert (result["artifact"], result["precision"], result["batch"]) == (str(artifact), "fp32", 1)
         assert result["size"] == list(SIZE) and result["model_bytes"] == artifact.stat().st_size
-        assert len(result["samples_ms"]) == 7 and min(result["samples_ms"]) > 0
+        assert result["blocks"] == [2] * 5 and len(result["samples_ms"]) == 10 and min(result["samples_ms"]) > 0
+        assert len(result["stream_ms"]) == 5 and result["stream_fps"] > 0 and result["warm_up"]["calls"] >= 10
+        assert result["speed"]["low"] <= result["speed"]["ratio"] <= result["speed"]["high"]
         latency = result["latency_ms"]
         assert latency["p50"] <= latency["p90"] <= latency["p99"] <= max(result["samples_ms"])
         assert latency == result["stages_ms"]["infer"] and set(result["stages_ms"]) == set(STAGES)
@@ -119,14 +142,20 @@ def test_accuracy_is_that_of_enet_eval(run: dict[str, Any], scenes: Path, export
     data = open_data(scenes, "val")
     with open_runner(exported) as runner:
         scores = evaluate(runner.segment, data, CAMVID).scores()
-    assert run["results"][1]["accuracy"] == json.loads(json.dumps(scores.to_json()))
+    accuracy = run["results"][1]["accuracy"]
+    counts = np.array(accuracy.pop("confusion"))
+    assert accuracy == json.loads(json.dumps(scores.to_json()))
+    assert counts.sum() == 4 * HEIGHT * WIDTH and counts.shape == (12, 12)
 
 
 def test_parity_of_a_run(run: dict[str, Any]) -> None:
     torch, *graphs = (result["parity"] for result in run["results"])
     assert torch["agreement"] == 1 and torch["max_abs_logit"] == 0 and torch["unpool_flips"] is None
     for parity in graphs:
-        assert parity["agreement"] >= 0.999 and parity["max_abs_logit"] > 0
+        assert parity["agreement"] >= 0.999 and parity["max_abs_logit"] >= parity["p99_abs_logit"] > 0
+        flips = parity["flips"]
+        assert flips["boundary"] + flips["interior"] == pytest.approx(1 - parity["agreement"])
+        assert 0 < flips["band"] < 1 and len(parity["frames"]) == 4
         assert parity["unpool_flips"].keys() == {"bottleneck1_0", "bottleneck2_0"}
         assert max(parity["unpool_flips"].values()) < 1e-3
     assert run["reference"]["accuracy"] == run["results"][0]["accuracy"]
@@ -135,9 +164,13 @@ def test_parity_of_a_run(run: dict[str, Any]) -> None:
 def test_parity_counts_every_differing_pixel() -> None:
     truth = np.full(SIZE, 4, np.uint8)
     with Painter(3).open() as reference, Painter(3, wrong=HEIGHT * WIDTH // 4, batch=2).open() as runner:
-        of_reference, (parity,) = compare(reference, [runner], [(image(), truth), (image(), None)])
-    assert parity.parity_json()["agreement"] == 0.75
-    assert parity.parity_json()["max_abs_logit"] == HEIGHT * WIDTH / 16
+        of_reference, (parity,), whole = compare(reference, [runner], [(image(), truth), (image(), None)])
+    assert whole
+    found = parity.parity_json()
+    assert found is not None and found["agreement"] == 0.75 and found["frames"] == [0.75, 0.75]
+    assert found["flips"] == {"boundary": 0, "interior": 0.25, "band": 0}  # the reference has no edge
+    assert found["p99_abs_logit"] == found["max_abs_logit"]
+    assert found["max_abs_logit"] == HEIGHT * WIDTH / 16
     # one image has a truth: a quarter of it was labelled 4, and the reference hit nothing
     assert parity.against_truth.scores().pixel_accuracy == 0.25
     assert of_reference.against_truth.scores().pixel_accuracy == 0
@@ -165,20 +198,110 @@ def test_unpool_flips_are_counted_by_stage(exported: Path, weights: Path, tmp_pa
     assert found[nameless] is None
 
 
+class Here:
+    """`Processes`, all in this one; may be interrupted, as by Ctrl-C, before a call."""
+
+    def __init__(self, subjects: dict[str, Subject], interrupted_at: int | None = None) -> None:
+        self.subjects, self.left = subjects, interrupted_at
+        self.asked: list[tuple[str, str]] = []
+
+    def ask(self, name: str, function: Callable[..., Any], *arguments: object) -> Any:
+        if len(self.asked) == self.left:
+            raise KeyboardInterrupt
+        self.asked.append((name, function.__name__))
+        return function(self.subjects[name], *arguments)
+
+
+def subject(batch: int = 1) -> Subject:
+    return Subject(Painter(0).open(), batch, 0, Stills([image(), image((50, 70))]))
+
+
+def painter() -> Painter:
+    return Painter(0).open()
+
+
+@pytest.fixture
+def impatient(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Calls of microseconds never settle."""
+    monkeypatch.setattr(timing, "PATIENCE", 0.05)
+
+
+@pytest.mark.usefixtures("impatient")
 def test_runners_take_turns_and_warm_up_is_not_counted() -> None:
-    images = [image(), image((50, 70))]
-    with Painter(0).open() as a, Painter(1, batch=4).open() as b:
-        single, other = measure([a, a], images, frames=10, rounds=3)
-        (batched,) = measure([b], images, frames=10, batch=4, rounds=3)
-    assert single.blocks == other.blocks == [3, 3, 4] and len(single.samples["total"]) == 10
-    assert batched.blocks == [1, 1, 1] and batched.batch == 4
-    assert a.calls == 2 * (10 + 3 * 3) and b.calls == 3 + 3 * 3
+    here = Here({"a": subject(), "b": subject(batch=4)})
+    timings, whole = measure(here, {"a": 1, "b": 4}, frames=60)  # type: ignore[arg-type]
+    assert whole and here.asked == [("a", "warm_up"), ("b", "warm_up"), *[("a", "block"), ("b", "block")] * 6]
+    a, b = timings["a"], timings["b"]
+    assert [len(block) for block in a.blocks["infer"]] == [10] * 6 and len(a.stream) == 6
+    assert [len(block) for block in b.blocks["infer"]] == [3] * 6 and list(b.blocks) == list(STAGES)
+    assert a.warm_up.calls >= 10 and a.warm_up.ms > 0
+    painted = here.subjects["a"].runner
+    # in each of six rounds ten calls and as many in stream(), after three of each, and one or two that were in flight
+    extra = painted.calls - a.warm_up.calls - 6 * 2 * (10 + DROPPED)
+    assert 0 <= extra <= 6 * 2
 
 
-def test_peak_memory_is_not_that_of_this_process(exported: Path) -> None:
+@pytest.mark.usefixtures("impatient")
+def test_seconds_are_filled() -> None:
+    here = Here({"a": subject()})
+    timings, _ = measure(here, {"a": 1}, frames=5, seconds=0.02)  # type: ignore[arg-type]
+    assert sum(map(sum, timings["a"].blocks["infer"])) >= 20
+
+
+@pytest.mark.usefixtures("impatient")
+def test_interrupted_run_keeps_whole_rounds() -> None:
+    here = Here({"a": subject(), "b": subject()}, interrupted_at=2 + 5)
+    timings, whole = measure(here, {"a": 1, "b": 1}, frames=50)  # type: ignore[arg-type]
+    assert not whole and [len(timing.blocks["infer"]) for timing in timings.values()] == [2, 2]
+    for early in (1, 3):  # in the warm-up, in the first round
+        here = Here({"a": subject(), "b": subject()}, interrupted_at=early)
+        with pytest.raises(KeyboardInterrupt):
+            measure(here, {"a": 1, "b": 1}, frames=50)  # type: ignore[arg-type]
+
+
+@pytest.fixture(scope="module")
+def video(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Five drawn scenes as Motion JPEG."""
+    path = tmp_path_factory.mktemp("video") / "drive.avi"
+    writer = cv2.VideoWriter(str(path), cv2.VideoWriter.fourcc(*"MJPG"), 10, (128, 96))
+    for seed in range(5):
+        writer.write(street_scene(seed, SIZE)[0])
+    writer.release()
+    return path
+
+
+def test_video_is_read_over_and_over(video: Path) -> None:
+    source = Video(video)
+    frames = [source.read() for _ in range(11)]
+    assert all(frame.shape == (*SIZE, 3) and seconds > 0 for frame, seconds in frames)
+    assert (frames[0][0] == frames[5][0]).all() and (frames[0][0] == frames[10][0]).all()
+    assert (frames[0][0] != frames[1][0]).any()
+    times, per_call = block(Subject(painter(), 1, 0, source), 3)
+    assert list(times) == list(VIDEO_STAGES) and per_call > 0
+    for calls in zip(*times.values(), strict=True):
+        assert min(calls) > 0 and calls[-1] == pytest.approx(sum(calls[:-1]))
+
+
+def test_memory_is_that_of_the_runners_process(exported: Path) -> None:
     ballast = np.ones(600_000_000, np.uint8)
-    with open_runner(exported) as runner:
-        assert 30e6 < peak_memory(runner, {"threads": 1}) < ballast.nbytes
+    with Processes() as processes:
+        processes.start("a", partial(open_subject, partial(open_runner, exported, "ort", threads=1)))
+        spec, peak = processes.ask("a", spec_of)
+    assert spec.backend == "ort" and 30e6 < peak < ballast.nbytes
+
+
+def test_load_beside_a_run_is_seen() -> None:
+    with watched() as load:
+        end = time.perf_counter() + 0.3
+        while time.perf_counter() < end:
+            pass
+        quiet = load()
+    assert quiet.others < 0.9 * (os.cpu_count() or 1)  # this process is not another
+    code = "import time; end = time.time() + 1.5\nwhile time.time() < end: pass"
+    shell = f"{sys.executable} -c '{code}' & sleep 0.8"  # a grandchild without a parent is another program
+    with watched() as load:
+        subprocess.run(["sh", "-c", shell], check=True)
+        assert load().others > 0.3
 
 
 def test_logits_that_are_no_number_are_an_error(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -188,105 +311,19 @@ def test_logits_that_are_no_number_are_an_error(monkeypatch: pytest.MonkeyPatch)
             compare(reference, [runner], [(image(), None)])
 
 
-def test_timing_arithmetic() -> None:
-    seconds = [0.001 * n for n in (1, 2, 3, 4, 10, 10)]
-    timing = Timing(dict.fromkeys(STAGES, seconds), blocks=[4, 2], batch=2)
-    assert timing.summary("infer") == pytest.approx({"p50": 3.5, "p90": 10, "p99": 10, "mean": 5})
-    assert timing.fps == pytest.approx(400)
-    assert timing.spread == pytest.approx((10 - 2.5) / 3.5)
-
-
-STORED: dict[str, Any] = {
-    "schema": 1,
-    "environment": {},
-    "reference": {"backend": "torch", "accuracy": {"pixel_accuracy": 0.9, "dice": 0.61, "miou": 0.5}},
-    "results": [
-        {
-            "backend": "torch", "precision": "fp32", "artifact": "a/x.safetensors", "size": [360, 480],
-            "batch": 1, "spread": 0.01,
-            "latency_ms": {"p50": 100.0},
-            "stages_ms": {s: {"p50": 100.0, "p90": 110.0, "p99": 120.0, "mean": 100.0} for s in STAGES},
-            "model_bytes": 1_500_000, "peak_bytes": 600_000_000,
-            "parity": {"agreement": 1.0, "max_abs_logit": 0.0, "miou": 1.0, "dice": 1.0, "unpool_flips": None},
-            "accuracy": {"pixel_accuracy": 0.9, "dice": 0.61, "miou": 0.5},
-        },
-        {
-            "backend": "ort", "precision": "int8", "artifact": "a/x.onnx", "size": [360, 480],
-            "batch": 4, "spread": 0.25,
-            "latency_ms": {"p50": 200.0},
-            "stages_ms": {s: {"p50": 200.0, "p90": 210.0, "p99": 220.0, "mean": 200.0} for s in STAGES},
-            "model_bytes": 1_900_000, "peak_bytes": 100_000_000,
-            "parity": {
-                "agreement": 0.99998, "max_abs_logit": None, "miou": 0.9999, "dice": 0.9999,
-                "unpool_flips": {"bottleneck1_0": 0.01, "bottleneck2_0": 0.000012},
-            },
-            "accuracy": {"pixel_accuracy": 0.9, "dice": 0.6, "miou": 0.4975},
-        },
-    ],
-}  # fmt: skip
-
-SHOWN = """\
-Latency in ms, frames of 360x480
-
-  runner        stage      p50      p90      p99     mean    FPS
- ────────────────────────────────────────────────────────────────
-  torch fp32      pre   100.00   110.00   120.00   100.00   10.0
-                infer   100.00   110.00   120.00   100.00   10.0
-                 post   100.00   110.00   120.00   100.00   10.0
-                total   100.00   110.00   120.00   100.00   10.0
-
-  ort int8 x4     pre   200.00   210.00   220.00   200.00   20.0
-                infer   200.00   210.00   220.00   200.00   20.0
-                 post   200.00   210.00   220.00   200.00   20.0
-                total   200.00   210.00   220.00   200.00   20.0
-
-Speed of infer against the first, file, peak memory of a process
-
-  runner        faster   file MB   peak MB
- ──────────────────────────────────────────
-  torch fp32     1.00x      1.50       600
-  ort int8 x4    2.00x      1.90       100
-
-The same network? Labels and logits against PyTorch fp32
-
-  runner        equal labels   max logit diff       IoU      Dice
- ─────────────────────────────────────────────────────────────────
-  torch fp32       100.0000%                0   1.00000   1.00000
-  ort int8 x4       99.9980%        no logits   0.99990   0.99990
-
-Unpool flips: windows whose winner is not PyTorch fp32's
-
-  runner        bottleneck1_0   bottleneck2_0
- ─────────────────────────────────────────────
-  ort int8 x4          1.000%          0.001%
-
-Accuracy, void left out
-
-  runner        pixel accuracy     Dice     mIoU   their change, points
- ───────────────────────────────────────────────────────────────────────
-  torch fp32            0.9000   0.6100   0.5000   +0.000 +0.000 +0.000
-  ort int8 x4           0.9000   0.6000   0.4975   +0.000 -1.000 -0.250
-
-unstable: the blocks of ort int8 x4 differ by 25%; close other programs, fix the
-clock frequency, or take more --frames
-"""
-
-
-def test_tables_for_a_stored_result(capsys: pytest.CaptureFixture[str]) -> None:
-    show(STORED, Console(width=80))
-    assert [line.rstrip() for line in capsys.readouterr().out.split("\n")] == SHOWN.split("\n")
-
-
-def test_equal_runners_are_told_apart_by_their_files(capsys: pytest.CaptureFixture[str]) -> None:
-    first = STORED["results"][0]
-    show(STORED | {"results": [first, first | {"artifact": "b/[red]y.onnx"}]}, Console(width=120))
-    printed = capsys.readouterr().out
-    assert "torch fp32 x.safetensors" in printed and "torch fp32 [red]y.onnx" in printed
+def test_edges_of_labels() -> None:
+    labels = np.zeros((20, 30), np.uint8)
+    labels[:, 15:] = 3
+    near = near_edge(labels)
+    assert near[:, 12:18].all() and not near[:, :12].any() and not near[:, 18:].any()
+    labels[:] = 0
+    labels[0, 0] = 1  # a corner: aslant too
+    assert near_edge(labels)[:4, :4].all() and near_edge(labels).sum() == 16
 
 
 def test_graphs_run_on_all_that_is_installed_and_weights_on_torch(monkeypatch: pytest.MonkeyPatch) -> None:
     def backends(name: str, asked: list[str] | None = None, device: str | None = None) -> list[str]:
-        return cli._backends(Path(name), Namespace(backend=asked, device=device))
+        return backends_of(Path(name), Namespace(backend=asked, device=device))
 
     assert backends("a.onnx") == backends("a.onnx", device="cpu") == ["ort", "openvino"]
     assert backends("a.onnx", device="cuda") == ["ort"]
@@ -299,14 +336,82 @@ def test_graphs_run_on_all_that_is_installed_and_weights_on_torch(monkeypatch: p
     assert backends("a.onnx") == ["ort"]  # which says how to install it
 
 
-def test_without_artifact_the_weights_are_exported(tmp_path: Path, weights: Path) -> None:
+def test_without_artifact_the_weights_are_exported_at_each_size(tmp_path: Path, weights: Path) -> None:
     path = tmp_path / "out.json"
-    options = ["--backend", "torch", "--backend", "ort", "--frames", "5", "--size", "64x96", "--batch", "2"]
-    assert cli.main([*options, "--json", str(path)]) == 0
-    results = json.loads(path.read_text())["results"]
-    assert [result["artifact"] for result in results] == [str(weights), "enet-fp32.onnx"]
-    assert [(result["size"], result["batch"]) for result in results] == [([64, 96], 2)] * 2
-    assert all(result["parity"]["agreement"] >= 0.999 and result["accuracy"] is None for result in results)
+    options = ["--backend", "torch", "--backend", "ort", "--frames", "5", "--size", "64x96,96x64"]
+    assert cli.main([*options, "--precision", "int8-ort", "--json", str(path)]) == 0
+    run = json.loads(path.read_text())
+    assert [result["artifact"] for result in run["results"]] == [str(weights), "enet-int8-ort.onnx"]
+    assert [(result["name"], result["size"]) for result in run["results"] + run["sweep"]] == [
+        (f"{name} {size[0]}x{size[1]}", size)
+        for size in ([64, 96], [96, 64])
+        for name in ("torch fp32", "ort int8-ort")
+    ]
+    assert all(result["parity"]["agreement"] >= 0.9 and result["accuracy"] is None for result in run["results"])
+
+
+def test_sweep_of_batches_on_a_video(
+    tmp_path: Path, weights: Path, exported: Path, video: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = tmp_path / "out.json"
+    options = ["--backend", "torch", "--backend", "ort", "--frames", "5", "--batch", "2,1", "--from-video", str(video)]
+    assert cli.main([str(weights), str(exported), *options, "--json", str(path), "--html", f"{path}.html"]) == 0
+    run = json.loads(path.read_text())
+    assert [result["name"] for result in run["results"]] == ["torch fp32 x2", "ort fp32 x2"]
+    assert [(result["name"], result["batch"]) for result in run["sweep"]] == [("torch fp32", 1), ("ort fp32", 1)]
+    assert all(result["parity"] is None for result in run["sweep"]) and run["images"]["video"] == "drive.avi"
+    assert all(result["stages_ms"].keys() == set(VIDEO_STAGES) for result in run["results"] + run["sweep"])
+    printed = capsys.readouterr().out
+    assert "2 x 96x128" in printed and "1 x 96x128" in printed and "overlay" in printed
+
+
+def test_gate(exported: Path, weights: Path, scenes: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    out = tmp_path / "out.json"
+    command = [str(exported), "--backend", "ort", "--frames", "5"]
+    command += ["--data", str(scenes), "--json", str(out)]
+    assert cli.main([*command, "--require", "agreement>=0.99, miou_drop <= 0.3,fps>1e-3"]) == 0
+    out.unlink()
+    capsys.readouterr()
+    assert cli.main([*command, "--require", "miou_drop<=0.3,model_mb<1,fps>=1e9"]) == 1
+    error = capsys.readouterr().err
+    assert re.fullmatch(
+        r"enet-bench: error: ort fp32 has model_mb 1\.5\d*, required model_mb<1; "
+        r"ort fp32 has fps \S+, required fps>=1e\+09\n",
+        error,
+    ), error
+    assert out.exists()  # what was measured is kept
+
+
+def test_ctrl_c_while_comparing_keeps_the_times(
+    exported: Path, weights: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    logits = Runner.logits
+
+    def interrupted(self: Runner, frames: UInt8Array) -> npt.NDArray[np.float32]:
+        if (calls := getattr(self, "calls", 0)) == 1:
+            raise KeyboardInterrupt
+        self.calls = calls + 1  # type: ignore[attr-defined]
+        return logits(self, frames)
+
+    monkeypatch.setattr(Runner, "logits", interrupted)
+    out = tmp_path / "out.json"
+    command = [
+        str(exported),
+        "--backend",
+        "ort",
+        "--frames",
+        "5",
+        "--json",
+        str(out),
+        "--html",
+        str(tmp_path / "a.html"),
+    ]
+    assert cli.main(command) == 130
+    printed = capsys.readouterr()
+    assert printed.err == "enet-bench: interrupted; what is above and in the files is partial\n"
+    assert "partial: the run was interrupted" in printed.out and (tmp_path / "a.html").exists()
+    run = json.loads(out.read_text())
+    assert run["partial"] and len(run["results"][0]["parity"]["frames"]) == 1
 
 
 def test_foreign_weights_and_no_data(
@@ -342,18 +447,47 @@ def test_foreign_weights_and_no_data(
         (["{exported}", "--threads", "-1"], "threads -1, expected a whole number, 0 for one per core"),
         (["{exported}", "--json", "{exported}/out.json"], "cannot write"),
         (["{exported}", "--json", "{tmp}"], "cannot write .* it is a folder or a device"),
+        (["{exported}", "--html", "{exported}/a.html"], "cannot write"),
+        (["{exported}", "--csv", "{tmp}/a", "--json", "{tmp}/a"], "a is named for two outputs"),
+        (["{exported}", "{tmp}/other.onnx"], r"other.onnx knows the classes floor, .*: one run has one class list"),
+        (["{exported}", "--size", "96x128,64x96"], "has one frame size and --size names several"),
+        (["{exported}", "--precision", "int8"], "--precision is for what is exported here, expected no ARTIFACT"),
+        (["--precision", "int8", "--calibration", "{tmp}/none.json"], "none.json"),
+        (["{exported}", "--from-video", "{weights}"], "has no frame that OpenCV can decode"),
+        (["{exported}", "--require", "speed>=1"], "--require speed, expected one of p50_ms, p90_ms"),
+        (["{exported}", "--require", "agreement"], "--require 'agreement', expected FIGURE<=NUMBER"),
+        (["{exported}", "--require", "fps>=1.2.3"], "--require fps>=1.2.3, expected a number"),
+        (["{exported}", "--require", "miou_drop<=0.3"], "--require miou_drop<=0.3 needs the truth; give --data"),
+        (["{tmp}/foreign.onnx", "--require", "agreement>=0.9"], "agreement>=0.9 needs the weights that all artifacts"),
+        (["show", "{weights}"], "is no result of enet-bench --json"),
+        (["compare", "{tmp}/none.json", "{weights}"], "none.json cannot be read"),
+        (["--architectures", "--json", "{tmp}"], "cannot write"),
     ],
 )
 def test_refusals(
     options: list[str], message: str, weights: Path, exported: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
+    onnx = pytest.importorskip("onnx")
+    metadata = graph_metadata(onnx.load(exported), exported)
+    names = ("floor", *metadata.classes.names[1:])
+    for name, changes in {
+        "other": {"classes": dataclasses.replace(metadata.classes, names=names)},
+        "foreign": {"weights_sha256": "of others"},
+    }.items():
+        model = onnx.load(exported)
+        set_graph_metadata(model, dataclasses.replace(metadata, **changes))
+        onnx.save(model, tmp_path / f"{name}.onnx")
     filled = [option.format(weights=weights, exported=exported, tmp=tmp_path) for option in options]
     assert cli.main(filled) == 2
     error = capsys.readouterr().err
-    assert error.count("\n") == 1 and re.match(rf"enet-bench: error: .*({message})", error), error
+    assert error.count("\n") == 1 and re.match(rf"enet-bench.*: error: .*({message})", error), error
+    assert not {"a", "a.html"} & {path.name for path in tmp_path.iterdir()}
 
 
-@pytest.mark.parametrize("options", [["--frames", "0"], ["--backend", "nix"], ["--batch", "x"]])
+@pytest.mark.parametrize(
+    "options",
+    [["--frames", "0"], ["--backend", "nix"], ["--batch", "1,x"], ["--precision", "int4"], ["--seconds", "-1"]],
+)
 def test_refused_by_the_parser(options: list[str], capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit) as stopped:
         cli.main(options)

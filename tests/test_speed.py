@@ -15,7 +15,8 @@ import pytest
 
 from enet_deploy import open_runner
 from enet_deploy.benchmarks import speed_cli as speed
-from enet_deploy.benchmarks.processes import in_processes
+from enet_deploy.benchmarks.processes import Processes
+from enet_deploy.benchmarks.timing import times
 from enet_deploy.errors import ArtifactError, EnetError
 from enet_deploy.scenes import street_scene
 
@@ -80,30 +81,28 @@ def refuse() -> Callable[[], object]:
     raise ArtifactError("none.onnx does not exist")
 
 
-def leave() -> Callable[[], object]:
-    return partial(os._exit, 1)
-
-
 @pytest.mark.parametrize(
     ("make", "message"),
     [
-        (refuse, r"^a: ArtifactError: none.onnx does not exist"),
-        (partial(partial, float, "x"), r"^a: ValueError: could not convert string to float"),
-        (leave, r"the process of 'a' ended; has the machine memory enough"),
+        (refuse, r"^none.onnx does not exist"),
+        (partial(float, "x"), r"^a: ValueError: could not convert string to float"),
+        (partial(os._exit, 1), r"the process of 'a' ended; has the machine memory enough"),
     ],
 )
 def test_what_goes_wrong_in_a_process_is_said_here(make: Callable[[], Callable[[], object]], message: str) -> None:
-    with pytest.raises(EnetError, match=message), in_processes({"good": partial(partial, abs, 1), "a": make}):
-        pass
+    with pytest.raises(EnetError, match=message), Processes() as processes:
+        processes.start("good", partial(partial, abs, 1))
+        processes.start("a", make)
     assert not multiprocessing.active_children()
 
 
 def test_process_that_ends_between_two_blocks() -> None:
-    with in_processes({"a": partial(partial, abs, 1)}) as block:
-        assert len(block("a", 2)) == 2
+    with Processes() as processes:
+        processes.start("a", partial(partial, abs, 1))
+        assert len(processes.ask("a", times, 2)) == 2
         (child,) = multiprocessing.active_children()
         child.kill()
         child.join()
         for _ in range(2):
             with pytest.raises(EnetError, match="the process of 'a' ended"):
-                block("a", 1)
+                processes.ask("a", times, 1)

@@ -39,6 +39,7 @@ class Spec:
         has_logits: whether `logits` can be called.
         weights_sha256: of the weights file that the artifact is, or came from.
         runtime: what runs it, in words, where the backend leaves a choice open; else "".
+        layout: of an int8 graph, whose kernels it was made for: "all", or "ort"; else "".
     """
 
     artifact: Path
@@ -51,6 +52,7 @@ class Spec:
     has_logits: bool
     weights_sha256: str
     runtime: str = ""
+    layout: str = ""
 
 
 @dataclass(frozen=True)
@@ -275,6 +277,7 @@ class Runner(ABC):
             has_logits=has_logits,
             weights_sha256=metadata.weights_sha256,
             runtime=runtime,
+            layout=metadata.layout,
         )
 
 

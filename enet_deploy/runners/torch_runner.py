@@ -4,19 +4,21 @@ from __future__ import annotations
 
 import dataclasses
 import re
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
 import numpy.typing as npt
 
-from ..artifacts import check_size, sha256
+from ..artifacts import Metadata, check_size, sha256
 from ..data import UInt8Array
 from ..errors import BackendError, InputError
 from .base import Runner, Spec
 
 if TYPE_CHECKING:
     import torch
+    from torch import nn
 
 
 def torch_device(name: str) -> torch.device:
@@ -55,26 +57,43 @@ class TorchRunner(Runner):
     def _open(self) -> Spec:
         import torch
 
-        from ..model import Segmenter, load_weights
+        from ..model import Segmenter
 
         device = torch_device(self.device)
-        net, metadata = load_weights(self.artifact)
-        metadata = dataclasses.replace(metadata, size=self._size or metadata.size, weights_sha256=sha256(self.artifact))
+        net, metadata = self._load()
+        metadata = dataclasses.replace(metadata, size=self._size or metadata.size)
         self._torch = torch
         net.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
         self._segmenter = Segmenter(net, metadata.mean, metadata.std).to(device).eval()
+        # All calls compute in one thread, whoever makes them: OpenMP keeps threads for each thread that computes, and
+        # where these are more than the cores, each call takes twice as long (2 cores: infer() and stream() in turn)
+        self._thread = ThreadPoolExecutor(1, thread_name_prefix="enet-torch")
         return self._make_spec(metadata, batch=None, has_logits=True)
 
+    def _load(self) -> tuple[nn.Module, Metadata]:
+        """The network and what is known of it."""
+        from ..model import load_weights
+
+        net, metadata = load_weights(self.artifact)
+        return net, dataclasses.replace(metadata, weights_sha256=sha256(self.artifact))
+
     def _run(self, frames: UInt8Array, out: UInt8Array) -> None:
+        self._thread.submit(self._label, frames, out).result()
+
+    def _run_logits(self, frames: UInt8Array) -> npt.NDArray[np.float32]:
+        return self._thread.submit(self._score, frames).result()
+
+    def _label(self, frames: UInt8Array, out: UInt8Array) -> None:
         with self._torch.inference_mode():
             labels = self._segmenter(self._torch.tensor(frames, device=self.device))
             self._torch.from_numpy(out).copy_(labels)
 
-    def _run_logits(self, frames: UInt8Array) -> npt.NDArray[np.float32]:
+    def _score(self, frames: UInt8Array) -> npt.NDArray[np.float32]:
         with self._torch.inference_mode():
             logits = self._segmenter.logits(self._torch.tensor(frames, device=self.device))
             array: npt.NDArray[np.float32] = logits.float().cpu().contiguous().numpy()
             return array
 
     def _close(self) -> None:
-        del self._segmenter
+        self._thread.shutdown()
+        del self._thread, self._segmenter

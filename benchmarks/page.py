@@ -1,0 +1,152 @@
+"""A run as one HTML file that needs neither scripts nor a network: charts and pictures are inside it."""
+
+from __future__ import annotations
+
+import base64
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import cv2
+import jinja2
+import numpy as np
+
+from enet_deploy.data import ClassList, UInt8Array, colorize
+
+from . import charts
+from .report import images_in_words
+from .verdict import Run, figures
+
+SAMPLES = 1000  # of each runner in the table; all are in the JSON
+
+
+@dataclass(frozen=True)
+class Picture:
+    """What a runner says of a frame.
+
+    Attributes:
+        number: of the image in its data set.
+        runner: its name.
+        frame: (H, W, 3) uint8 BGR, as the network sees it.
+        labels, reference: (H, W) uint8 of the runner, and of PyTorch where that is known.
+        truth: uint8 of any size, where there is one.
+    """
+
+    number: int
+    runner: str
+    frame: UInt8Array
+    labels: UInt8Array
+    reference: UInt8Array | None
+    truth: UInt8Array | None
+    classes: ClassList
+
+    def panels(self) -> list[tuple[str, str]]:
+        """(what it is, picture as a data URI)."""
+        found = [("input", _image(self.frame, ".jpg"))]
+        if self.truth is not None:
+            found.append(("truth", _image(colorize(self.truth, self.classes), ".png")))
+        if self.reference is not None:
+            found.append(("PyTorch fp32", _image(colorize(self.reference, self.classes), ".png")))
+        found.append((self.runner, _image(colorize(self.labels, self.classes), ".png")))
+        if self.reference is not None:
+            differs = self.labels != self.reference
+            grey = cv2.cvtColor(cv2.cvtColor(self.frame, cv2.COLOR_BGR2GRAY), cv2.COLOR_GRAY2BGR)
+            shown = np.where(differs[..., None], np.array([80, 0, 255], np.uint8), (grey // 2).astype(np.uint8))
+            found.append((f"differing: {differs.mean():.2%}", _image(shown, ".png")))
+        return found
+
+
+def _image(image: UInt8Array, suffix: str) -> str:
+    _, encoded = cv2.imencode(suffix, image)
+    return _data_uri(encoded.tobytes(), "image/png" if suffix == ".png" else "image/jpeg")
+
+
+def _data_uri(content: bytes, kind: str) -> str:
+    return f"data:{kind};base64,{base64.b64encode(content).decode('ascii')}"
+
+
+@dataclass(frozen=True)
+class Chart:
+    """A chart with what it is and how to read it, for a light page and a dark one."""
+
+    title: str
+    note: str
+    light: str
+    dark: str
+
+
+def _charts(run: Run) -> list[Chart]:
+    taken = next((r for r in run["results"] if r["name"] == run["verdict"][0]["take"]), run["results"][0])
+    drawn = (
+        ("Latency", "Every call is a point; the bar is the median.", charts.latency(run)),
+        ("Speed and accuracy", "Left is faster, up is better; nothing beats what is on the line.", charts.trade(run)),
+        ("Throughput", "Back to back, and as a robot's loop would be.", charts.throughput(run)),
+        ("Where an image's time goes", "Resizing to the network, the network, resizing back.", charts.stages(run)),
+        ("Where the network's time goes", "By stage of ENet, as the backend tells it.", charts.network_stages(run)),
+        ("IoU by class", "Where PyTorch stands, and what each runner changes.", charts.classes(run)),
+        (f"Confusion, {taken['name']}", "What each class's pixels were taken for, in %.", charts.confusion(taken)),
+        ("Rounds", "Runners take turns; where all lines move together the machine did.", charts.drift(run)),
+        ("Sizes and batches", "Timed in the same rounds.", charts.sweep(run)),
+    )  # fmt: skip
+    return [
+        Chart(title, note, *(_data_uri(svg.encode(), "image/svg+xml") for svg in pair))
+        for title, note, pair in drawn
+        if pair is not None
+    ]
+
+
+def as_html(run: Run, pictures: Sequence[Picture] = ()) -> str:
+    """The report of a run.
+
+    Args:
+        run: as `results.read` gives it.
+        pictures: of a few frames; they are in no JSON, so a stored run has none.
+    """
+    template = _ENVIRONMENT.get_template("page.html.j2")
+    samples = [result["samples_ms"] for result in run["results"]]
+    rows = [
+        [each[index] if index < len(each) else None for each in samples]
+        for index in range(min(SAMPLES, max(map(len, samples))))
+    ]
+    return template.render(
+        run=run,
+        figures=[figures(result, run["reference"]) for result in run["results"]],
+        classes=_classes(run),
+        charts=_charts(run),
+        pictures=pictures,
+        images=images_in_words(run),
+        sample_rows=rows,
+        samples_left=max(map(len, samples)) - len(rows),
+    )
+
+
+def _classes(run: Run) -> list[tuple[str, list[float | None], float | None]]:
+    """(class, IoU of each runner with an accuracy, of PyTorch where that is known)."""
+    results = [result for result in run["results"] if result["accuracy"]]
+    if not results:
+        return []
+    reference = ((run["reference"] or {}).get("accuracy") or {}).get("per_class") or {}
+    return [
+        (name, [r["accuracy"]["per_class"][name]["iou"] for r in results], reference.get(name, {}).get("iou"))
+        for name in results[0]["accuracy"]["per_class"]
+    ]
+
+
+def _number(value: float | None, form: str = ".1f") -> str:
+    return "" if value is None else format(value, form)
+
+
+def _plain(value: Any) -> str:
+    """A value of the environment in words."""
+    if isinstance(value, dict):
+        return ", ".join(f"{key} {each}" for key, each in value.items())
+    if isinstance(value, list):
+        return ", ".join(map(str, value))
+    return "not known" if value is None else str(value)
+
+
+_ENVIRONMENT = jinja2.Environment(
+    loader=jinja2.PackageLoader(__package__, "."), autoescape=True, undefined=jinja2.StrictUndefined,
+    trim_blocks=True, lstrip_blocks=True,
+)  # fmt: skip
+_ENVIRONMENT.filters |= {"number": _number, "plain": _plain}

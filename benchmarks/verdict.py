@@ -1,0 +1,275 @@
+"""What a run says to who has to choose: the best trade, whether the figures can be trusted, and a gate for CI."""
+
+from __future__ import annotations
+
+import math
+import operator
+import re
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from enet_deploy.errors import InputError, RequirementError
+
+from .ratios import Speed, compare
+
+DROP = 0.3  # points of mIoU that a faster runner may cost
+LEAST_AGREEMENT = 0.99  # in place of it where there is no truth
+
+UNSTABLE = 0.10  # spread of the rounds' medians, as a share of the median, from which a result is doubted
+BUSY = 0.10  # cores that other programs may take
+STOLEN = 0.02  # cores that the hypervisor may take
+UNSURE = 0.10  # width of a ratio's interval, as a share of it
+
+Result = dict[str, Any]
+Run = dict[str, Any]
+
+
+def figures(result: Result, reference: dict[str, Any] | None) -> dict[str, float | None]:
+    """Every figure of a runner, None where it was not measured; drops are in points against PyTorch fp32."""
+    parity, accuracy = result["parity"] or {}, result["accuracy"] or {}
+    truth = (reference or {}).get("accuracy") or {}
+    flips = parity.get("flips") or {}
+    unpool = parity.get("unpool_flips")
+    speed = result["speed"]
+    found: dict[str, float | None] = {
+        "p50_ms": result["latency_ms"]["p50"],
+        "p90_ms": result["latency_ms"]["p90"],
+        "p99_ms": result["latency_ms"]["p99"],
+        "fps": result["fps"],
+        "stream_fps": result["stream_fps"],
+        "speedup": speed["ratio"],
+        "speedup_low": speed["low"],
+        "speedup_high": speed["high"],
+        "model_mb": result["model_bytes"] / 1e6,
+        "peak_mb": result["peak_bytes"] / 1e6,
+        "agreement": parity.get("agreement"),
+        "boundary_flips": flips.get("boundary"),
+        "interior_flips": flips.get("interior"),
+        "max_abs_logit": parity.get("max_abs_logit"),
+        "p99_abs_logit": parity.get("p99_abs_logit"),
+        "unpool_flips": max(unpool.values()) if unpool else None,
+    }
+    for name in ACCURACY:
+        found[name] = accuracy.get(name)
+        found[f"{name}_drop"] = 100 * (truth[name] - accuracy[name]) if name in accuracy and name in truth else None
+    return found
+
+
+ACCURACY = ("pixel_accuracy", "dice", "miou")
+
+
+def accuracy_of(result: Result) -> float | None:
+    """What is held against the speed: mIoU where there is a truth, else the share of labels equal to PyTorch's."""
+    if result["accuracy"]:
+        return float(result["accuracy"]["miou"])
+    return float(result["parity"]["agreement"]) if result["parity"] else None
+
+
+def front(results: Sequence[Result]) -> list[Result]:
+    """The Pareto front, fastest first: those that nothing else beats in both, time per frame and accuracy."""
+    known = [result for result in results if accuracy_of(result) is not None]
+    chosen: list[Result] = []
+    for result in sorted(known, key=lambda r: (_ms(r), -_accuracy(r))):
+        if not chosen or _accuracy(result) > _accuracy(chosen[-1]):
+            chosen.append(result)
+    return chosen
+
+
+def _accuracy(result: Result) -> float:
+    return accuracy_of(result) or 0.0
+
+
+def _ms(result: Result) -> float:
+    """Per frame."""
+    return float(result["latency_ms"]["p50"] / result["batch"])
+
+
+def verdict(run: Run) -> list[dict[str, Any]]:
+    """For each device: the runners on its front, the one to take, and a sentence that says why."""
+    found = []
+    for device in dict.fromkeys(result["device"] for result in run["results"]):
+        results = [result for result in run["results"] if result["device"] == device]
+        best = min((r for r in results if _keeps(r, run)), key=_ms, default=None)
+        found.append(
+            {
+                "device": device,
+                "front": [result["name"] for result in front(results)],
+                "take": best and best["name"],
+                "advice": " ".join(_advice(best, results, run)),
+            }
+        )
+    return found
+
+
+def _keeps(result: Result, run: Run) -> bool:
+    """Whether a runner is as accurate as the network was; where nothing is known of that, it counts as float."""
+    drop = figures(result, run["reference"])["miou_drop"]
+    if drop is not None:
+        return drop <= DROP
+    return not result["parity"] or result["parity"]["agreement"] >= LEAST_AGREEMENT
+
+
+def _advice(best: Result | None, results: Sequence[Result], run: Run) -> list[str]:
+    if best is None:
+        return ["No runner keeps the network's labels: deploy none of them."]
+    exact = [r for r in results if r["precision"] == "fp32" and r is not best]
+    others = [r for r in exact if r["backend"] != "torch"] or exact
+    sentences = [f"{best['name']}: {best['fps']:.0f} FPS"]
+    if others:
+        plain = min(others, key=_ms)
+        gain, cost = compare(plain, best, side_by_side=True), _cost(best, run)
+        sentences[0] += f", {in_words(gain)} {plain['name']}" + (f", for {cost}" if cost else "")
+    sentences[0] += "."
+    return sentences + [f"{reason}." for reason in _refused(best, results, run)]
+
+
+def in_words(gain: Speed) -> str:
+    """ "1.23x (95 % CI 1.20 to 1.26)"."""
+    return f"{gain.ratio:.2f}x (95 % CI {gain.low:.2f} to {gain.high:.2f})"
+
+
+def _cost(result: Result, run: Run) -> str:
+    drop = figures(result, run["reference"])["miou_drop"]
+    if drop is not None:
+        return f"{0 - drop:+.2f} points of mIoU"
+    return f"{result['parity']['agreement']:.2%} of PyTorch's labels" if result["parity"] else ""
+
+
+def _refused(best: Result, results: Sequence[Result], run: Run) -> list[str]:
+    """Why int8 or half, which one would expect to be faster, are not what is advised."""
+    reasons = []
+    for kind in {"fp32": ("int8", "fp16"), "fp16": ("int8",)}.get(best["precision"], ()):
+        tried = [result for result in results if result["precision"].endswith(kind)]
+        if not tried:
+            continue
+        fastest = min(tried, key=_ms)
+        if _keeps(fastest, run):
+            why = f"{fastest['name']} takes {_ms(fastest):.1f} ms, {best['name']} {_ms(best):.1f}"
+        else:
+            drop = figures(fastest, run["reference"])["miou_drop"]
+            if drop is None:
+                why = f"{fastest['name']} keeps {_cost(fastest, run)}, fewer than {LEAST_AGREEMENT:.0%}"
+            else:
+                why = f"{fastest['name']} costs {drop:.2f} points of mIoU, more than {DROP}"
+        reasons.append(f"{kind.upper()} is not worth it here, because {why}")
+    return reasons
+
+
+def stability(run: Run) -> list[str]:
+    """What casts doubt on a run and what to do about it; nothing where it can be trusted."""
+    doubts = []
+    load = run["load"] or {"others": 0.0, "stolen": 0.0}
+    if load["others"] > BUSY:
+        doubts.append(f"other programs took {load['others']:.2f} cores meanwhile; close them")
+    if load["stolen"] > STOLEN:
+        doubts.append(f"the hypervisor took {load['stolen']:.2f} cores; measure on hardware that is not shared")
+    governor = run["environment"].get("governor")
+    if governor not in (None, "performance"):
+        doubts.append(f"the clock's governor is '{governor}'; fix it: cpupower frequency-set -g performance")
+    shaky = [result for result in run["results"] if result["spread"] > UNSTABLE]
+    if shaky:
+        most = max(result["spread"] for result in shaky)
+        doubts.append(f"rounds of {_list(shaky)} differ by up to {most:.0%}; read ratios, not times")
+    cold = [result for result in run["results"] if result["warm_up"] and not result["warm_up"]["settled"]]
+    if cold:
+        doubts.append(f"{_list(cold)} did not settle while warming up; see what else runs, and the temperature")
+    unsure = [(_width(result), result) for result in run["results"] if _width(result) > UNSURE]
+    if unsure:
+        width, result = max(unsure, key=lambda pair: pair[0])
+        frames = len(result["samples_ms"]) * result["batch"]
+        more = 100 * math.ceil(frames * (width / UNSURE) ** 2 / 100)  # an interval narrows with the root of rounds
+        doubts.append(f"the speed of {result['name']} is known to {width:.0%} only; take --frames {more}")
+    return doubts
+
+
+def _width(result: Result) -> float:
+    speed = result["speed"]
+    return float((speed["high"] - speed["low"]) / speed["ratio"])
+
+
+def _list(results: Sequence[Result]) -> str:
+    return ", ".join(result["name"] for result in results)
+
+
+_NEEDS_TRUTH = {name for each in ACCURACY for name in (each, f"{each}_drop")}
+_NEEDS_REFERENCE = {
+    *(f"{name}_drop" for name in ACCURACY),
+    *("agreement", "boundary_flips", "interior_flips", "max_abs_logit", "p99_abs_logit", "unpool_flips"),
+}
+FIGURES = (
+    *(
+        "p50_ms",
+        "p90_ms",
+        "p99_ms",
+        "fps",
+        "stream_fps",
+        "speedup",
+        "speedup_low",
+        "speedup_high",
+        "model_mb",
+        "peak_mb",
+    ),
+    *("agreement", "boundary_flips", "interior_flips", "max_abs_logit", "p99_abs_logit", "unpool_flips"),
+    *(name for each in ACCURACY for name in (each, f"{each}_drop")),
+)
+_COMPARISONS: dict[str, Callable[[float, float], bool]] = {
+    "<=": operator.le, ">=": operator.ge, "<": operator.lt, ">": operator.gt,
+}  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Requirement:
+    """One condition of --require: `figure` has to compare so with `bound`."""
+
+    figure: str
+    comparison: str
+    bound: float
+
+    def __str__(self) -> str:
+        return f"{self.figure}{self.comparison}{self.bound:g}"
+
+
+def parse_requirements(text: str) -> list[Requirement]:
+    """ "miou_drop<=0.3,p90_ms<=20" -> conditions. Raises InputError for what is no condition or no known figure."""
+    found = []
+    for part in text.split(","):
+        match = re.fullmatch(r"\s*(\w+)\s*(<=|>=|<|>)\s*(-?[\d.]+(?:[eE]-?\d+)?)\s*", part)
+        if match is None:
+            raise InputError(f"--require '{part}', expected FIGURE<=NUMBER or FIGURE>=NUMBER, such as miou_drop<=0.3")
+        figure, comparison, bound = match.groups()
+        if figure not in FIGURES:
+            raise InputError(f"--require {figure}, expected one of {', '.join(FIGURES)}")
+        try:
+            found.append(Requirement(figure, comparison, float(bound)))
+        except ValueError:
+            raise InputError(f"--require {figure}{comparison}{bound}, expected a number") from None
+    return found
+
+
+def require_measurable(requirements: Sequence[Requirement], truth: bool, reference: bool) -> None:
+    """Raise InputError for a condition on what the run will not measure."""
+    for requirement in requirements:
+        if requirement.figure in _NEEDS_TRUTH and not truth:
+            raise InputError(f"--require {requirement} needs the truth; give --data too")
+        if requirement.figure in _NEEDS_REFERENCE and not reference:
+            raise InputError(f"--require {requirement} needs the weights that all artifacts came from; see --weights")
+
+
+def check(run: Run, requirements: Sequence[Requirement]) -> None:
+    """Raise RequirementError with all that is not met, InputError where a figure is not known.
+
+    It holds for every runner but PyTorch fp32, which is what they are held against, unless nothing else ran.
+    """
+    judged = [r for r in run["results"] if r["backend"] != "torch"] or run["results"]
+    broken = []
+    for result in judged:
+        known = figures(result, run["reference"])
+        for requirement in requirements:
+            value = known[requirement.figure]
+            if value is None:
+                raise InputError(f"--require {requirement}: {result['name']} has no {requirement.figure}")
+            if not _COMPARISONS[requirement.comparison](value, requirement.bound):
+                broken.append(f"{result['name']} has {requirement.figure} {value:.6g}, required {requirement}")
+    if broken:
+        raise RequirementError("; ".join(broken))
