@@ -69,9 +69,9 @@ class Result:
             "warm_up": asdict(timing.warm_up),
             "latency_ms": summary(stages["infer"]),
             "stages_ms": {stage: summary(ms) for stage, ms in stages.items()},
-            "samples_ms": stages["infer"],
+            "samples_ms": [round(ms, 4) for ms in stages["infer"]],
             "blocks": [len(block) for block in timing.blocks["infer"]],
-            "stream_ms": timing.stream,
+            "stream_ms": [round(ms, 4) for ms in timing.stream],
             "model_bytes": self.model_bytes,
             "peak_bytes": self.peak_bytes,
             "parity": self.parity and self.parity.parity_json(),
@@ -178,10 +178,9 @@ def _names(results: list[dict[str, Any]]) -> list[str]:
         names.append(f"{r['backend']} {r['precision']}{layout}{device}" + (f" x{r['batch']}" if r["batch"] > 1 else ""))
     if len({tuple(r["size"]) for r in results}) > 1:
         names = [f"{name} {r['size'][0]}x{r['size'][1]}" for name, r in zip(names, results, strict=True)]
-    names = [
-        name if names.count(name) == 1 else f"{name} {Path(r['artifact']).name}"
-        for name, r in zip(names, results, strict=True)
-    ]
+    files = [(name, Path(r["artifact"]).name) for name, r in zip(names, results, strict=True)]
+    same = {name: {file for other, file in files if other == name} for name in names}
+    names = [name if len(same[name]) == 1 else f"{name} {file}" for name, file in files]
     return [
         name if names.count(name) == 1 else f"{name} ({names[: index + 1].count(name)})"
         for index, name in enumerate(names)

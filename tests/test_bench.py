@@ -104,9 +104,9 @@ def test_result_holds_what_the_readme_says(run: dict[str, Any], weights: Path, e
         assert len(result["stream_ms"]) == 5 and result["stream_fps"] > 0 and result["warm_up"]["calls"] >= 10
         assert result["speed"]["low"] <= result["speed"]["ratio"] <= result["speed"]["high"]
         latency = result["latency_ms"]
-        assert latency["p50"] <= latency["p90"] <= latency["p99"] <= max(result["samples_ms"])
+        assert latency["p50"] <= latency["p90"] <= latency["p99"] <= max(result["samples_ms"]) + 1e-3
         assert latency == result["stages_ms"]["infer"] and set(result["stages_ms"]) == set(STAGES)
-        assert result["fps"] == pytest.approx(1e3 / np.mean(result["samples_ms"]))
+        assert result["fps"] == pytest.approx(1e3 / np.mean(result["samples_ms"]), rel=1e-3)
         assert result["peak_bytes"] > 20e6  # an interpreter with numpy alone is larger
 
 

@@ -321,8 +321,8 @@ def test_names_tell_runners_apart() -> None:
         plain | {"device": "cuda:1"},
     ]
     assert [each["name"] for each in complete(run)["results"]] == [
-        "openvino fp32 enet-fp32.onnx (1)",
-        "openvino fp32 enet-fp32.onnx (2)",
+        "openvino fp32 (1)",
+        "openvino fp32 (2)",
         "openvino int8-ort",
         "openvino int8 [red]y.onnx",
         "openvino int8 enet-fp32.onnx",
