@@ -111,7 +111,7 @@ def as_html(run: Run, pictures: Sequence[Picture] = ()) -> str:
     return template.render(
         run=run,
         figures=[figures(result, run["reference"]) for result in run["results"]],
-        classes=_classes(run),
+        classes={"IoU": _classes(run, "iou"), "Dice": _classes(run, "dice")},
         charts=_charts(run),
         pictures=pictures,
         images=images_in_words(run),
@@ -120,14 +120,14 @@ def as_html(run: Run, pictures: Sequence[Picture] = ()) -> str:
     )
 
 
-def _classes(run: Run) -> list[tuple[str, list[float | None], float | None]]:
-    """(class, IoU of each runner with an accuracy, of PyTorch where that is known)."""
+def _classes(run: Run, figure: str) -> list[tuple[str, list[float | None], float | None]]:
+    """(class, its IoU or Dice on each runner with an accuracy, on PyTorch where that is known)."""
     results = [result for result in run["results"] if result["accuracy"]]
     if not results:
         return []
     reference = ((run["reference"] or {}).get("accuracy") or {}).get("per_class") or {}
     return [
-        (name, [r["accuracy"]["per_class"][name]["iou"] for r in results], reference.get(name, {}).get("iou"))
+        (name, [r["accuracy"]["per_class"][name][figure] for r in results], reference.get(name, {}).get(figure))
         for name in results[0]["accuracy"]["per_class"]
     ]
 

@@ -11,6 +11,7 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 
+from enet_deploy import cli
 from enet_deploy.data import UInt8Array
 
 STAGES = ("bottleneck1_0", "bottleneck2_0")
@@ -29,7 +30,8 @@ def flips(weights: Path, graphs: list[Path], frames: list[UInt8Array]) -> dict[P
     Returns None for a graph that does not name its winners, as one of an earlier version.
     """
     expected = list(_of_weights(weights, frames))
-    return {graph: _share(expected, _of_graph(graph, frames)) for graph in graphs}
+    watched = cli.progress(graphs, "counting unpool flips")
+    return {graph: _share(expected, _of_graph(graph, frames)) for graph in watched}
 
 
 def _share(expected: list[Winners], found: Iterator[Winners] | None) -> dict[str, float] | None:

@@ -118,8 +118,8 @@ def _advice(best: Result | None, results: Sequence[Result], run: Run) -> list[st
     sentences = [f"{best['name']}: {best['fps']:.0f} FPS"]
     if others:
         plain = min(others, key=_ms)
-        gain, cost = compare(plain, best, side_by_side=True), _cost(best, run)
-        sentences[0] += f", {in_words(gain)} {plain['name']}" + (f", for {cost}" if cost else "")
+        gain = compare(plain, best, side_by_side=True)
+        sentences[0] += f", {in_words(gain)} {plain['name']}, {_cost(best, run)}"
     sentences[0] += "."
     return sentences + [f"{reason}." for reason in _refused(best, results, run)]
 
@@ -132,8 +132,10 @@ def in_words(gain: Speed) -> str:
 def _cost(result: Result, run: Run) -> str:
     drop = figures(result, run["reference"])["miou_drop"]
     if drop is not None:
-        return f"{0 - drop:+.2f} points of mIoU"
-    return f"{result['parity']['agreement']:.2%} of PyTorch's labels" if result["parity"] else ""
+        return f"for {0 - drop:+.2f} points of mIoU"
+    if result["parity"]:
+        return f"for {result['parity']['agreement']:.2%} of PyTorch's labels"
+    return "with labels that nothing was held against"
 
 
 def _refused(best: Result, results: Sequence[Result], run: Run) -> list[str]:
@@ -149,7 +151,8 @@ def _refused(best: Result, results: Sequence[Result], run: Run) -> list[str]:
         else:
             drop = figures(fastest, run["reference"])["miou_drop"]
             if drop is None:
-                why = f"{fastest['name']} keeps {_cost(fastest, run)}, fewer than {LEAST_AGREEMENT:.0%}"
+                agreement = fastest["parity"]["agreement"]
+                why = f"{fastest['name']} keeps {agreement:.2%} of PyTorch's labels, fewer than {LEAST_AGREEMENT:.0%}"
             else:
                 why = f"{fastest['name']} costs {drop:.2f} points of mIoU, more than {DROP}"
         reasons.append(f"{kind.upper()} is not worth it here, because {why}")
@@ -189,7 +192,8 @@ def _width(result: Result) -> float:
 
 
 def _list(results: Sequence[Result]) -> str:
-    return ", ".join(result["name"] for result in results)
+    names = [result["name"] for result in results]
+    return ", ".join(names) if len(names) <= 3 else f"{len(names)} runners"
 
 
 _NEEDS_TRUTH = {name for each in ACCURACY for name in (each, f"{each}_drop")}
