@@ -27,7 +27,7 @@ from .machine import watched
 from .processes import Processes
 from .ratios import Speed, speed
 from .report import new_table, print_table
-from .timing import Subject, open_subject, spec_of, times
+from .timing import Subject, open_subject, times, try_out
 
 ROUNDS, CALLS, DROPPED = 7, 2, 1  # few and short: a call of the large ones takes seconds
 BACKENDS = ("torch", "ort", "openvino")
@@ -74,7 +74,8 @@ def _export_deployed(size: tuple[int, int], folder: Path, path: Path) -> None:
     to_onnx(weights, path, size=size, max_disagreement=1.0)
 
 
-def _measure(size: tuple[int, int], threads: int) -> list[dict[str, Any]]:
+def _measure(size: tuple[int, int], threads: int) -> tuple[list[dict[str, Any]], bool]:
+    """Figures of each network, and whether Ctrl-C did not end the rounds before."""
     from .architectures import NETS, multiply_adds, open_untrained, parameters, untrained
 
     blocks: dict[tuple[str, str], list[list[float]]] = {}
@@ -99,15 +100,23 @@ def _measure(size: tuple[int, int], threads: int) -> list[dict[str, Any]]:
                 "parameters": parameters(plain),
                 "multiply_adds": multiply_adds(plain, size),
                 "model_bytes": path.stat().st_size,
-                "peak_bytes": {backend: processes.ask(f"{net} {backend}", spec_of)[1] for backend in own},
+                "peak_bytes": {backend: processes.ask(f"{net} {backend}", try_out, 1) for backend in own},
             }
         frames = street_scene(0, size)[0][None]
-        for _ in cli.progress(range(ROUNDS), "timing"):
-            for (net, backend), samples in blocks.items():
-                samples.append(processes.ask(f"{net} {backend}", timed, frames))
+        try:
+            for _ in cli.progress(range(ROUNDS), "timing"):
+                found_now = {key: processes.ask(" ".join(key), timed, frames) for key in blocks}
+                for key, samples in blocks.items():
+                    samples.append(found_now[key])
+        except KeyboardInterrupt:
+            if not all(blocks.values()):
+                raise
+            whole = False
+        else:
+            whole = True
     for (net, backend), samples in blocks.items():
         found[net].setdefault("samples_ms", {})[backend] = samples
-    return list(found.values())
+    return list(found.values()), whole
 
 
 def with_speeds(nets: list[dict[str, Any]]) -> list[dict[str, Any]]:
@@ -131,8 +140,7 @@ def claims(nets: Sequence[dict[str, Any]]) -> list[str]:
     lines.append(f'"fewer parameters than U-Net and SegNet": {holds}, {fewer[0]:.0f} and {fewer[1]:.0f} times fewer')
     for net in (unet, segnet):
         speeds = {backend: Speed(**found) for backend, found in net["enet_speed"].items()}
-        slowest = min(speeds.values(), key=lambda each: each.ratio)
-        holds = "holds" if slowest.low > 1 else "does not hold"
+        holds = "holds" if min(each.low for each in speeds.values()) > 1 else "does not hold"
         by = ", ".join(f"{each.ratio:.1f}x in {backend}" for backend, each in speeds.items())
         lines.append(f'"better inference time than {net["name"]}": {holds}, {by}')
     most = max(segnet["enet_speed"].values(), key=lambda found: float(found["ratio"]))["ratio"]
@@ -176,13 +184,16 @@ def _architectures(args: argparse.Namespace) -> None:
         require_writable(args.json)
     machine = environment()
     with watched() as load:
-        nets = with_speeds(_measure(args.size, args.threads))
+        nets, whole = _measure(args.size, args.threads)
         beside = asdict(load())
-    result = {"schema": 1, "environment": machine, "load": beside, "size": list(args.size), "nets": nets}
+    result = {"schema": 1, "partial": not whole, "environment": machine, "load": beside, "size": list(args.size)}
+    result["nets"] = with_speeds(nets)
     show(result, Console(width=132))
     if args.json is not None:
         write_json(args.json, result)
         print(f"wrote {args.json}")
+    if not whole:
+        raise KeyboardInterrupt("what is above and in the file is partial")
 
 
 def main(argv: Sequence[str] | None = None) -> int:

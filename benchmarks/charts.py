@@ -25,8 +25,10 @@ WIDTH = 5.2  # inches: 500 pixels, of which a phone shows three quarters
 COLORS = {"torch": "#d55e00", "ort": "#0072b2", "openvino": "#009e73", "trt": "#7fa300"}
 MARKERS = {"fp32": "o", "fp16": "s", "int8": "^", "fp16-int8": "D"}
 OTHER = "#cc79a7"
+CALL_COLORS = {"decode": "#cc79a7", "pre": "#e69f00", "infer": "#56b4e9", "post": "#009e73", "overlay": "#999999"}
 STAGE_COLORS = ("#999999", "#56b4e9", "#0072b2", "#009e73", "#e69f00", "#cc79a7", "#d55e00", "#f0e442")
 
+LEAST_RANGE = 0.25  # per cent on either side of the middle: less is nobody's reason, and is not to look like one
 FACTOR = 15  # of the longest call over the shortest, from which a linear axis shows too little
 
 Draw = Callable[["Figure"], None]
@@ -150,7 +152,9 @@ def trade(run: Run) -> tuple[str, str] | None:
         axes.set(xlabel="median ms per frame", ylabel="mIoU, %" if truth else "labels equal to PyTorch's, %")
         axes.ticklabel_format(axis="y", useOffset=False)
         axes.set_xlim(left=0)
-        axes.margins(y=0.15)
+        values = [100 * (accuracy_of(result) or 0) for result in results]
+        spare = max(0.15 * np.ptp(values), LEAST_RANGE - np.ptp(values) / 2)
+        axes.set_ylim(min(values) - spare, max(values) + spare)
         _legend(figure, results)
 
     return themed(draw, 3.6)
@@ -163,7 +167,8 @@ def stages(run: Run) -> tuple[str, str]:
     def draw(figure: Figure) -> None:
         axes = _rows(figure, results)
         names = [name for name in results[0]["stages_ms"] if name != "total"]
-        _stack(axes, [{name: result["stages_ms"][name]["mean"] for name in names} for result in results])
+        colors = [CALL_COLORS[name] for name in names]
+        _stack(axes, [{name: result["stages_ms"][name]["mean"] for name in names} for result in results], colors)
         axes.set_xlabel("mean ms per call")
         figure.legend(loc="outside lower center", ncols=len(names), fontsize=8)
 
@@ -178,7 +183,9 @@ def network_stages(run: Run) -> tuple[str, str] | None:
 
     def draw(figure: Figure) -> None:
         axes = _rows(figure, results)
-        _stack(axes, [{row["stage"]: row["ms"] for row in result["profile"]["stages"]} for result in results])
+        _stack(
+            axes, [{row["stage"]: row["ms"] for row in result["profile"]["stages"]} for result in results], STAGE_COLORS
+        )
         axes.set_xlabel("ms per call, watched")
         figure.legend(loc="outside lower center", ncols=4, fontsize=8)
 
@@ -304,12 +311,12 @@ def _rows(figure: Figure, results: Sequence[Result]) -> Axes:
     return axes
 
 
-def _stack(axes: Axes, rows: Sequence[dict[str, float]]) -> None:
+def _stack(axes: Axes, rows: Sequence[dict[str, float]], colors: Sequence[str]) -> None:
     """Bars of parts that add up, a colour for each part."""
     left = np.zeros(len(rows))
     for number, name in enumerate(dict.fromkeys(name for row in rows for name in row)):
         values = [row.get(name, 0.0) for row in rows]
-        axes.barh(range(len(rows)), values, 0.6, left, label=name, color=STAGE_COLORS[number % len(STAGE_COLORS)])
+        axes.barh(range(len(rows)), values, 0.6, left, label=name, color=colors[number % len(colors)])
         left += values
 
 

@@ -6,7 +6,7 @@ import argparse
 import sys
 import tempfile
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from dataclasses import dataclass
 from functools import partial
 from itertools import product
@@ -25,7 +25,7 @@ from enet_deploy.runners import BACKENDS, Runner, backends_for, open_runner
 from .parity import Parity, compare
 from .plan import Artifact, Entry, Material, entries, material, named, points, start
 from .processes import Processes
-from .results import Result, Run, read, to_run
+from .results import Result, Run, blamed, read, to_run
 from .timing import Timing, feed, measure
 from .verdict import FIGURES, Requirement, check, parse_requirements, require_measurable
 
@@ -50,7 +50,7 @@ def _exports(args: argparse.Namespace, folder: Path) -> Iterator[Artifact]:
     if any("int8" in precision for precision in args.precision):
         record = record_for(sha256(args.weights), args.calibration)
     wanted = list(product(args.precision, enumerate(points(args))))
-    print(f"exporting {args.weights.name} as {', '.join(args.precision)} ...", flush=True)
+    _say(f"exporting {args.weights.name} as {', '.join(args.precision)}")
     for precision, (number, point) in cli.progress(wanted, "exporting"):
         change = None
         if record is not None and "int8" in precision:
@@ -73,7 +73,8 @@ def _time(
     chosen: Sequence[Entry], args: argparse.Namespace, seen: Material, processes: Processes
 ) -> tuple[dict[str, Timing], bool]:
     for entry in chosen:
-        processes.ask(entry.name, feed, seen.source, entry.batch)
+        processes.ask(entry.name, feed, seen.source)
+    _say(f"timing {len(chosen)} runners, at least {args.frames} frames each")
     batches = {entry.name: entry.batch for entry in chosen}
     return measure(
         processes, batches, args.frames, args.seconds, lambda rounds, total: cli.progress(rounds, "timing", total)
@@ -100,23 +101,38 @@ class Compared:
 
 
 def _compare(chosen: Sequence[Entry], args: argparse.Namespace, seen: Material, stack: ExitStack) -> Compared:
-    runners = [
-        stack.enter_context(open_runner(entry.artifact, entry.backend, args.device, **entry.options))
-        for entry in cli.progress(chosen, "opening")
-    ]
-    unknown: list[None] = [None] * len(runners)
-    found = Compared(runners, None, None, unknown, unknown, whole=True)
+    """See what the runners say; Ctrl-C ends it with what is known by then."""
+    unknown: list[None] = [None] * len(chosen)
+    found = Compared([], None, None, unknown, unknown, whole=False)
+    with suppress(KeyboardInterrupt):
+        _fill(found, chosen, args, seen, stack)
+    return found
+
+
+def _fill(found: Compared, chosen: Sequence[Entry], args: argparse.Namespace, seen: Material, stack: ExitStack) -> None:
+    for entry in cli.progress(chosen, "opening"):
+        runner = open_runner(entry.artifact, entry.backend, args.device, **entry.options)
+        found.runners.append(stack.enter_context(runner))
+    runners = found.runners
     if _is_reference(args.weights, chosen):
         found.reference = stack.enter_context(open_runner(args.weights, "torch", size=runners[0].spec.size))
     if found.reference is not None or args.data is not None:
+        _say(f"comparing labels on {len(seen.pairs)} images")
         pairs = cli.progress(seen.pairs, "comparing labels", len(seen.pairs))
-        found.of_reference, parities, found.whole = compare(found.reference, runners, pairs)
-        if found.reference is not None and found.whole:
-            _add_flips(runners, parities, args.weights, seen.images)
-        found.parities = parities
-    if args.profile and found.whole:
+        found.of_reference, found.parities, whole = compare(found.reference, runners, pairs)
+        if not whole:
+            return
+        if found.reference is not None:
+            _add_flips(runners, found.parities, args.weights, seen.images)
+    if args.profile:
         found.profiles = _profiles(runners, seen.images, chosen[0].batch)
-    return found
+    found.whole = True
+
+
+def _say(what: str) -> None:
+    """A sign of life for a log; a terminal has progress bars."""
+    if not sys.stderr.isatty():
+        print(f"{what} ...", flush=True)
 
 
 def _is_reference(weights: Path, chosen: Sequence[Entry]) -> bool:
@@ -124,11 +140,13 @@ def _is_reference(weights: Path, chosen: Sequence[Entry]) -> bool:
     return {entry.spec.weights_sha256 for entry in chosen} == {sha256(weights)}
 
 
-def _add_flips(runners: list[Runner], parities: list[Parity], weights: Path, images: list[UInt8Array]) -> None:
+def _add_flips(
+    runners: list[Runner], parities: Sequence[Parity | None], weights: Path, images: list[UInt8Array]
+) -> None:
     """Add what max-pooling does in each graph, as ONNX Runtime runs it. Of an engine nobody can tell."""
     from .unpool import flips
 
-    run_graph = [(r, p) for r, p in zip(runners, parities, strict=True) if r.backend in ("ort", "openvino")]
+    run_graph = [(r, p) for r, p in zip(runners, parities, strict=True) if p and r.backend in ("ort", "openvino")]
     if not run_graph:
         return
     frames = [runners[0].preprocess(image) for image in images]
@@ -196,22 +214,34 @@ def _pictures(run: Run, compared: Compared, pairs: Any) -> list[Picture]:
 def _require(args: argparse.Namespace) -> list[Requirement]:
     """Refuse what would only be found after minutes of measuring."""
     cli.require_weights(args.weights)
+    if args.weights != BUNDLED_WEIGHTS:  # which robots without PyTorch name by leaving them out
+        from enet_deploy.model import load_weights
+
+        load_weights(args.weights)
     if args.artifacts and (args.precision or args.calibration):
         given = "precision" if args.precision else "calibration"
         raise InputError(f"--{given} is for what is exported here, expected no ARTIFACT with it")
+    if args.precision and args.backend and not set(args.backend) & set(backends_for("enet.onnx")):
+        raise InputError(f"--precision is for graphs, expected a --backend of {', '.join(backends_for('enet.onnx'))}")
+    import psutil  # noqa: F401  missing packages are named now, not after minutes
+    import rich  # noqa: F401
+
     args.precision = args.precision or ["fp32"]
-    _require_outputs(args)
-    requirements = parse_requirements(args.require) if args.require else []
+    _require_outputs(args, [*args.artifacts, args.weights, args.calibration, args.from_video])
+    requirements = parse_requirements(args.require) if args.require is not None else []
     require_measurable(requirements, truth=args.data is not None, reference=True)
     return requirements
 
 
-def _require_outputs(args: argparse.Namespace) -> None:
-    named = [path for path in (args.json, args.html, args.markdown, args.csv) if path is not None]
-    for path in named:
-        require_writable(path)
-        if sum(path.resolve() == other.resolve() for other in named) > 1:
+def _require_outputs(args: argparse.Namespace, inputs: Sequence[Path | None]) -> None:
+    outputs = [path for path in (args.json, args.html, args.markdown, args.csv) if path is not None]
+    taken = {path.resolve() for path in inputs if path is not None}
+    for path in outputs:
+        if path.resolve() in taken:
+            raise InputError(f"{path} is read in this run, expected another file for the output")
+        if sum(path.resolve() == other.resolve() for other in outputs) > 1:
             raise InputError(f"{path} is named for two outputs, expected a file for each")
+        require_writable(path)
     if args.html is not None:
         from . import page  # noqa: F401  says which package is missing
 
@@ -227,6 +257,7 @@ def _bench(args: argparse.Namespace) -> None:
         folder = Path(stack.enter_context(tempfile.TemporaryDirectory()))
         chosen = entries(named(args) if args.artifacts else _exports(args, folder), args)
         with Processes() as processes:
+            _say(f"opening {len(chosen)} runners, each in a process of its own")
             start(chosen, args, processes)
             seen.require_classes(chosen[0].spec, args.data)
             require_measurable(requirements, truth=args.data is not None, reference=_is_reference(args.weights, chosen))
@@ -246,7 +277,7 @@ def _bench(args: argparse.Namespace) -> None:
             peaks=measure_peaks() if args.profile and whole else None,
             partial=not whole,
         )
-        pictures = _pictures(run, compared, seen.pairs) if args.html is not None and compared else []
+        pictures = _pictures(run, compared, seen.pairs) if args.html is not None and compared and whole else []
     _give(run, args, pictures)
     if not whole:
         raise KeyboardInterrupt("what is above and in the files is partial")
@@ -263,7 +294,8 @@ def _give(run: Run, args: argparse.Namespace, pictures: Sequence[Picture] = ()) 
 
     from .report import as_csv, as_markdown, show
 
-    show(run, Console(width=None if sys.stdout.isatty() else WIDE))
+    console = Console()
+    show(run, Console(width=max(console.width, WIDE)))  # a narrow terminal breaks lines; figures must not be cut
     if args.json is not None:
         write_json(args.json, run)
         print(f"wrote {args.json}")
@@ -282,18 +314,22 @@ def _give(run: Run, args: argparse.Namespace, pictures: Sequence[Picture] = ()) 
             print(f"wrote {path}")
 
 
-WIDE = 132  # columns of a table that goes into a file or a log
+WIDE = 132  # columns that the widest table of an ordinary run takes
 
 
 def _show(args: argparse.Namespace) -> None:
-    _require_outputs(args)
-    _give(read(args.run), args)
+    _require_outputs(args, [args.run])
+    run = read(args.run)
+    with blamed(args.run):
+        _give(run, args)
 
 
 def _compare_runs(args: argparse.Namespace) -> None:
     from .report import as_comparison
 
-    print("\n".join(as_comparison(read(args.first), read(args.second))))
+    first, second = read(args.first), read(args.second)
+    with blamed(f"{args.first} or {args.second}"):
+        print("\n".join(as_comparison(first, second)))
 
 
 def _add_outputs(parser: argparse.ArgumentParser) -> None:
@@ -311,7 +347,8 @@ def _bench_parser() -> argparse.ArgumentParser:
         description="Latency, throughput and parity of runners, side by side in one run.",
         epilog="Also: enet-bench compare FIRST.json SECOND.json; enet-bench show RUN.json, with outputs as above; "
         "enet-bench --architectures, ENet beside SegNet and U-Net. "
-        f"Figures of --require: {', '.join(FIGURES)}; drops are in points against PyTorch fp32.",
+        f"Figures of --require: {', '.join(FIGURES)}; drops are in points against PyTorch fp32, agreement, flips and "
+        "accuracies are shares from 0 to 1.",
     )
     parser.add_argument(
         "artifacts", nargs="*", type=Path, metavar="ARTIFACT",

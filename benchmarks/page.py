@@ -14,8 +14,8 @@ import numpy as np
 from enet_deploy.data import ClassList, UInt8Array, colorize
 
 from . import charts
-from .report import images_in_words
-from .verdict import Run, figures
+from .report import camera_in_words, images_in_words, percent, points
+from .verdict import Result, Run, figures
 
 SAMPLES = 1000  # of each runner in the table; all are in the JSON
 
@@ -39,6 +39,10 @@ class Picture:
     reference: UInt8Array | None
     truth: UInt8Array | None
     classes: ClassList
+
+    def legend(self) -> list[tuple[str, str]]:
+        """(class, its colour in CSS)."""
+        return [(n, f"rgb({r} {g} {b})") for n, (r, g, b) in zip(self.classes.names, self.classes.colors, strict=True)]
 
     def panels(self) -> list[tuple[str, str]]:
         """(what it is, picture as a data URI)."""
@@ -81,7 +85,7 @@ def _charts(run: Run) -> list[Chart]:
         ("Latency", "Every call is a point; the bar is the median.", charts.latency(run)),
         ("Speed and accuracy", "Left is faster, up is better; nothing beats what is on the line.", charts.trade(run)),
         ("Throughput", "Back to back, and as a robot's loop would be.", charts.throughput(run)),
-        ("Where an image's time goes", "Resizing to the network, the network, resizing back.", charts.stages(run)),
+        ("Where an image's time goes", f"From {camera_in_words(run)} to labels of its size.", charts.stages(run)),
         ("Where the network's time goes", "By stage of ENet, as the backend tells it.", charts.network_stages(run)),
         ("IoU by class", "Where PyTorch stands, and what each runner changes.", charts.classes(run)),
         (f"Confusion, {taken['name']}", "What each class's pixels were taken for, in %.", charts.confusion(taken)),
@@ -102,33 +106,44 @@ def as_html(run: Run, pictures: Sequence[Picture] = ()) -> str:
         run: as `results.read` gives it.
         pictures: of a few frames; they are in no JSON, so a stored run has none.
     """
-    template = _ENVIRONMENT.get_template("page.html.j2")
     samples = [result["samples_ms"] for result in run["results"]]
     rows = [
         [each[index] if index < len(each) else None for each in samples]
         for index in range(min(SAMPLES, max(map(len, samples))))
     ]
-    return template.render(
+    return _TEMPLATE.render(
         run=run,
         figures=[figures(result, run["reference"]) for result in run["results"]],
+        scored=_scored(run),
         classes={"IoU": _classes(run, "iou"), "Dice": _classes(run, "dice")},
         charts=_charts(run),
         pictures=pictures,
         images=images_in_words(run),
+        camera=camera_in_words(run),
         sample_rows=rows,
         samples_left=max(map(len, samples)) - len(rows),
     )
 
 
+def _scored(run: Run) -> list[Result]:
+    """The runners with an accuracy, less those that are as the reference, which has a column of its own."""
+    reference = _reference(run)
+    known = [result for result in run["results"] if result["accuracy"]]
+    return [result for result in known if result["accuracy"]["per_class"] != reference] or known
+
+
+def _reference(run: Run) -> dict[str, Any]:
+    """Class -> figures of PyTorch fp32, where these are known."""
+    found: dict[str, Any] = ((run["reference"] or {}).get("accuracy") or {}).get("per_class") or {}
+    return found
+
+
 def _classes(run: Run, figure: str) -> list[tuple[str, list[float | None], float | None]]:
-    """(class, its IoU or Dice on each runner with an accuracy, on PyTorch where that is known)."""
-    results = [result for result in run["results"] if result["accuracy"]]
-    if not results:
-        return []
-    reference = ((run["reference"] or {}).get("accuracy") or {}).get("per_class") or {}
+    """(class, its IoU or Dice on each of `_scored`, on PyTorch where that is known)."""
+    scored, reference = _scored(run), _reference(run)
     return [
-        (name, [r["accuracy"]["per_class"][name][figure] for r in results], reference.get(name, {}).get(figure))
-        for name in results[0]["accuracy"]["per_class"]
+        (name, [r["accuracy"]["per_class"][name][figure] for r in scored], reference.get(name, {}).get(figure))
+        for name in (scored[0]["accuracy"]["per_class"] if scored else ())
     ]
 
 
@@ -149,4 +164,5 @@ _ENVIRONMENT = jinja2.Environment(
     loader=jinja2.PackageLoader(__package__, "."), autoescape=True, undefined=jinja2.StrictUndefined,
     trim_blocks=True, lstrip_blocks=True,
 )  # fmt: skip
-_ENVIRONMENT.filters |= {"number": _number, "plain": _plain}
+_ENVIRONMENT.filters |= {"number": _number, "plain": _plain, "percent": percent, "points": points}
+_TEMPLATE = _ENVIRONMENT.get_template("page.html.j2")  # now: the file may be another when a run ends

@@ -90,8 +90,9 @@ class Parity:
         self.flips_inside += int((differs & ~band).sum())
         self.frames.append(1 - float(differs.mean()))
 
-    def add_logits(self, runner: Runner, frames: UInt8Array, expected: npt.NDArray[np.float32]) -> None:
-        differences = np.abs(runner.logits(frames) - expected)
+    def add_logits(self, runner: Runner, logits: npt.NDArray[np.float32], expected: npt.NDArray[np.float32]) -> None:
+        """Count a batch of copies of one frame. Raises ParityError for logits that are no number."""
+        differences = np.abs(logits - expected)
         difference = float(differences.max())
         if math.isnan(difference):
             raise ParityError(
@@ -143,14 +144,19 @@ def _compare_one(
     frame, size = runners[0].preprocess(image), (image.shape[0], image.shape[1])
     expected = None if reference is None else reference.infer(frame)
     logits = reference.logits(frame) if reference is not None and with_logits else None
+    batches = [np.repeat(frame, runner.spec.batch or 1, axis=0) for runner in runners]
+    said = [runner.infer(batch) for runner, batch in zip(runners, batches, strict=True)]
+    scored = [
+        runner.logits(batch) if logits is not None and runner.spec.has_logits else None
+        for runner, batch in zip(runners, batches, strict=True)
+    ]
+    # Ctrl-C came before this or comes after it: a frame counts for all of them or for none
     if expected is not None and truth is not None:
         of_reference.against_truth.update(truth, runners[0].postprocess(expected[0], size))
-    for runner, parity in zip(runners, parities, strict=True):
-        batch = np.repeat(frame, runner.spec.batch or 1, axis=0)
-        labels = runner.infer(batch)
+    for runner, parity, labels, scores in zip(runners, parities, said, scored, strict=True):
         if expected is not None:
             parity.add_labels(expected[0], labels)
         if truth is not None:
             parity.against_truth.update(truth, runner.postprocess(labels[0], size))
-        if logits is not None and runner.spec.has_logits:
-            parity.add_logits(runner, batch, logits)
+        if logits is not None and scores is not None:
+            parity.add_logits(runner, scores, logits)

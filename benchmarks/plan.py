@@ -18,10 +18,11 @@ from enet_deploy.runners import Spec, backends_for, open_runner
 from enet_deploy.scenes import street_scene
 
 from .processes import Processes
-from .timing import Source, Stills, Video, open_subject, spec_of
+from .timing import Source, Stills, Video, open_subject, spec_of, try_out
 
 CAMERA = (720, 1280)  # size of the drawn scenes: an ordinary camera's
 SCENES = 8
+APART = 10  # frames of a video that are looked at; its neighbours are nearly the same
 
 # What an artifact runs on where nothing was asked for -> its package. Not trt, which first builds for minutes
 _UNASKED = {"torch": "torch", "ort": "onnxruntime", "openvino": "openvino"}
@@ -113,9 +114,10 @@ def start(chosen: Sequence[Entry], args: argparse.Namespace, processes: Processe
             entry.options = {"threads": args.threads}
         make = partial(open_runner, entry.artifact, entry.backend, args.device, **entry.options)
         processes.start(entry.name, partial(open_subject, make))
-        entry.spec, entry.peak_bytes = processes.ask(entry.name, spec_of)
+        entry.spec = processes.ask(entry.name, spec_of)
     for entry in chosen:
         entry.batch = _fitting_batch(entry, chosen)
+        entry.peak_bytes = processes.ask(entry.name, try_out, entry.batch)
 
 
 def _fitting_batch(entry: Entry, chosen: Sequence[Entry]) -> int:
@@ -131,8 +133,8 @@ def _fitting_batch(entry: Entry, chosen: Sequence[Entry]) -> int:
         )
     if spec.size != size:
         raise InputError(
-            f"{entry.shown} takes frames of {spec.size[0]}x{spec.size[1]}, expected {size[0]}x{size[1]}: one run has "
-            "one size"
+            f"{entry.shown} takes frames of {spec.size[0]}x{spec.size[1]}, expected {size[0]}x{size[1]}; export it "
+            f"with --size {size[0]}x{size[1]}"
         )
     if spec.batch not in (None, batch):
         raise InputError(
@@ -169,7 +171,7 @@ def material(video: Path | None, data: str | None, split: str) -> Material:
     dataset = None if data is None else open_data(data, split)
     if video is not None:
         frames = Video(video)
-        images = [frames.read()[0] for _ in range(SCENES)]
+        images = [frames.read()[0] for _ in range(SCENES * APART)][::APART]
     elif dataset is not None:
         images = [dataset[index][0] for index in range(min(SCENES, len(dataset)))]
     else:
@@ -177,6 +179,7 @@ def material(video: Path | None, data: str | None, split: str) -> Material:
     pairs = [(image, None) for image in images] if dataset is None else dataset
     described = {
         "count": len(pairs),
+        "size": list(images[0].shape[:2]),
         "data": None if data is None else Path(data).resolve().name,
         "split": None if data is None else split,
         "video": None if video is None else video.name,

@@ -25,14 +25,14 @@ class Processes:
 
     def __init__(self) -> None:
         self._context = multiprocessing.get_context("spawn")  # forked threads would hang
-        self._processes: list[BaseProcess] = []
+        self._processes: dict[str, BaseProcess] = {}
         self._connections: dict[str, Connection] = {}
 
     def __enter__(self) -> Processes:
         return self
 
     def __exit__(self, *_: object) -> None:
-        for process in self._processes:
+        for process in self._processes.values():
             process.terminate()
             process.join()
         for connection in self._connections.values():
@@ -44,7 +44,7 @@ class Processes:
         process = self._context.Process(target=_serve, args=(theirs, make), daemon=True)
         with theirs, _sigint_ignored():
             process.start()
-        self._processes.append(process)
+        self._processes[name] = process
         self.ask(name, _nothing)
 
     def ask(self, name: str, function: Callable[..., Any], *arguments: object) -> Any:
@@ -56,10 +56,20 @@ class Processes:
             self._connections[name].send((function, arguments))
             error, answer = self._connections[name].recv()
         except (EOFError, OSError):
-            raise EnetError(f"the process of '{name}' ended; has the machine memory enough for all of them?") from None
+            raise EnetError(f"the process of '{name}' ended{self._how(name)}") from None
         if error is not None:
             raise error if isinstance(error, EnetError) else EnetError(f"{name}: {error}")
         return answer
+
+    def _how(self, name: str) -> str:
+        """In words, why a process is no more."""
+        if name not in self._processes:
+            return ""
+        self._processes[name].join(1)
+        code = self._processes[name].exitcode
+        if code == -signal.SIGKILL:
+            return ": it was killed, as by a machine that has too little memory for all of them"
+        return f" with exit code {code}"
 
 
 def _serve(connection: Connection, make: Callable[[], object]) -> None:

@@ -28,6 +28,11 @@ class Speed:
         """Whether the interval leaves out 1."""
         return not self.low <= 1 <= self.high
 
+    @property
+    def width(self) -> float:
+        """Of the interval, as a share of the ratio."""
+        return (self.high - self.low) / self.ratio
+
 
 def speed(baseline: Blocks, blocks: Blocks, *, side_by_side: bool) -> Speed:
     """The baseline's time over that of `blocks`, each a median over rounds of the medians of their calls.

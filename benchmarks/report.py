@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import csv
 import io
+import math
+from operator import itemgetter
 from typing import Any
 
 from rich.box import SIMPLE_HEAD
@@ -12,7 +14,7 @@ from rich.markup import escape
 from rich.table import Table
 
 from .ratios import compare
-from .verdict import ACCURACY, FIGURES, Result, Run, figures, in_words
+from .verdict import ACCURACY, FIGURES, HOPELESS, Result, Run, figures, in_words
 
 IDENTITY = ("name", "backend", "device", "precision", "layout", "artifact", "size", "batch")
 
@@ -21,7 +23,7 @@ def show(run: Run, console: Console) -> None:
     """Print a run."""
     results, reference = run["results"], run["reference"]
     _show_latency(results, console)
-    _show_stages(results, console)
+    _show_stages(results, camera_in_words(run), console)
     if run["sweep"]:
         _show_sweep(results, run["sweep"], console)
     if any(result["parity"] for result in results):
@@ -41,7 +43,7 @@ def show(run: Run, console: Console) -> None:
     for doubt in run["stability"]:
         console.print(f"[yellow]unstable:[/] {escape(doubt)}", highlight=False, soft_wrap=True)
     if not run["stability"]:
-        console.print("stable: nothing else ran, and every speed is known to 10 %", highlight=False, soft_wrap=True)
+        console.print("stable: nothing that was looked at casts doubt on this run", highlight=False, soft_wrap=True)
 
 
 def new_table(*columns: str, first: str = "runner") -> Table:
@@ -59,8 +61,9 @@ def print_table(title: str, table: Table, console: Console) -> None:
 
 def _show_latency(results: list[Result], console: Console) -> None:
     height, width = results[0]["size"]
-    title = f"infer, frames of {height}x{width}: ms per call, frames per second, speed against the first (95 % CI)"
-    table = new_table("p50", "p90", "p99", "outliers", "FPS", "stream", "speed", "file MB", "peak MB")
+    what = "infer" if results[0]["timed"] == "infer" else "the whole loop"
+    title = f"{what}, frames of {height}x{width}: ms per call, frames per second, speed against the first (95 % CI)"
+    table = new_table("p50", "p90", "p99", "outliers", "mean FPS", "stream", "speed", "file MB", "peak MB")
     for result in results:
         latency, speed = result["latency_ms"], result["speed"]
         table.add_row(
@@ -76,14 +79,14 @@ def _show_latency(results: list[Result], console: Console) -> None:
     print_table(title, table, console)
 
 
-def _show_stages(results: list[Result], console: Console) -> None:
+def _show_stages(results: list[Result], camera: str, console: Console) -> None:
     stages = list(results[0]["stages_ms"])
-    table = new_table(*stages, "FPS")
+    table = new_table(*stages, "mean FPS")
     for result in results:
         found = result["stages_ms"]
         fps = 1e3 * result["batch"] / found["total"]["mean"]
         table.add_row(escape(result["name"]), *(f"{found[stage]['p50']:.2f}" for stage in stages), f"{fps:.1f}")
-    print_table("From camera image to labels of its size: median ms per call", table, console)
+    print_table(f"From {camera} to labels of its size: median ms per call", table, console)
 
 
 def _show_sweep(results: list[Result], sweep: list[Result], console: Console) -> None:
@@ -110,7 +113,7 @@ def _show_parity(results: list[Result], console: Console) -> None:
         flips, unpool = parity["flips"] or {}, parity["unpool_flips"]
         table.add_row(
             escape(result["name"]),
-            f"{parity['agreement']:.4%}",
+            percent(parity["agreement"]),
             _number(flips.get("boundary"), ".4%"),
             _number(flips.get("interior"), ".4%"),
             _number(parity["max_abs_logit"], ".2g"),
@@ -123,27 +126,28 @@ def _show_parity(results: list[Result], console: Console) -> None:
 
 def _show_accuracy(results: list[Result], reference: dict[str, Any] | None, console: Console) -> None:
     table = new_table("pixel accuracy", "Dice", "mIoU", *(["their change, points"] if reference else []))
-    for result in results:
+    for result in filter(itemgetter("accuracy"), results):
         accuracy = result["accuracy"]
         row = [f"{accuracy[figure]:.4f}" for figure in ACCURACY]
         if reference:
-            row.append(" ".join(f"{100 * (accuracy[figure] - reference[figure]):+.3f}" for figure in ACCURACY))
+            row.append(" ".join(points(100 * (accuracy[figure] - reference[figure]), 3) for figure in ACCURACY))
         table.add_row(escape(result["name"]), *row)
     print_table("Accuracy, void left out", table, console)
 
 
 def _show_classes(results: list[Result], reference: dict[str, Any] | None, console: Console) -> None:
     """IoU by class; where there is a reference, its IoU and the others' change, as long as that is any."""
-    changed = [result for result in results if reference is None or _changes(result, reference)]
+    known = [result for result in results if result["accuracy"]]
+    changed = [result for result in known if reference is None or _changes(result, reference)]
     if not changed:
         return
     table = new_table(*(["PyTorch"] if reference else []), *(escape(r["name"]) for r in changed), first="class")
-    for name in results[0]["accuracy"]["per_class"]:
+    for name in known[0]["accuracy"]["per_class"]:
         own = reference["per_class"][name]["iou"] if reference else None
         row = [] if reference is None else [_number(own, ".4f")]
         for result in changed:
             iou = result["accuracy"]["per_class"][name]["iou"]
-            row.append(_number(iou, ".4f") if reference is None or None in (iou, own) else f"{100 * (iou - own):+.2f}")
+            row.append(_number(iou, ".4f") if reference is None or None in (iou, own) else points(100 * (iou - own)))
         table.add_row(escape(name), *row)
     print_table("IoU by class" + (": PyTorch's, and the change in points" if reference else ""), table, console)
 
@@ -152,6 +156,17 @@ def _changes(result: Result, reference: dict[str, Any]) -> bool:
     """Whether the IoU of any class differs by what the table shows, a hundredth of a point."""
     pairs = ((result["accuracy"]["per_class"][name]["iou"], own["iou"]) for name, own in reference["per_class"].items())
     return any(iou is not own and (None in (iou, own) or abs(iou - own) >= 5e-5) for iou, own in pairs)
+
+
+def percent(share: float | None) -> str:
+    """A share in per cent, cut, not rounded: what is not all is not called 100 %."""
+    return "" if share is None else f"{math.floor(share * 1e7) / 1e5:.5f}%"
+
+
+def points(change: float, digits: int = 2) -> str:
+    """A change with its sign, which nothing has none of."""
+    rounded = round(change, digits)
+    return f"{rounded:+.{digits}f}" if rounded else f"{0:.{digits}f}"
 
 
 def _number(value: float | None, form: str) -> str:
@@ -213,18 +228,24 @@ def as_markdown(run: Run) -> str:
             f"{speed['ratio']:.2f}x ({speed['low']:.2f} to {speed['high']:.2f})",
             _number(found["model_mb"], ".2f"),
             _number(found["peak_mb"], ".0f"),
-            _number(found["agreement"], ".3%"),
-            _number(miou, ".4f") + ("" if drop is None else f" ({0 - drop:+.2f})"),
+            percent(found["agreement"]),
+            _number(miou, ".4f") + ("" if drop is None else f" ({points(-drop)})"),
         )
         lines.append(f"| {' | '.join(_plain(cell) for cell in cells)} |")
-    lines += ["", *(f"On {each['device']}: {_plain(each['advice'])}" for each in run["verdict"])]
+    lines += ["", *(f"On {_plain(each['device'])}: {_plain(each['advice'])}" for each in run["verdict"])]
     lines += ["Partial: the run was interrupted"] if run["partial"] else []
     lines += [f"Unstable: {_plain(doubt)}" for doubt in run["stability"]]
     machine = run["environment"]
     if machine:
         where = f"{machine['processor']}, {machine['cores']} cores, {machine['system']}"
-        lines += ["", f"{_plain(where)}; commit {machine['commit'][:12]}, {machine['time']}"]
+        lines += ["", _plain(f"{where}; commit {machine['commit'][:12]}, {machine['time']}")]
     return "\n".join(lines) + "\n"
+
+
+def camera_in_words(run: Run) -> str:
+    """ "a camera image of 720x1280"."""
+    size = (run["images"] or {}).get("size")
+    return "a camera image" + (f" of {size[0]}x{size[1]}" if size else "")
 
 
 def images_in_words(run: Run) -> str:
@@ -249,23 +270,28 @@ def as_csv(run: Run) -> str:
     for result in (*run["results"], *run["sweep"]):
         found = figures(result, run["reference"])
         size = "x".join(map(str, result["size"]))
-        own = [{**result, "size": size}[name] for name in IDENTITY]
+        own = [_literal({**result, "size": size}[name]) for name in IDENTITY]
         writer.writerow([*own, *(_number(found[name], ".9g") for name in FIGURES)])
     return text.getvalue()
 
 
+def _literal(value: Any) -> Any:
+    """Text that a spreadsheet takes for no formula: names come out of files."""
+    return f"'{value}" if isinstance(value, str) and value.startswith(("=", "+", "-", "@")) else value
+
+
 def as_comparison(old: Run, new: Run) -> list[str]:
     """Lines that say, for each runner of both runs, whether the new one is faster, and what changed around them."""
-    before = {_key(result): result for result in (*old["results"], *old["sweep"])}
+    before, after = ([*run["results"], *run["sweep"]] for run in (old, new))
     lines, missing = [], []
-    for result in (*new["results"], *new["sweep"]):
-        other = before.pop(_key(result), None)
+    for result in after:
+        other = _counterpart(result, after, before)
         if other is None:
             missing.append(f"{result['name']}: only in the second")
             continue
         gain = compare(other, result, side_by_side=False)
         if not gain.is_difference:
-            verdict = f"no difference, {in_words(gain)}"
+            verdict = f"{'no difference' if gain.width < HOPELESS else 'cannot tell'}, {in_words(gain)}"
         elif gain.ratio > 1:
             verdict = f"{in_words(gain).replace('x', 'x faster', 1)}"
         else:
@@ -273,13 +299,21 @@ def as_comparison(old: Run, new: Run) -> list[str]:
             verdict = f"{in_words(slower).replace('x', 'x slower', 1)}"
         times = f"{other['latency_ms']['p50']:.1f} -> {result['latency_ms']['p50']:.1f} ms"
         lines.append(f"{result['name']}: {verdict}; {times}{_change(other, result)}")
-    lines += missing + [f"{result['name']}: only in the first" for result in before.values()]
+    gone = [result for result in before if _counterpart(result, before, after) is None]
+    lines += missing + [f"{result['name']}: only in the first" for result in gone]
     return lines + _differences(old["environment"], new["environment"])
 
 
-def _key(result: Result) -> tuple[Any, ...]:
-    """What makes two results those of one runner; its file may lie elsewhere now."""
-    return result["name"], result["device"], tuple(result["size"]), result["batch"]
+def _counterpart(result: Result, own: list[Result], others: list[Result]) -> Result | None:
+    """The same runner in the other run: its file may have another name, unless that is what tells it from another."""
+    same = [other for other in others if _kind(other) == _kind(result)]
+    if len(same) == 1 and sum(_kind(each) == _kind(result) for each in own) == 1:
+        return same[0]
+    return next((other for other in same if other["name"] == result["name"]), None)
+
+
+def _kind(result: Result) -> tuple[Any, ...]:
+    return tuple(result[name] for name in ("backend", "device", "precision", "layout", "size", "batch"))
 
 
 def _change(old: Result, new: Result) -> str:

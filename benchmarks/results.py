@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from enet_deploy.errors import ArtifactError
+from enet_deploy.errors import ArtifactError, EnetError
 from enet_deploy.runners import Spec
 
 from .machine import Load
@@ -21,8 +22,9 @@ from .verdict import stability, verdict
 SCHEMA = 2
 """History:
 1: one process for all runners; samples without the rounds that they came in, which were five.
-2: a process each; `blocks`, `stream_ms`, `warm_up`, `layout`, `load`, `images`, `sweep`, `partial`; flips by place, p99
-   of the logits' differences, confusion matrices; and what is worked out: names, speed, outliers, verdict, stability.
+2: a process each; `timed`, `blocks`, `stream_ms`, `warm_up`, `layout`, `load`, `images`, `sweep`, `partial`; flips by
+   place, p99 of the logits' differences, confusion matrices; and what is worked out: names, speed, outliers, verdict,
+   stability.
 """
 
 Run = dict[str, Any]
@@ -67,10 +69,11 @@ class Result:
             "size": list(spec.size),
             "batch": timing.batch,
             "warm_up": asdict(timing.warm_up),
-            "latency_ms": summary(stages["infer"]),
+            "timed": timing.judged,
+            "latency_ms": summary(stages[timing.judged]),
             "stages_ms": {stage: summary(ms) for stage, ms in stages.items()},
-            "samples_ms": [round(ms, 4) for ms in stages["infer"]],
-            "blocks": [len(block) for block in timing.blocks["infer"]],
+            "samples_ms": [round(ms, 4) for ms in stages[timing.judged]],
+            "blocks": [len(block) for block in timing.blocks[timing.judged]],
             "stream_ms": [round(ms, 4) for ms in timing.stream],
             "model_bytes": self.model_bytes,
             "peak_bytes": self.peak_bytes,
@@ -118,22 +121,35 @@ def read(path: str | Path) -> Run:
 
     Raises ArtifactError where the file is missing or was not written by enet-bench.
     """
+    with blamed(path):
+        try:
+            run = json.loads(Path(path).read_text(encoding="utf-8"))
+        except OSError as error:
+            why = error.strerror
+            raise ArtifactError(f"{path} cannot be read: {why}; expected a file of enet-bench --json") from None
+        if run["schema"] not in (1, SCHEMA):
+            raise ArtifactError(
+                f"{path} is of schema {run['schema']!r}, expected 1 or {SCHEMA}; read it with a later version"
+            )
+        return complete(_from_first(run) if run["schema"] == 1 else run)
+
+
+@contextmanager
+def blamed(path: str | Path) -> Iterator[None]:
+    """What goes wrong inside is for the file's contents, which may be anything: raises ArtifactError for it."""
     try:
-        run = json.loads(Path(path).read_text(encoding="utf-8"))
-        schema = run["schema"]
-        if schema not in (1, SCHEMA):
-            raise ArtifactError(f"{path} is of schema {schema!r}, expected 1 or {SCHEMA}; read it with a later version")
-        return complete(_from_first(run) if schema == 1 else run)
-    except OSError as error:
-        raise ArtifactError(f"{path} cannot be read: {error.strerror}; expected a file of enet-bench --json") from None
-    except (ValueError, KeyError, TypeError, IndexError, AttributeError, RecursionError) as error:
-        raise ArtifactError(f"{path} is no result of enet-bench --json: {error!r:.80}") from None
+        yield
+    except (EnetError, OSError):
+        raise
+    except Exception as error:  # noqa: BLE001  a JSON file can be wrong in any way
+        why = f"it lacks {error}" if isinstance(error, KeyError) else f"{error}"
+        raise ArtifactError(f"{path} is no result of enet-bench --json: {why:.80}") from None
 
 
 def _from_first(run: Run) -> Run:
     """Schema 1 -> 2; what was not measured then is null."""
     results = [
-        {"layout": None, "warm_up": None, "stream_ms": [], "profile": None, **result}
+        {"timed": "infer", "layout": None, "warm_up": None, "stream_ms": [], "profile": None, **result}
         | {
             "blocks": _five_blocks(len(result["samples_ms"])),
             "parity": result["parity"] and {"flips": None, "p99_abs_logit": None, **result["parity"]},
@@ -151,15 +167,16 @@ def _five_blocks(calls: int) -> list[int]:
 
 
 def complete(run: Run) -> Run:
-    """With what is worked out from the samples: names, rates, speed against the first runner, verdict, stability."""
-    names = _names([*run["results"], *run["sweep"]])
-    for name, result in zip(names, [*run["results"], *run["sweep"]], strict=True):
+    """With what is worked out: names, rates, speed against the first of the same size and batch, verdict, stability."""
+    every = [*run["results"], *run["sweep"]]
+    for name, result in zip(_names(every), every, strict=True):
         result["name"] = name
         result["fps"] = 1e3 * result["batch"] / result["latency_ms"]["mean"]
         result["stream_fps"] = 1e3 * result["batch"] / _mean(result["stream_ms"]) if result["stream_ms"] else None
         result["spread"] = spread(rounds(result))
         result["outliers"] = outliers(result["samples_ms"])
-        result["speed"] = asdict(compare(run["results"][0], result, side_by_side=True))
+        baseline = next(r for r in every if (r["size"], r["batch"]) == (result["size"], result["batch"]))
+        result["speed"] = asdict(compare(baseline, result, side_by_side=True))
     run["verdict"] = verdict(run)
     run["stability"] = stability(run)
     return run

@@ -30,7 +30,8 @@ STAGES = ("pre", "infer", "post", "total")
 VIDEO_STAGES = ("decode", "pre", "infer", "post", "overlay", "total")
 
 DROPPED = 3  # calls at the start of a block: caches and threads of the runner before it are still about
-CALLS = 10  # in a block, more where there are --seconds to fill
+CALLS = 10  # in a block, or as many as take `BLOCK` seconds where there are seconds to fill
+BLOCK = 2.0
 LEAST_ROUNDS = 5
 
 # A runner is warm when two windows of calls one after the other have the same median
@@ -48,6 +49,10 @@ class Source(Protocol):
     def stages(self) -> tuple[str, ...]:
         """What is timed of a call, in order."""
 
+    @property
+    def rewinding(self) -> float:
+        """Seconds so far that do not count."""
+
     def read(self) -> tuple[UInt8Array, float]:
         """An image, (h, w, 3) uint8 BGR, and the seconds that decoding it took."""
 
@@ -56,6 +61,7 @@ class Stills:
     """Images in turn, of which only the network and what is around it is timed."""
 
     stages = STAGES
+    rewinding = 0.0
 
     def __init__(self, images: Sequence[UInt8Array]) -> None:
         self.images = images
@@ -71,26 +77,25 @@ class Video:
     """A video's frames over and over: the loop of a robot, from decoding to an overlay.
 
     Raises InputError where OpenCV finds no frame in the file.
+
+    Attributes:
+        rewinding: seconds spent on beginning again, which is not part of a robot's loop.
     """
 
     stages = VIDEO_STAGES
 
     def __init__(self, path: str | Path) -> None:
         self.path = path
-        self._capture = self._open()
-
-    def _open(self) -> cv2.VideoCapture:
-        capture = cv2.VideoCapture(str(self.path))
-        if not capture.grab():
-            raise InputError(f"{self.path} has no frame that OpenCV can decode, expected a video file")
-        capture.release()
-        return cv2.VideoCapture(str(self.path))
+        self.rewinding = 0.0
+        self._capture = cv2.VideoCapture(str(path))
 
     def read(self) -> tuple[UInt8Array, float]:
         start = time.perf_counter()
         found, image = self._capture.read()
-        if not found:  # begun again, which is not part of a robot's loop
-            self._capture = self._open()
+        if not found:
+            ended = time.perf_counter()
+            self._capture = cv2.VideoCapture(str(self.path))
+            self.rewinding += time.perf_counter() - ended
             start = time.perf_counter()
             found, image = self._capture.read()
         seconds = time.perf_counter() - start
@@ -104,14 +109,12 @@ class Subject:
     """An open runner in a process of its own, and what it is fed with.
 
     Attributes:
-        batch: frames per call, set by `feed`.
-        peak_bytes: peak memory of the process after a few calls, its libraries included, before any image came.
+        batch: frames per call, set by `try_out`.
         source: set by `feed`.
     """
 
     runner: Runner
-    batch: int
-    peak_bytes: int
+    batch: int = 1
     source: Source = field(default_factory=lambda: Stills([]))
 
 
@@ -129,23 +132,30 @@ class WarmUp:
 
 
 def open_subject(make: Callable[[], Runner]) -> Subject:
-    """Open a runner, label a few frames and see how much memory that took."""
-    runner = make()
-    batch = runner.spec.batch or 1
-    frames = np.zeros((batch, *runner.spec.size, 3), np.uint8)
+    """Open a runner."""
+    return Subject(make())
+
+
+def spec_of(subject: Subject) -> Spec:
+    """What was opened."""
+    return subject.runner.spec
+
+
+def try_out(subject: Subject, batch: int) -> int:
+    """Label a few batches of so many frames, as all are from now on; the peak memory of the process, in bytes.
+
+    Its libraries are in that, and no camera image, as none has come yet.
+    """
+    subject.batch = batch
+    frames = np.zeros((batch, *subject.runner.spec.size, 3), np.uint8)
     for _ in range(DROPPED):
-        runner.infer(frames)
-    return Subject(runner, batch, peak_memory())
+        subject.runner.infer(frames)
+    return peak_memory()
 
 
-def spec_of(subject: Subject) -> tuple[Spec, int]:
-    """What was opened, and the peak memory of that."""
-    return subject.runner.spec, subject.peak_bytes
-
-
-def feed(subject: Subject, make: Callable[[], Source], batch: int) -> None:
-    """Give it its images, and how many to take at a time."""
-    subject.source, subject.batch = make(), batch
+def feed(subject: Subject, make: Callable[[], Source]) -> None:
+    """Give it its images."""
+    subject.source = make()
 
 
 def warm_up(subject: Subject) -> WarmUp:
@@ -159,7 +169,7 @@ def warm_up(subject: Subject) -> WarmUp:
                 float(np.median(part)) for part in (times[-2 * WINDOW : -WINDOW] or [math.inf], times[-WINDOW:])
             )
             settled = abs(last / before - 1) <= SETTLED
-            if settled or time.perf_counter() > end:
+            if settled or (time.perf_counter() > end and len(times) >= 2 * WINDOW):
                 return WarmUp(len(times), settled, last * 1e3)
 
 
@@ -213,8 +223,8 @@ def _stream(subject: Subject, calls: int) -> float:
         if source.stages == VIDEO_STAGES:
             _draw(images, found, runner.spec.classes)
         if index == DROPPED:
-            start = time.perf_counter()
-    seconds = time.perf_counter() - start
+            start = time.perf_counter() - source.rewinding
+    seconds = time.perf_counter() - source.rewinding - start
     stream.close()
     return seconds / calls
 
@@ -274,6 +284,11 @@ class Timing:
     blocks: dict[str, list[list[float]]] = field(default_factory=dict)
     stream: list[float] = field(default_factory=list)
 
+    @property
+    def judged(self) -> str:
+        """The stage that runners are held against each other by: `infer`, of a video the whole loop."""
+        return "total" if "decode" in self.blocks else "infer"
+
     def add(self, times: Times, per_call: float) -> None:
         """Count a block."""
         for stage, seconds in times.items():
@@ -300,7 +315,8 @@ def measure(
     KeyboardInterrupt where there was none.
     """
     timings: dict[str, Timing] = {}
-    rounds = max(LEAST_ROUNDS, *(math.ceil(frames / batch / CALLS) for batch in batches.values()))
+    by_frames = (math.ceil(frames / batch / CALLS) for batch in batches.values())
+    rounds = max(LEAST_ROUNDS, *by_frames, math.ceil(seconds / BLOCK))
     calls: dict[str, int] = {}
     try:
         for name, batch in batches.items():

@@ -14,12 +14,15 @@ from enet_deploy.errors import InputError, RequirementError
 from .ratios import Speed, compare
 
 DROP = 0.3  # points of mIoU that a faster runner may cost
+SAME = 5e-4  # difference of mIoU, or of the share of equal labels, that is nobody's reason to take a slower runner
 LEAST_AGREEMENT = 0.99  # in place of it where there is no truth
 
 UNSTABLE = 0.10  # spread of the rounds' medians, as a share of the median, from which a result is doubted
 BUSY = 0.10  # cores that other programs may take
 STOLEN = 0.02  # cores that the hypervisor may take
 UNSURE = 0.10  # width of a ratio's interval, as a share of it
+HOPELESS = 0.5  # such a width, from which nothing can be told
+ROUNDS = 10  # from which an interval is one
 
 Result = dict[str, Any]
 Run = dict[str, Any]
@@ -67,11 +70,11 @@ def accuracy_of(result: Result) -> float | None:
 
 
 def front(results: Sequence[Result]) -> list[Result]:
-    """The Pareto front, fastest first: those that nothing else beats in both, time per frame and accuracy."""
+    """The Pareto front, fastest first: those that nothing faster equals in accuracy, to `SAME`."""
     known = [result for result in results if accuracy_of(result) is not None]
     chosen: list[Result] = []
     for result in sorted(known, key=lambda r: (_ms(r), -_accuracy(r))):
-        if not chosen or _accuracy(result) > _accuracy(chosen[-1]):
+        if not chosen or _accuracy(result) > _accuracy(chosen[-1]) + SAME:
             chosen.append(result)
     return chosen
 
@@ -90,7 +93,7 @@ def verdict(run: Run) -> list[dict[str, Any]]:
     found = []
     for device in dict.fromkeys(result["device"] for result in run["results"]):
         results = [result for result in run["results"] if result["device"] == device]
-        best = min((r for r in results if _keeps(r, run)), key=_ms, default=None)
+        best = _best([result for result in results if _keeps(result, run)])
         found.append(
             {
                 "device": device,
@@ -102,9 +105,18 @@ def verdict(run: Run) -> list[dict[str, Any]]:
     return found
 
 
+def _best(kept: Sequence[Result]) -> Result | None:
+    """The fastest of those that keep the labels; one in fp32 where this run cannot tell it from that."""
+    if not kept:
+        return None
+    best = min(kept, key=_ms)
+    exact = min((result for result in kept if result["precision"] == "fp32"), key=_ms, default=best)
+    return best if compare(exact, best, side_by_side=True).low > 1 else exact
+
+
 def _keeps(result: Result, run: Run) -> bool:
-    """Whether a runner is as accurate as the network was; where nothing is known of that, it counts as float."""
-    drop = figures(result, run["reference"])["miou_drop"]
+    """Whether a runner is as accurate as the network was; where nothing at all is known of that, it counts as such."""
+    drop = _drop(result, run)
     if drop is not None:
         return drop <= DROP
     return not result["parity"] or result["parity"]["agreement"] >= LEAST_AGREEMENT
@@ -112,10 +124,10 @@ def _keeps(result: Result, run: Run) -> bool:
 
 def _advice(best: Result | None, results: Sequence[Result], run: Run) -> list[str]:
     if best is None:
-        return ["No runner keeps the network's labels: deploy none of them."]
+        return ["no runner keeps the network's labels; deploy none of them."]
     exact = [r for r in results if r["precision"] == "fp32" and r is not best]
     others = [r for r in exact if r["backend"] != "torch"] or exact
-    sentences = [f"{best['name']}: {best['fps']:.0f} FPS"]
+    sentences = [f"take {best['name']}: {best['fps']:.0f} FPS"]
     if others:
         plain = min(others, key=_ms)
         gain = compare(plain, best, side_by_side=True)
@@ -129,8 +141,16 @@ def in_words(gain: Speed) -> str:
     return f"{gain.ratio:.2f}x (95 % CI {gain.low:.2f} to {gain.high:.2f})"
 
 
+def _drop(result: Result, run: Run) -> float | None:
+    """Points of mIoU against PyTorch fp32, without that against the best of the run; None without a truth."""
+    if not result["accuracy"] or (run["reference"] and run["reference"]["accuracy"]):
+        return figures(result, run["reference"])["miou_drop"]
+    best = max(float(each["accuracy"]["miou"]) for each in run["results"] if each["accuracy"])
+    return 100 * (best - float(result["accuracy"]["miou"]))
+
+
 def _cost(result: Result, run: Run) -> str:
-    drop = figures(result, run["reference"])["miou_drop"]
+    drop = _drop(result, run)
     if drop is not None:
         return f"for {0 - drop:+.2f} points of mIoU"
     if result["parity"]:
@@ -147,9 +167,10 @@ def _refused(best: Result, results: Sequence[Result], run: Run) -> list[str]:
             continue
         fastest = min(tried, key=_ms)
         if _keeps(fastest, run):
-            why = f"{fastest['name']} takes {_ms(fastest):.1f} ms, {best['name']} {_ms(best):.1f}"
+            gain = compare(best, fastest, side_by_side=True)
+            why = f"{fastest['name']} is at {in_words(gain)} of {best['name']}'s speed"
         else:
-            drop = figures(fastest, run["reference"])["miou_drop"]
+            drop = _drop(fastest, run)
             if drop is None:
                 agreement = fastest["parity"]["agreement"]
                 why = f"{fastest['name']} keeps {agreement:.2%} of PyTorch's labels, fewer than {LEAST_AGREEMENT:.0%}"
@@ -162,6 +183,8 @@ def _refused(best: Result, results: Sequence[Result], run: Run) -> list[str]:
 def stability(run: Run) -> list[str]:
     """What casts doubt on a run and what to do about it; nothing where it can be trusted."""
     doubts = []
+    if run["load"] is None:
+        doubts.append("what else ran meanwhile was not recorded")
     load = run["load"] or {"others": 0.0, "stolen": 0.0}
     if load["others"] > BUSY:
         doubts.append(f"other programs took {load['others']:.2f} cores meanwhile; close them")
@@ -177,18 +200,17 @@ def stability(run: Run) -> list[str]:
     cold = [result for result in run["results"] if result["warm_up"] and not result["warm_up"]["settled"]]
     if cold:
         doubts.append(f"{_list(cold)} did not settle while warming up; see what else runs, and the temperature")
-    unsure = [(_width(result), result) for result in run["results"] if _width(result) > UNSURE]
-    if unsure:
-        width, result = max(unsure, key=lambda pair: pair[0])
-        frames = len(result["samples_ms"]) * result["batch"]
+    fewest = min(run["results"], key=lambda result: len(result["blocks"]))
+    if len(fewest["blocks"]) < ROUNDS and not run["partial"]:
+        doubts.append(f"{len(fewest['blocks'])} rounds are few for an interval; take --frames {10 * ROUNDS} or more")
+    unsure = max(run["results"], key=lambda result: Speed(**result["speed"]).width)
+    width = Speed(**unsure["speed"]).width
+    if width > UNSURE and not run["partial"]:
+        frames = len(unsure["samples_ms"]) * unsure["batch"]
         more = 100 * math.ceil(frames * (width / UNSURE) ** 2 / 100)  # an interval narrows with the root of rounds
-        doubts.append(f"the speed of {result['name']} is known to {width:.0%} only; take --frames {more}")
+        mend = f"take --frames {more}" if width < HOPELESS else "first find out what disturbs the machine"
+        doubts.append(f"the interval of {unsure['name']}'s speed is {width:.0%} of it wide; {mend}")
     return doubts
-
-
-def _width(result: Result) -> float:
-    speed = result["speed"]
-    return float((speed["high"] - speed["low"]) / speed["ratio"])
 
 
 def _list(results: Sequence[Result]) -> str:
@@ -217,6 +239,7 @@ FIGURES = (
     *("agreement", "boundary_flips", "interior_flips", "max_abs_logit", "p99_abs_logit", "unpool_flips"),
     *(name for each in ACCURACY for name in (each, f"{each}_drop")),
 )
+_SHARES = {"agreement", "boundary_flips", "interior_flips", "unpool_flips", *ACCURACY}
 _COMPARISONS: dict[str, Callable[[float, float], bool]] = {
     "<=": operator.le, ">=": operator.ge, "<": operator.lt, ">": operator.gt,
 }  # fmt: skip
@@ -238,7 +261,7 @@ def parse_requirements(text: str) -> list[Requirement]:
     """ "miou_drop<=0.3,p90_ms<=20" -> conditions. Raises InputError for what is no condition or no known figure."""
     found = []
     for part in text.split(","):
-        match = re.fullmatch(r"\s*(\w+)\s*(<=|>=|<|>)\s*(-?[\d.]+(?:[eE]-?\d+)?)\s*", part)
+        match = re.fullmatch(r"\s*(\w+)\s*(<=|>=|<|>)\s*(-?[\d.]+(?:[eE][+-]?\d+)?)\s*", part)
         if match is None:
             raise InputError(f"--require '{part}', expected FIGURE<=NUMBER or FIGURE>=NUMBER, such as miou_drop<=0.3")
         figure, comparison, bound = match.groups()
@@ -248,6 +271,10 @@ def parse_requirements(text: str) -> list[Requirement]:
             found.append(Requirement(figure, comparison, float(bound)))
         except ValueError:
             raise InputError(f"--require {figure}{comparison}{bound}, expected a number") from None
+        if math.isinf(found[-1].bound):
+            raise InputError(f"--require {figure}{comparison}{bound}, expected a finite number")
+        if figure in _SHARES and not 0 <= found[-1].bound <= 1:
+            raise InputError(f"--require {found[-1]}, expected a share from 0 to 1, such as 0.999")
     return found
 
 
@@ -268,8 +295,11 @@ def check(run: Run, requirements: Sequence[Requirement]) -> None:
     judged = [r for r in run["results"] if r["backend"] != "torch"] or run["results"]
     broken = []
     for result in judged:
+        own = result is run["results"][0]  # the baseline, which is no faster than itself
         known = figures(result, run["reference"])
         for requirement in requirements:
+            if own and requirement.figure.startswith("speedup"):
+                continue
             value = known[requirement.figure]
             if value is None:
                 raise InputError(f"--require {requirement}: {result['name']} has no {requirement.figure}")

@@ -11,6 +11,7 @@ import os
 import re
 import secrets
 import subprocess
+import tempfile
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -177,8 +178,10 @@ def require_writable(path: str | Path) -> None:
     """Raise ArtifactError where `replacing` could not write `path`: for before the long work, not after it."""
     path = _replaceable(path)
     folder = next(parent for parent in path.parents if parent.exists())
-    if not folder.is_dir() or not os.access(folder, os.W_OK | os.X_OK):
-        raise ArtifactError(f"cannot write {path}: {folder} is no folder that can be written; choose another")
+    try:  # asking for the permission is not enough: the superuser has it where nothing can be written
+        tempfile.TemporaryFile(dir=folder).close()
+    except OSError:
+        raise ArtifactError(f"cannot write {path}: {folder} is no folder that can be written; choose another") from None
 
 
 def _replaceable(path: str | Path) -> Path:

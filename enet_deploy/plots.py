@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 SUFFIXES = (".png", ".svg")
+BLUE = (0.13, 0.44, 0.71)
 SHOWN = 0.5  # per cent of a class that a cell needs for its number to be written
 
 
@@ -52,13 +53,17 @@ def draw_confusion(path: str | Path, counts: npt.NDArray[np.integer[Any]], names
 
 def confusion_on(axes: Axes, counts: npt.NDArray[np.integer[Any]], names: Sequence[str], cell: float) -> None:
     """As `draw_confusion`, on axes of the caller's, with cells of about so many inches."""
+    from matplotlib import rcParams
+    from matplotlib.colors import LinearSegmentedColormap
+
     count = len(names)
     totals = counts.sum(axis=1, keepdims=True)
     percent = 100 * counts / np.maximum(totals, 1)
-    axes.imshow(percent, cmap="Blues", vmin=0, vmax=100)
+    # from transparent to blue: the page below may be light or dark
+    axes.imshow(percent, cmap=LinearSegmentedColormap.from_list("blue", [(*BLUE, 0), (*BLUE, 1)]), vmin=0, vmax=100)
     for truth, predicted in np.argwhere(percent >= SHOWN):
         value = float(percent[truth, predicted])
-        color = "white" if value > 65 else "black"  # on the darker blues
+        color = "white" if value > 65 else rcParams["text.color"]  # on the fuller blues
         text = str(int(value + 0.5))  # not 0 for what is just enough to be shown
         axes.text(predicted, truth, text, ha="center", va="center_baseline", color=color, fontsize=18 * cell)
     labels: dict[str, Any] = {"fontsize": 20 * cell, "parse_math": False}  # a class may have a $ in its name
@@ -67,7 +72,7 @@ def confusion_on(axes: Axes, counts: npt.NDArray[np.integer[Any]], names: Sequen
     axes.set_xticks(np.arange(count + 1) - 0.5, minor=True)
     axes.set_yticks(np.arange(count + 1) - 0.5, minor=True)
     axes.grid(visible=False)
-    axes.grid(which="minor", color="0.9", linewidth=0.6)
+    axes.grid(which="minor", color=rcParams["grid.color"], linewidth=0.6)
     axes.tick_params(which="both", length=0)
     axes.spines[:].set_visible(False)
     axes.set_xlabel("prediction")

@@ -103,9 +103,8 @@ class Runner(ABC):
         with self._lock:
             if self._spec is None:
                 if not self.artifact.is_file():
-                    raise ArtifactError(
-                        f"{self.artifact} does not exist; expected a file written by enet-train or enet-export"
-                    )
+                    why = "is a folder" if self.artifact.is_dir() else "does not exist"
+                    raise ArtifactError(f"{self.artifact} {why}; expected a file written by enet-train or enet-export")
                 self._spec = self._open()
         return self
 
