@@ -141,14 +141,9 @@ def trade(run: Run) -> tuple[str, str] | None:
             axes.plot(_ms(result), 100 * (accuracy_of(result) or 0), **_style(result), linestyle="", markersize=7)
         for device in dict.fromkeys(result["device"] for result in results):
             ahead = front([result for result in results if result["device"] == device])
-            axes.step(
-                [_ms(r) for r in ahead],
-                [100 * (accuracy_of(r) or 0) for r in ahead],
-                where="post",
-                color="0.5",
-                linewidth=1,
-                zorder=0,
-            )
+            places = [_ms(result) for result in ahead], [100 * (accuracy_of(result) or 0) for result in ahead]
+            axes.step(*places, where="post", color="0.5", linewidth=1, zorder=0)
+            axes.plot(*places, "o", markersize=13, markerfacecolor="none", markeredgecolor="0.5", markeredgewidth=1)
         axes.set(xlabel="median ms per frame", ylabel="mIoU, %" if truth else "labels equal to PyTorch's, %")
         axes.ticklabel_format(axis="y", useOffset=False)
         axes.set_xlim(left=0)

@@ -39,7 +39,7 @@ PRECISIONS = ("fp32", "fp16", "int8", "int8-ort", "fp16-int8")
 
 def _exports(args: argparse.Namespace, folder: Path) -> Iterator[Artifact]:
     """The weights, and graphs of them in each precision for each point where a backend wants these."""
-    yield args.weights, str(args.weights), points(args)
+    yield args.weights, args.weights.name if args.weights == BUNDLED_WEIGHTS else str(args.weights), points(args)
     if args.backend is not None and not set(args.backend) & set(backends_for("enet.onnx")):
         return
     from enet_deploy.calibration.qdq import quantize

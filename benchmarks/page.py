@@ -83,7 +83,7 @@ def _charts(run: Run) -> list[Chart]:
     taken = next((r for r in run["results"] if r["name"] == run["verdict"][0]["take"]), run["results"][0])
     drawn = (
         ("Latency", "Every call is a point; the bar is the median.", charts.latency(run)),
-        ("Speed and accuracy", "Left is faster, up is better; nothing beats what is on the line.", charts.trade(run)),
+        ("Speed and accuracy", "Left is faster, up is better; nothing beats what is ringed.", charts.trade(run)),
         ("Throughput", "Back to back, and as a robot's loop would be.", charts.throughput(run)),
         ("Where an image's time goes", f"From {camera_in_words(run)} to labels of its size.", charts.stages(run)),
         ("Where the network's time goes", "By stage of ENet, as the backend tells it.", charts.network_stages(run)),
