@@ -76,9 +76,7 @@ def _time(
         processes.ask(entry.name, feed, seen.source)
     _say(f"timing {len(chosen)} runners, at least {args.frames} frames each")
     batches = {entry.name: entry.batch for entry in chosen}
-    return measure(
-        processes, batches, args.frames, args.seconds, lambda rounds, total: cli.progress(rounds, "timing", total)
-    )
+    return measure(processes, batches, args.frames, args.seconds)
 
 
 @dataclass
@@ -307,7 +305,7 @@ def _give(run: Run, args: argparse.Namespace, pictures: Sequence[Picture] = ()) 
         from .page import as_html
 
         texts.append((args.html, lambda: as_html(run, pictures)))
-    for path, text in texts:
+    for path, text in cli.progress(texts, "writing"):
         if path is not None:
             with replacing(path) as temporary:
                 temporary.write_text(text(), encoding="utf-8")

@@ -9,7 +9,7 @@ import gc
 import math
 import time
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from itertools import count, islice
@@ -19,6 +19,7 @@ from typing import Protocol
 import cv2
 import numpy as np
 
+from enet_deploy import cli
 from enet_deploy.data import ClassList, UInt8Array, overlay
 from enet_deploy.errors import InputError
 from enet_deploy.runners import Runner, Spec
@@ -301,7 +302,6 @@ def measure(
     batches: Mapping[str, int],
     frames: int,
     seconds: float = 0.0,
-    progress: Callable[[Iterable[int], int], Iterable[int]] = lambda rounds, total: rounds,
 ) -> tuple[dict[str, Timing], bool]:
     """Time subjects that were fed, in blocks that take turns.
 
@@ -309,7 +309,6 @@ def measure(
         processes: with an `open_subject` for each name.
         batches: name -> frames per call.
         frames, seconds: that are counted of each at least.
-        progress: wraps the rounds, of which it is told the expected number, for a progress bar.
 
     Returns timings by name, and whether they are whole: Ctrl-C ends with the rounds that were. Raises
     KeyboardInterrupt where there was none.
@@ -319,11 +318,11 @@ def measure(
     rounds = max(LEAST_ROUNDS, *by_frames, math.ceil(seconds / BLOCK))
     calls: dict[str, int] = {}
     try:
-        for name, batch in batches.items():
+        for name, batch in cli.progress(batches.items(), "warming up", len(batches)):
             timings[name] = Timing(batch, processes.ask(name, warm_up))
             needed = max(frames / batch, 1e3 * seconds / timings[name].warm_up.ms)
             calls[name] = math.ceil(needed / rounds)
-        for done in progress(count(1), rounds):
+        for done in cli.progress(count(1), "timing", rounds):
             blocks = {name: processes.ask(name, block, calls[name]) for name in batches}
             for name, (found, per_call) in blocks.items():  # a round counts whole or not at all
                 timings[name].add(found, per_call)
