@@ -12,7 +12,7 @@ demo: $(INSTALLED) ## fp32 and int8 on PyTorch, ONNX Runtime and OpenVINO side b
 	$(BIN)/enet-export --int8 --logits --out demo
 	$(BIN)/enet-export --int8 --target ort --logits --out demo
 	$(BIN)/enet-export --fp16 --int8 --engine trt-rtx --compute-capability 8.6 --out demo
-	$(BIN)/enet-bench $(WEIGHTS) demo/enet-fp32.onnx demo/enet-int8.onnx demo/enet-int8-ort.onnx --frames 50 --json demo/bench.json \
+	$(BIN)/enet-bench $(WEIGHTS) demo/enet-fp32.onnx demo/enet-int8.onnx demo/enet-int8-ort.onnx --frames 100 --json demo/bench.json \
 		--html demo/report.html $(if $(CAMVID_DIR),--data $(CAMVID_DIR))
 	@echo "demo/ holds the graphs, the engine with its card, bench.json with the whole result, and the report for a browser:"
 	@echo "$(CURDIR)/demo/report.html"

@@ -91,7 +91,7 @@ def _show_stages(results: list[Result], camera: str, console: Console) -> None:
 
 def _show_sweep(results: list[Result], sweep: list[Result], console: Console) -> None:
     table = new_table("frames", "p50 ms", "ms per frame", "FPS", "stream")
-    for result in (*results, *sweep):
+    for result in sorted((*results, *sweep), key=lambda r: (*_kind(r)[:4], r["size"], r["batch"])):
         p50, (height, width) = result["latency_ms"]["p50"], result["size"]
         table.add_row(
             escape(result["name"]),
@@ -313,7 +313,7 @@ def _counterpart(result: Result, own: list[Result], others: list[Result]) -> Res
 
 
 def _kind(result: Result) -> tuple[Any, ...]:
-    return tuple(result[name] for name in ("backend", "device", "precision", "layout", "size", "batch"))
+    return tuple(str(result[name]) for name in ("backend", "device", "precision", "layout", "size", "batch"))
 
 
 def _change(old: Result, new: Result) -> str:
