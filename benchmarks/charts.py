@@ -13,7 +13,7 @@ import numpy.typing as npt
 from enet_deploy.plots import confusion_on, new_figure
 
 from .ratios import rounds
-from .verdict import Result, Run, accuracy_of, front
+from .verdict import Result, Run, accuracy_of, front, ms_per_frame
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -63,6 +63,7 @@ def _svg(draw: Draw, height: float, ink: str, line: str) -> str:
 def latency(run: Run) -> tuple[str, str]:
     """Every call of each runner as a point, over a violin of them; the bar is the median."""
     results = run["results"]
+    what = "infer" if results[0]["timed"] == "infer" else "the whole loop"
 
     def draw(figure: Figure) -> None:
         axes = _rows(figure, results)
@@ -79,10 +80,10 @@ def latency(run: Run) -> tuple[str, str]:
             axes.set_xscale("log", subs=(2, 5))
             axes.xaxis.set_major_formatter("{x:g}")
             axes.xaxis.set_minor_formatter("{x:g}")
-            axes.set_xlabel("ms per call of infer, logarithmic")
+            axes.set_xlabel(f"ms per call of {what}, logarithmic")
         else:
             axes.set_xlim(left=0)
-            axes.set_xlabel("ms per call of infer")
+            axes.set_xlabel(f"ms per call of {what}")
 
     return themed(draw, 0.38 * len(results) + 0.8)
 
@@ -138,10 +139,12 @@ def trade(run: Run) -> tuple[str, str] | None:
     def draw(figure: Figure) -> None:
         axes = figure.subplots()
         for result in results:
-            axes.plot(_ms(result), 100 * (accuracy_of(result) or 0), **_style(result), linestyle="", markersize=7)
+            axes.plot(
+                ms_per_frame(result), 100 * (accuracy_of(result) or 0), **_style(result), linestyle="", markersize=7
+            )
         for device in dict.fromkeys(result["device"] for result in results):
             ahead = front([result for result in results if result["device"] == device])
-            places = [_ms(result) for result in ahead], [100 * (accuracy_of(result) or 0) for result in ahead]
+            places = [ms_per_frame(result) for result in ahead], [100 * (accuracy_of(result) or 0) for result in ahead]
             axes.step(*places, where="post", color="0.5", linewidth=1, zorder=0)
             axes.plot(*places, "o", markersize=13, markerfacecolor="none", markeredgecolor="0.5", markeredgewidth=1)
         axes.set(xlabel="median ms per frame", ylabel="mIoU, %" if truth else "labels equal to PyTorch's, %")
@@ -247,8 +250,15 @@ def sweep(run: Run) -> tuple[str, str] | None:
             same = [r for r in results if _same_but_point(r, result)]
             by_size = sorted((r for r in same if r["batch"] == result["batch"]), key=_pixels)
             by_batch = sorted((r for r in same if r["size"] == result["size"]), key=lambda r: int(r["batch"]))
-            above.plot([_pixels(r) / 1e6 for r in by_size], [_ms(r) for r in by_size], **_style(result), markersize=4)
-            below.plot([r["batch"] for r in by_batch], [1e3 / _ms(r) for r in by_batch], **_style(result), markersize=4)
+            above.plot(
+                [_pixels(r) / 1e6 for r in by_size], [ms_per_frame(r) for r in by_size], **_style(result), markersize=4
+            )
+            below.plot(
+                [r["batch"] for r in by_batch],
+                [1e3 / ms_per_frame(r) for r in by_batch],
+                **_style(result),
+                markersize=4,
+            )
         above.set(xlabel=f"megapixels ({', '.join(f'{h}x{w}' for h, w in sorted(sizes))})", ylabel="ms per frame")
         below.set(xlabel="frames per call", ylabel="frames per second")
         above.set_ylim(bottom=0)
@@ -264,11 +274,6 @@ def _same_but_point(a: Result, b: Result) -> bool:
 
 def _pixels(result: Result) -> int:
     return int(result["size"][0] * result["size"][1])
-
-
-def _ms(result: Result) -> float:
-    """Per frame."""
-    return float(result["latency_ms"]["p50"] / result["batch"])
 
 
 def _factor(results: Sequence[Result]) -> float:

@@ -37,7 +37,7 @@ class Load:
 
 @contextmanager
 def watched() -> Iterator[Callable[[], Load]]:
-    """See what else runs meanwhile; yields what tells it. The run's processes have to live as long."""
+    """See what else runs meanwhile; yields what tells it."""
     import psutil
 
     start, machine, own = time.perf_counter(), psutil.cpu_times(), _own_seconds()
@@ -56,7 +56,7 @@ _BUSY = ("user", "nice", "system", "irq", "softirq")
 
 
 def _own_seconds() -> float:
-    """Processor time of this process and those that it has started."""
+    """Processor time of this process and those that it has started, also of those that have ended since."""
     import psutil
 
     process = psutil.Process()
@@ -64,5 +64,5 @@ def _own_seconds() -> float:
     for each in (process, *process.children(recursive=True)):
         with suppress(psutil.NoSuchProcess):
             spent = each.cpu_times()
-            total += spent.user + spent.system
+            total += spent.user + spent.system + spent.children_user + spent.children_system
     return total

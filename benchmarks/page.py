@@ -14,7 +14,7 @@ import numpy as np
 from enet_deploy.data import ClassList, UInt8Array, colorize
 
 from . import charts
-from .report import camera_in_words, images_in_words, percent, points
+from .report import camera_in_words, images_in_words, number, percent, points
 from .verdict import Result, Run, figures
 
 SAMPLES = 1000  # of each runner in the table; all are in the JSON
@@ -147,10 +147,6 @@ def _classes(run: Run, figure: str) -> list[tuple[str, list[float | None], float
     ]
 
 
-def _number(value: float | None, form: str = ".1f") -> str:
-    return "" if value is None else format(value, form)
-
-
 def _plain(value: Any) -> str:
     """A value of the environment in words."""
     if isinstance(value, dict):
@@ -164,5 +160,5 @@ _ENVIRONMENT = jinja2.Environment(
     loader=jinja2.PackageLoader(__package__, "."), autoescape=True, undefined=jinja2.StrictUndefined,
     trim_blocks=True, lstrip_blocks=True,
 )  # fmt: skip
-_ENVIRONMENT.filters |= {"number": _number, "plain": _plain, "percent": percent, "points": points}
+_ENVIRONMENT.filters |= {"number": number, "plain": _plain, "percent": percent, "points": points}
 _TEMPLATE = _ENVIRONMENT.get_template("page.html.j2")  # now: the file may be another when a run ends

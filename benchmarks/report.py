@@ -71,7 +71,7 @@ def _show_latency(results: list[Result], console: Console) -> None:
             *(f"{latency[figure]:.1f}" for figure in ("p50", "p90", "p99")),
             f"{result['outliers']}/{len(result['samples_ms'])}",
             f"{result['fps']:.1f}",
-            _number(result["stream_fps"], ".1f"),
+            number(result["stream_fps"], ".1f"),
             f"{speed['ratio']:.2f} ({speed['low']:.2f}-{speed['high']:.2f})",
             f"{result['model_bytes'] / 1e6:.2f}",
             f"{result['peak_bytes'] / 1e6:.0f}",
@@ -99,7 +99,7 @@ def _show_sweep(results: list[Result], sweep: list[Result], console: Console) ->
             f"{p50:.1f}",
             f"{p50 / result['batch']:.1f}",
             f"{result['fps']:.1f}",
-            _number(result["stream_fps"], ".1f"),
+            number(result["stream_fps"], ".1f"),
         )
     print_table("Batches and sizes, in the same rounds", table, console)
 
@@ -114,10 +114,10 @@ def _show_parity(results: list[Result], console: Console) -> None:
         table.add_row(
             escape(result["name"]),
             percent(parity["agreement"]),
-            _number(flips.get("boundary"), ".4%"),
-            _number(flips.get("interior"), ".4%"),
-            _number(parity["max_abs_logit"], ".2g"),
-            _number(parity["p99_abs_logit"], ".2g"),
+            number(flips.get("boundary"), ".4%"),
+            number(flips.get("interior"), ".4%"),
+            number(parity["max_abs_logit"], ".2g"),
+            number(parity["p99_abs_logit"], ".2g"),
             ", ".join(f"{share:.3%}" for share in unpool.values()) if unpool else "",
         )
     title = "The same network? Labels that differ from PyTorch fp32's (within 3 pixels of an edge, elsewhere), logits"
@@ -144,10 +144,10 @@ def _show_classes(results: list[Result], reference: dict[str, Any] | None, conso
     table = new_table(*(["PyTorch"] if reference else []), *(escape(r["name"]) for r in changed), first="class")
     for name in known[0]["accuracy"]["per_class"]:
         own = reference["per_class"][name]["iou"] if reference else None
-        row = [] if reference is None else [_number(own, ".4f")]
+        row = [] if reference is None else [number(own, ".4f")]
         for result in changed:
             iou = result["accuracy"]["per_class"][name]["iou"]
-            row.append(_number(iou, ".4f") if reference is None or None in (iou, own) else points(100 * (iou - own)))
+            row.append(number(iou, ".4f") if reference is None or None in (iou, own) else points(100 * (iou - own)))
         table.add_row(escape(name), *row)
     print_table("IoU by class" + (": PyTorch's, and the change in points" if reference else ""), table, console)
 
@@ -169,7 +169,8 @@ def points(change: float, digits: int = 2) -> str:
     return f"{rounded:+.{digits}f}" if rounded else f"{0:.{digits}f}"
 
 
-def _number(value: float | None, form: str) -> str:
+def number(value: float | None, form: str = ".1f") -> str:
+    """Nothing where nothing is known."""
     return "" if value is None else format(value, form)
 
 
@@ -221,15 +222,15 @@ def as_markdown(run: Run) -> str:
         miou, drop = found["miou"], found["miou_drop"]
         cells = (
             result["name"],
-            _number(found["p50_ms"], ".1f"),
-            _number(found["p90_ms"], ".1f"),
-            _number(found["fps"], ".1f"),
-            _number(found["stream_fps"], ".1f"),
+            number(found["p50_ms"], ".1f"),
+            number(found["p90_ms"], ".1f"),
+            number(found["fps"], ".1f"),
+            number(found["stream_fps"], ".1f"),
             f"{speed['ratio']:.2f}x ({speed['low']:.2f} to {speed['high']:.2f})",
-            _number(found["model_mb"], ".2f"),
-            _number(found["peak_mb"], ".0f"),
+            number(found["model_mb"], ".2f"),
+            number(found["peak_mb"], ".0f"),
             percent(found["agreement"]),
-            _number(miou, ".4f") + ("" if drop is None else f" ({points(-drop)})"),
+            number(miou, ".4f") + ("" if drop is None else f" ({points(-drop)})"),
         )
         lines.append(f"| {' | '.join(_plain(cell) for cell in cells)} |")
     lines += ["", *(f"On {_plain(each['device'])}: {_plain(each['advice'])}" for each in run["verdict"])]
@@ -271,7 +272,7 @@ def as_csv(run: Run) -> str:
         found = figures(result, run["reference"])
         size = "x".join(map(str, result["size"]))
         own = [_literal({**result, "size": size}[name]) for name in IDENTITY]
-        writer.writerow([*own, *(_number(found[name], ".9g") for name in FIGURES)])
+        writer.writerow([*own, *(number(found[name], ".9g") for name in FIGURES)])
     return text.getvalue()
 
 

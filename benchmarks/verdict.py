@@ -73,7 +73,7 @@ def front(results: Sequence[Result]) -> list[Result]:
     """The Pareto front, fastest first: those that nothing faster equals in accuracy, to `SAME`."""
     known = [result for result in results if accuracy_of(result) is not None]
     chosen: list[Result] = []
-    for result in sorted(known, key=lambda r: (_ms(r), -_accuracy(r))):
+    for result in sorted(known, key=lambda r: (ms_per_frame(r), -_accuracy(r))):
         if not chosen or _accuracy(result) > _accuracy(chosen[-1]) + SAME:
             chosen.append(result)
     return chosen
@@ -83,8 +83,8 @@ def _accuracy(result: Result) -> float:
     return accuracy_of(result) or 0.0
 
 
-def _ms(result: Result) -> float:
-    """Per frame."""
+def ms_per_frame(result: Result) -> float:
+    """Median."""
     return float(result["latency_ms"]["p50"] / result["batch"])
 
 
@@ -109,8 +109,8 @@ def _best(kept: Sequence[Result]) -> Result | None:
     """The fastest of those that keep the labels; one in fp32 where this run cannot tell it from that."""
     if not kept:
         return None
-    best = min(kept, key=_ms)
-    exact = min((result for result in kept if result["precision"] == "fp32"), key=_ms, default=best)
+    best = min(kept, key=ms_per_frame)
+    exact = min((result for result in kept if result["precision"] == "fp32"), key=ms_per_frame, default=best)
     return best if compare(exact, best, side_by_side=True).low > 1 else exact
 
 
@@ -129,7 +129,7 @@ def _advice(best: Result | None, results: Sequence[Result], run: Run) -> list[st
     others = [r for r in exact if r["backend"] != "torch"] or exact
     sentences = [f"take {best['name']}: {best['fps']:.0f} FPS"]
     if others:
-        plain = min(others, key=_ms)
+        plain = min(others, key=ms_per_frame)
         gain = compare(plain, best, side_by_side=True)
         sentences[0] += f", {in_words(gain)} {plain['name']}, {_cost(best, run)}"
     sentences[0] += "."
@@ -165,7 +165,7 @@ def _refused(best: Result, results: Sequence[Result], run: Run) -> list[str]:
         tried = [result for result in results if result["precision"].endswith(kind)]
         if not tried:
             continue
-        fastest = min(tried, key=_ms)
+        fastest = min(tried, key=ms_per_frame)
         if _keeps(fastest, run):
             gain = compare(best, fastest, side_by_side=True)
             why = f"{fastest['name']} is at {in_words(gain)} of {best['name']}'s speed"
@@ -218,27 +218,11 @@ def _list(results: Sequence[Result]) -> str:
     return ", ".join(names) if len(names) <= 3 else f"{len(names)} runners"
 
 
-_NEEDS_TRUTH = {name for each in ACCURACY for name in (each, f"{each}_drop")}
-_NEEDS_REFERENCE = {
-    *(f"{name}_drop" for name in ACCURACY),
-    *("agreement", "boundary_flips", "interior_flips", "max_abs_logit", "p99_abs_logit", "unpool_flips"),
-}
-FIGURES = (
-    *(
-        "p50_ms",
-        "p90_ms",
-        "p99_ms",
-        "fps",
-        "stream_fps",
-        "speedup",
-        "speedup_low",
-        "speedup_high",
-        "model_mb",
-        "peak_mb",
-    ),
-    *("agreement", "boundary_flips", "interior_flips", "max_abs_logit", "p99_abs_logit", "unpool_flips"),
-    *(name for each in ACCURACY for name in (each, f"{each}_drop")),
-)
+_SPEED = ("p50_ms", "p90_ms", "p99_ms", "fps", "stream_fps", "speedup", "speedup_low", "speedup_high")
+_PARITY = ("agreement", "boundary_flips", "interior_flips", "max_abs_logit", "p99_abs_logit", "unpool_flips")
+_TRUTH = tuple(name for each in ACCURACY for name in (each, f"{each}_drop"))
+FIGURES = (*_SPEED, "model_mb", "peak_mb", *_PARITY, *_TRUTH)
+_NEEDS_REFERENCE = {*_PARITY, *(f"{name}_drop" for name in ACCURACY)}
 _SHARES = {"agreement", "boundary_flips", "interior_flips", "unpool_flips", *ACCURACY}
 _COMPARISONS: dict[str, Callable[[float, float], bool]] = {
     "<=": operator.le, ">=": operator.ge, "<": operator.lt, ">": operator.gt,
@@ -281,7 +265,7 @@ def parse_requirements(text: str) -> list[Requirement]:
 def require_measurable(requirements: Sequence[Requirement], truth: bool, reference: bool) -> None:
     """Raise InputError for a condition on what the run will not measure."""
     for requirement in requirements:
-        if requirement.figure in _NEEDS_TRUTH and not truth:
+        if requirement.figure in _TRUTH and not truth:
             raise InputError(f"--require {requirement} needs the truth; give --data too")
         if requirement.figure in _NEEDS_REFERENCE and not reference:
             raise InputError(f"--require {requirement} needs the weights that all artifacts came from; see --weights")
