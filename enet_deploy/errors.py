@@ -47,9 +47,11 @@ class RequirementError(EnetError):
 
 # module -> the extra of this package that brings it
 EXTRAS = {
-    **dict.fromkeys(("torch", "safetensors", "onnx", "onnxscript"), "torch"),
+    **dict.fromkeys(("torch", "safetensors", "onnx", "onnxscript", "PIL"), "torch"),
     **dict.fromkeys(("onnxruntime", "openvino"), "cpu"),
     **dict.fromkeys(("jinja2", "matplotlib", "rich", "psutil"), "report"),
+    "av": "video",
+    "rosbags": "ros",
     "tensorrt": "trt",
     "tensorrt_rtx": "rtx",
 }
