@@ -10,6 +10,7 @@ import numpy as np
 import numpy.typing as npt
 
 RESAMPLES = 10_000
+DRAWS = 20_000_000  # in all of them: the more rounds, the fewer resamples show how sure the ratio is
 CONFIDENCE = 0.95
 
 Blocks = Sequence[Sequence[float]]  # calls of each round
@@ -68,8 +69,9 @@ def rounds(result: Mapping[str, Any]) -> list[list[float]]:
 
 
 def _resampled(rounds: npt.NDArray[np.float64], generator: np.random.Generator) -> npt.NDArray[np.float64]:
-    """(RESAMPLES, rounds), drawn with replacement."""
-    drawn: npt.NDArray[np.float64] = rounds[generator.integers(len(rounds), size=(RESAMPLES, len(rounds)))]
+    """(up to RESAMPLES, rounds), drawn with replacement."""
+    resamples = min(RESAMPLES, max(100, DRAWS // len(rounds)))
+    drawn: npt.NDArray[np.float64] = rounds[generator.integers(len(rounds), size=(resamples, len(rounds)))]
     return drawn
 
 

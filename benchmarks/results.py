@@ -9,6 +9,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+from enet_deploy.cli import printable
 from enet_deploy.errors import ArtifactError, EnetError
 from enet_deploy.runners import Spec
 
@@ -123,7 +124,7 @@ def read(path: str | Path) -> Run:
     """
     with blamed(path):
         try:
-            run = json.loads(Path(path).read_text(encoding="utf-8"))
+            run = _printable(json.loads(Path(path).read_text(encoding="utf-8")))
         except OSError as error:
             why = error.strerror
             raise ArtifactError(f"{path} cannot be read: {why}; expected a file of enet-bench --json") from None
@@ -132,6 +133,17 @@ def read(path: str | Path) -> Run:
                 f"{path} is of schema {run['schema']!r}, expected 1 or {SCHEMA}; read it with a later version"
             )
         return complete(_from_first(run) if run["schema"] == 1 else run)
+
+
+def _printable(value: Any) -> Any:
+    """The same with every text as `cli.printable` has it: names, processors and versions are printed as they are."""
+    if isinstance(value, str):
+        return printable(value)
+    if isinstance(value, list):
+        return [_printable(each) for each in value]
+    if isinstance(value, dict):
+        return {printable(name): _printable(each) for name, each in value.items()}
+    return value
 
 
 @contextmanager

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-from enet_deploy.artifacts import replacing
+from enet_deploy.artifacts import check_size, replacing
 from enet_deploy.errors import ArtifactError, InputError
 
 SCHEMA = 2
@@ -80,8 +80,13 @@ class Record:
             for tensor, amax in (*record.amax.items(), *record.outputs.items()):
                 if type(amax) not in (int, float) or not 0 < amax < 1e6:  # 127 steps of a half reach 8e6
                     raise ValueError(f"amax {amax!r} of {tensor}, expected a number above 0 and below 1e6")
-            if not (isinstance(record.weights_sha256, str) and isinstance(record.method, str)):
-                raise ValueError("weights_sha256 and method have to be text")
+                if not (tensor.isascii() and tensor.isprintable()):  # TensorRT's cache has a line for each
+                    raise ValueError(f"tensor {tensor!r}, expected a name in printable ASCII")
+            if not isinstance(record.weights_sha256, str):
+                raise ValueError("weights_sha256 has to be text")
+            if record.method not in METHODS:
+                raise ValueError(f"method {record.method!r:.40}, expected one of {', '.join(METHODS)}")
+            check_size(tuple(record.preprocessing["size"]))
             if not (isinstance(record.images["count"], int) and isinstance(record.accuracy, dict)):
                 raise ValueError("images has to say their count, accuracy has to be an object")
             if not set(record.float_tensors) <= record.amax.keys():

@@ -25,9 +25,15 @@ SCHEMA = 1
 
 BUNDLED_WEIGHTS = Path(__file__).parent / "weights" / "enet-camvid.safetensors"
 
+PRECISIONS = ("fp32", "fp16", "int8", "fp16-int8")
+LARGEST = 8192  # side of a frame, more than a camera gives: no file is to name a size that takes all memory
+
 
 def check_size(size: tuple[int, int]) -> None:
-    """Raise InputError unless both sides are positive multiples of 8: the encoder halves the image three times."""
+    """Raise InputError unless both sides are positive multiples of 8, as the encoder halves the image three times, and
+    no larger than `LARGEST`."""
+    if max(size) > LARGEST:
+        raise InputError(f"size {size[0]}x{size[1]}, expected at most {LARGEST} a side; take a smaller one")
     if any(side < 8 or side % 8 for side in size):
         near = "x".join(str(max(8, round(side / 8) * 8)) for side in size)
         raise InputError(f"size {size[0]}x{size[1]}, expected height and width divisible by 8; the nearest is {near}")
@@ -41,7 +47,7 @@ class Metadata:
         classes: names, colours, void id.
         mean, std: per channel, BGR, on the scale of [0, 255]; the network sees (frame - mean) / std.
         size: (height, width) that the weights were trained for or the graph was exported at.
-        precision: "fp32", "fp16", ...
+        precision: one of `PRECISIONS`.
         weights_sha256: of the weights file an exported graph came from; "" in the weights themselves.
         details: facts for people: recipe, figures, commit, tool versions.
     """
@@ -57,13 +63,19 @@ class Metadata:
     def __post_init__(self) -> None:
         if not all(math.isfinite(value) for value in (*self.mean, *self.std)) or min(self.std) <= 0:
             raise InputError(f"mean {self.mean} and std {self.std}, expected finite numbers, std above 0")
+        if self.precision not in PRECISIONS:
+            raise InputError(f"precision {self.precision!r:.40}, expected one of {', '.join(PRECISIONS)}")
+        if not re.fullmatch("([0-9a-f]{64})?", self.weights_sha256):
+            raise InputError(f"weights_sha256 {self.weights_sha256!r:.80}, expected 64 hex digits, or none")
         check_size(self.size)
 
     @property
     def layout(self) -> str:
         """Of an int8 graph, whose kernels it was made for: "all", or "ort"; else ""."""
         calibration = self.details.get("calibration")
-        return str(calibration.get("target", "all")) if isinstance(calibration, dict) else ""
+        if not isinstance(calibration, dict):
+            return ""
+        return "ort" if calibration.get("target") == "ort" else "all"
 
     def to_text(self) -> str:
         return json.dumps(
@@ -190,6 +202,22 @@ def _replaceable(path: str | Path) -> Path:
     if path.exists() and not path.is_file():
         raise ArtifactError(f"cannot write {path}: it is a folder or a device; name an ordinary file")
     return path
+
+
+@contextlib.contextmanager
+def locked(path: Path) -> Iterator[None]:
+    """One process at a time, for two files that belong together; `path` is a file or a folder that is there.
+
+    Where there are no such locks (Windows, some network file systems) nothing is held.
+    """
+    with contextlib.ExitStack() as held:
+        with contextlib.suppress(ImportError, OSError):
+            import fcntl
+
+            descriptor = os.open(path, os.O_RDONLY)
+            held.callback(os.close, descriptor)  # which lets go, as a crash does
+            fcntl.flock(descriptor, fcntl.LOCK_EX)
+        yield
 
 
 def write_json(path: str | Path, value: Any) -> None:

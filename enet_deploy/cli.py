@@ -46,12 +46,18 @@ def run(
         return 0
     except (EnetError, OSError, ModuleNotFoundError) as error:
         message = _missing_package(error) if isinstance(error, ModuleNotFoundError) else str(error)
-        print(f"{parser.prog}: error: {' '.join(message.split())}", file=sys.stderr)
+        print(f"{parser.prog}: error: {printable(message)}", file=sys.stderr)
         return error.exit_code if isinstance(error, EnetError) else 2
     except KeyboardInterrupt as interrupt:
         print(f"{parser.prog}: interrupted" + "; ".join(["", *map(str, interrupt.args)]), file=sys.stderr)
         return 130
     return 0
+
+
+def printable(text: str) -> str:
+    """On one line, and without what a terminal would obey: names and messages come out of foreign files."""
+    flat = " ".join(text.split())
+    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode("ascii") for c in flat)
 
 
 def _missing_package(error: ModuleNotFoundError) -> str:

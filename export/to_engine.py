@@ -20,7 +20,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from enet_deploy.artifacts import METADATA_KEY, EngineCard, Metadata, replacing, require_writable
+from enet_deploy.artifacts import METADATA_KEY, EngineCard, Metadata, locked, replacing, require_writable
 from enet_deploy.errors import ArtifactError, BackendError, InputError, ParityError
 from enet_deploy.runners.cuda import Gpu, find_gpu
 from enet_deploy.runners.trt_common import FLAVOURS, cache_folder, import_tensorrt, load_engine, make_logger, start
@@ -138,8 +138,11 @@ def to_engine(
         precision_shares=shares,
         metadata=metadata,
     )
-    # The card takes its place first: should the engine then fail to, the card refuses what it does not describe
-    with replacing(path) as temporary:
+    folder = Path(path).resolve().parent
+    folder.mkdir(parents=True, exist_ok=True)
+    # The card takes its place first: should the engine then fail to, the card refuses what it does not describe.
+    # Locked: of two exports to one name, one could leave its card and the other its engine
+    with locked(folder), replacing(path) as temporary:
         temporary.write_bytes(engine)
         card.write(path)
     return Build(Path(path), card, len(engine), seconds, inspected)
@@ -167,8 +170,11 @@ def read_graph(path: Path) -> tuple[bytes, Metadata]:
         raise ArtifactError(f"{path} cannot be read ({error.strerror}); expected a graph of enet-export") from None
     try:
         properties = _metadata_props(model)
-    except ValueError:
+        external = _has_external_data(memoryview(model), "model")
+    except (ValueError, RecursionError):
         raise ArtifactError(f"{path} is no ONNX file, or damaged; export it again with enet-export") from None
+    if external:  # TensorRT would open whatever files it names
+        raise ArtifactError(f"{path} names other files for its weights, expected them inside it; export it again")
     metadata = Metadata.from_text(properties.get(METADATA_KEY), path)
     calibration = metadata.details.get("calibration")
     if isinstance(calibration, dict) and calibration.get("target") == "ort":
@@ -186,6 +192,26 @@ def _metadata_props(model: bytes) -> dict[str, str]:
         raise ValueError("no graph")
     entries = [dict(_fields(content)) for number, content in fields if number == 14]  # of StringStringEntryProto
     return {str(entry.get(1, b""), "utf-8"): str(entry.get(2, b""), "utf-8") for entry in entries}
+
+
+# Message of an ONNX file -> number of a field -> the message in it; all the ways that lead to tensors
+_INSIDE: dict[str, dict[int, str]] = {
+    "model": {7: "graph", 25: "function"},
+    "graph": {1: "node", 5: "tensor", 15: "sparse tensor"},
+    "function": {7: "node", 11: "attribute"},
+    "node": {5: "attribute"},
+    "attribute": {5: "tensor", 6: "graph", 10: "tensor", 11: "graph", 22: "sparse tensor", 23: "sparse tensor"},
+    "sparse tensor": {1: "tensor", 2: "tensor"},
+}
+_EXTERNAL_DATA = 13  # field of a tensor
+
+
+def _has_external_data(message: memoryview, kind: str) -> bool:
+    """Whether any tensor in a message of an ONNX file is said to lie in another file. Raises ValueError."""
+    if kind == "tensor":
+        return any(number == _EXTERNAL_DATA for number, _ in _fields(message))
+    inside = _INSIDE[kind]
+    return any(_has_external_data(content, inside[number]) for number, content in _fields(message) if number in inside)
 
 
 def _fields(message: memoryview) -> Iterator[tuple[int, memoryview]]:

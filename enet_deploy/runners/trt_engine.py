@@ -16,7 +16,7 @@ from typing import Any
 
 import numpy as np
 
-from ..artifacts import EngineCard, replacing, sha256
+from ..artifacts import EngineCard, locked, replacing, sha256
 from ..errors import ArtifactError, BackendError
 from .cuda import Gpu
 from .graph import Signature, check_signature
@@ -85,21 +85,15 @@ def cached_engine(onnx: Path, flavour: str, version: str, gpu: Gpu, index: int) 
 
 @contextlib.contextmanager
 def _locked(folder: Path) -> Iterator[None]:
-    """One process at a time: engine and card are two files, and two builders could leave one of each other's.
-
-    Where there are no such locks (Windows, some network file systems) nothing is held: the card still refuses what it
-    does not describe, and the next open builds again.
-    """
+    """One process at a time builds. Where nothing is held, the card refuses what it does not describe, and the next
+    open builds again."""
+    lock = folder / "lock"  # not the folder itself, which the builder locks
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        file = (folder / "lock").open("w")
+        lock.touch()
     except OSError as error:
         raise ArtifactError(f"cannot write {folder}: {error}; set XDG_CACHE_HOME to another folder") from None
-    with file:
-        with contextlib.suppress(ImportError, OSError):
-            import fcntl
-
-            fcntl.flock(file, fcntl.LOCK_EX)  # until the file is closed, also by a crash
+    with locked(lock):
         yield
 
 
