@@ -1,0 +1,137 @@
+"""ROS bags, without ROS: images of a topic, and a new bag with their labels. ROS 1 (.bag) and 2 (.mcap, .db3)."""
+
+from __future__ import annotations
+
+import itertools
+import json
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from fractions import Fraction
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any
+
+from rosbags import highlevel, rosbag1, rosbag2
+from rosbags.typesys import Stores, get_typestore
+
+from ..artifacts import replacing
+from ..data import ClassList
+from ..errors import DataError, InputError
+from ..ros import image_fields, to_bgr
+from .pipeline import Segmented
+from .sinks import Write
+from .sources import Frame, Source
+
+NANO = 1_000_000_000
+IMAGE_TYPES = ("sensor_msgs/msg/Image", "sensor_msgs/msg/CompressedImage")
+
+
+@dataclass(frozen=True)
+class BagFrame(Frame):
+    """A frame of a bag.
+
+    Attributes:
+        stamp: of its header, in nanoseconds.
+        frame_id: of its header.
+        received: when the bag got it, in nanoseconds.
+    """
+
+    stamp: int = 0
+    frame_id: str = ""
+    received: int = 0
+
+
+class Bag(Source):
+    """The images of one topic, raw or compressed, in the order the bag got them.
+
+    Raises DataError where it is no bag that can be read, InputError where the topic has no images.
+    """
+
+    time_base = Fraction(1, 1_000_000)
+
+    def __init__(self, path: Path, topic: str) -> None:
+        super().__init__(str(path))
+        if not path.exists():
+            raise DataError(f"{path} does not exist; expected a ROS bag")
+        try:
+            self._reader = highlevel.AnyReader([path], default_typestore=get_typestore(Stores.ROS2_HUMBLE))
+            self._reader.open()
+        except Exception as error:  # noqa: BLE001  a damaged bag makes rosbags raise whatever its bytes lead to
+            raise DataError(f"{path} cannot be read as a ROS bag: {error!r}") from None
+        self.topic = topic
+        self._connections = [c for c in self._reader.connections if c.topic == topic and c.msgtype in IMAGE_TYPES]
+        if not self._connections:
+            known = sorted({c.topic for c in self._reader.connections if c.msgtype in IMAGE_TYPES})
+            self._reader.close()
+            raise InputError(f"{path} has no images under --topic {topic}, but {', '.join(known) or 'none at all'}")
+        self.total = sum(c.msgcount for c in self._connections)
+
+    def frames(self) -> Iterator[Frame | DataError]:
+        messages = self._reader.messages(self._connections)
+        for count in itertools.count():
+            try:
+                found = next(messages, None)
+            except Exception as error:  # noqa: BLE001  as above
+                yield DataError(f"{self.name} cannot be read to its end: {error!r}")
+                break
+            if found is None:
+                break
+            try:
+                yield self._frame(count, *found)
+            except DataError as error:
+                yield DataError(f"{self.name}: message {count} of {self.topic}: {error}")
+            except Exception as error:  # noqa: BLE001  as above
+                yield DataError(f"{self.name}: message {count} of {self.topic} is damaged: {error!r}")
+        self._reader.close()
+
+    def _frame(self, count: int, connection: Any, received: int, data: bytes) -> BagFrame:
+        message: Any = self._reader.deserialize(data, connection.msgtype)
+        header, time = message.header, Fraction(received - self._reader.start_time, NANO)
+        stamp = header.stamp.sec * NANO + header.stamp.nanosec
+        return BagFrame(to_bgr(message), f"{count:06}", time, stamp, header.frame_id, received)
+
+
+@contextmanager
+def label_bag(path: Path, topic: str, classes: ClassList) -> Iterator[Write]:
+    """A bag with the labels of each frame of a bag under TOPIC/labels, as mono8 images of the same header and time.
+
+    TOPIC/classes says once what the ids mean, as JSON. A .bag is of ROS 1, an .mcap of ROS 2; it appears when the
+    block ends well. Raises ArtifactError where it cannot be written.
+    """
+    with replacing(path) as temporary, TemporaryDirectory(dir=temporary.parent, prefix=f".{path.stem}-") as folder:
+        is_ros1 = path.suffix == ".bag"
+        types = get_typestore(Stores.ROS1_NOETIC if is_ros1 else Stores.ROS2_HUMBLE)
+        made = Path(folder) / path.name
+        if is_ros1:
+            writer: Any = rosbag1.Writer(made)
+        else:
+            writer = rosbag2.Writer(Path(folder) / "bag", version=9, storage_plugin=rosbag2.StoragePlugin.MCAP)
+            made = Path(folder) / "bag" / "bag.mcap"
+        serialize = types.serialize_ros1 if is_ros1 else types.serialize_cdr
+        with writer:
+            images = writer.add_connection(f"{topic}/labels", IMAGE_TYPES[0], typestore=types)
+            names = writer.add_connection(f"{topic}/classes", "std_msgs/msg/String", typestore=types)
+            text = json.dumps(classes.to_json())
+            string = types.types[names.msgtype]
+            image, header, time = (
+                types.types[name] for name in (IMAGE_TYPES[0], "std_msgs/msg/Header", "builtin_interfaces/msg/Time")
+            )
+            told = False
+
+            def write(item: Segmented) -> None:
+                nonlocal told
+                frame = item.frame
+                assert isinstance(frame, BagFrame)
+                if not told:
+                    writer.write(names, frame.received, serialize(string(data=text), names.msgtype))
+                    told = True
+                fields = {"seq": 0} if is_ros1 else {}
+                stamp = time(sec=frame.stamp // NANO, nanosec=frame.stamp % NANO)
+                message = image(
+                    header=header(stamp=stamp, frame_id=frame.frame_id, **fields), **image_fields(item.labels)
+                )
+                writer.write(images, frame.received, serialize(message, images.msgtype))
+
+            yield write
+        made.replace(temporary)

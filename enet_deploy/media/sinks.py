@@ -1,0 +1,163 @@
+"""Where pictures and figures go: a video, image files, bare bytes, JSON lines, a window."""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+from fractions import Fraction
+from pathlib import Path
+from typing import Any
+
+import cv2
+import numpy as np
+
+from ..artifacts import replacing
+from ..data import UInt8Array
+from ..errors import BackendError, InputError
+from .pipeline import Segmented
+
+# The containers that keep a time for each frame; avi, for one, does not
+VIDEO_CODECS = {".mp4": "libx264", ".mov": "libx264", ".mkv": "libx264", ".webm": "libvpx-vp9"}
+CODEC_OPTIONS = {
+    "libx264": {"preset": "veryfast", "crf": "20"},
+    "libvpx-vp9": {"deadline": "realtime", "cpu-used": "8", "crf": "30", "b": "0"},
+}
+BT709, LIMITED = 1, 1  # FFmpeg's numbers; where a video does not say, players guess its colours by its size
+
+Draw = Callable[[Segmented], UInt8Array]  # a picture of a labelled frame: (h, w, 3) BGR, or (h, w), uint8
+Write = Callable[[Segmented], None]
+
+
+@contextmanager
+def video_file(path: Path, draw: Draw, time_base: Fraction) -> Iterator[Write]:
+    """A video of what `draw` makes of each frame, without sound; each frame is due when it was in its source.
+
+    Frames of another size than the first are resized to it. An odd side gets one more row or column, a copy of the
+    last, as 4:2:0 knows even sizes only. The file appears when the block ends well.
+
+    Raises ArtifactError where it cannot be written.
+    """
+    import av
+
+    with replacing(path) as temporary:
+        try:
+            container = av.open(str(temporary), "w")
+            try:
+                encoder = _Encoder(container, VIDEO_CODECS[path.suffix.lower()], time_base)
+                yield lambda item: encoder.encode(draw(item), item.frame.time)
+                encoder.finish()
+            except BaseException:
+                with suppress(av.error.FFmpegError):
+                    container.close()
+                raise
+            container.close()
+        except av.error.FFmpegError as error:
+            raise OSError(str(error)) from None  # which `replacing` explains
+
+
+class _Encoder:
+    def __init__(self, container: Any, codec: str, time_base: Fraction) -> None:
+        self._container, self._codec, self._time_base = container, codec, time_base
+        self._stream: Any = None
+        self._last = -1  # tick of the frame before
+
+    def encode(self, picture: UInt8Array, time: Fraction | None) -> None:
+        from av import VideoFrame
+
+        if self._stream is None:
+            self._stream = self._add_stream(picture.shape[0], picture.shape[1])
+        picture = _fitted(picture, self._stream.height, self._stream.width)
+        frame = VideoFrame.from_ndarray(picture, format="bgr24")
+        frame = frame.reformat(format="yuv420p", dst_colorspace=BT709, dst_color_range=LIMITED)
+        self._last = max(self._last + 1, round((time or 0) / self._time_base))
+        frame.pts, frame.time_base = self._last, self._time_base
+        self._container.mux(self._stream.encode(frame))
+
+    def _add_stream(self, height: int, width: int) -> Any:
+        stream = self._container.add_stream(self._codec, options=CODEC_OPTIONS[self._codec])
+        stream.height, stream.width, stream.pix_fmt = height + height % 2, width + width % 2, "yuv420p"
+        context = stream.codec_context
+        context.time_base = self._time_base
+        context.colorspace = context.color_primaries = context.color_trc = BT709
+        context.color_range = LIMITED
+        return stream
+
+    def finish(self) -> None:
+        if self._stream is not None:
+            self._container.mux(self._stream.encode(None))
+
+
+def _fitted(picture: UInt8Array, height: int, width: int) -> UInt8Array:
+    below, right = height - picture.shape[0], width - picture.shape[1]
+    if below in (0, 1) and right in (0, 1):
+        fitted = cv2.copyMakeBorder(picture, 0, below, 0, right, cv2.BORDER_REPLICATE)
+    else:
+        fitted = cv2.resize(picture, (width, height), interpolation=cv2.INTER_AREA)
+    return fitted.astype(np.uint8, copy=False)
+
+
+def image_files(path: Path, draw: Draw) -> Write:
+    """A PNG of what `draw` makes of each frame, named after it, in the folder `path`; or the one file `path`."""
+
+    def write(item: Segmented) -> None:
+        file = path if path.suffix else path / f"{item.frame.name}.png"
+        with replacing(file) as temporary:
+            temporary.write_bytes(cv2.imencode(file.suffix, draw(item))[1].tobytes())
+
+    return write
+
+
+def raw_bytes(draw: Draw) -> Write:
+    """The bare bytes of what `draw` makes of each frame, on standard output."""
+
+    def write(item: Segmented) -> None:
+        sys.stdout.buffer.write(draw(item).tobytes())
+        sys.stdout.buffer.flush()
+
+    return write
+
+
+@contextmanager
+def json_lines(path: str, record: Callable[[Segmented], dict[str, Any]]) -> Iterator[Write]:
+    """A line of JSON per frame, in a file that appears when the block ends well, or on standard output ("-")."""
+    if path == "-":
+        yield lambda item: print(json.dumps(record(item), allow_nan=False), flush=True)
+        return
+    with replacing(path) as temporary, temporary.open("w", encoding="utf-8") as file:
+        yield lambda item: print(json.dumps(record(item), allow_nan=False), file=file)
+
+
+def window(title: str, draw: Draw, stopped: threading.Event) -> Write:
+    """A window with what `draw` makes of each frame; q, Esc or closing it sets `stopped`.
+
+    Raises BackendError where there is no screen.
+    """
+    # Qt ends the whole process where there is none
+    if sys.platform == "linux" and not (os.environ.get("DISPLAY") or os.environ.get("WAYLAND_DISPLAY")):
+        raise BackendError("--show needs a screen, and neither DISPLAY nor WAYLAND_DISPLAY is set; use --out instead")
+    try:
+        cv2.namedWindow(title, cv2.WINDOW_NORMAL)
+    except cv2.error:
+        raise BackendError(
+            f"--show needs windows, and this OpenCV {cv2.__version__} was built without (opencv-python-headless is); "
+            "install opencv-python instead"
+        ) from None
+
+    def write(item: Segmented) -> None:
+        cv2.imshow(title, draw(item))
+        if cv2.waitKey(1) & 0xFF in (27, ord("q")) or cv2.getWindowProperty(title, cv2.WND_PROP_VISIBLE) < 1:
+            stopped.set()
+
+    return write
+
+
+def require_encoder(path: Path) -> None:
+    """Raise InputError unless OpenCV writes images of this suffix."""
+    if not cv2.haveImageWriter(f"a{path.suffix}"):
+        raise InputError(
+            f"{path} has the suffix '{path.suffix}', expected one of an image that can be written, as .png"
+        )

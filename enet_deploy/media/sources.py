@@ -1,0 +1,326 @@
+"""Where frames come from: images, a video file, a camera or stream, raw bytes on standard input."""
+
+from __future__ import annotations
+
+import glob
+import itertools
+import logging
+import select
+import threading
+import time
+from abc import ABC, abstractmethod
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from fractions import Fraction
+from io import FileIO
+from pathlib import Path
+from typing import Any
+
+import cv2
+import numpy as np
+
+from ..data import IMAGE_SUFFIXES, UInt8Array, find_images, read_image
+from ..errors import BackendError, DataError, InputError
+
+log = logging.getLogger(__name__)
+
+TICKS = 90_000  # per second, where a source has no clock of its own: what videos usually count in
+BAG_SUFFIXES = (".bag", ".mcap", ".db3")  # ROS 1; ROS 2, which also keeps them in a folder with a metadata.yaml
+RETRY_WAITS = (0.5, 1.0, 2.0, 4.0, 8.0, 10.0)  # seconds before a lost camera is opened again; the last for good
+NAP = 0.1  # seconds between two looks at whether to stop, where a thread waits
+TIMEOUT_MS = 5_000  # without a frame, or while opening a stream
+
+
+@dataclass(frozen=True)
+class Frame:
+    """One picture of a source.
+
+    Attributes:
+        image: (h, w, 3) uint8 BGR.
+        name: what files made of it are called: the image's own, or its number in the source.
+        time: seconds from the start of the source, exact; None for pictures that belong to no time.
+    """
+
+    image: UInt8Array
+    name: str
+    time: Fraction | None = None
+
+
+class Source(ABC):
+    """Frames, read once.
+
+    Attributes:
+        name: what the user called it.
+        live: whether frames come by themselves, so that the newest counts and a late one is worthless.
+        total: how many frames it should have, or None where nobody knows.
+        time_base: seconds between two ticks of its clock.
+    """
+
+    live = False
+    total: int | None = None
+    time_base = Fraction(1, TICKS)
+
+    def __init__(self, name: str) -> None:
+        self.name = name
+
+    @abstractmethod
+    def frames(self) -> Iterator[Frame | DataError]:
+        """Every frame, or in its place what kept it from being decoded; at the end it frees what it holds."""
+
+
+class Images(Source):
+    """Image files, one after the other."""
+
+    def __init__(self, name: str, paths: Sequence[Path]) -> None:
+        super().__init__(name)
+        self.paths = paths
+        self.total = len(paths)
+
+    def frames(self) -> Iterator[Frame | DataError]:
+        for path in self.paths:
+            try:
+                yield Frame(read_image(path), path.stem)
+            except DataError as error:
+                yield error
+
+
+class Video(Source):
+    """A video file, decoded by PyAV: OpenCV does not tell when a frame is due.
+
+    Pictures are turned as the file says (phones record upright videos lying down).
+
+    Raises DataError where it cannot be opened or holds no video.
+    """
+
+    def __init__(self, path: Path) -> None:
+        import av
+
+        super().__init__(str(path))
+        try:
+            self._container = av.open(str(path))
+        except av.error.FFmpegError as error:
+            raise DataError(f"{path} is neither an image nor a video that can be read: {error}") from None
+        if not self._container.streams.video:
+            self._container.close()
+            raise DataError(f"{path} holds no video, expected a file with at least one video stream")
+        self._stream = self._container.streams.video[0]
+        self._stream.thread_type = "AUTO"
+        self.time_base = self._stream.time_base or self.time_base
+        self.rate = self._stream.average_rate or Fraction(25)
+        self.total = self._stream.frames or self._estimate()
+        self._count = 0
+
+    def _estimate(self) -> int | None:
+        length = self._container.duration  # in microseconds
+        return round(length * self.rate / 1_000_000) if length else None
+
+    def frames(self) -> Iterator[Frame | DataError]:
+        from av.error import FFmpegError
+
+        with self._container as container:
+            packets = container.demux(self._stream)
+            while True:
+                try:
+                    packet = next(packets, None)
+                except FFmpegError as error:
+                    yield DataError(f"{self.name} cannot be read to its end: {error}")
+                    return
+                if packet is None:
+                    return
+                try:
+                    pictures = packet.decode()
+                except FFmpegError as error:
+                    yield DataError(f"{self.name}: a frame cannot be decoded: {error}")
+                    continue
+                yield from map(self._frame, pictures)
+
+    def _frame(self, picture: Any) -> Frame | DataError:
+        index = self._count
+        self._count += 1
+        if picture.is_corrupt:
+            return DataError(f"{self.name}: frame {index} is damaged")
+        started = Fraction(self._container.start_time or 0, 1_000_000)
+        due = index / self.rate if picture.pts is None else picture.pts * picture.time_base - started
+        image = np.rot90(picture.to_ndarray(format="bgr24"), picture.rotation // 90)
+        return Frame(np.ascontiguousarray(image), f"{index:06}", max(due, Fraction(0)))
+
+
+class Capture(Source):
+    """What OpenCV opens: a camera by its number or device, a URL, a GStreamer pipeline.
+
+    A live one that goes away is opened again, after longer and longer pauses, for as long as nobody stops it. A URL
+    that knows how many frames it has is a file: none of them is left out, and its end is the end.
+
+    Args:
+        name: for people.
+        address: number of a camera, device, URL or pipeline.
+        api: of OpenCV, one of cv2.CAP_*.
+        stopped: once set, no frame is read any more.
+
+    Raises DataError where it cannot be opened at first, BackendError where this OpenCV cannot open its kind.
+    """
+
+    def __init__(self, name: str, address: int | str, api: int, stopped: threading.Event) -> None:
+        super().__init__(name)
+        if api == cv2.CAP_GSTREAMER and api not in cv2.videoio_registry.getBackends():
+            raise BackendError(
+                f"'{name}' is a GStreamer pipeline, and this OpenCV {cv2.__version__} was built without GStreamer "
+                "(wheels are); use one that has it, such as the system's, or give the stream's URL"
+            )
+        self._address, self._api, self._stopped = address, api, stopped
+        self._capture = self._open()
+        if not self._capture.isOpened():
+            raise DataError(f"{name} cannot be opened; check that it is there, and that no other program has it")
+        count = self._capture.get(cv2.CAP_PROP_FRAME_COUNT)
+        self.total = int(count) if 0 < count < 2**53 else None
+        self.live = self.total is None
+
+    def _open(self) -> cv2.VideoCapture:
+        if isinstance(self._address, int):
+            return cv2.VideoCapture(self._address, self._api)
+        limits = [cv2.CAP_PROP_OPEN_TIMEOUT_MSEC, TIMEOUT_MS, cv2.CAP_PROP_READ_TIMEOUT_MSEC, TIMEOUT_MS]
+        return cv2.VideoCapture(self._address, self._api, limits if "://" in self._address else [])
+
+    def frames(self) -> Iterator[Frame | DataError]:
+        count, start = 0, time.monotonic()
+        while not self._stopped.is_set():
+            there, image = self._capture.read()
+            if there:
+                since = time.monotonic() - start if self.live else self._capture.get(cv2.CAP_PROP_POS_MSEC) / 1000
+                yield Frame(image.astype(np.uint8, copy=False), f"{count:06}", Fraction(round(since * TICKS), TICKS))
+                count += 1
+            elif not self.live or not self._reopen():
+                break
+        self._capture.release()
+
+    def _reopen(self) -> bool:
+        """Try until it is back; False where it was stopped meanwhile."""
+        self._capture.release()
+        for wait in itertools.chain(RETRY_WAITS, itertools.repeat(RETRY_WAITS[-1])):
+            log.warning("%s gives no more frames; opened again in %g s", self.name, wait)
+            if self._stopped.wait(wait):
+                return False
+            self._capture = self._open()
+            if self._capture.isOpened():
+                log.warning("%s is back", self.name)
+                return True
+        raise AssertionError("no end of waits")
+
+
+class Raw(Source):
+    """Frames as bare bytes, height x width x 3, BGR, from a file descriptor: what `ffmpeg -pix_fmt bgr24` writes.
+
+    Args:
+        size: (height, width).
+        rate: frames per second.
+        stopped: once set, nothing more is read.
+        descriptor: to read from, 0 for standard input.
+    """
+
+    def __init__(self, size: tuple[int, int], rate: float, stopped: threading.Event, descriptor: int = 0) -> None:
+        super().__init__("standard input")
+        self._size, self._rate, self._stopped = size, Fraction(rate).limit_denominator(1001), stopped
+        self.time_base = 1 / self._rate
+        # Unbuffered, so that what `select` says of the descriptor is so
+        self._file = FileIO(descriptor, closefd=False)
+
+    def frames(self) -> Iterator[Frame | DataError]:
+        for count in itertools.count():
+            image = np.empty((*self._size, 3), np.uint8)
+            there = self._fill(memoryview(image.reshape(-1)))  # type: ignore[arg-type]
+            if there == image.nbytes:
+                yield Frame(image, f"{count:06}", count / self._rate)
+                continue
+            if there:
+                yield DataError(
+                    f"standard input ended {there} bytes into a frame of {image.nbytes}; expected whole frames of "
+                    f"{self._size[0]}x{self._size[1]} (height x width), 3 bytes a pixel"
+                )
+            return
+
+    def _fill(self, buffer: memoryview) -> int:
+        """Read until it is full or nothing comes any more; how many bytes came."""
+        there = 0
+        while there < len(buffer) and not self._stopped.is_set():
+            if not select.select([self._file], [], [], NAP)[0]:
+                continue
+            count = self._file.readinto(buffer[there:])
+            if not count:
+                break
+            there += count
+        return there
+
+
+def open_source(
+    text: str,
+    stopped: threading.Event,
+    raw: tuple[int, int] | None = None,
+    rate: float = 25.0,
+    topic: str | None = None,
+) -> Source:
+    """Open what `text` names.
+
+    Args:
+        text: an image, a folder or glob of images, a video file, a ROS bag, the number or device of a camera, a URL,
+            a GStreamer pipeline, or "-" for standard input.
+        stopped: set, it ends a live source.
+        raw: (height, width) of the frames on standard input.
+        rate: of these, per second.
+        topic: of the images in a bag.
+
+    Raises InputError where `raw` or `topic` do not fit, DataError where there is nothing to read, BackendError where
+    it is of a kind that this machine cannot open.
+    """
+    path = Path(text)
+    is_bag = path.suffix in BAG_SUFFIXES or (path / "metadata.yaml").is_file()
+    if (raw is not None) != (text == "-"):
+        raise InputError(
+            f"--raw {'missing' if raw is None else 'given'} for '{text}'; expected with '-', and only there"
+        )
+    if (topic is not None) != is_bag:
+        raise InputError(
+            f"--topic {'missing' if topic is None else 'given'} for '{text}'; expected with a ROS bag, and only there"
+        )
+    if raw is not None:
+        return Raw(raw, rate, stopped)
+    if topic is not None:
+        from .bags import Bag
+
+        bag: Source = Bag(path, topic)
+        return bag
+    if text.isdecimal():
+        return Capture(f"camera {text}", int(text), cv2.CAP_ANY, stopped)
+    if " ! " in text:
+        return Capture(text, text, cv2.CAP_GSTREAMER, stopped)
+    if "://" in text or path.is_char_device():
+        return Capture(text, text, cv2.CAP_ANY, stopped)
+    return _open_files(text, path)
+
+
+def _open_files(text: str, path: Path) -> Source:
+    if path.is_dir():
+        return Images(text, find_images(path, "."))
+    if not path.exists() and glob.has_magic(text):
+        return Images(text, _matching(text))
+    if not path.exists():
+        raise DataError(
+            f"{text} does not exist; expected an image, a folder or glob of images, a video file, a ROS bag, the "
+            "number of a camera, a URL, a GStreamer pipeline, or - for raw frames on standard input"
+        )
+    return Images(text, [path]) if path.suffix.lower() in IMAGE_SUFFIXES else Video(path)
+
+
+def _matching(pattern: str) -> list[Path]:
+    """The image files that a glob fits, sorted. Raises DataError where there are none, or two of one name."""
+    found = map(Path, sorted(glob.glob(pattern, recursive=True)))  # noqa: PTH207  Path.glob takes no absolute patterns
+    paths = [path for path in found if path.suffix.lower() in IMAGE_SUFFIXES]
+    if not paths:
+        raise DataError(f"no image fits {pattern}, expected some with one of {' '.join(sorted(IMAGE_SUFFIXES))}")
+    names: dict[str, Path] = {}
+    for path in paths:
+        if names.setdefault(path.stem, path) != path:
+            raise DataError(
+                f"{names[path.stem]} and {path} have the same stem, so what is made of one would replace that of the "
+                "other; take one folder at a time"
+            )
+    return paths

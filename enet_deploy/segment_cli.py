@@ -1,0 +1,294 @@
+"""`enet-segment`: label anything that has frames, and show or write what comes of it."""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import functools
+import logging
+import math
+import signal
+import sys
+import threading
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from . import cli
+from .artifacts import require_writable
+from .data import IMAGE_SUFFIXES, ClassList, UInt8Array, colorize, open_data, overlay, require_same_classes
+from .errors import DataError, InputError
+from .media import drawing, sinks
+from .media.pipeline import Pipeline, Segmented
+from .media.sources import BAG_SUFFIXES, Images, Source, open_source
+from .metrics import ConfusionMatrix
+from .runners import BACKENDS, open_runner
+
+NEW_BAGS = (".bag", ".mcap")  # that can be written
+
+
+class Truth:
+    """The label maps that lie beside a source's images.
+
+    Raises InputError where the source has no place for them, DataError where they are missing or of other classes.
+    """
+
+    def __init__(self, source: Source, classes: ClassList) -> None:
+        folders = {path.resolve().parent for path in source.paths} if isinstance(source, Images) else set()
+        if len(folders) != 1:
+            raise InputError(
+                f"--compare for {source.name}, expected images of one folder NAME, with NAMEannot beside it"
+            )
+        (folder,) = folders
+        self._data = open_data(folder.parent, folder.name)
+        require_same_classes(classes, self._data.classes, folder.parent, "the artifact knows")
+        self._index = {image.stem: index for index, (image, _) in enumerate(self._data.pairs)}
+        self.confusion = ConfusionMatrix(classes)
+
+    def beside(self, item: Segmented) -> Segmented:
+        """The frame, its labels and their truth; counted."""
+        truth = self._data.read_labels(self._index[item.frame.name])
+        self.confusion.update(truth, item.labels)
+        return dataclasses.replace(item, truth=truth)
+
+
+class Artist:
+    """Draws labelled frames as `--alpha`, `--legend` and `--compare` ask for."""
+
+    def __init__(self, classes: ClassList, alpha: float, legend: bool) -> None:
+        self._classes, self._alpha, self._legend = classes, alpha, legend
+        self._legend_of = functools.lru_cache(4)(lambda height: drawing.legend(classes, height))
+
+    def picture(self, item: Segmented) -> UInt8Array:
+        """(h, w, 3) uint8 BGR: colours laid over the image, or image, truth and labels side by side."""
+        if item.truth is None:
+            picture = overlay(item.frame.image, item.labels, self._classes, self._alpha)
+        else:
+            right = np.equal(item.truth, item.labels)[item.truth < len(self._classes)]
+            caption = f"labels, {right.mean():.1%} of pixels right" if right.size else "labels"
+            truth, labels = (colorize(ids, self._classes) for ids in (item.truth, item.labels))
+            picture = drawing.side_by_side([("image", item.frame.image), ("truth", truth), (caption, labels)])
+        if self._legend:
+            picture = np.concatenate([picture, self._legend_of(picture.shape[0])], axis=1)
+        return picture
+
+    def mask(self, item: Segmented) -> UInt8Array:
+        """(h, w, 3) uint8 BGR: the colours of the labels alone."""
+        return colorize(item.labels, self._classes)
+
+    def record(self, item: Segmented) -> dict[str, Any]:
+        """What is written as JSON: see the README."""
+        counts = np.bincount(item.labels.ravel(), minlength=256)
+        record: dict[str, Any] = {
+            "frame": item.frame.name,
+            "time_s": None if item.frame.time is None else round(float(item.frame.time), 6),
+            "latency_ms": round(item.latency_ms, 3),
+            "shares": {name: counts[id_] / item.labels.size for id_, name in enumerate(self._classes.names)},
+        }
+        if item.truth is not None:
+            counted = item.truth < len(self._classes)
+            record["pixel_accuracy"] = float((item.truth == item.labels)[counted].mean()) if counted.any() else None
+        return record
+
+
+def picture_sink(stack: ExitStack, option: str, path: str, draw: sinks.Draw, source: Source) -> sinks.Write:
+    """What a path asks for by its suffix: a video, one image, a folder of images, or "-" for bare bytes.
+
+    Raises InputError where the source has no such thing.
+    """
+    suffix = Path(path).suffix.lower()
+    if path == "-":
+        return sinks.raw_bytes(draw)
+    if suffix in sinks.VIDEO_CODECS:
+        if isinstance(source, Images):
+            raise InputError(f"{option} {path} for images, which have no times; expected a folder or an image's name")
+        return stack.enter_context(sinks.video_file(Path(path), draw, source.time_base))
+    if not suffix:
+        return sinks.image_files(Path(path), draw)
+    if suffix not in IMAGE_SUFFIXES:
+        raise InputError(
+            f"{option} {path}, expected a folder, -, an image, or a video: {', '.join(sinks.VIDEO_CODECS)}"
+        )
+    if source.total != 1:
+        raise InputError(f"{option} {path} is one image, and {source.name} has more frames; name a folder or a video")
+    sinks.require_encoder(Path(path))
+    return sinks.image_files(Path(path), draw)
+
+
+def open_sinks(
+    stack: ExitStack, args: argparse.Namespace, source: Source, classes: ClassList, stopped: threading.Event
+) -> list[sinks.Write]:
+    """All that the arguments ask for."""
+    artist = Artist(classes, args.alpha, args.legend)
+    writes = []
+    if args.out is not None and Path(args.out).suffix.lower() in NEW_BAGS:
+        from .media.bags import Bag, label_bag
+
+        if not isinstance(source, Bag):
+            raise InputError(f"--out {args.out} is a bag, and {source.name} is none; expected a video or a folder")
+        writes.append(stack.enter_context(label_bag(Path(args.out), source.topic, classes)))
+    elif args.out is not None:
+        writes.append(picture_sink(stack, "--out", args.out, artist.picture, source))
+    if args.masks is not None:
+        writes.append(picture_sink(stack, "--masks", args.masks, artist.mask, source))
+    if args.labels is not None:
+        if Path(args.labels).suffix not in ("", ".png"):
+            raise InputError(f"--labels {args.labels}, expected a folder, a .png file, or - (ids have to stay exact)")
+        writes.append(picture_sink(stack, "--labels", args.labels, lambda item: item.labels, source))
+    if args.json is not None:
+        writes.append(stack.enter_context(sinks.json_lines(args.json, artist.record)))
+    if args.show:
+        writes.append(sinks.window(source.name, artist.picture, stopped))
+    return writes
+
+
+def check_outputs(args: argparse.Namespace, source: Source) -> list[str]:
+    """The paths to be written. Raises InputError where one is given twice or is what is read, ArtifactError where
+    one cannot be written."""
+    paths = [path for path in (args.out, args.labels, args.masks, args.json) if path is not None]
+    if len(set(paths)) < len(paths):
+        raise InputError(f"outputs {', '.join(paths)}, expected a different one for each")
+    read = {path.resolve() for path in source.paths} if isinstance(source, Images) else {Path(source.name).resolve()}
+    for path in paths:
+        if path != "-":
+            if {Path(path).resolve()} & (read | {path.parent for path in read}):
+                raise InputError(f"{path} is what the frames are read from; write to another file or folder")
+            require_writable(Path(path) if Path(path).suffix else Path(path) / "1.png")
+    return paths
+
+
+def default_out(text: str, source: Source) -> str:
+    """What `--out` is where nothing is asked for, in the current folder."""
+    if text == "-":
+        raise InputError("frames of standard input go nowhere; give --out, --labels, --masks, --json or --show")
+    path = Path(text)
+    if isinstance(source, Images):
+        return f"{path.stem}-segmented.png" if path.is_file() else f"{path.name.strip('*?.') or 'images'}-segmented"
+    if not path.exists():
+        return "camera-segmented.mp4"
+    if path.suffix in BAG_SUFFIXES or path.is_dir():
+        return f"{path.stem}-segmented{'.bag' if path.suffix == '.bag' else '.mcap'}"
+    return f"{path.stem}-segmented.mp4"
+
+
+@contextmanager
+def until_signalled(stopped: threading.Event) -> Iterator[list[int]]:
+    """The first SIGINT or SIGTERM sets `stopped` and is added to the list; a second one is as ever."""
+    came: list[int] = []
+    before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+
+    def restore() -> None:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+    def stop(number: int, _: Any) -> None:
+        came.append(number)
+        stopped.set()
+        restore()
+
+    for number in before:
+        signal.signal(number, stop)
+    try:
+        yield came
+    finally:
+        restore()
+
+
+def summary(pipeline: Pipeline, name: str, count: int, seconds: float, paths: Sequence[str]) -> str:
+    """What was done, for people."""
+    parts = [f"{count} frame{'s' * (count != 1)} of {name} in {seconds:.1f} s ({count / seconds:.1f} FPS)"]
+    if pipeline.undecodable:
+        parts.append(f"{pipeline.undecodable} could not be decoded ({pipeline.first_flaw})")
+    if pipeline.dropped:
+        parts.append(f"{pipeline.dropped} dropped for newer ones")
+    return "; ".join(parts + [f"wrote {path}" for path in paths if path != "-"])
+
+
+def _segment(args: argparse.Namespace) -> None:
+    logging.basicConfig(format="enet-segment: %(message)s")  # a camera that is lost, and found again
+    stopped = threading.Event()
+    source = open_source(args.source, stopped, args.raw, args.fps, args.topic)
+    if not (args.show or args.out or args.labels or args.masks or args.json):
+        args.out = default_out(args.source, source)
+    paths = check_outputs(args, source)
+    with open_runner(args.artifact, args.backend, args.device) as runner:
+        truth = Truth(source, runner.spec.classes) if args.compare else None
+        pipeline = Pipeline(source, runner.segment, stopped, args.every)
+        total = None if source.total is None else math.ceil(source.total / args.every)
+        count, start = 0, time.perf_counter()
+        with until_signalled(stopped) as signals, ExitStack() as stack:
+            writes = open_sinks(stack, args, source, runner.spec.classes, stopped)
+            for item in cli.progress(pipeline.run(), source.name, total):
+                item = truth.beside(item) if truth is not None else item
+                for write in writes:
+                    write(item)
+                count += 1
+            if not count and not signals:
+                raise pipeline.first_flaw or DataError(f"{source.name} holds no frame, expected at least one")
+    print(summary(pipeline, source.name, count, time.perf_counter() - start, paths), file=sys.stderr)
+    if truth is not None and count:
+        scores = truth.confusion.scores()
+        print(f"pixel accuracy {scores.pixel_accuracy:.4f}, mIoU {scores.miou:.4f}", file=sys.stderr)
+    if signals and not source.live:
+        raise SystemExit(128 + signals[0])
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    parser = cli.Parser(
+        "enet-segment",
+        description="Label every frame of a source. What comes of it goes where the options say, by default an overlay "
+        "(of a bag: the labels) in the current folder. Decoding, labelling and writing overlap; of a live source only "
+        "the newest frame counts. Ctrl-C and SIGTERM finish the files.",
+    )
+    parser.add_argument("artifact", type=Path, metavar="ARTIFACT", help="weights, a graph (.onnx) or an engine")
+    parser.add_argument(
+        "source",
+        metavar="SOURCE",
+        help="an image, a folder or glob of images, a video, a camera's number, an RTSP or HTTP URL, a GStreamer "
+        "pipeline, a ROS bag (.bag, .mcap, or a folder), or - for raw BGR frames on standard input",
+    )
+    outputs = parser.add_argument_group("outputs", "by suffix a video, an image or a folder; - is standard output")
+    outputs.add_argument("--out", metavar="PATH", help="overlay; of a bag also a .bag or .mcap with labels")
+    outputs.add_argument("--labels", metavar="PATH", help="label maps: PNG of class ids, or raw bytes")
+    outputs.add_argument("--masks", metavar="PATH", help="the labels in the classes' colours")
+    outputs.add_argument("--json", metavar="FILE", help="a line of JSON per frame: share of each class, latency")
+    outputs.add_argument("--show", action="store_true", help="a window; q ends it")
+    parser.add_argument(
+        "--alpha", type=cli.share, default=0.5, help="share of the colours in the overlay (%(default)s)"
+    )
+    parser.add_argument("--legend", action="store_true", help="with the classes' colours and names beside the picture")
+    parser.add_argument(
+        "--compare", action="store_true", help="image, truth and labels side by side; images of NAME, maps of NAMEannot"
+    )
+    parser.add_argument("--every", type=cli.positive, default=1, metavar="N", help="label every N-th frame alone")
+    parser.add_argument("--topic", metavar="T", help="of the images in a bag, such as /camera/image_raw")
+    parser.add_argument("--raw", type=frame_size, metavar="HxW", help="size of the frames on standard input")
+    parser.add_argument("--fps", type=rate, default=25.0, metavar="F", help="of the same (%(default)g)")
+    parser.add_argument("--backend", choices=BACKENDS, help="default: by the artifact's suffix")
+    parser.add_argument("--device", help="cpu, cuda or cuda:N (default: the backend's own)")
+    return cli.run(parser, _segment, argv)
+
+
+def frame_size(text: str) -> tuple[int, int]:
+    """argparse type: "HxW" -> (height, width), any but 0."""
+    height, _, width = text.lower().partition("x")
+    try:
+        return cli.positive(height), cli.positive(width)
+    except argparse.ArgumentTypeError:
+        raise argparse.ArgumentTypeError(f"'{text}', expected HEIGHTxWIDTH such as 720x1280") from None
+
+
+def rate(text: str) -> float:
+    """argparse type: frames per second."""
+    value = cli.not_negative(text)
+    if not value:
+        raise argparse.ArgumentTypeError(f"'{text}', expected a number above 0")
+    return value
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())
