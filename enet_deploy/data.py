@@ -1,111 +1,36 @@
-"""Segmentation data sets in the SegNet layout, CamVid first; class lists and their colours.
+"""Segmentation data sets: matched images and label maps, in the SegNet layout or Cityscapes'.
 
-A data set is a folder with, for each split, `SPLIT/` (images) and `SPLITannot/` (8-bit label maps of class ids),
-matched by file stem. CamVid needs nothing more; any other data set says its classes in `classes.json`:
-
-    {"names": ["floor", "wall"], "colors": [[0, 90, 200], [200, 200, 0]], "ignore_id": 255}
+In the SegNet layout a data set is a folder with, for each split, `SPLIT/` (images) and `SPLITannot/` (label maps),
+matched by file stem. CamVid needs nothing more; any other data set says its classes in `classes.json`, and also there
+what its label maps hold, where it is neither class ids nor the classes' colours (see `classes`).
 """
 
 from __future__ import annotations
 
-import json
+import dataclasses
 import os
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import NamedTuple, TypeVar
 
 import cv2
 import numpy as np
 import numpy.typing as npt
 
+from .classes import CAMVID as CAMVID
+from .classes import ClassList as ClassList
+from .classes import LabelValues, is_cityscapes, read_label_values
+from .classes import read_classes as read_classes
 from .errors import DataError, InputError
+from .imagefiles import IMAGE_SUFFIXES as IMAGE_SUFFIXES
+from .imagefiles import decode, read_values, translate
 
 T = TypeVar("T")
 
 UInt8Array = npt.NDArray[np.uint8]
-
-# What OpenCV may read; which of them a build does read shows when it decodes
-IMAGE_SUFFIXES = {
-    *(".png", ".jpg", ".jpeg", ".jpe", ".jp2", ".webp", ".avif", ".bmp", ".dib", ".tif", ".tiff"),
-    *(".ppm", ".pgm", ".pbm", ".pnm", ".pxm", ".sr", ".ras", ".gif", ".exr", ".hdr", ".pic"),
-}
-
-
-@dataclass(frozen=True)
-class ClassList:
-    """The classes of a data set.
-
-    Attributes:
-        names: one per class; the class id is the position.
-        colors: RGB in [0, 255], one per class, for pictures.
-        ignore_id: the label of pixels without a class ("void"), or None where every pixel has one.
-    """
-
-    names: tuple[str, ...]
-    colors: tuple[tuple[int, int, int], ...]
-    ignore_id: int | None
-
-    def __post_init__(self) -> None:
-        if not 2 <= len(self.names) <= 255:
-            raise InputError(f"{len(self.names)} class names, expected 2 to 255: label maps hold 8-bit ids")
-        if len(set(self.names)) != len(self.names):
-            raise InputError(f"class names {list(self.names)} repeat, expected each once")
-        if len(self.colors) != len(self.names):
-            raise InputError(f"{len(self.colors)} colors for {len(self.names)} class names, expected one each")
-        for name, color in zip(self.names, self.colors, strict=True):
-            if len(color) != 3 or not all(0 <= c <= 255 for c in color):
-                raise InputError(f"color {list(color)} of class '{name}', expected [red, green, blue] in 0 to 255")
-        if self.ignore_id is not None and not len(self.names) <= self.ignore_id <= 255:
-            raise InputError(
-                f"ignore_id {self.ignore_id}, expected {len(self.names)} to 255 (no class has it) or null for none"
-            )
-
-    def __len__(self) -> int:
-        return len(self.names)
-
-    @property
-    def void(self) -> int:
-        """A label that is no class: `ignore_id`, or 255 where there is none."""
-        return 255 if self.ignore_id is None else self.ignore_id
-
-    def to_json(self) -> dict[str, Any]:
-        return {"names": list(self.names), "colors": [list(c) for c in self.colors], "ignore_id": self.ignore_id}
-
-    @classmethod
-    def from_json(cls, value: Any) -> ClassList:
-        """The inverse of `to_json`. Raises InputError where `value` is not of that form."""
-        try:
-            ignore_id = value.get("ignore_id")
-            if not isinstance(value["names"], list):
-                raise TypeError("names is no list")
-            return cls(
-                names=tuple(str(name) for name in value["names"]),
-                colors=tuple((int(r), int(g), int(b)) for r, g, b in value["colors"]),
-                ignore_id=None if ignore_id is None else int(ignore_id),
-            )
-        except (AttributeError, KeyError, TypeError, ValueError, OverflowError) as error:
-            if isinstance(error, InputError):
-                raise
-            raise InputError(
-                'a class list is {"names": [str, ...], "colors": [[r, g, b], ...], "ignore_id": int or null}; '
-                f"this one is not: {error!r}"
-            ) from None
-
-
-CAMVID = ClassList(
-    names=(
-        "sky", "building", "pole", "road", "pavement", "tree",
-        "sign", "fence", "car", "pedestrian", "bicyclist",
-    ),
-    colors=(
-        (128, 128, 128), (128, 0, 0), (192, 192, 128), (128, 64, 128), (60, 40, 222), (128, 128, 0),
-        (192, 128, 128), (64, 64, 128), (64, 0, 128), (64, 64, 0), (0, 128, 192),
-    ),
-    ignore_id=11,
-)  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -115,10 +40,12 @@ class DataSet:
     Attributes:
         classes: what the ids in the label maps mean.
         pairs: (image file, label file), sorted by name.
+        values: what stands for the classes in the label files.
     """
 
     classes: ClassList
     pairs: tuple[tuple[Path, Path], ...]
+    values: LabelValues
 
     def __len__(self) -> int:
         return len(self.pairs)
@@ -144,46 +71,93 @@ class DataSet:
     def read_labels(self, index: int) -> UInt8Array:
         """The label map alone, (H, W) uint8 class ids. Raises DataError, naming the file."""
         path = self.pairs[index][1]
-        labels = _decode(path, cv2.IMREAD_UNCHANGED)
-        if labels.ndim != 2 or labels.dtype != np.uint8:
+        values = read_values(path)
+        in_color = values.dtype != np.uint8
+        known = self.values.colors if in_color else self.values.ids
+        labels, unknown = translate(values, known, self.classes.void)
+        if unknown:
+            value, pixels = next(iter(unknown)), sum(unknown.values())
             raise DataError(
-                f"{path} has shape {labels.shape} and dtype {labels.dtype}; expected an 8-bit single-channel map of "
-                "class ids (a colour picture of the classes has to be converted first)"
-            )
-        labels = labels.astype(np.uint8, copy=False)
-        wrong = labels >= len(self.classes)
-        if self.classes.ignore_id is not None:
-            wrong &= labels != self.classes.ignore_id
-        if wrong.any():
-            known = f"0 to {len(self.classes) - 1}"
-            known += "" if self.classes.ignore_id is None else f" and {self.classes.ignore_id} for void"
-            raise DataError(
-                f"{path} holds class id {int(labels[wrong][0])} ({int(wrong.sum())} pixels have no known id); "
-                f"expected {known}: correct the label map or declare the classes in classes.json"
+                f"{path} holds the colour #{value:06x} ({pixels} pixels have no known colour); expected those of the "
+                'classes: correct the label map or say what it is in classes.json, "label_values": '
+                f'{{"#{value:06x}": "NAME"}}, or null for void'
+                if in_color
+                else f"{path} holds class id {value} ({pixels} pixels have no known id); expected "
+                f"{self.values.known_ids(self.classes)}: correct the label map or declare the classes in classes.json"
             )
         return labels
+
+
+class Part(NamedTuple):
+    """Where the images of a split lie, or its label maps: files of `folder` that fit `pattern`.
+
+    Their stems without `ending` are the same for an image and its label map.
+    """
+
+    folder: Path
+    pattern: str = "*"
+    ending: str = ""
+
+    def by_stem(self) -> dict[str, list[Path]]:
+        """The files, sorted, by what they share with their partner; there should be one of each."""
+        files: dict[str, list[Path]] = {}
+        for path in sorted(self.folder.glob(self.pattern)):
+            # files with a dot in front are nobody's images: unfinished ones, and what macOS leaves beside each file
+            if path.suffix.lower() in IMAGE_SUFFIXES and path.stem.endswith(self.ending) and path.name[0] != ".":
+                files.setdefault(path.stem.removesuffix(self.ending), []).append(path)
+        return files
+
+    def one_by_stem(self) -> dict[str, Path]:
+        """The same with one file each. Raises DataError where there are several, none at all, or no folder."""
+        if not self.folder.is_dir():
+            raise DataError(
+                f"{self.folder} is not a folder; a data set has train/ trainannot/ val/ valannot/, or Cityscapes' "
+                "leftImg8bit/ and gtFine/ (`enet-data camvid DIR` fetches CamVid)"
+            )
+        files = self.by_stem()
+        if not files:
+            raise DataError(
+                f"{self.folder} holds no images; expected files {self.pattern}{self.ending} with one of "
+                f"{' '.join(sorted(IMAGE_SUFFIXES))}"
+            )
+        for first, *others in files.values():
+            if others:
+                raise DataError(f"{first} and {others[0]} have the same stem; keep one of them")
+        return {stem: path for stem, (path,) in files.items()}
+
+
+def parts(root: str | Path, split: str) -> tuple[Part, Part]:
+    """Where the images and the label maps of a split lie, whether there are any or not."""
+    root = Path(root)
+    if is_cityscapes(root):
+        return (
+            Part(root / "leftImg8bit" / split, "*/*", "_leftImg8bit"),
+            Part(root / "gtFine" / split, "*/*", "_gtFine_labelIds"),
+        )
+    return Part(root / split), Part(root / f"{split}annot")
 
 
 def open_data(root: str | Path, split: str) -> DataSet:
     """Match the images and label maps of one split by file stem; nothing is decoded yet.
 
     Args:
-        root: the data set's folder, holding `split/` and `splitannot/`, and `classes.json` unless it is CamVid.
+        root: the data set's folder, holding `split/` and `splitannot/`, and `classes.json` unless it is CamVid; or
+            Cityscapes' `leftImg8bit/split/` and `gtFine/split/`, whose 19 classes are those of its benchmark.
         split: "train", "val" or "test".
 
     Raises DataError where a folder is missing or empty, or a file has no partner.
     """
-    root = Path(root)
-    images = _by_stem(root / split)
-    labels = _by_stem(root / f"{split}annot")
-    for here, there, folder in ((images, labels, f"{split}annot"), (labels, images, split)):
+    of_images, of_labels = parts(root, split)
+    images, labels = of_images.one_by_stem(), of_labels.one_by_stem()
+    for here, there, folder in ((images, labels, of_labels.folder), (labels, images, of_images.folder)):
         alone = sorted(here.keys() - there.keys())
         if alone:
             raise DataError(
-                f"{here[alone[0]]} has no partner '{alone[0]}.*' in {root / folder} ({len(alone)} such files); "
+                f"{here[alone[0]]} has no partner '{alone[0]}.*' in {folder} ({len(alone)} such files); "
                 "every image needs one label map of the same name"
             )
-    return DataSet(read_classes(root), tuple((images[stem], labels[stem]) for stem in sorted(images)))
+    classes, values = read_label_values(root)
+    return DataSet(classes, tuple((images[stem], labels[stem]) for stem in sorted(images)), values)
 
 
 def find_images(root: str | Path, split: str) -> list[Path]:
@@ -191,17 +165,17 @@ def find_images(root: str | Path, split: str) -> list[Path]:
 
     Raises DataError where there are none.
     """
-    root = Path(root)
-    if (root / split).is_dir():
-        return [*_by_stem(root / split).values()]
-    if not root.is_dir() or not any(path.suffix.lower() in IMAGE_SUFFIXES for path in root.iterdir()):
+    images, itself = parts(root, split)[0], Part(Path(root))
+    if images.folder.is_dir():
+        return [*images.one_by_stem().values()]
+    if not itself.by_stem():
         raise DataError(f"{root} has neither a folder '{split}' nor images, expected a data set or a folder of images")
-    return [*_by_stem(root).values()]
+    return [*itself.one_by_stem().values()]
 
 
 def read_image(path: str | Path) -> UInt8Array:
     """Decode an image file as (H, W, 3) uint8 BGR. Raises DataError, naming the file."""
-    return _decode(Path(path), cv2.IMREAD_COLOR).astype(np.uint8, copy=False)
+    return decode(Path(path), cv2.IMREAD_COLOR).astype(np.uint8, copy=False)
 
 
 def resize_image(image: UInt8Array, size: tuple[int, int]) -> UInt8Array:
@@ -246,25 +220,6 @@ def require_same_classes(known: ClassList, data: ClassList, folder: str | Path, 
         )
 
 
-def _by_stem(folder: Path) -> dict[str, Path]:
-    if not folder.is_dir():
-        raise DataError(
-            f"{folder} is not a folder; a data set has train/ trainannot/ val/ valannot/ "
-            "(`enet-data camvid DIR` fetches CamVid)"
-        )
-    files: dict[str, Path] = {}
-    for path in sorted(folder.iterdir()):
-        # files with a dot in front are nobody's images: unfinished ones, and what macOS leaves beside each file
-        if path.suffix.lower() not in IMAGE_SUFFIXES or path.name.startswith("."):
-            continue
-        if path.stem in files:
-            raise DataError(f"{files[path.stem]} and {path} have the same stem; keep one of them")
-        files[path.stem] = path
-    if not files:
-        raise DataError(f"{folder} holds no images; expected files with one of {' '.join(sorted(IMAGE_SUFFIXES))}")
-    return files
-
-
 def join(sets: Sequence[DataSet]) -> DataSet:
     """One data set with the images of all. Raises DataError unless they have the same classes and no file twice."""
     first = sets[0]
@@ -278,12 +233,17 @@ def join(sets: Sequence[DataSet]) -> DataSet:
                 f"data sets of different classes: {first.pairs[0][0].parent} has {', '.join(first.classes.names)}, "
                 f"{other.pairs[0][0].parent} has {', '.join(other.classes.names)}; expected the same, and the same void"
             )
-    return DataSet(first.classes, tuple(pair for data in sets for pair in data.pairs))
+        if other.values != first.values:
+            raise DataError(
+                f"{first.pairs[0][1].parent} and {other.pairs[0][1].parent} give their classes other colours or label "
+                "values, expected the same; make them so in classes.json"
+            )
+    return dataclasses.replace(first, pairs=tuple(pair for data in sets for pair in data.pairs))
 
 
 def without(data: DataSet, prefix: str) -> DataSet:
     """The images whose file names do not begin with `prefix`; may be none."""
-    return DataSet(data.classes, tuple(pair for pair in data.pairs if not pair[0].name.startswith(prefix)))
+    return dataclasses.replace(data, pairs=tuple(pair for pair in data.pairs if not pair[0].name.startswith(prefix)))
 
 
 def hold_out(data: DataSet, prefix: str) -> tuple[DataSet, DataSet]:
@@ -299,7 +259,7 @@ def hold_out(data: DataSet, prefix: str) -> tuple[DataSet, DataSet]:
             f"hold-out '{prefix}' fits {len(held)} of {len(data)} images, expected some, not all; "
             f"names look like '{data.pairs[0][0].name}'"
         )
-    return rest, DataSet(data.classes, held)
+    return rest, dataclasses.replace(data, pairs=held)
 
 
 def read_ahead(read: Callable[[int], T], indices: Iterable[int], ahead: int = 16) -> Iterator[T]:
@@ -317,27 +277,3 @@ def read_ahead(read: Callable[[int], T], indices: Iterable[int], ahead: int = 16
 def spread(items: Sequence[Path], count: int) -> list[Path]:
     """`count` of the items, evenly over the list, first and last among them; all where there are no more."""
     return [items[i] for i in np.linspace(0, len(items) - 1, min(count, len(items)), dtype=int)]
-
-
-def read_classes(root: str | Path) -> ClassList:
-    """The classes of a data set: of its classes.json, CamVid's where it has none. Raises DataError."""
-    path = Path(root) / "classes.json"
-    if not path.exists():
-        return CAMVID
-    try:
-        return ClassList.from_json(json.loads(path.read_text(encoding="utf-8")))
-    except (InputError, OSError, UnicodeDecodeError, json.JSONDecodeError) as error:
-        raise DataError(f"{path}: {error}") from None
-
-
-def _decode(path: Path, flags: int) -> npt.NDArray[Any]:
-    try:
-        content = np.frombuffer(path.read_bytes(), np.uint8)
-        pixels = cv2.imdecode(content, flags) if content.size else None
-    except FileNotFoundError:
-        raise DataError(f"{path} does not exist; expected an image file") from None
-    except (OSError, cv2.error) as error:
-        raise DataError(f"{path} cannot be read as an image: {error}") from None
-    if pixels is None:
-        raise DataError(f"{path} cannot be decoded as an image; the file is damaged or of a kind OpenCV does not read")
-    return pixels

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import zlib
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -10,9 +11,10 @@ from typing import Any
 import cv2
 import numpy as np
 import pytest
+from PIL import Image
 
 from enet_deploy.camvid import main as enet_data
-from enet_deploy.data import CAMVID, ClassList, colorize, open_data, read_image
+from enet_deploy.data import CAMVID, ClassList, colorize, find_images, join, open_data, read_image
 from enet_deploy.errors import DataError, InputError
 from enet_deploy.scenes import street_scene
 
@@ -31,6 +33,13 @@ def image(height: int = 6, width: int = 8) -> np.ndarray:
 
 def label_map(value: int = 3, height: int = 6, width: int = 8) -> np.ndarray:
     return np.full((height, width), value, np.uint8)
+
+
+def claim(path: Path, side: int) -> None:
+    """An image file of a few bytes that says it has `side` rows and columns."""
+    png = cv2.imencode(".png", label_map())[1].tobytes()
+    header = png[12:16] + side.to_bytes(4, "big") * 2 + png[24:29]
+    path.write_bytes(png[:12] + header + zlib.crc32(header).to_bytes(4, "big") + png[33:])
 
 
 @pytest.fixture
@@ -92,7 +101,7 @@ def test_incomplete_sets_are_refused_before_anything_is_decoded(
         ),
         (
             lambda r: save(r / "trainannot" / "b.bmp", image()),
-            r"b\.bmp has shape \(6, 8, 3\) and dtype uint8; expected an 8-bit single-channel map",
+            r'b\.bmp holds the colour #1e140a \(48 pixels .*; expected those .* "label_values": \{"#1e140a": "NAME"\}',
         ),
         (
             lambda r: save(r / "trainannot" / "b.png", label_map().astype(np.uint16)).replace(
@@ -100,8 +109,34 @@ def test_incomplete_sets_are_refused_before_anything_is_decoded(
             ),
             r"has shape \(6, 8\) and dtype uint16; expected an 8-bit",
         ),
+        (
+            lambda r: save(r / "trainannot" / "b.png", np.zeros((6, 8, 4), np.uint8)).replace(
+                r / "trainannot" / "b.bmp"
+            ),
+            r"b\.bmp has 48 transparent pixels, expected none in a label map; save it without",
+        ),
+        (lambda r: [(r / "train" / "b.png").unlink(), (r / "train" / "b.png").mkdir()], r"b\.png is a folder or a dev"),
+        (lambda r: claim(r / "train" / "b.png", 20_000), r"b\.png says it is 20000x20000 .* tiles"),
+        (
+            lambda r: claim(r / "trainannot" / "b.bmp", 60_000),
+            r"b\.bmp says it is 60000x60000 .* at most 268435456 pix",
+        ),
     ],
-    ids=["zero bytes", "cut image", "cut map", "gone", "size", "id 200", "colour map", "16 bits"],
+    ids=[
+        *(
+            "zero bytes",
+            "cut image",
+            "cut map",
+            "gone",
+            "size",
+            "id 200",
+            "colours",
+            "16 bits",
+            "transparent",
+            "folder",
+        ),
+        *("huge", "bomb"),
+    ],
 )
 def test_bad_files_are_named_when_read(root: Path, damage: Callable[[Path], object], message: str) -> None:
     data = open_data(root, "train")
@@ -149,12 +184,155 @@ def test_without_ignore_id_every_pixel_needs_a_class(root: Path) -> None:
         (TWO | {"ignore_id": 1}, r"ignore_id 1, expected 2 to 255 \(no class has it\) or null"),
         (TWO | {"ignore_id": 256}, "ignore_id 256, expected 2 to 255"),
         (TWO | {"ignore_id": "none"}, "this one is not: ValueError"),
+        (TWO | {"names": ["floor", "\x1b[2Jwall"]}, r"class name '\\x1b\[2Jwall', expected printable characters"),
+        (TWO | {"names": ["floor", "wall\u202e"]}, r"class name 'wall\\u202e', expected printable"),
+        (TWO | {"names": ["floor", " "]}, "class name ' ', expected printable characters, not only spaces"),
+        (TWO | {"label_values": [7, 8]}, r'label_values is \[7, 8\], expected \{"7": "NAME"'),
+        (TWO | {"label_values": {"256": "wall"}}, r'has \'256\', expected an id such as "7", 0 to 255, or a colour'),
+        (TWO | {"label_values": {"#12345": "wall"}}, r"has '#12345', expected .* a colour such as \"#0a5ac8\""),
+        (TWO | {"label_values": {"7": "door"}}, "gives 7 to 'door', expected one of floor, wall, or null"),
+        (TWO | {"label_values": {"7": ["wall"]}}, r"gives 7 to \['wall'\], expected one of"),
+        (TWO | {"ignore_id": None, "label_values": {"7": None}}, "gives 7 to None, .* where there is an ignore_id"),
+        ("[" * 100_000, "recursion"),
     ],
 )
 def test_bad_class_lists_are_refused(root: Path, value: Any, message: str) -> None:
     (root / "classes.json").write_text(value if isinstance(value, str) else json.dumps(value))
     with pytest.raises(DataError, match=rf"classes\.json: .*{message}"):
         open_data(root, "train")
+
+
+def test_names_alone_are_a_class_list_and_html_is_a_name(root: Path) -> None:
+    (root / "classes.json").write_text(json.dumps({"names": ["<b>floor</b>", "Wände & Türen"]}))
+    assert open_data(root, "train").classes.names == ("<b>floor</b>", "Wände & Türen")
+    most = ClassList.from_json({"names": [str(i) for i in range(255)]})
+    assert most.ignore_id is None and len({*most.colors, (0, 0, 0)}) == 256  # void is black
+    few = np.array(most.colors[:20])
+    assert (np.abs(few[:, None] - few).max(axis=2) + 255 * np.eye(20, dtype=int)).min() >= 25
+
+
+THREE = {"names": ["floor", "wall", "door"], "colors": [[0, 90, 200], [200, 200, 0], [9, 0, 0]], "ignore_id": 255}
+IDS = np.array([[0, 1, 2], [255, 2, 0]], np.uint8)
+
+
+def palette_png(path: Path, ids: np.ndarray, bits: int) -> None:
+    picture = Image.fromarray(ids, "P")
+    picture.putpalette([7, 7, 7] * 256)  # colours say nothing
+    picture.info["transparency"] = 0
+    picture.save(path, bits=bits)
+
+
+def read_as(root: Path, written: Callable[[Path], object], **more: object) -> np.ndarray:
+    """The ids of the one label map of a data set of THREE, and `more` in its classes.json."""
+    save(root / "train" / "a.png", image(2, 3))
+    (root / "trainannot").mkdir(exist_ok=True)
+    written(root / "trainannot" / "a.png")
+    (root / "classes.json").write_text(json.dumps(THREE | more))
+    return open_data(root, "train")[0][1]
+
+
+def colored(void: tuple[int, int, int], alpha: bool = False) -> np.ndarray:
+    """IDS as a picture, BGR or BGRA."""
+    palette = np.full((256, 3), void, np.uint8)
+    palette[:3] = THREE["colors"]
+    pixels = palette[IDS][..., ::-1]
+    return np.dstack([pixels, np.full(IDS.shape, 255, np.uint8)]) if alpha else pixels
+
+
+@pytest.mark.parametrize("bits", [1, 2, 4, 8])
+def test_label_maps_with_a_palette_hold_ids(tmp_path: Path, bits: int) -> None:
+    ids = np.where(IDS == 255, 0, IDS) if bits < 8 else IDS
+    ids = np.minimum(ids, 2**bits - 1)
+    np.testing.assert_array_equal(read_as(tmp_path, lambda path: palette_png(path, ids, bits)), ids)
+
+
+@pytest.mark.parametrize("alpha", [False, True])
+def test_label_maps_of_colours_are_read_by_the_classes_colours(tmp_path: Path, alpha: bool) -> None:
+    read = read_as(tmp_path, lambda path: save(path, colored((0, 0, 0), alpha)))
+    np.testing.assert_array_equal(read, IDS)
+    assert read.dtype == np.uint8
+
+
+def test_label_values_spell_out_ids_and_colours(tmp_path: Path) -> None:
+    raw = np.array([[7, 8, 33], [0, 34, 7]], np.uint8)
+    values = {"7": "floor", "8": "wall", "33": "door", "34": "door", "0": None, "#E0e0c0": None}
+    np.testing.assert_array_equal(read_as(tmp_path, lambda path: save(path, raw), label_values=values), IDS)
+    border = colored((224, 224, 192))
+    np.testing.assert_array_equal(read_as(tmp_path, lambda path: save(path, border), label_values=values), IDS)
+    with pytest.raises(
+        DataError, match=r"holds class id 2 \(3 pixels .* expected 7 to 8, 33 to 34 and 0 to 1 for void"
+    ):
+        read_as(
+            tmp_path, lambda path: save(path, np.array([[2, 2], [2, 1]], np.uint8)), label_values={**values, "1": None}
+        )
+
+
+def test_a_colour_without_a_class_is_named_by_how_often_it_comes(tmp_path: Path) -> None:
+    with pytest.raises(DataError, match=r"the colour #c0e0e0 \(1 pixels"):
+        read_as(tmp_path, lambda path: save(path, colored((192, 224, 224))))
+    with pytest.raises(DataError, match=r"the colour #000000 \(1 pixels"):  # black is void, where there is void
+        read_as(tmp_path, lambda path: save(path, colored((0, 0, 0))), ignore_id=None)
+    same = [[0, 90, 200], [0, 90, 200], [9, 0, 0]]  # fine for ids, but a colour of two classes is of none
+    with pytest.raises(DataError, match=r"the colour #005ac8 \(3 pixels"):
+        read_as(
+            tmp_path,
+            lambda path: save(path, np.where(IDS[..., None] < 2, [[[200, 90, 0]]], 0).astype(np.uint8)),
+            colors=same,
+        )
+
+
+def test_cityscapes_layout(tmp_path: Path) -> None:
+    raw = np.array([[7, 8, 33], [0, 33, 7]], np.uint8)
+    for city in ("ulm", "aachen"):
+        stem = f"{city}/{city}_000000_000019"
+        save(tmp_path / "leftImg8bit" / "train" / f"{stem}_leftImg8bit.png", image(2, 3))
+        save(tmp_path / "gtFine" / "train" / f"{stem}_gtFine_labelIds.png", raw)
+        save(tmp_path / "gtFine" / "train" / f"{stem}_gtFine_color.png", image(2, 3))
+    data = open_data(tmp_path, "train")
+    assert [path.name[:4] for path, _ in data.pairs] == ["aach", "ulm_"]
+    assert find_images(tmp_path, "train") == [path for path, _ in data.pairs]
+    assert (len(data.classes), data.classes.names[18], data.classes.colors[18]) == (19, "bicycle", (119, 11, 32))
+    np.testing.assert_array_equal(data[0][1], [[0, 1, 18], [255, 18, 0]])
+    save(data.pairs[0][1], raw + 1)
+    with pytest.raises(
+        DataError, match=r"class id 34 \(2 pixels .* expected 7 to 8, 11 to 13, .* and 0 to 6, .* for void"
+    ):
+        data[0]
+    data.pairs[1][1].unlink()
+    with pytest.raises(DataError, match=r"no partner 'ulm_000000_000019\.\*' in .*gtFine/train"):
+        open_data(tmp_path, "train")
+
+
+def test_images_of_every_kind_are_read_as_bgr(tmp_path: Path) -> None:
+    half = np.zeros((4, 6), np.uint16)
+    half[:2] = 0x80FF
+    np.testing.assert_array_equal(read_image(save(tmp_path / "16.png", half))[:, :, 1], half >> 8)
+    np.testing.assert_array_equal(
+        read_image(save(tmp_path / "grey.png", label_map(9))), label_map(9)[..., None].repeat(3, 2)
+    )
+    clear = np.dstack([image(), label_map(0)])  # colours count, whatever the alpha
+    np.testing.assert_array_equal(read_image(save(tmp_path / "rgba.png", clear)), image())
+    assert read_image(save(tmp_path / "one.png", image(1, 1))).shape == (1, 1, 3)
+    exif = Image.Exif()
+    exif[0x0112] = 6  # orientation: turn clockwise
+    left_white = np.zeros((8, 16, 3), np.uint8)
+    left_white[:, :8] = 255
+    Image.fromarray(left_white).save(tmp_path / "turned.jpg", exif=exif, quality=95)
+    turned = read_image(tmp_path / "turned.jpg")
+    assert turned.shape == (16, 8, 3) and turned[:8].min() > 200 and turned[8:].max() < 50
+
+
+def test_data_sets_that_mean_others_by_a_value_are_not_joined(tmp_path: Path) -> None:
+    sets = []
+    for name, values in (("one", {}), ("two", {"label_values": {"7": "floor"}})):
+        save(tmp_path / name / "train" / "a.png", image())
+        save(tmp_path / name / "trainannot" / "a.png", label_map())
+        (tmp_path / name / "classes.json").write_text(json.dumps(THREE | values))
+        sets.append(open_data(tmp_path / name, "train"))
+    with pytest.raises(
+        DataError, match=r"one/trainannot and .*two/trainannot give their classes other colours or label"
+    ):
+        join(sets)
 
 
 def test_a_class_list_of_python_values_is_checked_too() -> None:

@@ -1,0 +1,220 @@
+"""Class lists: names and colours of the classes, void, and what stands for them in the files of label maps.
+
+CamVid's and Cityscapes' are known. Any other data set says its own in `classes.json`, of which only the names have to
+be there:
+
+    {"names": ["floor", "wall"], "colors": [[0, 90, 200], [200, 200, 0]], "ignore_id": 255}
+
+Label maps hold ids, the positions in `names`, or the classes' colours, with black for void. Where they hold something
+else, `label_values` says it value by value, with null for void:
+
+    "label_values": {"7": "floor", "8": "wall", "0": null, "#ff8000": "wall"}
+"""
+
+from __future__ import annotations
+
+import colorsys
+import json
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from .errors import DataError, InputError
+
+
+@dataclass(frozen=True)
+class ClassList:
+    """The classes of a data set.
+
+    Attributes:
+        names: one per class; the class id is the position.
+        colors: RGB in [0, 255], one per class, for pictures.
+        ignore_id: the label of pixels without a class ("void"), or None where every pixel has one.
+    """
+
+    names: tuple[str, ...]
+    colors: tuple[tuple[int, int, int], ...]
+    ignore_id: int | None
+
+    def __post_init__(self) -> None:
+        if not 2 <= len(self.names) <= 255:
+            raise InputError(f"{len(self.names)} class names, expected 2 to 255: label maps hold 8-bit ids")
+        for name in self.names:  # terminals obey control characters
+            if not name.isprintable() or not name.strip():
+                raise InputError(f"class name {name!a}, expected printable characters, not only spaces; correct it")
+        if len(set(self.names)) != len(self.names):
+            raise InputError(f"class names {list(self.names)} repeat, expected each once")
+        if len(self.colors) != len(self.names):
+            raise InputError(f"{len(self.colors)} colors for {len(self.names)} class names, expected one each")
+        for name, color in zip(self.names, self.colors, strict=True):
+            if len(color) != 3 or not all(0 <= c <= 255 for c in color):
+                raise InputError(f"color {list(color)} of class '{name}', expected [red, green, blue] in 0 to 255")
+        if self.ignore_id is not None and not len(self.names) <= self.ignore_id <= 255:
+            raise InputError(
+                f"ignore_id {self.ignore_id}, expected {len(self.names)} to 255 (no class has it) or null for none"
+            )
+
+    def __len__(self) -> int:
+        return len(self.names)
+
+    @property
+    def void(self) -> int:
+        """A label that is no class: `ignore_id`, or 255 where there is none."""
+        return 255 if self.ignore_id is None else self.ignore_id
+
+    def to_json(self) -> dict[str, Any]:
+        return {"names": list(self.names), "colors": [list(c) for c in self.colors], "ignore_id": self.ignore_id}
+
+    @classmethod
+    def from_json(cls, value: Any) -> ClassList:
+        """The inverse of `to_json`; without "colors" they are chosen. Raises InputError for another form."""
+        try:
+            ignore_id = value.get("ignore_id")
+            if not isinstance(value["names"], list):
+                raise TypeError("names is no list")
+            names = tuple(str(name) for name in value["names"])
+            return cls(
+                names=names,
+                colors=tuple((int(r), int(g), int(b)) for r, g, b in value.get("colors", spread_colors(len(names)))),
+                ignore_id=None if ignore_id is None else int(ignore_id),
+            )
+        except (AttributeError, KeyError, TypeError, ValueError, OverflowError) as error:
+            if isinstance(error, InputError):
+                raise
+            raise InputError(
+                'a class list is {"names": [str, ...], "colors": [[r, g, b], ...], "ignore_id": int or null}; '
+                f"this one is not: {error!r}"
+            ) from None
+
+
+def spread_colors(count: int) -> list[tuple[int, int, int]]:
+    """So many RGB colours that differ: hues by twice the golden angle, by turns pale, light and dark."""
+    tones = ((0.45, 0.95), (0.85, 0.95), (0.9, 0.6))  # saturation, brightness
+    colors = (colorsys.hsv_to_rgb(index * 0.763932 % 1, *tones[index % len(tones)]) for index in range(count))
+    return [(round(255 * red), round(255 * green), round(255 * blue)) for red, green, blue in colors]
+
+
+CAMVID = ClassList(
+    names=(
+        "sky", "building", "pole", "road", "pavement", "tree",
+        "sign", "fence", "car", "pedestrian", "bicyclist",
+    ),
+    colors=(
+        (128, 128, 128), (128, 0, 0), (192, 192, 128), (128, 64, 128), (60, 40, 222), (128, 128, 0),
+        (192, 128, 128), (64, 64, 128), (64, 0, 128), (64, 64, 0), (0, 128, 192),
+    ),
+    ignore_id=11,
+)  # fmt: skip
+
+CITYSCAPES = ClassList(
+    names=(
+        "road", "sidewalk", "building", "wall", "fence", "pole", "traffic light", "traffic sign", "vegetation",
+        "terrain", "sky", "person", "rider", "car", "truck", "bus", "train", "motorcycle", "bicycle",
+    ),
+    colors=(
+        (128, 64, 128), (244, 35, 232), (70, 70, 70), (102, 102, 156), (190, 153, 153), (153, 153, 153),
+        (250, 170, 30), (220, 220, 0), (107, 142, 35), (152, 251, 152), (70, 130, 180), (220, 20, 60),
+        (255, 0, 0), (0, 0, 142), (0, 0, 70), (0, 60, 100), (0, 80, 100), (0, 0, 230), (119, 11, 32),
+    ),
+    ignore_id=255,
+)  # fmt: skip
+
+# Its labelIds hold 0 to 33, of which 19 are classes to train on and the others void
+_CITYSCAPES_IDS = (7, 8, 11, 12, 13, 17, 19, 20, 21, 22, 23, 24, 25, 26, 27, 28, 31, 32, 33)
+CITYSCAPES_VALUES: dict[str, str | None] = {
+    **dict.fromkeys(map(str, range(34))),
+    **dict(zip(map(str, _CITYSCAPES_IDS), CITYSCAPES.names, strict=True)),
+}
+
+
+@dataclass(frozen=True)
+class LabelValues:
+    """What stands for which class in the files of label maps.
+
+    Attributes:
+        ids: value in a file of ids, or index in one with a palette -> class id, or that of void.
+        colors: 0xRRGGBB in a file of colours -> the same.
+    """
+
+    ids: Mapping[int, int]
+    colors: Mapping[int, int]
+
+    @classmethod
+    def of(cls, classes: ClassList, spelt: Mapping[str, str | None] | None = None) -> LabelValues:
+        """Those of the classes themselves, or as `spelt` out in classes.json: value -> name of a class, None for void.
+
+        Any id in `spelt` replaces all ids of the classes; its colours come on top of theirs. A colour of two classes
+        is left out. Raises InputError for a value or a name that is none.
+        """
+        ids: dict[int, int] = {}
+        colors: dict[int, int] = {}
+        for value, name in (spelt or {}).items():
+            is_color = value.startswith("#")
+            (colors if is_color else ids)[_number(value)] = _class_id(classes, value, name)
+        own = [red << 16 | green << 8 | blue for red, green, blue in classes.colors]
+        void = {} if classes.ignore_id is None else {classes.ignore_id: classes.ignore_id}
+        black = {} if classes.ignore_id is None or 0 in own else {0: classes.ignore_id}
+        unique = {color: index for index, color in enumerate(own) if own.count(color) == 1}
+        return cls(ids or {index: index for index in range(len(classes))} | void, black | unique | colors)
+
+    def known_ids(self, classes: ClassList) -> str:
+        """What a file of ids may hold, in words: "0 to 10 and 11 for void"."""
+        void = [value for value, label in self.ids.items() if label == classes.ignore_id]
+        known = _ranges(sorted(self.ids.keys() - set(void)))
+        return f"{known} and {_ranges(sorted(void))} for void" if void else known
+
+
+def _ranges(numbers: list[int]) -> str:
+    """[0, 1, 2, 5] -> "0 to 2, 5"."""
+    starts = [number for number in numbers if number - 1 not in numbers]
+    ends = [number for number in numbers if number + 1 not in numbers]
+    return ", ".join(f"{a} to {b}" if a < b else str(a) for a, b in zip(starts, ends, strict=True))
+
+
+def _number(value: str) -> int:
+    if re.fullmatch("#[0-9a-fA-F]{6}", value):
+        return int(value[1:], 16)
+    if re.fullmatch("[0-9]{1,3}", value) and int(value) <= 255:
+        return int(value)
+    raise InputError(f'label_values has {value!a}, expected an id such as "7", 0 to 255, or a colour such as "#0a5ac8"')
+
+
+def _class_id(classes: ClassList, value: str, name: str | None) -> int:
+    if name in classes.names:
+        return classes.names.index(name)
+    if name is None and classes.ignore_id is not None:
+        return classes.ignore_id
+    raise InputError(
+        f"label_values gives {value} to {name!a:.60}, expected one of {', '.join(classes.names)}, or null for void "
+        "where there is an ignore_id"
+    )
+
+
+def read_classes(root: str | Path) -> ClassList:
+    """The classes in a data set's classes.json, else Cityscapes' in its layout, else CamVid's. Raises DataError."""
+    return read_label_values(root)[0]
+
+
+def read_label_values(root: str | Path) -> tuple[ClassList, LabelValues]:
+    """As `read_classes`, and what stands for them in the label maps."""
+    path = Path(root) / "classes.json"
+    if not path.exists():
+        if is_cityscapes(root):
+            return CITYSCAPES, LabelValues.of(CITYSCAPES, CITYSCAPES_VALUES)
+        return CAMVID, LabelValues.of(CAMVID)
+    try:
+        value = json.loads(path.read_text(encoding="utf-8"))
+        classes = ClassList.from_json(value)
+        spelt = value.get("label_values", {})
+        if not isinstance(spelt, dict):
+            raise InputError(f'label_values is {spelt!a:.60}, expected {{"7": "NAME", "#0a5ac8": "NAME", "0": null}}')
+        return classes, LabelValues.of(classes, spelt)
+    except (InputError, OSError, UnicodeDecodeError, json.JSONDecodeError, RecursionError) as error:
+        raise DataError(f"{path}: {error}") from None
+
+
+def is_cityscapes(root: str | Path) -> bool:
+    """Whether a data set has Cityscapes' folders."""
+    return (Path(root) / "leftImg8bit").is_dir()
