@@ -7,6 +7,7 @@ import dataclasses
 import functools
 import logging
 import math
+import os
 import signal
 import sys
 import threading
@@ -167,7 +168,9 @@ def default_out(text: str, source: Source) -> str:
         raise InputError("frames of standard input go nowhere; give --out, --labels, --masks, --json or --show")
     path = Path(text)
     if isinstance(source, Images):
-        return f"{path.stem}-segmented.png" if path.is_file() else f"{path.name.strip('*?.') or 'images'}-segmented"
+        if path.is_file():
+            return f"{path.stem}-segmented.png"
+        return f"{path.resolve().name if path.is_dir() else 'images'}-segmented"
     if not path.exists():
         return "camera-segmented.mp4"
     if path.suffix in BAG_SUFFIXES or path.is_dir():
@@ -210,6 +213,7 @@ def summary(pipeline: Pipeline, name: str, count: int, seconds: float, paths: Se
 
 def _segment(args: argparse.Namespace) -> None:
     logging.basicConfig(format="enet-segment: %(message)s")  # a camera that is lost, and found again
+    os.environ.setdefault("OPENCV_FFMPEG_LOGLEVEL", "-8")  # else FFmpeg writes on stderr what our message says
     stopped = threading.Event()
     source = open_source(args.source, stopped, args.raw, args.fps, args.topic)
     if not (args.show or args.out or args.labels or args.masks or args.json):

@@ -87,7 +87,8 @@ class Images(Source):
 class Video(Source):
     """A video file, decoded by PyAV: OpenCV does not tell when a frame is due.
 
-    Pictures are turned as the file says (phones record upright videos lying down).
+    Pictures are turned as the file says (phones record upright videos lying down). As in any player, a damaged
+    picture passes that the decoder does not find to be so.
 
     Raises DataError where it cannot be opened or holds no video.
     """
@@ -162,7 +163,7 @@ class Capture(Source):
 
     def __init__(self, name: str, address: int | str, api: int, stopped: threading.Event) -> None:
         super().__init__(name)
-        if api == cv2.CAP_GSTREAMER and api not in cv2.videoio_registry.getBackends():
+        if api == cv2.CAP_GSTREAMER and not cv2.videoio_registry.hasBackend(api):
             raise BackendError(
                 f"'{name}' is a GStreamer pipeline, and this OpenCV {cv2.__version__} was built without GStreamer "
                 "(wheels are); use one that has it, such as the system's, or give the stream's URL"
