@@ -9,9 +9,6 @@ import json
 import math
 import os
 import re
-import secrets
-import subprocess
-import tempfile
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -143,6 +140,8 @@ def sha256(path: str | Path) -> str:
 
 def commit() -> str:
     """The checkout's commit, for the record; "unknown" where this is no checkout of its own, or git is not there."""
+    import subprocess
+
     here = Path(__file__).parent
     try:
         root = _git(here, "rev-parse", "--show-toplevel")
@@ -155,6 +154,8 @@ def commit() -> str:
 
 
 def _git(folder: Path, *arguments: str) -> str:
+    import subprocess
+
     done = subprocess.run(["git", *arguments], cwd=folder, capture_output=True, text=True, check=True)
     return done.stdout.strip()
 
@@ -167,6 +168,8 @@ def replacing(path: str | Path) -> Iterator[Path]:
     link, the file it points to is replaced.
     Raises ArtifactError where the folder cannot be written, or `path` is there and no ordinary file.
     """
+    import secrets  # here, as are others below: a robot imports this file, and writes nothing
+
     path = _replaceable(path)
     # A name with a dot in front: should a crash leave it behind, no data set takes it for one of its files
     temporary = path.with_name(f".{path.stem}-{secrets.token_hex(4)}{path.suffix}")
@@ -188,6 +191,8 @@ def replacing(path: str | Path) -> Iterator[Path]:
 
 def require_writable(path: str | Path) -> None:
     """Raise ArtifactError where `replacing` could not write `path`: for before the long work, not after it."""
+    import tempfile
+
     path = _replaceable(path)
     folder = next(parent for parent in path.parents if parent.exists())
     try:  # asking for the permission is not enough: the superuser has it where nothing can be written

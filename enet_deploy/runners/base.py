@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
+import os
 import threading
 from abc import ABC, abstractmethod
 from collections import deque
 from collections.abc import Generator, Iterable, Iterator
-from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from pathlib import Path
-from statistics import median
 from types import TracebackType
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import numpy as np
 import numpy.typing as npt
@@ -19,6 +18,9 @@ import numpy.typing as npt
 from ..artifacts import Metadata
 from ..data import ClassList, UInt8Array, resize_image, resize_labels
 from ..errors import ArtifactError, BackendError, InputError
+
+if TYPE_CHECKING:
+    from concurrent.futures import Future
 
 R = TypeVar("R", bound="Runner")
 
@@ -74,7 +76,8 @@ class Runner(ABC):
     """One network on one device.
 
     Making one is cheap; `open` (or `with`) touches the device, `close` frees it. Several runners may be open side
-    by side. One runner serves one call at a time: calls from other threads wait.
+    by side. One runner serves one call at a time: calls from other threads wait. A process that was forked from the
+    one that opened a runner has none of its threads, so it cannot use it, and opens its own.
 
     A backend is a subclass with four methods: `_open`, `_run`, `_run_logits`, `_close`. They get checked arrays.
     """
@@ -85,31 +88,45 @@ class Runner(ABC):
         self.artifact = Path(artifact)
         self.device = device
         self._spec: Spec | None = None
+        self._process = 0  # that opened it
         # Reentrant, because the garbage collector may end a forgotten stream in the middle of a call
         self._lock = threading.RLock()
 
     @property
     def spec(self) -> Spec:
-        """Raises BackendError unless the runner is open."""
+        """Raises BackendError unless the runner is open, in this process."""
         if self._spec is None:
             raise BackendError(f"the runner of {self.artifact} is not open; call open(), or use it in a with block")
+        if self._is_foreign():
+            raise BackendError(
+                f"the runner of {self.artifact} was opened by process {self._process}, and this is {os.getpid()}, forked "
+                "from it; open a runner in each process"
+            )
         return self._spec
+
+    def _is_foreign(self) -> bool:
+        return self._spec is not None and self._process != os.getpid()
 
     def open(self: R) -> R:
         """Load the artifact onto the device; does nothing where that is done already.
 
         Raises ArtifactError for a missing, damaged or foreign file, BackendError where the device is not there.
         """
+        if self._is_foreign():
+            self.spec  # noqa: B018  says so, without the lock, which a thread may hold that only the parent has
         with self._lock:
             if self._spec is None:
                 if not self.artifact.is_file():
                     why = "is a folder" if self.artifact.is_dir() else "does not exist"
                     raise ArtifactError(f"{self.artifact} {why}; expected a file written by enet-train or enet-export")
                 self._spec = self._open()
+                self._process = os.getpid()
         return self
 
     def close(self) -> None:
-        """Free the device; may be called again, and the runner may be opened again."""
+        """Free the device; may be called again, and the runner may be opened again. In a fork it is left alone."""
+        if self._is_foreign():
+            return
         with self._lock:
             if self._spec is not None:
                 self._spec = None
@@ -172,7 +189,9 @@ class Runner(ABC):
             counted = list(self._profile(frames, UNCOUNTED + calls))[UNCOUNTED:]
         if len({len(call) for call in counted}) != 1 or not counted[0]:
             raise BackendError(f"{self.backend} told of other operations in each call of {self.artifact}, or of none")
-        operations = [replace(same[0], ms=median(o.ms for o in same)) for same in zip(*counted, strict=True)]
+        operations = [
+            replace(same[0], ms=float(np.median([o.ms for o in same]))) for same in zip(*counted, strict=True)
+        ]
         return [operation for operation in operations if operation.ms > 0]
 
     def segment(self, image: UInt8Array) -> UInt8Array:
@@ -218,6 +237,8 @@ class Runner(ABC):
         return self._stream(iter(frames), depth)
 
     def _stream(self, frames: Iterator[UInt8Array], depth: int) -> Generator[UInt8Array, None, None]:
+        from concurrent.futures import ThreadPoolExecutor
+
         pending: deque[Future[UInt8Array]] = deque()
         with ThreadPoolExecutor(1, thread_name_prefix=f"enet-{self.backend}") as pool:
             try:
