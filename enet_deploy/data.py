@@ -274,6 +274,6 @@ def read_ahead(read: Callable[[int], T], indices: Iterable[int], ahead: int = 16
             yield waiting.popleft().result()
 
 
-def spread(items: Sequence[Path], count: int) -> list[Path]:
+def spread(items: Sequence[T], count: int) -> list[T]:
     """`count` of the items, evenly over the list, first and last among them; all where there are no more."""
     return [items[i] for i in np.linspace(0, len(items) - 1, min(count, len(items)), dtype=int)]

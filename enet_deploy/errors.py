@@ -6,7 +6,7 @@ EnetError
 ├── ArtifactError     weights, an ONNX file or an engine is missing, damaged or not ours
 ├── BackendError      a backend, device or precision cannot be had on this machine
 ├── ParityError       an exported file does not compute what the weights compute
-└── RequirementError  a benchmark's figures are not what was required
+└── RequirementError  a benchmark's figures, or a data set, are not what was required
 
 Every message names the value, what was expected and how to mend it; the command lines print it on one line and
 exit with 2, with 1 for the last.
@@ -40,7 +40,7 @@ class ParityError(EnetError):
 
 
 class RequirementError(EnetError):
-    """A benchmark's figures are not what was required."""
+    """A benchmark's figures, or a data set, are not what was required."""
 
     exit_code = 1
 

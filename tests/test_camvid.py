@@ -14,6 +14,7 @@ import pytest
 
 from enet_deploy import camvid
 from enet_deploy.data import open_data
+from enet_deploy.data_cli import main as enet_data
 from enet_deploy.errors import DataError, InputError
 
 COUNTS = {"train": 3, "val": 1, "test": 1}
@@ -98,7 +99,7 @@ def test_fetches_the_whole_data_set_and_says_whether_the_pixels_are_the_known_on
     known = camvid.pixel_digest(open_data(tmp_path / "known", "train"))
     monkeypatch.setattr(camvid, "DIGESTS", {"train": known, "val": "0" * 64})
 
-    assert camvid.main(["camvid", str(tmp_path / "camvid"), "--from", site.url + "/"]) == 0
+    assert enet_data(["camvid", str(tmp_path / "camvid"), "--from", site.url + "/"]) == 0
 
     assert [f"/{name}" for name in files_in(tmp_path / "camvid")] == sorted(n for n in site.files if n[-4:] == ".png")
     train, val, test = capsys.readouterr().out.splitlines()[-3:]
@@ -130,7 +131,7 @@ def test_an_interrupt_leaves_whole_files_and_the_next_run_continues(
 
     with monkeypatch.context() as patch:
         patch.setattr(camvid.cli, "progress", interrupted)
-        assert camvid.main(["camvid", str(tmp_path), "--from", site.url]) == 130
+        assert enet_data(["camvid", str(tmp_path), "--from", site.url]) == 130
     assert files_in(tmp_path) == ["train/0001TP_000000.png"]
     assert sum(camvid.fetch_camvid(tmp_path, source=site.url).values()) == ALL_FILES - 1
 
@@ -175,7 +176,7 @@ def test_a_missing_file_is_one_line_and_exit_code_2_at_once(
     site: Site, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     del site.files["/val.txt"]
-    assert camvid.main(["camvid", str(tmp_path), "--from", site.url, "--splits", "val"]) == 2
+    assert enet_data(["camvid", str(tmp_path), "--from", site.url, "--splits", "val"]) == 2
     line, *more = capsys.readouterr().err.splitlines()
     assert line.startswith(f"enet-data: error: {site.url}/val.txt: HTTP Error 404")
     assert "check --from" in line

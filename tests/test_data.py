@@ -13,8 +13,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from enet_deploy.camvid import main as enet_data
 from enet_deploy.data import CAMVID, ClassList, colorize, find_images, join, open_data, read_image
+from enet_deploy.data_cli import main as enet_data
 from enet_deploy.errors import DataError, InputError
 from enet_deploy.scenes import street_scene
 

@@ -1,0 +1,88 @@
+"""Unpacking a data set's zip file, which comes from outside: all of it, or nothing."""
+
+from __future__ import annotations
+
+import lzma
+import re
+import secrets
+import shutil
+import stat
+import zipfile
+import zlib
+from pathlib import Path
+
+from .cli import progress
+from .errors import ArtifactError, DataError
+
+MAX_FILES = 1_000_000
+MAX_RATIO = 100  # of the content to the zip; images hardly shrink
+SMALL = 1 << 30  # bytes that may shrink more: label maps that are not compressed themselves
+
+
+def unzip(path: str | Path, folder: str | Path) -> int:
+    """Unpack a zip file into a folder that is new or empty; return how many files it held.
+
+    The names and sizes of all its members are judged before anything is written, and the folder appears when it is
+    whole. Raises DataError where the file is damaged, no zip file, or not to be unpacked, ArtifactError where the
+    folder is not empty or cannot be written.
+    """
+    folder = Path(folder).resolve()
+    try:
+        with zipfile.ZipFile(path) as archive:
+            members = [member for member in archive.infolist() if not member.is_dir()]
+            _require_harmless(Path(path), archive.infolist())
+            _unpack(archive, members, folder)
+    except (zipfile.BadZipFile, zlib.error, lzma.LZMAError, EOFError, NotImplementedError, OSError) as error:
+        raise DataError(f"{path} cannot be unpacked: {error}; expected a whole zip file, fetch it again") from None
+    return len(members)
+
+
+def _require_harmless(path: Path, members: list[zipfile.ZipInfo]) -> None:
+    seen = set()
+    for member in members:
+        name = member.filename
+        flaw = _flaw(member) or ("is in it twice" if name in seen else "")
+        if flaw:
+            raise DataError(
+                f"{path} has the member {name[:100]!a}, which {flaw}; expected files below one folder, so nothing was "
+                "unpacked: take the zip from somewhere else"
+            )
+        seen.add(name)
+    size, packed = sum(member.file_size for member in members), path.stat().st_size
+    if len(members) > MAX_FILES or size > max(SMALL, MAX_RATIO * packed):
+        raise DataError(
+            f"{path} of {packed} bytes would become {len(members)} files of {size} bytes; expected at most {MAX_FILES} "
+            f"files and {MAX_RATIO} times its size: it is a zip bomb, or no data set"
+        )
+
+
+def _flaw(member: zipfile.ZipInfo) -> str:
+    """What keeps a member from being unpacked; "" where nothing does."""
+    name, kind = member.filename, stat.S_IFMT(member.external_attr >> 16)
+    if ".." in name.split("/") or name.startswith("/"):
+        return "leads out of the folder"
+    if re.match("[A-Za-z]:", name) or "\\" in name or not name.isprintable():
+        return "has a drive, a backslash or a control character"
+    if kind not in (0, stat.S_IFREG, stat.S_IFDIR):
+        return "is a link or a device"
+    if member.flag_bits & 1:
+        return "is encrypted"
+    return ""
+
+
+def _unpack(archive: zipfile.ZipFile, members: list[zipfile.ZipInfo], folder: Path) -> None:
+    if folder.exists() and not (folder.is_dir() and not any(folder.iterdir())):
+        raise ArtifactError(f"{folder} is there and not an empty folder; choose a new one")
+    unfinished = folder.with_name(f".{folder.name}-{secrets.token_hex(4)}")
+    try:
+        unfinished.mkdir(parents=True)
+        free, size = shutil.disk_usage(unfinished).free, sum(member.file_size for member in members)
+        if size > free:
+            raise ArtifactError(f"{folder} would take {size} bytes and {free} are free; free space or choose another")
+        for member in progress(members, folder.name):
+            archive.extract(member, unfinished)
+        unfinished.replace(folder)
+    except OSError as error:
+        raise ArtifactError(f"cannot write {folder}: {error}; free space or choose another folder") from None
+    finally:
+        shutil.rmtree(unfinished, ignore_errors=True)
