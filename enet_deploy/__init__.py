@@ -8,12 +8,16 @@
 Importing this package loads numpy and opencv only; each backend's library is imported when one of its runners opens.
 """
 
+import logging
+
 from .artifacts import BUNDLED_WEIGHTS
 from .data import CAMVID, ClassList, colorize
 from .errors import ArtifactError, BackendError, DataError, EnetError, InputError, ParityError
 from .runners import BACKENDS, Runner, Spec, open_runner
 
 __version__ = "0.1.0"
+
+logging.getLogger(__name__).addHandler(logging.NullHandler())  # a library is silent until its user configures logging
 
 __all__ = [
     "BACKENDS",

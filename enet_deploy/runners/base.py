@@ -99,8 +99,8 @@ class Runner(ABC):
             raise BackendError(f"the runner of {self.artifact} is not open; call open(), or use it in a with block")
         if self._is_foreign():
             raise BackendError(
-                f"the runner of {self.artifact} was opened by process {self._process}, and this is {os.getpid()}, forked "
-                "from it; open a runner in each process"
+                f"the runner of {self.artifact} was opened by process {self._process}, and this is {os.getpid()}, "
+                "forked from it; open a runner in each process"
             )
         return self._spec
 
