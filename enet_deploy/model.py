@@ -10,6 +10,7 @@ Shapes in comments are (channels x height x width) for one 3x512x512 image.
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
 
 import safetensors.torch
@@ -23,6 +24,8 @@ from .errors import ArtifactError
 from .recipe import Slopes
 
 BN_EPS = 1e-3  # Torch7's default, and so the authors'
+
+LARGEST = 1 << 30  # bytes of a file of weights, those of a network 27 times as wide as ENet
 
 STRIDE = 8  # the encoder halves the image three times
 
@@ -286,13 +289,19 @@ def load_weights(path: str | Path) -> tuple[ENet, Metadata]:
             state = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118  no dict
     except (SafetensorError, OSError) as error:
         raise ArtifactError(f"{path} is not a whole safetensors file: {error}; train or copy it again") from None
+    if Path(path).stat().st_size > LARGEST:
+        raise ArtifactError(
+            f"{path} has {Path(path).stat().st_size} bytes, expected at most {LARGEST}; these are no weights of an ENet"
+        )
     width = state["initial.bn.weight"].numel() // 16 if "initial.bn.weight" in state else 1
     one_slope = "initial.act.weight" in state and state["initial.act.weight"].numel() == 1
-    net = ENet(len(metadata.classes), max(1, width), "layer" if one_slope else "channel")
+    net = ENet(len(metadata.classes), max(1, min(width, most)), "layer" if one_slope else "channel")
     expected = net.state_dict()
     _require_same(path, "no tensor named", sorted(expected.keys() - state.keys()))
     _require_same(path, "a foreign tensor named", sorted(state.keys() - expected.keys()))
     for name, tensor in expected.items():
+    # No wider than the file has parameters for: one tensor that claims to be large is not to take all memory
+    most = math.isqrt(sum(tensor.numel() for tensor in state.values()) // 300_000)
         if state[name].shape != tensor.shape or state[name].dtype != tensor.dtype:
             raise ArtifactError(
                 f"{path} has {name} as {tuple(state[name].shape)} {state[name].dtype}, "
