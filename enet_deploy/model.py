@@ -283,25 +283,25 @@ def load_weights(path: str | Path) -> tuple[ENet, Metadata]:
         raise ArtifactError(
             f"{path} has the suffix '{Path(path).suffix}', expected .safetensors: of a run, its best.safetensors"
         )
+    if Path(path).stat().st_size > LARGEST:
+        raise ArtifactError(
+            f"{path} has {Path(path).stat().st_size} bytes, expected at most {LARGEST}; these are no weights of an ENet"
+        )
     try:
         with safe_open(path, framework="pt") as file:
             metadata = Metadata.from_text((file.metadata() or {}).get(METADATA_KEY), path)
             state = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118  no dict
     except (SafetensorError, OSError) as error:
         raise ArtifactError(f"{path} is not a whole safetensors file: {error}; train or copy it again") from None
-    if Path(path).stat().st_size > LARGEST:
-        raise ArtifactError(
-            f"{path} has {Path(path).stat().st_size} bytes, expected at most {LARGEST}; these are no weights of an ENet"
-        )
     width = state["initial.bn.weight"].numel() // 16 if "initial.bn.weight" in state else 1
+    # No wider than the file has parameters for: one tensor that claims to be large is not to take all memory
+    most = math.isqrt(sum(tensor.numel() for tensor in state.values()) // 300_000)
     one_slope = "initial.act.weight" in state and state["initial.act.weight"].numel() == 1
     net = ENet(len(metadata.classes), max(1, min(width, most)), "layer" if one_slope else "channel")
     expected = net.state_dict()
     _require_same(path, "no tensor named", sorted(expected.keys() - state.keys()))
     _require_same(path, "a foreign tensor named", sorted(state.keys() - expected.keys()))
     for name, tensor in expected.items():
-    # No wider than the file has parameters for: one tensor that claims to be large is not to take all memory
-    most = math.isqrt(sum(tensor.numel() for tensor in state.values()) // 300_000)
         if state[name].shape != tensor.shape or state[name].dtype != tensor.dtype:
             raise ArtifactError(
                 f"{path} has {name} as {tuple(state[name].shape)} {state[name].dtype}, "

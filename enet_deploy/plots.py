@@ -5,7 +5,8 @@ matplotlib (extra `report`) is imported by what needs it, never by this module.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import io
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -24,13 +25,13 @@ BLUE = (0.13, 0.44, 0.71)
 SHOWN = 0.5  # per cent of a class that a cell needs for its number to be written
 
 
-def require_plot(path: str | Path) -> None:
+def require_plot(path: str | Path, suffixes: Sequence[str] = SUFFIXES) -> None:
     """For before the long work: raise where no picture could be drawn at `path` after it.
 
-    Raises InputError for another suffix than PNG's or SVG's, ArtifactError where the file cannot be written, and
+    Raises InputError for another suffix than these, ArtifactError where the file cannot be written, and
     ModuleNotFoundError without matplotlib, of which the command lines tell how to get it.
     """
-    _require_suffix(path)
+    _require_suffix(path, suffixes)
     require_writable(path)
     import matplotlib  # noqa: F401
 
@@ -79,45 +80,78 @@ def confusion_on(axes: Axes, counts: npt.NDArray[np.integer[Any]], names: Sequen
     axes.set_ylabel("truth")
 
 
-def draw_curve(path: str | Path, rows: Sequence[Mapping[str, float]]) -> None:
+def draw_curve(path: str | Path, rows: Sequence[Mapping[str, float]], val_was_trained_on: bool = False) -> None:
     """Draw how a training run went: loss and learning rate above, the scores on val below.
 
     Args:
         rows: one per epoch, as in the run's log.csv: epoch, loss, lr and, on the epochs that were scored, val_miou and
-            val_pixel_accuracy. Any other column with "loss" in its name is drawn too.
+            val_pixel_accuracy. Any other column of the training with "loss" in its name is drawn too.
+        val_was_trained_on: the scores show fit then, not accuracy, and the picture says so.
     """
     _require_suffix(path)
     figure = new_figure(7, 5)
     above, below = figure.subplots(2, 1, sharex=True)
-    _draw_loss(above, rows)
-    _draw_scores(below, rows)
+    loss_on(above, rows)
+    scores_on(below, rows, val_was_trained_on)
+    above.set_xlabel("")
     for axes in (above, below):
         axes.spines[["top", "right"]].set_visible(False)
         axes.grid(color="0.92")
         axes.set_axisbelow(True)
-    below.set_xlabel("epoch")
-    below.xaxis.get_major_locator().set_params(integer=True, min_n_ticks=1)
     save_figure(figure, path)
 
 
-def _draw_loss(axes: Axes, rows: Sequence[Mapping[str, float]]) -> None:
+def themed(draw: Callable[[Axes], None], width: float, height: float) -> tuple[str, str]:
+    """What `draw` draws on a figure of so many inches as SVG, for a light page and for a dark one."""
+    return _svg(draw, width, height, "#1c2126", "#d5dade"), _svg(draw, width, height, "#e6e9ec", "#454c53")
+
+
+def _svg(draw: Callable[[Axes], None], width: float, height: float, ink: str, line: str) -> str:
+    import matplotlib
+
+    colors: Any = {
+        **dict.fromkeys(("text.color", "axes.labelcolor", "xtick.color", "ytick.color"), ink),
+        **dict.fromkeys(("axes.edgecolor", "grid.color"), line),
+        "axes.spines.top": False,
+        "axes.spines.right": False,
+        "axes.grid": True,
+        "axes.axisbelow": True,
+        "font.size": 9,
+        "svg.fonttype": "path",  # a picture cannot know which fonts the reader has
+        "svg.hashsalt": "enet_deploy",
+    }
+    text = io.StringIO()
+    with matplotlib.rc_context(colors):
+        figure = new_figure(width, height)
+        draw(figure.subplots())
+        figure.savefig(text, format="svg", transparent=True, metadata={"Date": None})
+    return text.getvalue()
+
+
+def loss_on(axes: Axes, rows: Sequence[Mapping[str, float]]) -> None:
+    """Loss and learning rate of `draw_curve`, on axes of the caller's."""
     rate = axes.twinx()
-    rate.plot(*_points(rows, "lr"), color="0.75", linewidth=1)
+    rate.grid(visible=False)
+    rate.plot(*_points(rows, "lr"), color="0.5", alpha=0.7, linewidth=1)
     rate.set_ylim(bottom=0)
     rate.set_ylabel("learning rate", color="0.5")
     rate.tick_params(colors="0.5")
     rate.ticklabel_format(axis="y", scilimits=(-2, 3), useMathText=True)
     rate.yaxis.get_offset_text().set_color("0.5")
     rate.spines[:].set_visible(False)
-    names = [name for name in dict.fromkeys(name for row in rows for name in row) if "loss" in name]
+    columns = dict.fromkeys(name for row in rows for name in row)
+    # a class may be called glossy
+    names = [name for name in columns if "loss" in name and not name.startswith("val_")]
     for name in names:
         axes.plot(*_points(rows, name), marker=".", markersize=3, linewidth=1.5, label=name)
     axes.set_ylabel("training loss")
     if len(names) > 1:
         rate.legend(handles=axes.get_lines(), loc="upper right", fontsize=9)  # of `rate`: in front of its line
+    _epochs_on(axes)
 
 
-def _draw_scores(axes: Axes, rows: Sequence[Mapping[str, float]]) -> None:
+def scores_on(axes: Axes, rows: Sequence[Mapping[str, float]], val_was_trained_on: bool) -> None:
+    """Scores of `draw_curve`, on axes of the caller's."""
     # The accuracy is hardly ever below the mIoU: its label sits above its line's end, the other below
     for name, title, color, side in (
         ("val_pixel_accuracy", "pixel accuracy", "tab:green", "bottom"),
@@ -136,7 +170,13 @@ def _draw_scores(axes: Axes, rows: Sequence[Mapping[str, float]]) -> None:
                 va=side,
             )
     axes.set_ylim(0, 1)
-    axes.set_ylabel("on val")
+    axes.set_ylabel("on val, which was trained on" if val_was_trained_on else "on val")
+    _epochs_on(axes)
+
+
+def _epochs_on(axes: Axes) -> None:
+    axes.set_xlabel("epoch")
+    axes.locator_params(axis="x", integer=True, min_n_ticks=1)
 
 
 def _points(rows: Sequence[Mapping[str, float]], name: str) -> tuple[list[float], list[float]]:
@@ -166,7 +206,7 @@ def save_figure(figure: Figure, path: str | Path) -> None:
         figure.savefig(temporary, format=kind, dpi=150, bbox_inches="tight", metadata=metadata)
 
 
-def _require_suffix(path: str | Path) -> None:
+def _require_suffix(path: str | Path, suffixes: Sequence[str] = SUFFIXES) -> None:
     suffix = Path(path).suffix
-    if suffix.lower() not in SUFFIXES:
-        raise InputError(f"the picture {path} has the suffix '{suffix}', expected {' or '.join(SUFFIXES)}")
+    if suffix.lower() not in suffixes:
+        raise InputError(f"the picture {path} has the suffix '{suffix}', expected {' or '.join(suffixes)}")

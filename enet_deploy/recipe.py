@@ -15,8 +15,10 @@ class Recipe:
     Attributes:
         size: (height, width) that images are resized to before augmentation, and evaluated at.
         crop: (height, width) of a training crop.
-        epochs, batch: passes over the training images; images per step, over all processes.
-        lr, weight_decay: of AdamW (decay decoupled; none on norms, biases and PReLU), or of `adam`'s L2.
+        epochs: passes over the training images.
+        batch: images per step, over all processes.
+        lr: learning rate after the warm-up, its highest.
+        weight_decay: of AdamW (decoupled; none on norms, biases and PReLU), or `adam`'s L2.
         optimizer: "adamw" or "adam".
         warmup: steps of linear warm-up, then the rate falls to zero as (1 - progress) ** power.
         power: 0 keeps the rate constant.
@@ -39,6 +41,8 @@ class Recipe:
         ema: decay of the weight average that is evaluated and saved, with BatchNorm statistics of its own; 0 for none.
         amp: bfloat16 autocast.
         eval_every: epochs between evaluations on val; the last epoch is always evaluated.
+        patience: evaluations without a better val mIoU after which the run ends; 0 for never. The learning rate is
+            laid out over `epochs` all the same, so a run that ends early never had its low rates.
         seed: of initial weights, order, augmentation and dropout.
     """
 
@@ -68,6 +72,7 @@ class Recipe:
     ema: float = 0.998
     amp: bool = False
     eval_every: int = 5
+    patience: int = 0
     seed: int = 0
 
 
@@ -80,3 +85,10 @@ PRESETS = {
         noise=0.0, ema=0.0,
     ),
 }  # fmt: skip
+
+
+def shown(value: object) -> str:
+    """A value of a recipe as it would be typed."""
+    if not isinstance(value, tuple):
+        return str(value)
+    return ("x" if isinstance(value[0], int) else " ").join(map(str, value))

@@ -8,6 +8,7 @@ A run's folder holds `checkpoint.pt` (everything to resume from), `best.safetens
 
 from __future__ import annotations
 
+import contextlib
 import copy
 import csv
 import dataclasses
@@ -18,7 +19,7 @@ import logging
 import math
 import time
 import warnings
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any, TypeVar, get_args
 
@@ -42,13 +43,19 @@ from .recipe import Recipe, Slopes
 T = TypeVar("T")
 
 ESTIMATE_BATCHES = 64  # from which BatchNorm's statistics of averaged weights are estimated
+CHECKPOINT = "checkpoint.pt"
 CHECKPOINT_SECONDS = 30.0  # at least, between checkpoints at the end of epochs that are not evaluated
+
+CLASS_IOU = "val_iou_"  # in front of a class's name: its column in the history
 
 log = logging.getLogger(__name__)
 
 
-def confusion(net: nn.Module, data: DataSet, metadata: Metadata) -> ConfusionMatrix:
-    """Of a network on a split, at the label maps' own size."""
+def segmented(
+    net: nn.Module, data: DataSet, metadata: Metadata, indices: Iterable[int]
+) -> Iterator[tuple[UInt8Array, UInt8Array, UInt8Array]]:
+    """Of these images the frame, (H, W, 3) BGR as the network sees it, and its labels and what the network makes of it,
+    (h, w) of the label map's own size; all uint8."""
     device = next(net.parameters()).device
     segmenter = Segmenter(net, metadata.mean, metadata.std).to(device).eval()
 
@@ -56,14 +63,20 @@ def confusion(net: nn.Module, data: DataSet, metadata: Metadata) -> ConfusionMat
         image, labels = data[index]
         return resize_image(image, metadata.size), labels
 
-    counts = ConfusionMatrix(data.classes)
-    pairs = read_ahead(read, range(len(data)))
+    pairs = read_ahead(read, indices)
     batch = 1 if device.type == "cpu" else 16
-    with torch.inference_mode():
-        while chunk := list(itertools.islice(pairs, batch)):
-            frames = torch.from_numpy(np.stack([frame for frame, _ in chunk])).to(device)
-            for predicted, (_, labels) in zip(segmenter(frames).cpu().numpy(), chunk, strict=True):
-                counts.update(labels, resize_labels(predicted, (labels.shape[0], labels.shape[1])))
+    while chunk := list(itertools.islice(pairs, batch)):
+        with torch.inference_mode():
+            found = segmenter(torch.from_numpy(np.stack([frame for frame, _ in chunk])).to(device)).cpu().numpy()
+        for predicted, (frame, labels) in zip(found, chunk, strict=True):
+            yield frame, labels, resize_labels(predicted, (labels.shape[0], labels.shape[1]))
+
+
+def confusion(net: nn.Module, data: DataSet, metadata: Metadata) -> ConfusionMatrix:
+    """Of a network on a split, at the label maps' own size."""
+    counts = ConfusionMatrix(data.classes)
+    for _, labels, predicted in segmented(net, data, metadata, range(len(data))):
+        counts.update(labels, predicted)
     return counts
 
 
@@ -88,9 +101,10 @@ class Trainer:
         train, val: what to learn from, and what to score on as it goes.
         split: says in the metadata which images `train` has.
         out: the run's folder.
-        init: weights to start from instead of random ones.
+        init: weights to start from instead of random ones; where they know other classes, all but their last layer.
         teacher: weights of a network, usually a wider one, whose output is learnt beside the labels.
         compiled: through `torch.compile`.
+        state: of a run to `resume`, so that one that cannot be is refused before the images are read.
     """
 
     def __init__(
@@ -104,14 +118,18 @@ class Trainer:
         init: str | Path | None = None,
         teacher: str | Path | None = None,
         compiled: bool = False,
+        state: dict[str, Any] | None = None,
     ) -> None:
         self.recipe, self.device, self.out = recipe, device, Path(out)
         self.train, self.val, self.split = train, val, split
+        self.val_was_trained_on = not {*train.pairs}.isdisjoint(val.pairs)
         self.rank = dist.get_rank() if dist.is_initialized() else 0
         self.world = dist.get_world_size() if dist.is_initialized() else 1
         self._check()
+        if teacher is not None and not recipe.distill:
+            raise InputError("distill 0 with a teacher, expected more; leave out --teacher, or --distill")
         torch.manual_seed(recipe.seed)
-        net, start = (ENet(len(train.classes), recipe.width, recipe.slopes), None) if init is None else self._load(init)
+        net, start = (ENet(len(train.classes), recipe.width, recipe.slopes), None) if init is None else self._init(init)
         if net.width != recipe.width:
             raise InputError(f"width {recipe.width}, but {init} has width {net.width}; pass --width {net.width}")
         if recipe.slopes == "channel" and net.slopes == "layer":
@@ -121,6 +139,11 @@ class Trainer:
             net.share_slopes()
         details: dict[str, Any] = {} if start is None else {"init": start.details}
         self.teacher = None if teacher is None else self._teacher(teacher, details)
+        names = "\n".join(f"{image.parent.name}/{image.name}" for data in (train, val) for image, _ in data.pairs)
+        self.images = f"{len(train)} ({hashlib.sha256(names.encode()).hexdigest()[:8]})"
+        self.taught_by = details.get("teacher", {}).get("sha256")
+        if state is not None:
+            self._require_same_run(state)
         self._read_data()
         # the first layers of trained weights are used to their own normalisation
         known = self.crops.statistics if start is None else start
@@ -134,12 +157,12 @@ class Trainer:
         self.best = -1.0
         self.history: list[dict[str, float]] = []
         self.saved = time.monotonic()
+        if state is not None:
+            self.resume(state)
 
     def _read_data(self) -> None:
         """The training images, what follows from them, and a look at val."""
         train, val, recipe = self.train, self.val, self.recipe
-        names = "\n".join(f"{image.parent.name}/{image.name}" for data in (train, val) for image, _ in data.pairs)
-        self.images = f"{len(train)} ({hashlib.sha256(names.encode()).hexdigest()[:8]})"
         self.void = train.classes.void
         self.crops = Crops(
             train, recipe, self.device, self.void, lambda pairs: self._progress(pairs, "reading", len(train))
@@ -168,20 +191,27 @@ class Trainer:
         if compiled:
             self.model.compile()
 
-    def _load(self, path: str | Path) -> tuple[ENet, Metadata]:
-        """Weights that know the data set's classes."""
+    def _init(self, path: str | Path) -> tuple[ENet, Metadata]:
+        """Weights to start from, with a new last layer where they know other classes."""
+        net, metadata = load_weights(path)
+        had, has = metadata.classes.names, self.train.classes.names
+        if had != has:
+            logging.info(
+                f"{path} knows the classes {', '.join(had)}; the data set has {', '.join(has)}: all is taken but the "
+                "last layer, which starts anew"
+            )
+            net.renew_classes(len(has))
+        return net, dataclasses.replace(metadata, details={**metadata.details, "sha256": sha256(path)})
+
+    def _teacher(self, path: str | Path, details: dict[str, Any]) -> Segmenter:
         net, metadata = load_weights(path)
         names = self.train.classes.names
         if metadata.classes.names != names:
             raise ArtifactError(
                 f"{path} knows the classes {', '.join(metadata.classes.names)}; the data set has {', '.join(names)}: "
-                "take weights of these classes, or none"
+                "take a teacher of these classes, or none"
             )
-        return net, dataclasses.replace(metadata, details={**metadata.details, "sha256": sha256(path)})
-
-    def _teacher(self, path: str | Path, details: dict[str, Any]) -> Segmenter:
-        net, metadata = self._load(path)
-        details["teacher"] = {**metadata.details, "width": net.width}
+        details["teacher"] = {**metadata.details, "sha256": sha256(path), "width": net.width}
         teacher = Segmenter(net, metadata.mean, metadata.std).to(self.device).eval()
         return teacher.to(memory_format=torch.channels_last).requires_grad_(False)  # type: ignore[call-overload,no-any-return]
 
@@ -213,6 +243,7 @@ class Trainer:
             "lovasz",
             "distill",
             "noise",
+            "patience",
         ):
             if not 0 <= getattr(recipe, name) < math.inf:  # nan is not
                 raise InputError(f"{name} {getattr(recipe, name)}, expected 0 or more")
@@ -228,6 +259,11 @@ class Trainer:
             )
         if not 0 < recipe.scale[0] <= recipe.scale[1] < math.inf:
             raise InputError(f"scale {recipe.scale}, expected two positive numbers, smallest first")
+        if recipe.patience and self.val_was_trained_on:
+            raise InputError(
+                f"patience {recipe.patience}, but val is trained on, whose mIoU then rises on and on; expected 0, or "
+                "--hold-out in place of --with-val"
+            )
         if recipe.batch % self.world:
             raise InputError(f"batch {recipe.batch} over {self.world} processes, expected a multiple of {self.world}")
         if len(self.train) < recipe.batch:
@@ -251,11 +287,34 @@ class Trainer:
             return (step + 1) / warmup
         return float((1 - min(1.0, (step - warmup) / max(1, self.total_steps - warmup))) ** self.recipe.power)
 
-    def run(self) -> None:
-        """Train to the last epoch.
+    @property
+    def best_epoch(self) -> int:
+        """The first with the highest val mIoU; 0 before any was evaluated."""
+        scored = [row for row in self.history if "val_miou" in row]
+        return int(max(scored, key=lambda row: row["val_miou"])["epoch"]) if scored else 0
+
+    @property
+    def out_of_patience(self) -> bool:
+        """Whether the recipe's patience is at its end. It follows from the history, so it does after `resume` too."""
+        since = sum("val_miou" in row for row in self.history if row["epoch"] > self.best_epoch)
+        return 0 < self.recipe.patience <= since
+
+    @property
+    def over(self) -> bool:
+        """Whether there is nothing left to train."""
+        return self.epoch >= self.recipe.epochs or self.out_of_patience
+
+    def run(self, watch: Callable[[], None] = lambda: None) -> None:
+        """Train to the last epoch, or as long as the recipe's patience lasts.
 
         After an interruption or a crash, `resume` and `run` give the weights of an undisturbed run: to the bit on a CPU
         with the same number of threads, and as far as its kernels repeat themselves on a GPU.
+
+        Args:
+            watch: called by the first process at the start and whenever the state was saved.
+
+        Raises EnetError where the loss or a weight is no longer finite, and where a step does not fit into the memory;
+        that one names the largest halved batch that does.
         """
         if self.rank == 0:
             steps, classes = len(self.train) // self.recipe.batch, self.metadata.classes.names
@@ -265,33 +324,81 @@ class Trainer:
             )
         if self.epoch == 0:
             self._save_checkpoint()  # so that the first epoch can be interrupted too
-        while self.epoch < self.recipe.epochs:
+        if self.rank == 0:
+            watch()
+        while not self.over:
             started, rate = time.perf_counter(), float(self.schedule.get_last_lr()[0])
             loss = self._train_epoch()
             self.epoch += 1
             seconds = round(time.perf_counter() - started, 2)
             row: dict[str, float] = {"epoch": self.epoch, "loss": loss, "lr": rate, "seconds": seconds}
             if self.epoch % self.recipe.eval_every == 0 or self.epoch == self.recipe.epochs:
+                started = time.perf_counter()
                 row |= self._evaluate()
+                row["val_seconds"] = round(time.perf_counter() - started, 2)
             self.history.append(row)
-            if "val_miou" in row or time.monotonic() - self.saved >= CHECKPOINT_SECONDS:
+            due = "val_miou" in row or time.monotonic() - self.saved >= CHECKPOINT_SECONDS
+            if due:
                 self._save_checkpoint()
             if self.rank == 0:
-                shown = {name: value for name, value in row.items() if name != "epoch" and "void" not in name}
-                figures = "  ".join(f"{name} {value:.5g}" for name, value in shown.items())
+                left_out = [name for name in row if name.startswith(CLASS_IOU) or name.endswith("_void_counts")]
+                figures = "  ".join(f"{name} {row[name]:.5g}" for name in row if name not in ("epoch", *left_out))
                 log.info(f"epoch {self.epoch}/{self.recipe.epochs}  {figures}")
+                if due:
+                    watch()
         if self.rank == 0:
+            if self.out_of_patience and self.epoch < self.recipe.epochs:
+                log.info(
+                    f"stopped after epoch {self.epoch} of {self.recipe.epochs}: {self.recipe.patience} evaluations "
+                    f"without a better val mIoU than {self.best:.4f} of epoch {self.best_epoch}"
+                )
             self._save_weights("last.safetensors", self.history[-1])
             log.info(f"done: {self.out / 'last.safetensors'}; best.safetensors had the highest mIoU, {self.best:.4f}")
 
     def _train_epoch(self) -> float:
-        loss = torch.stack(list(self.steps())).mean()
+        try:
+            loss = torch.stack(list(self.steps())).mean()
+        except (MemoryError, RuntimeError) as error:
+            if not is_out_of_memory(error):
+                raise
+            loss = None
+        if loss is None:  # out of the handler, whose traceback holds on to all that fills the memory
+            raise EnetError(self._batch_that_fits())
         if self.world > 1:
             dist.all_reduce(loss)
         # looked at once an epoch: a GPU would have to be waited for
         if not torch.isfinite(loss):
             raise EnetError(f"the loss is {loss.item()} in epoch {self.epoch + 1}; lower --lr")
         return float(loss) / self.world
+
+    def _batch_that_fits(self) -> str:
+        """What to say of a step that ran out of memory. Halved batches are tried, and spoil the network."""
+        size, (height, width) = self.recipe.batch, self.recipe.crop
+        said = f"batch {size} of {height}x{width} crops does not fit into the memory of {self.device}"
+        if self.world > 1:  # the others wait for another step of this process than the one that would be tried
+            return f"{said}; pass a smaller --batch"
+        log.info(f"{said}; trying smaller ones")
+        # the run has its batch, so another one needs another run
+        start = f" in another --out, where --init {self.out / 'best.safetensors'} goes on from here"
+        again = start if self.best_epoch else ""
+        while size := size // 2:
+            if self._fits(size):
+                return f"{said}; --batch {size} does{again}"
+        return f"{said}, nor did one of its halves; pass a much smaller --batch, a smaller --crop or another --device"
+
+    def _fits(self, size: int) -> bool:
+        """Whether a step with so many images does."""
+        self.schedule.last_epoch = self.total_steps  # from here on, every loss is in
+        self.optimizer.zero_grad()
+        if self.device.type == "cuda":
+            torch.cuda.empty_cache()
+        try:
+            self._step(*next(self.crops.batches([self._batches()[0][:size]], self.epoch)))
+        except (MemoryError, RuntimeError) as error:
+            if not is_out_of_memory(error):
+                raise
+            return False
+        return True
 
     def steps(self) -> Iterator[Tensor]:
         """Train through the epoch `self.epoch`; gives the loss of each step, still on the device."""
@@ -384,7 +491,14 @@ class Trainer:
             "val_miou_void_counts": counted.miou,
             "val_pixel_accuracy_void_counts": counted.pixel_accuracy,
             "val_dice_void_counts": counted.dice,
+            **{CLASS_IOU + name: iou for name, each in left_out.per_class.items() if (iou := each["iou"]) is not None},
         }
+
+    def examples(self, count: int = 4) -> list[tuple[str, UInt8Array, UInt8Array, UInt8Array]]:
+        """A few val images, evenly over the split: file name, and what `segmented` says with the evaluated weights."""
+        indices = np.linspace(0, len(self.val) - 1, min(count, len(self.val)), dtype=int).tolist()
+        found = segmented(self._averaged(), self.val, self.metadata, indices)
+        return [(self.val.pairs[i][0].name, *arrays) for i, arrays in zip(indices, found, strict=True)]
 
     def _estimate_statistics(self, ema: ENet) -> None:
         """BatchNorm's statistics of the averaged weights, from crops of their own: no step ever used them.
@@ -428,35 +542,21 @@ class Trainer:
                 "optimizer": self.optimizer.state_dict(),
                 "schedule": self.schedule.state_dict(),
             }
+            if self.history:
+                self._write_log()  # first: behind a run's last checkpoint nobody would write it again
             content = io.BytesIO()  # written as bytes, a full disk is an OSError like everywhere else
             torch.save(state, content)
-            with replacing(self.out / "checkpoint.pt") as temporary:
+            with replacing(self.out / CHECKPOINT) as temporary:
                 temporary.write_bytes(content.getvalue())
-            if self.history:
-                self._write_log()
         self.saved = time.monotonic()
 
     def resume(self, state: dict[str, Any]) -> None:
         """Continue from what `read_checkpoint` gave, on this trainer's device.
 
-        Raises ArtifactError where the run was begun with other classes, images or number of processes.
+        Raises ArtifactError where the run was begun with other classes, images, teacher or number of processes.
         """
-        path = self.out / "checkpoint.pt"
-        try:
-            metadata = Metadata.from_text(state["metadata"], path)
-            for what, had, has in (
-                ("classes", ", ".join(metadata.classes.names), ", ".join(self.metadata.classes.names)),
-                ("training images", state["images"], self.images),
-                ("processes", state["processes"], self.world),
-                (
-                    "--teacher of sha256",
-                    *(found.details.get("teacher", {}).get("sha256") for found in (metadata, self.metadata)),
-                ),
-            ):
-                if had != has:
-                    raise ArtifactError(
-                        f"{path} was made with the {what} {had}, these are {has}; use the same, or another --out"
-                    )
+        metadata = self._require_same_run(state)
+        with _whole_checkpoint(self.out):
             self._adopt(metadata)
             self.weight = state["weight"].to(self.device)
             self.epoch, self.best, self.history = state["epoch"], state["best"], state["history"]
@@ -465,10 +565,23 @@ class Trainer:
                 self.ema.load_state_dict(state["ema"])
             self.optimizer.load_state_dict(state["optimizer"])
             self.schedule.load_state_dict(state["schedule"])
-        except (AttributeError, KeyError, RuntimeError, TypeError, ValueError) as error:
-            raise ArtifactError(
-                f"{path} is not a whole checkpoint ({error!r}); start again with another --out"
-            ) from None
+
+    def _require_same_run(self, state: dict[str, Any]) -> Metadata:
+        """The metadata of a checkpoint's weights. Raises ArtifactError where that run had other data than this one."""
+        path = self.out / CHECKPOINT
+        with _whole_checkpoint(self.out):
+            metadata = Metadata.from_text(state["metadata"], path)
+            for what, had, has in (
+                ("classes", ", ".join(metadata.classes.names), ", ".join(self.train.classes.names)),
+                ("training images", state["images"], self.images),
+                ("processes", state["processes"], self.world),
+                ("--teacher of sha256", metadata.details.get("teacher", {}).get("sha256"), self.taught_by),
+            ):
+                if had != has:
+                    raise ArtifactError(
+                        f"{path} was made with the {what} {had}, these are {has}; use the same, or another --out"
+                    )
+        return metadata
 
     def _write_log(self) -> None:
         columns = list(dict.fromkeys(name for row in self.history for name in row))
@@ -480,9 +593,29 @@ class Trainer:
             temporary.write_text(text.getvalue())
 
 
+@contextlib.contextmanager
+def _whole_checkpoint(out: Path) -> Iterator[None]:
+    """What fails in this block fails because the checkpoint is damaged."""
+    try:
+        yield
+    except (AttributeError, KeyError, RuntimeError, TypeError, ValueError) as error:
+        raise ArtifactError(
+            f"{out / CHECKPOINT} is not a whole checkpoint ({error!r}); start again with another --out"
+        ) from None
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """Whether there was too little memory, of a GPU or of the machine; torch has an error of its own for the first."""
+    if isinstance(error, (MemoryError, torch.OutOfMemoryError)):
+        return True
+    # as PyTorch's allocator, oneDNN, and cuDNN and cuBLAS say it
+    signs = ("can't allocate memory", "could not create a primitive", "ALLOC_FAILED")
+    return any(sign in str(error) for sign in signs)
+
+
 def read_checkpoint(out: str | Path) -> tuple[dict[str, Any], Recipe]:
     """The state that a run in folder `out` left, and its recipe. Loading runs no code from the file."""
-    path = Path(out) / "checkpoint.pt"
+    path = Path(out) / CHECKPOINT
     if not path.is_file():
         raise ArtifactError(f"{path} does not exist; there is no run to resume in {out}: leave out --resume")
     try:

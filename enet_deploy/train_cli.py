@@ -3,18 +3,27 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
 import dataclasses
 import logging
 import os
-from collections.abc import Sequence
+import re
+import signal
+from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any, get_args
 
 from . import cli
 from .data import DataSet, hold_out, join, open_data, without
 from .errors import EnetError, InputError
-from .plots import draw_curve, require_plot
-from .recipe import PRESETS, Recipe
+from .plots import SUFFIXES, draw_curve, require_plot
+from .recipe import PRESETS, Recipe, Slopes, shown
+
+if TYPE_CHECKING:
+    from .train import Trainer
+
+PAGE = ".html"
+CHOICES = {"optimizer": ("adam", "adamw"), "slopes": get_args(Slopes)}
 
 
 def _recipe(args: argparse.Namespace) -> tuple[Recipe, dict[str, Any] | None]:
@@ -62,17 +71,40 @@ def _data(args: argparse.Namespace) -> tuple[DataSet, DataSet, str]:
     return train, val, split
 
 
+def _require_curve(path: Path) -> None:
+    """Raise where the learning curve could not be drawn: before the long work, not in it."""
+    require_plot(path, (PAGE, *SUFFIXES))
+    if path.suffix.lower() == PAGE:
+        from . import curve_page  # noqa: F401  its library may be missing
+
+
+def _curve(path: Path, trainer: Trainer) -> Callable[[], None]:
+    """What draws a run as far as it got."""
+    if path.suffix.lower() != PAGE:
+        return lambda: draw_curve(path, trainer.history, trainer.val_was_trained_on)
+    from .curve_page import Example, write_page
+
+    examples: list[Example] = []
+
+    def write() -> None:
+        if trainer.history and "val_miou" in trainer.history[-1]:
+            examples[:] = trainer.examples()
+        write_page(path, trainer, examples)
+
+    return write
+
+
 def _train(args: argparse.Namespace) -> None:
     import torch
     import torch.distributed as dist
 
     from .runners.torch_runner import torch_device
-    from .train import Trainer
+    from .train import Trainer, is_out_of_memory
 
     if Path(args.out).exists() and not Path(args.out).is_dir():
         raise InputError(f"--out {args.out} is a file, expected a folder")
     if args.curve is not None:
-        require_plot(args.curve)
+        _require_curve(args.curve)
     if hasattr(args, "distill") and args.teacher is None:
         raise InputError(f"--distill {args.distill} without --teacher, expected the weights to learn from")
     recipe, state = _recipe(args)
@@ -86,20 +118,20 @@ def _train(args: argparse.Namespace) -> None:
         )
     torch.backends.cudnn.benchmark = True  # every batch has the same shape
     try:
-        trainer = Trainer(*_data(args), args.out, recipe, device, args.init, args.teacher, args.compile)
-        if state is not None:
-            trainer.resume(state)
-        trainer.run()
-        if args.curve is not None and trainer.rank == 0:
-            draw_curve(args.curve, trainer.history)
-            logging.info(f"the learning curve: {args.curve}")
+        trainer = Trainer(*_data(args), args.out, recipe, device, args.init, args.teacher, args.compile, state)
+        if args.curve is None:
+            trainer.run()
+        else:
+            logging.info(f"the learning curve, drawn whenever the state is saved: {args.curve}")
+            trainer.run(_curve(args.curve, trainer))
         if dist.is_initialized():
             dist.barrier()  # all leave together: gloo's threads abort a process whose peer is gone already
-    except torch.OutOfMemoryError:
-        raise EnetError(
-            f"{device} has too little memory for batches of {recipe.batch}; pass a smaller --batch"
-        ) from None
-    except RuntimeError as error:
+    except (MemoryError, RuntimeError) as error:
+        if is_out_of_memory(error):
+            raise EnetError(
+                f"the memory of {device} does not hold the network and images of {recipe.size[0]}x{recipe.size[1]} "
+                "beside the training steps; pass a smaller --size or another --device"
+            ) from None
         if not type(error).__module__.startswith(("torch._dynamo", "torch._inductor")):
             raise
         raise EnetError(f"torch.compile failed: {str(error).splitlines()[0]}; train without --compile") from None
@@ -113,11 +145,10 @@ def _train(args: argparse.Namespace) -> None:
             dist.destroy_process_group()
 
 
-def _shown(value: Any) -> str:
-    """A default as it would be typed."""
-    if not isinstance(value, tuple):
-        return str(value)
-    return ("x" if isinstance(value[0], int) else " ").join(map(str, value))
+def _explained() -> dict[str, str]:
+    """Field of the recipe -> what its docstring says of it."""
+    entries = re.findall(r"^ {8}(\w+): (.*(?:\n {12}.*)*)", Recipe.__doc__ or "", re.MULTILINE)
+    return {name: " ".join(text.split()).rstrip(".") for name, text in entries}
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -125,7 +156,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("data", metavar="DATA", help="folder with train/ trainannot/ val/ valannot/")
     parser.add_argument("--out", default="runs/enet", help="the run's folder (default: %(default)s)")
     parser.add_argument("--preset", choices=PRESETS, help="recipe to start from (default: default)")
-    parser.add_argument("--init", metavar="WEIGHTS", help="start from these weights")
+    parser.add_argument(
+        "--init", metavar="WEIGHTS", help="start from these weights; of other classes, all but the last layer is taken"
+    )
     parser.add_argument(
         "--teacher", metavar="WEIGHTS", help="learn from these weights' output too; usually of --width 2 or more"
     )
@@ -147,19 +180,28 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument(
         "--compile", action="store_true", help="through torch.compile: minutes to start, then faster on a GPU"
     )
-    parser.add_argument("--curve", metavar="FILE", help="draw the learning curve there, .png or .svg, at the end")
+    parser.add_argument(
+        "--curve",
+        type=Path,
+        metavar="FILE",
+        help="draw the learning curve there, .png or .svg, or .html: a page with classes and examples too; drawn again "
+        "whenever the state is saved",
+    )
     parser.add_argument("--device", help="cpu, cuda or cuda:N (default: cuda where there is one)")
     group = parser.add_argument_group(
-        "recipe",
-        "each replaces the preset's value; explained by `python -m pydoc enet_deploy.recipe`; defaults by preset",
+        "recipe", "each replaces the preset's value; in brackets the value of each preset"
     )
+    explained = _explained()
     for field in dataclasses.fields(Recipe):
-        presets = ", ".join(f"{name}: {_shown(getattr(preset, field.name))}" for name, preset in PRESETS.items())
-        option: dict[str, Any] = {"default": argparse.SUPPRESS, "help": presets}
+        presets = ", ".join(f"{name}: {shown(getattr(preset, field.name))}" for name, preset in PRESETS.items())
+        text = f"{explained.get(field.name, '')} ({presets})".replace("%", "%%")
+        option: dict[str, Any] = {"default": argparse.SUPPRESS, "help": text}
         if field.name in ("size", "crop"):
             option |= {"type": cli.size, "metavar": "HxW"}
         elif field.name == "scale":
             option |= {"type": float, "nargs": 2, "metavar": ("MIN", "MAX")}
+        elif field.name in CHOICES:
+            option |= {"choices": CHOICES[field.name]}
         elif isinstance(field.default, bool):
             option |= {"action": argparse.BooleanOptionalAction}
         else:
@@ -167,6 +209,8 @@ def main(argv: Sequence[str] | None = None) -> int:
             option |= {"type": cli.positive if positive else type(field.default), "metavar": "X"}
         group.add_argument("--" + field.name.replace("_", "-"), **option)
     logging.basicConfig(level=logging.INFO, format="%(message)s")
+    with contextlib.suppress(ValueError):  # only the main thread may: a scheduler's wish to end is as good as Ctrl-C
+        signal.signal(signal.SIGTERM, signal.default_int_handler)
     return cli.run(parser, _train, argv)
 
 

@@ -23,7 +23,7 @@ import pytest
 import torch
 from conftest import ROOT, write_scenes
 
-from enet_deploy import train_cli
+from enet_deploy import train, train_cli
 from enet_deploy.data import CAMVID, DataSet, open_data
 from enet_deploy.model import Segmenter, load_weights, save_weights
 from enet_deploy.recipe import PRESETS, Recipe
@@ -33,6 +33,7 @@ CPU = torch.device("cpu")
 TINY = {"size": "48x64", "crop": "32x32", "batch": 4, "epochs": 2, "eval_every": 2}
 STEPS = 2  # per epoch: eight images in batches of four
 FILES = ["best.safetensors", "checkpoint.pt", "last.safetensors", "log.csv"]
+TIMES = {"seconds": "", "val_seconds": ""}  # in a row of the log, what no two runs have alike
 STILL = [
     "--scale",
     "1",
@@ -133,7 +134,10 @@ def test_run_leaves_weights_checkpoint_and_log(finished: Path) -> None:
     assert [*log[0]] == [
         "epoch", "loss", "lr", "seconds", "val_miou", "val_pixel_accuracy", "val_dice", "val_class_average",
         "val_miou_void_counts", "val_pixel_accuracy_void_counts", "val_dice_void_counts",
+        *(f"val_iou_{name}" for name in CAMVID.names), "val_seconds",
     ]  # fmt: skip
+    scores = [float(iou) for name, iou in log[1].items() if name.startswith("val_iou_") and iou]  # "": not in val
+    assert np.mean(scores) == pytest.approx(float(log[1]["val_miou"]))
     assert [row["epoch"] for row in log] == ["1", "2"]
     assert [bool(row["val_miou"]) for row in log] == [False, True]
     assert all(math.isfinite(float(row["loss"])) for row in log)
@@ -195,7 +199,7 @@ def test_interrupted_run_resumes_to_the_same_bits(
     for file in ("last.safetensors", "best.safetensors"):
         assert_same_tensors(tensors(tmp_path / file), tensors(finished / file))
     for row, expected in zip(rows(tmp_path), rows(finished), strict=True):
-        assert row | {"seconds": ""} == expected | {"seconds": ""}
+        assert row | TIMES == expected | TIMES
 
 
 def test_killed_run_resumes_to_the_same_bits(finished: Path, scenes: Path, tmp_path: Path) -> None:
@@ -261,6 +265,106 @@ def test_init_continues_from_weights(finished: Path, scenes: Path, tmp_path: Pat
     assert (metadata.mean, metadata.std) == (before_metadata.mean, before_metadata.std)
 
 
+def test_weights_of_other_classes_give_all_but_their_last_layer(
+    finished: Path, room: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    start = finished / "last.safetensors"
+    with caplog.at_level("INFO"):
+        # at a rate of zero the parameters stay as they began
+        assert enet_train(room, tmp_path, "--init", str(start), lr=0, ema=0, epochs=1) == 0
+    assert "the data set has floor, wall, door: all is taken but the last layer, which starts anew" in caplog.text
+    net, metadata = load_weights(tmp_path / "last.safetensors")
+    had, has = dict(load_weights(start)[0].named_parameters()), dict(net.named_parameters())
+    assert {name for name in has if not torch.equal(has[name], had[name])} == {"fullconv.weight", "fullconv.bias"}
+    assert net.num_classes == 3 and has["fullconv.weight"].any() and metadata.classes.names == tuple(ROOM["names"])
+
+
+MIOU = {1: 0.3, 2: 0.5, 3: 0.4, 4: 0.5, 5: 0.9}  # epoch -> val mIoU
+
+
+def test_run_stops_when_its_patience_is_at_its_end(
+    finished: Path, scenes: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Also where it was interrupted in between, and with the same weights."""
+    monkeypatch.setattr(Trainer, "_figures", lambda trainer: {"val_miou": MIOU[trainer.epoch]})
+    options = {"epochs": 5, "eval_every": 1, "patience": 2, "ema": 0}
+    with caplog.at_level("INFO"):
+        assert enet_train(scenes, tmp_path / "whole", **options) == 0
+    assert "stopped after epoch 4 of 5: 2 evaluations without a better val mIoU than 0.5000 of epoch 2" in caplog.text
+    with interrupted_in_the_second_epoch(monkeypatch):
+        assert enet_train(scenes, tmp_path / "broken", **options) == 130
+    for _ in range(2):  # the second time there is nothing to do
+        assert train_cli.main([str(scenes), "--out", str(tmp_path / "broken"), "--device", "cpu", "--resume"]) == 0
+        assert [row["epoch"] for row in rows(tmp_path / "broken")] == ["1", "2", "3", "4"]
+        for name in ("last.safetensors", "best.safetensors"):
+            assert_same_tensors(*(tensors(tmp_path / run / name) for run in ("whole", "broken")))
+    assert load_weights(tmp_path / "whole" / "best.safetensors")[1].details["figures"]["epoch"] == 2
+    assert enet_train(scenes, tmp_path / "patient", **options | {"patience": 0}) == 0
+    assert len(rows(tmp_path / "patient")) == 5
+
+
+def test_no_patience_where_val_is_trained_on(scenes: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    code = enet_train(scenes, tmp_path, "--with-val", "--patience", "2")
+    assert_refused(code, capsys, r"patience 2, but val is trained on, .*; expected 0, or --hold-out in place of --with")
+
+
+@pytest.fixture
+def memory_for(monkeypatch: pytest.MonkeyPatch) -> Callable[[int, bool], None]:
+    """Called with a number, lets training steps run out of memory whose batch is larger; on a GPU, or on the CPU."""
+    forward = train._TwoHeads.forward
+
+    def limit(largest: int, gpu: bool) -> None:
+        def limited(self: Any, x: torch.Tensor) -> Any:
+            found = forward(self, x)
+            if len(x) > largest and gpu:
+                raise torch.OutOfMemoryError("CUDA out of memory.")
+            if len(x) > largest:
+                torch.empty(1 << 60, dtype=torch.uint8)
+            return found
+
+        monkeypatch.setattr(train._TwoHeads, "forward", limited)
+
+    return limit
+
+
+@pytest.mark.parametrize(
+    ("gpu", "largest", "advice"),
+    [
+        (True, 3, "; --batch 2 does$"),
+        (False, 4, "; --batch 4 does$"),
+        (False, 0, ", nor did one of its halves; pass a much smaller --batch, a smaller --crop or another --device$"),
+    ],
+    ids=["GPU", "CPU", "nothing fits"],
+)
+def test_out_of_memory_names_the_batch_that_fits(
+    scenes: Path,
+    tmp_path: Path,
+    memory_for: Callable[[int, bool], None],
+    capsys: pytest.CaptureFixture[str],
+    gpu: bool,
+    largest: int,
+    advice: str,
+) -> None:
+    memory_for(largest, gpu)
+    code = enet_train(scenes, tmp_path, batch=8)
+    assert_refused(code, capsys, "batch 8 of 32x32 crops does not fit into the memory of cpu" + advice)
+    if largest:
+        assert enet_train(scenes, tmp_path, batch=largest - largest % 2, epochs=1) == 0  # the advice is good
+
+
+def test_out_of_memory_in_a_later_epoch(
+    finished: Path, scenes: Path, tmp_path: Path, memory_for: Callable[[int, bool], None], capsys: Any
+) -> None:
+    state = torch.load(finished / "checkpoint.pt", weights_only=True)
+    state["epoch"], state["recipe"]["epochs"] = 2, 3  # as if it had been begun on a larger GPU
+    torch.save(state, tmp_path / "checkpoint.pt")
+    memory_for(2, True)
+    code = train_cli.main([str(scenes), "--out", str(tmp_path), "--device", "cpu", "--resume"])
+    assert_refused(
+        code, capsys, r"; --batch 2 does in another --out, where --init .*best\.safetensors goes on from here$"
+    )
+
+
 def test_three_classes_train_without_a_change(room: Path, tmp_path: Path) -> None:
     assert enet_train(room, tmp_path, epochs=1) == 0
     net, metadata = load_weights(tmp_path / "best.safetensors")
@@ -277,7 +381,9 @@ def test_image_of_void_alone_is_passed_over(tmp_path: Path) -> None:
 LOSSES = ["--aux", "0.4", "--lovasz", "1", "--lovasz-from", "0", "--rare", "0.5", "--noise", "8"]
 
 
-def test_every_loss_at_once_still_gives_the_plain_network(finished: Path, scenes: Path, tmp_path: Path) -> None:
+def test_every_loss_at_once_still_gives_the_plain_network(
+    finished: Path, scenes: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     """A wider teacher, a second head, Lovasz: what is saved is ENet, and a resumed run needs the same teacher."""
     assert enet_train(scenes, tmp_path / "wide", "--width", "2", epochs=1) == 0
     teacher = tmp_path / "wide" / "last.safetensors"
@@ -286,6 +392,8 @@ def test_every_loss_at_once_still_gives_the_plain_network(finished: Path, scenes
     net, metadata = load_weights(tmp_path / "run" / "last.safetensors")
     assert net.width == 1 and net.state_dict().keys() == tensors(finished / "last.safetensors").keys()
     assert metadata.details["teacher"]["width"] == 2
+    code = enet_train(scenes, tmp_path / "taught nothing", "--teacher", str(teacher), distill=0)
+    assert_refused(code, capsys, r"distill 0 with a teacher, expected more; leave out --teacher, or --distill")
     assert metadata.details["recipe"]["lovasz"] == 1.0
 
 
@@ -415,7 +523,6 @@ def test_a_run_is_not_changed_half_way(
         (["--batch", "9"], r"batch 9 for 8 training images, expected no more than there are; pass --batch 8 or less"),
         (["--device", "tpu"], r"device 'tpu' for torch, expected cpu, cuda or cuda:N"),
         (["--device", "cpu:x"], r"device 'cpu:x'"),
-        (["--optimizer", "sgd"], r"optimizer 'sgd', expected adam or adamw"),
         (["--scale", "2", "0.5"], r"scale \(2\.0, 0\.5\), expected two positive numbers, smallest first"),
         (["--seed", "-1"], r"seed -1, expected"),
         (["--lr", "-1"], r"lr -1\.0, expected"),
@@ -424,14 +531,14 @@ def test_a_run_is_not_changed_half_way(
         (["--lr", "1e30"], r"the loss is nan in epoch 1; lower --lr"),
         (["--ohem", "1"], r"ohem 1\.0, expected"),
         (["--width", "0"], r"width 0, expected"),
-        (["--slopes", "pixel"], r"slopes 'pixel', expected channel or layer"),
         (["--rare", "2"], r"rare 2\.0, expected a share from 0 to 1"),
         (["--lovasz-from", "nan"], r"lovasz_from nan, expected"),
         (["--lovasz-from", "1.5"], r"lovasz_from 1\.5, expected a share from 0 to 1"),
         (["--distill", "0.5"], r"--distill 0\.5 without --teacher, expected the weights to learn from"),
         (["--aux", "-1"], r"aux -1\.0, expected"),
         (["--hold-out", "x"], r"hold-out 'x' fits 0 of 12 images, expected some, not all; names look like 'scene0000"),
-        (["--curve", "curve.gif"], r"curve\.gif"),
+        (["--curve", "curve.gif"], r"curve\.gif has the suffix '\.gif', expected \.html or \.png or \.svg"),
+        (["--patience", "-1"], r"patience -1, expected"),
         (["--teacher", "none.safetensors"], r"none\.safetensors is not a file; expected weights"),
         (["--init", "none.safetensors"], r"none\.safetensors is not a file; expected weights"),
     ],
@@ -443,11 +550,23 @@ def test_refusals(
     assert_refused(enet_train(scenes, tmp_path, *options), capsys, message)
 
 
-def test_weights_and_runs_of_other_classes_are_refused(
-    finished: Path, room: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+@pytest.mark.parametrize(("option", "word"), [("--slopes", "pixel"), ("--optimizer", "sgd")])
+def test_words_that_an_option_does_not_know(capsys: pytest.CaptureFixture[str], option: str, word: str) -> None:
+    with pytest.raises(SystemExit, match="2"):
+        train_cli.main(["data", option, word])
+    assert f"argument {option}: invalid choice: '{word}' (choose from" in capsys.readouterr().err
+
+
+def test_every_field_of_the_recipe_is_explained() -> None:
+    assert train_cli._explained().keys() == {field.name for field in dataclasses.fields(Recipe)}
+
+
+def test_teachers_and_runs_of_other_classes_are_refused_before_an_image_is_read(
+    finished: Path, room: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    code = enet_train(room, tmp_path, "--init", str(finished / "last.safetensors"))
-    assert_refused(code, capsys, r"knows the classes sky, .*; the data set has floor, wall, door: take weights")
+    monkeypatch.setattr(DataSet, "__getitem__", lambda *_: pytest.fail("an image was read"))
+    code = enet_train(room, tmp_path, "--teacher", str(finished / "last.safetensors"))
+    assert_refused(code, capsys, r"knows the classes sky, .*; the data set has floor, wall, door: take a teacher")
     code = train_cli.main([str(room), "--out", str(finished), "--resume"])
     assert_refused(
         code,
