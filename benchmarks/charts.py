@@ -49,7 +49,6 @@ def _svg(draw: Draw, height: float, ink: str, line: str) -> str:
         "axes.axisbelow": True,
         "font.size": 9,
         "legend.frameon": False,
-        "text.parse_math": False,  # a class may be called what it likes, "$" and all
         "svg.fonttype": "path",  # a picture cannot know which fonts the reader has
         "svg.hashsalt": "enet_deploy",
     }

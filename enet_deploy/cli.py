@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import errno
 import math
 import os
 import sys
@@ -16,6 +17,8 @@ from .artifacts import check_size
 from .errors import EXTRAS, ArtifactError, EnetError, InputError, missing
 
 Item = TypeVar("Item")
+
+_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 
 class Parser(argparse.ArgumentParser):
@@ -45,8 +48,7 @@ def run(
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
     except (EnetError, OSError, ModuleNotFoundError) as error:
-        message = _missing_package(error) if isinstance(error, ModuleNotFoundError) else str(error)
-        print(f"{parser.prog}: error: {printable(message)}", file=sys.stderr)
+        print(f"{parser.prog}: error: {printable(_in_words(error))}", file=sys.stderr)
         return error.exit_code if isinstance(error, EnetError) else 2
     except KeyboardInterrupt as interrupt:
         print(f"{parser.prog}: interrupted" + "; ".join(["", *map(str, interrupt.args)]), file=sys.stderr)
@@ -60,11 +62,15 @@ def printable(text: str) -> str:
     return "".join(c if c.isprintable() else c.encode("unicode_escape").decode("ascii") for c in flat)
 
 
-def _missing_package(error: ModuleNotFoundError) -> str:
-    module = (error.name or "").split(".")[0]
-    if module not in EXTRAS:
-        raise error  # our own fault, not the user's: show the traceback
-    return missing(module)
+def _in_words(error: Exception) -> str:
+    if isinstance(error, ModuleNotFoundError):
+        module = (error.name or "").split(".")[0]
+        if module not in EXTRAS:
+            raise error  # our own fault, not the user's: show the traceback
+        return missing(module)
+    if isinstance(error, OSError) and error.errno in _FULL:
+        return f"{error}; free space, also where temporary files are, which TMPDIR says"
+    return f"{error}"
 
 
 def require_weights(path: Path) -> None:
