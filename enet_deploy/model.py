@@ -199,6 +199,12 @@ class ENet(nn.Module):
                 module.weight = nn.Parameter(module.weight.detach().mean(0, keepdim=True))
                 module.num_parameters = 1
 
+    def renew_classes(self, num_classes: int) -> None:
+        """Give it a new last layer, for so many classes; all others stay as they are."""
+        self.num_classes = num_classes
+        self.fullconv = nn.ConvTranspose2d(16 * self.width, num_classes, 2, stride=2)
+        _initialise(self.fullconv)
+
     def encode(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """The encoder's output, (N, 128 width, H/8, W/8), and the indices of the first and second pooling."""
         x = self.initial(x)
