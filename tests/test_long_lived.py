@@ -89,7 +89,7 @@ def test_child_process_opens_its_own(exported: Path, method: str, backend: str) 
 def test_soak_command_finds_what_is_kept(
     exported: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    arguments = [str(exported), "--inferences", "160", "--reopenings", "4", "--max-growth", "100"]
+    arguments = [str(exported), "--inferences", "80", "--reopenings", "4", "--max-growth", "100"]
     arguments += ["--json", str(tmp_path / "soak.json")]
     assert soak_cli.main(arguments) == 0, capsys.readouterr().err
     assert "| open, infer, close | 4 |" in capsys.readouterr().out

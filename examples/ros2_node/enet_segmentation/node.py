@@ -1,0 +1,74 @@
+"""The node: ~/image in; ~/labels (mono8 class ids), ~/overlay and ~/classes (JSON, latched) out."""
+
+from __future__ import annotations
+
+import array
+from typing import Any
+
+import rclpy
+from rclpy.node import Node
+from rclpy.qos import DurabilityPolicy, HistoryPolicy, QoSProfile, ReliabilityPolicy
+from sensor_msgs.msg import CompressedImage, Image
+from std_msgs.msg import String
+
+from enet_deploy import EnetError, open_runner
+
+from .segmentation import Segmentation
+
+
+class SegmentationNode(Node):
+    """Parameters: artifact, backend, device, alpha, compressed (input), reliability (of the input), depth."""
+
+    def __init__(self) -> None:
+        super().__init__("enet_segmentation")
+        defaults = {"artifact": "", "backend": "", "device": "", "alpha": 0.5, "compressed": False}
+        # best_effort takes what any camera sends; a reliable subscription hears nothing of a best_effort one
+        defaults |= {"reliability": "best_effort", "depth": 1}
+        given = {name: self.declare_parameter(name, default).value for name, default in defaults.items()}
+        self.runner = open_runner(given["artifact"], given["backend"] or None, given["device"] or None)
+        self.segmentation = Segmentation(self.runner, given["alpha"])
+        self.get_logger().info(f"{self.runner.spec}")
+        newest = QoSProfile(
+            history=HistoryPolicy.KEEP_LAST,
+            depth=given["depth"],
+            reliability=ReliabilityPolicy[given["reliability"].upper()],
+        )
+        latched = QoSProfile(depth=1, durability=DurabilityPolicy.TRANSIENT_LOCAL)
+        self.labels = self.create_publisher(Image, "~/labels", 1)
+        self.overlay = self.create_publisher(Image, "~/overlay", 1)
+        self.classes = self.create_publisher(String, "~/classes", latched)
+        self.classes.publish(String(data=self.segmentation.classes))
+        self.create_subscription(CompressedImage if given["compressed"] else Image, "~/image", self.on_image, newest)
+
+    def on_image(self, message: Any) -> None:
+        """Publish the labels of a message under its own header; say, now and then, why one has none."""
+        try:
+            watched = self.overlay.get_subscription_count() > 0
+            labels, overlay = self.segmentation(message, with_overlay=watched)
+        except EnetError as error:
+            self.get_logger().warning(str(error), throttle_duration_sec=5.0)
+            return
+        for publisher, fields in ((self.labels, labels), (self.overlay, overlay)):
+            if fields is not None:
+                # rclpy takes an array of bytes as it is, and checks anything else one by one
+                data = array.array("B", fields["data"].tobytes())
+                publisher.publish(Image(header=message.header, **{**fields, "data": data}))
+
+    def destroy_node(self) -> None:
+        self.runner.close()
+        super().destroy_node()
+
+
+def main() -> None:
+    rclpy.init()
+    try:
+        node = SegmentationNode()
+    except EnetError as error:
+        raise SystemExit(f"enet_segmentation: error: {error}") from None
+    try:
+        rclpy.spin(node)
+    except KeyboardInterrupt:
+        pass
+    finally:
+        node.destroy_node()
+        rclpy.try_shutdown()
