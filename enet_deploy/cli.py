@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import errno
+import logging
 import math
 import os
 import sys
@@ -41,6 +42,7 @@ def run(
     """Parse `argv`, run `command`; return the exit code: 0 done, 2 an error the user can mend, 1 a requirement not
     met, 130 interrupted."""
     args = parser.parse_args(argv)
+    logging.basicConfig(format=f"{parser.prog}: %(message)s")  # the package is silent in programs that do not
     cv2.utils.logging.setLogLevel(cv2.utils.logging.LOG_LEVEL_SILENT)  # our own message says it on one line
     try:
         command(args)

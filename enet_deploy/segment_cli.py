@@ -5,7 +5,6 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import functools
-import logging
 import math
 import os
 import signal
@@ -212,7 +211,6 @@ def summary(pipeline: Pipeline, name: str, count: int, seconds: float, paths: Se
 
 
 def _segment(args: argparse.Namespace) -> None:
-    logging.basicConfig(format="enet-segment: %(message)s")  # a camera that is lost, and found again
     os.environ.setdefault("OPENCV_FFMPEG_LOGLEVEL", "-8")  # else FFmpeg writes on stderr what our message says
     stopped = threading.Event()
     source = open_source(args.source, stopped, args.raw, args.fps, args.topic)
