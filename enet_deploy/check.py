@@ -89,7 +89,7 @@ class Report:
         for kind, findings in (("problem", self.problems), ("warning", self.warnings)):
             for message, files in findings.items():
                 shown = ", ".join(files[:SHOWN]) + (", ..." if len(files) > SHOWN else "")
-                lines.append(f"{kind}: {message}" + (f" ({len(files)} files): {shown}" if files else ""))
+                lines.append(f"{kind}: {message}" + (f" ({_counted(len(files), 'file')}): {shown}" if files else ""))
         return lines
 
     def to_json(self) -> dict[str, Any]:
@@ -153,9 +153,10 @@ def _match(report: Report, split: str) -> list[_Look]:
     if not of_images and not of_maps:
         return []
     report.splits[split] = Split(len(of_images), len(of_maps), np.zeros(len(report.classes) + 1, np.int64))
+    unlabelled = [] if split == "test" and not of_maps else _alone(images, label_maps)
     outside = [path for path in (*of_images, *of_maps) if not _is_within(path, report.root)]
     for findings, message, paths in (
-        (report.problems, "images without a label map of their name; make or remove them", _alone(images, label_maps)),
+        (report.problems, "images without a label map of their name; make or remove them", unlabelled),
         (report.problems, "label maps without an image of their name; find or remove them", _alone(label_maps, images)),
         (report.problems, "several images of one stem; keep one of each", _repeated(images)),
         (report.problems, "several label maps of one stem; keep one of each", _repeated(label_maps)),
@@ -189,21 +190,23 @@ def _is_within(path: Path, root: Path) -> bool:
 
 def _examine(look: _Look, report: Report) -> _Look:
     """Read the files of `look` and fill it in."""
-    if look.image is not None:
-        try:
-            image = read_image(look.image)
-            look.size = image.shape[:2]
-            look.digest = hashlib.sha256(f"{look.size}".encode() + image.tobytes()).digest()
-            if min(look.size) < SMALLEST:
-                look.flaws.append((f"under {SMALLEST} pixels high or wide; remove the pair", look.image))
-        except DataError as error:
-            look.flaws.append((_reason(error, look.image), look.image))
-    if look.label_map is not None:
-        try:
-            _examine_labels(look, look.label_map, report)
-        except DataError as error:
-            look.flaws.append((_reason(error, look.label_map), look.label_map))
+    for path, examine in ((look.image, _examine_image), (look.label_map, _examine_labels)):
+        if path is not None:
+            try:
+                examine(look, path, report)
+            except DataError as error:
+                look.flaws.append((str(error).removeprefix(f"{path} "), path))
     return look
+
+
+def _examine_image(look: _Look, path: Path, report: Report) -> None:
+    image = read_image(path)
+    look.size = image.shape[:2]
+    digest = hashlib.sha256(f"{look.size}".encode())
+    digest.update(image.data)
+    look.digest = digest.digest()
+    if min(look.size) < SMALLEST:
+        look.flaws.append((f"under {SMALLEST} pixels high or wide; remove the pair", path))
 
 
 def _examine_labels(look: _Look, path: Path, report: Report) -> None:
@@ -217,10 +220,6 @@ def _examine_labels(look: _Look, path: Path, report: Report) -> None:
     elif look.size and not unknown:
         counts = np.bincount(labels.ravel(), minlength=256)
         look.pixels = np.append(counts[: len(report.classes)], counts[report.classes.void])
-
-
-def _reason(error: DataError, path: Path) -> str:
-    return str(error).removeprefix(f"{path} ")
 
 
 def _take(report: Report, look: _Look) -> None:
@@ -242,7 +241,8 @@ def _find_unknown(report: Report, looks: Sequence[_Look]) -> None:
         files.update(look.unknown.keys())
     if pixels:
         shown = [
-            f"{value} ({count} pixels in {files[value]} files)" for value, count in pixels.most_common(SHOWN_VALUES)
+            f"{value} ({_counted(count, 'pixel')} in {_counted(files[value], 'file')})"
+            for value, count in pixels.most_common(SHOWN_VALUES)
         ]
         message = (
             f"label maps with values of no class, {', '.join(shown)}{_more(len(pixels) - len(shown))}; expected ids "
@@ -282,6 +282,10 @@ def _judge(report: Report) -> None:
             report.warnings[
                 f"{name} has images of several sizes, all to be resized to one: {', '.join(sizes)}{more}"
             ] = []
+
+
+def _counted(count: int, what: str) -> str:
+    return f"{count} {what}" if count == 1 else f"{count} {what}s"
 
 
 def _more(count: int) -> str:

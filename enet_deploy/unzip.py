@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import lzma
+import posixpath
 import re
 import secrets
 import shutil
@@ -38,16 +39,16 @@ def unzip(path: str | Path, folder: str | Path) -> int:
 
 
 def _require_harmless(path: Path, members: list[zipfile.ZipInfo]) -> None:
-    seen = set()
+    places = set()
     for member in members:
-        name = member.filename
-        flaw = _flaw(member) or ("is in it twice" if name in seen else "")
+        place = posixpath.normpath(member.filename)
+        flaw = _flaw(member) or ("is in it twice" if place in places else "")
         if flaw:
             raise DataError(
-                f"{path} has the member {name[:100]!a}, which {flaw}; expected files below one folder, so nothing was "
-                "unpacked: take the zip from somewhere else"
+                f"{path} has the member {member.filename[:100]!a}, which {flaw}; expected files below one folder, so "
+                "nothing was unpacked: take the zip from somewhere else"
             )
-        seen.add(name)
+        places.add(place)
     size, packed = sum(member.file_size for member in members), path.stat().st_size
     if len(members) > MAX_FILES or size > max(SMALL, MAX_RATIO * packed):
         raise DataError(
