@@ -424,6 +424,22 @@ def test_raw_reader_puts_torn_reads_together() -> None:
     os.close(readable)
 
 
+def test_window_shows_the_overlay_and_q_ends_it(
+    here: Path, exported: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """No window is opened, as a test's machine may have no screen."""
+    shown: list[UInt8Array] = []
+    monkeypatch.setenv("DISPLAY", ":0")
+    monkeypatch.setattr(cv2, "namedWindow", lambda *_: None)
+    monkeypatch.setattr(cv2, "getWindowProperty", lambda *_: 1.0)
+    monkeypatch.setattr(cv2, "imshow", lambda _, picture: shown.append(picture))
+    monkeypatch.setattr(cv2, "waitKey", lambda _: ord("q") if len(shown) == 2 else -1)
+    assert main([str(exported), str(write_video(here / "a.mp4")), "--show", "--alpha", "1"]) == 0
+    assert len(shown) == 2 and "2 frames of" in capsys.readouterr().err
+    colours = {tuple(colour) for colour in np.unique(shown[0].reshape(-1, 3), axis=0)}
+    assert colours <= {color[::-1] for color in CAMVID.colors}
+
+
 def no_display(monkeypatch: pytest.MonkeyPatch) -> None:
     for name in ("DISPLAY", "WAYLAND_DISPLAY"):
         monkeypatch.delenv(name, raising=False)
