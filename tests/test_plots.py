@@ -17,7 +17,15 @@ NAMES = ("sky", "wet $road$", "a < b")  # a formula and a tag to who does not lo
 COUNTS = np.array([[199, 1, 0], [30, 60, 10], [0, 0, 0]])
 ROWS: list[dict[str, float]] = [
     {"epoch": 1, "loss": 2.5, "lr": 1e-5, "seconds": 3.0},
-    {"epoch": 2, "loss": 1.5, "lr": 1e-3, "seconds": 3.0, "val_miou": 0.4321, "val_pixel_accuracy": 0.8768},
+    {
+        "epoch": 2,
+        "loss": 1.5,
+        "lr": 1e-3,
+        "seconds": 3.0,
+        "val_miou": 0.4321,
+        "val_pixel_accuracy": 0.8768,
+        "val_iou_glossy": 0.3,
+    },
     {"epoch": 3, "loss": 1.2, "lr": 1e-4, "seconds": 3.0, "loss_aux": 0.5},
 ]
 
@@ -53,6 +61,9 @@ def test_curve_tells_the_last_scores(tmp_path: Path) -> None:
     found = texts(tmp_path / "a.svg")
     for text in ("mIoU", "0.432", "pixel accuracy", "0.877", "training loss", "learning rate", "epoch", "loss_aux"):
         assert text in found
+    assert "on val" in found and "val_iou_glossy" not in found
+    draw_curve(tmp_path / "a.svg", ROWS, val_was_trained_on=True)
+    assert "on val, which was trained on" in texts(tmp_path / "a.svg")
 
 
 def test_pictures_that_cannot_be(tmp_path: Path) -> None:

@@ -202,15 +202,102 @@ def test_interrupted_run_resumes_to_the_same_bits(
         assert row | TIMES == expected | TIMES
 
 
-def test_killed_run_resumes_to_the_same_bits(finished: Path, scenes: Path, tmp_path: Path) -> None:
-    command = [sys.executable, "-m", "enet_deploy.train_cli", *arguments(scenes, tmp_path, eval_every=1)]
-    with subprocess.Popen(command, env=os.environ | {"PYTHONPATH": str(ROOT)}, stderr=subprocess.DEVNULL) as process:
-        while not (tmp_path / "log.csv").exists():  # the first epoch is over
+# Trains in children of a process that has torch already, each killed at another event; prints how many there are.
+# An event is a step, a file half written, and a file about to get its name or just named.
+KILLED = """
+import os, signal, sys
+from pathlib import Path
+import torch
+from enet_deploy import train, train_cli
+
+torch.optim.Adam([torch.nn.Parameter(torch.zeros(1))])  # imports for seconds; now, so that no child has to
+
+def train_until(last, out):
+    events = iter(range(last))
+    def event():
+        if next(events, None) is None:
+            os.kill(os.getpid(), signal.SIGKILL)
+    def wrap(owner, name, before, after):
+        original = getattr(owner, name)
+        def wrapped(*arguments):
+            before(*arguments)
+            event()
+            result = original(*arguments)
+            if after:
+                event()
+            return result
+        setattr(owner, name, wrapped)
+    write = Path.write_bytes
+    wrap(train.Trainer, "_step", lambda *_: None, False)
+    wrap(Path, "write_bytes", lambda path, content: write(path, content[: len(content) // 2]), False)
+    wrap(Path, "write_text", lambda path, text: write(path, text.encode()[: len(text) // 2]), False)
+    wrap(Path, "replace", lambda *_: None, True)
+    code = train_cli.main([*sys.argv[3:], "--out", out])
+    print(last - len(list(events)), flush=True)
+    os._exit(code)
+
+for last in map(int, sys.argv[1].split(",")):
+    if os.fork() == 0:
+        train_until(last, f"{sys.argv[2]}-{last}")
+    os.wait()
+"""
+
+
+def killed_after(events: list[int], data: Path, out: Path) -> str:
+    """Runs in the folders OUT-N, each of them killed after N events."""
+    argv = [",".join(map(str, events)), str(out), *arguments(data, out, eval_every=1)]
+    done = subprocess.run(
+        [sys.executable, "-c", KILLED, *argv],
+        env=os.environ | {"PYTHONPATH": str(ROOT)},
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 0, done.stderr
+    return done.stdout
+
+
+def assert_whole(out: Path) -> None:
+    """Whatever stands under a final name is; names with a dot in front are nobody's."""
+    for path in out.glob("[!.]*"):
+        if path.suffix == ".safetensors":
+            load_weights(path)
+        elif path.name == "checkpoint.pt":
+            read_checkpoint(out)
+        else:
+            assert path.name == "log.csv" and path.read_text().endswith("\n")
+            assert all(None not in row.values() for row in rows(out))
+
+
+def test_run_killed_at_any_moment_resumes_to_the_same_bits(scenes: Path, tmp_path: Path) -> None:
+    count = int(killed_after([1000], scenes, tmp_path / "run"))
+    whole = tmp_path / "run-1000"
+    # half of them where the last files get their names, and nothing but the end of the run is left to do
+    moments = [1, 4, count // 2, count - 8, count - 6, count - 4]
+    assert killed_after(moments, scenes, tmp_path / "run") == ""
+    for moment in moments:
+        out = tmp_path / f"run-{moment}"
+        assert_whole(out)
+        begun = (out / "checkpoint.pt").exists()
+        assert enet_train(scenes, out, *(["--resume"] if begun else []), eval_every=1) == 0
+        for name in ("last.safetensors", "best.safetensors"):
+            assert_same_tensors(tensors(out / name), tensors(whole / name))
+        assert [row | TIMES for row in rows(out)] == [row | TIMES for row in rows(whole)]
+
+
+def test_terminated_run_says_how_to_go_on(scenes: Path, tmp_path: Path) -> None:
+    command = [sys.executable, "-m", "enet_deploy.train_cli", *arguments(scenes, tmp_path, epochs=1000)]
+    environment = os.environ | {"PYTHONPATH": str(ROOT)}
+    with subprocess.Popen(command, env=environment, stderr=subprocess.PIPE, text=True) as process:
+        while not (tmp_path / "log.csv").exists():
             assert process.poll() is None
             time.sleep(0.005)
-        process.kill()
-    assert enet_train(scenes, tmp_path, "--resume", eval_every=1) == 0
-    assert_same_tensors(tensors(tmp_path / "last.safetensors"), tensors(finished / "last.safetensors"))
+        process.terminate()
+        _, error = process.communicate()
+    assert process.returncode == 130
+    assert error.splitlines()[-1] == (
+        "enet-train: interrupted; the same command with --resume continues after the last checkpoint"
+    )
+    assert {path.name for path in tmp_path.iterdir()} <= set(FILES)
 
 
 def test_run_from_other_weights_resumes_to_the_same_bits(
