@@ -1,11 +1,12 @@
 # `make demo` and `make test` set themselves up in .venv; nothing else is needed but Python 3.10 or later.
 
 PYTHON ?= python3
+FUZZ_SECONDS ?= 60
 BIN := .venv/bin
 INSTALLED := .venv/installed
 WEIGHTS := enet_deploy/weights/enet-camvid.safetensors
 
-.PHONY: demo test lint clean
+.PHONY: demo test fuzz lint clean
 
 demo: $(INSTALLED) ## fp32 and int8 on PyTorch, ONNX Runtime and OpenVINO side by side with a report; an engine for an RTX 3060
 	$(BIN)/enet-export --logits --out demo
@@ -19,6 +20,9 @@ demo: $(INSTALLED) ## fp32 and int8 on PyTorch, ONNX Runtime and OpenVINO side b
 
 test: $(INSTALLED) lint ## lint, types, tests
 	$(BIN)/python -m pytest
+
+fuzz: $(INSTALLED) ## every reader of foreign files against damaged ones, for so many seconds
+	OMP_NUM_THREADS=1 $(BIN)/python tests/fuzz.py $(FUZZ_SECONDS)
 
 lint: $(INSTALLED)
 	$(BIN)/ruff check .
