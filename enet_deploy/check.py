@@ -77,6 +77,15 @@ class Report:
         names = [path.relative_to(self.root).as_posix() for path in paths]
         return [name if name.isprintable() else ascii(name) for name in names]
 
+    def problem(self, message: str, paths: Sequence[Path]) -> None:
+        """Add what is wrong with `paths`, if there are any."""
+        if paths:
+            self.problems[message] += self.names(paths)
+
+    def warning(self, message: str, paths: Sequence[Path]) -> None:
+        if paths:
+            self.warnings[message] += self.names(paths)
+
     def lines(self) -> list[str]:
         """For people: a table of the splits, then a line for each problem and warning."""
         splits = self.splits.values()
@@ -153,22 +162,15 @@ def _match(report: Report, split: str) -> list[_Look]:
     if not of_images and not of_maps:
         return []
     report.splits[split] = Split(len(of_images), len(of_maps), np.zeros(len(report.classes) + 1, np.int64))
-    unlabelled = [] if split == "test" and not of_maps else _alone(images, label_maps)
+    if split != "test" or of_maps:
+        report.problem("images without a label map of their name; make or remove them", _alone(images, label_maps))
+    report.problem("label maps without an image of their name; find or remove them", _alone(label_maps, images))
+    report.problem("several images of one stem; keep one of each", _repeated(images))
+    report.problem("several label maps of one stem; keep one of each", _repeated(label_maps))
+    lossy = [path for path in of_maps if path.suffix.lower() in LOSSY]
+    report.problem("label maps in a format that changes values; save them as PNG", lossy)
     outside = [path for path in (*of_images, *of_maps) if not _is_within(path, report.root)]
-    for findings, message, paths in (
-        (report.problems, "images without a label map of their name; make or remove them", unlabelled),
-        (report.problems, "label maps without an image of their name; find or remove them", _alone(label_maps, images)),
-        (report.problems, "several images of one stem; keep one of each", _repeated(images)),
-        (report.problems, "several label maps of one stem; keep one of each", _repeated(label_maps)),
-        (
-            report.problems,
-            "label maps in a format that changes values; save them as PNG",
-            [path for path in of_maps if path.suffix.lower() in LOSSY],
-        ),
-        (report.warnings, "links that lead out of the folder; a copy of it would lack these files", outside),
-    ):
-        if paths:
-            findings[message] += report.names(paths)
+    report.warning("links that lead out of the folder; a copy of it would lack these files", outside)
     return [
         _Look(split, images.get(stem, [None])[0], label_maps.get(stem, [None])[0])
         for stem in sorted(images.keys() | label_maps.keys())
@@ -225,7 +227,7 @@ def _examine_labels(look: _Look, path: Path, report: Report) -> None:
 def _take(report: Report, look: _Look) -> None:
     split = report.splits[look.split]
     for message, path in look.flaws:
-        report.problems[message] += report.names([path])
+        report.problem(message, [path])
     if look.size:
         split.sizes["x".join(map(str, look.size))] += 1
     if look.pixels is not None and look.image is not None and look.label_map is not None:
@@ -249,7 +251,7 @@ def _find_unknown(report: Report, looks: Sequence[_Look]) -> None:
             f"{report.values.known_ids(report.classes)}, or the classes' colours: correct them or say in classes.json "
             "what they are"
         )
-        report.problems[message] += report.names(look.label_map for look in looks if look.unknown and look.label_map)
+        report.problem(message, [look.label_map for look in looks if look.unknown and look.label_map])
 
 
 def _find_copies(report: Report, looks: Sequence[_Look]) -> None:
@@ -298,7 +300,7 @@ def draw_check(path: str | Path, report: Report) -> None:
     PNG or SVG by the file's suffix; `plots.require_plot` tells before the long work whether it can be drawn.
     """
     splits = {name: split for name, split in report.splits.items() if split.pairs}
-    height = max(2.4, 0.5 + 0.17 * len(report.classes))
+    height = min(12, max(2.4, 0.5 + 0.17 * len(report.classes)))
     figure = new_figure(3.5 * (PICTURED + 1), height * max(1, len(splits)))
     grid = figure.subplots(max(1, len(splits)), PICTURED + 1, squeeze=False)
     for axes in grid.flat:
@@ -307,7 +309,8 @@ def draw_check(path: str | Path, report: Report) -> None:
         data = DataSet(report.classes, tuple(spread(split.pairs, PICTURED)), report.values)
         for axes, (image, labels), (file, _) in zip(row, data, data.pairs, strict=False):
             axes.imshow(_painted(image, labels, report.classes))
-            axes.set_title(report.names([file])[0], fontsize=8, parse_math=False)
+            axes.set_title(report.names([file])[0].split("/")[-1][-40:], fontsize=8, parse_math=False)
+            axes.set_anchor("N")
         _draw_shares(row[-1], split, report.classes)
         row[-1].set_title(f"{name}: {len(split.pairs)} images, % of pixels", fontsize=8)
     save_figure(figure, path)

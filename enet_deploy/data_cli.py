@@ -53,7 +53,7 @@ def _check(args: argparse.Namespace) -> None:
     if args.picture is not None:
         draw_check(args.picture, report)
     if report.problems:
-        raise RequirementError(f"{args.dir} has {len(report.problems)} kinds of problems, above; mend them first")
+        raise RequirementError(f"{args.dir} has problems, {len(report.problems)} in all; mend what the lines above say")
     print("nothing is wrong" if not report.warnings else "nothing is wrong that a training would suffer from")
 
 

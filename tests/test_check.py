@@ -115,7 +115,9 @@ def problems(root: Path, capsys: pytest.CaptureFixture[str]) -> list[str]:
     assert enet_data(["check", str(root)]) == 1
     captured = capsys.readouterr()
     found = [line for line in captured.out.splitlines() if line.startswith("problem: ")]
-    assert captured.err == f"enet-data: error: {root} has {len(found)} kinds of problems, above; mend them first\n"
+    assert (
+        captured.err == f"enet-data: error: {root} has problems, {len(found)} in all; mend what the lines above say\n"
+    )
     assert captured.out.replace("\n", "").isprintable()
     return found
 
