@@ -10,6 +10,7 @@ import copy
 import faulthandler
 import io
 import json
+import os
 import resource
 import struct
 import sys
@@ -32,7 +33,8 @@ from enet_deploy import open_runner
 from enet_deploy.artifacts import BUNDLED_WEIGHTS, EngineCard, Metadata, graph_metadata, sha256
 from enet_deploy.benchmarks import cli as bench_cli
 from enet_deploy.calibration.record import BUNDLED_RECORD, Record
-from enet_deploy.data import CAMVID, DataSet, read_classes, read_image
+from enet_deploy.classes import CAMVID, LabelValues, read_classes
+from enet_deploy.data import DataSet, read_image
 from enet_deploy.errors import EnetError
 from enet_deploy.export.to_engine import read_graph
 from enet_deploy.model import load_weights
@@ -199,7 +201,7 @@ def of_images(folder: Path) -> dict[str, tuple[st.SearchStrategy[Any], Read]]:
 
     def read_label_map(changed: bytes) -> None:
         path = written(folder / "labels.png", changed)
-        DataSet(CAMVID, ((path, path),)).read_labels(0)
+        DataSet(CAMVID, ((path, path),), LabelValues.of(CAMVID)).read_labels(0)
 
     return {
         "image": (
@@ -265,6 +267,8 @@ def main() -> None:
     resource.setrlimit(resource.RLIMIT_AS, (MEMORY, MEMORY))
     cv2.utils.logging.setLogLevel(cv2.utils.logging.LOG_LEVEL_SILENT)
     warnings.simplefilter("ignore")
+    sys.stderr = os.fdopen(os.dup(2), "w")
+    os.dup2(os.open(os.devnull, os.O_WRONLY), 2)  # libpng's complaints, a line for each example
     with tempfile.TemporaryDirectory() as folder:
         found = targets(Path(folder))
         tried, read, spent = (dict.fromkeys(found, 0.0) for _ in range(3))
