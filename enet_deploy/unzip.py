@@ -53,7 +53,7 @@ def _require_harmless(path: Path, members: list[zipfile.ZipInfo]) -> None:
     if len(members) > MAX_FILES or size > max(SMALL, MAX_RATIO * packed):
         raise DataError(
             f"{path} of {packed} bytes would become {len(members)} files of {size} bytes; expected at most {MAX_FILES} "
-            f"files and {MAX_RATIO} times its size: it is a zip bomb, or no data set"
+            f"files and {MAX_RATIO} times its size: it is a zip bomb, or to be unpacked by other means"
         )
 
 
