@@ -47,7 +47,7 @@ class RequirementError(EnetError):
 
 # module -> the extra of this package that brings it
 EXTRAS = {
-    **dict.fromkeys(("torch", "safetensors", "onnx", "onnxscript", "PIL"), "torch"),
+    **dict.fromkeys(("torch", "safetensors", "onnx", "onnxscript"), "torch"),
     **dict.fromkeys(("onnxruntime", "openvino"), "cpu"),
     **dict.fromkeys(("jinja2", "matplotlib", "rich", "psutil"), "report"),
     "av": "video",
