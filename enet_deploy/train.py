@@ -194,13 +194,12 @@ class Trainer:
     def _init(self, path: str | Path) -> tuple[ENet, Metadata]:
         """Weights to start from, with a new last layer where they know other classes."""
         net, metadata = load_weights(path)
-        had, has = metadata.classes.names, self.train.classes.names
-        if had != has:
-            logging.info(
-                f"{path} knows the classes {', '.join(had)}; the data set has {', '.join(has)}: all is taken but the "
-                "last layer, which starts anew"
+        if metadata.classes.names != self.train.classes.names:
+            log.info(
+                f"{path} knows other classes ({', '.join(metadata.classes.names)}): all is taken but the last layer, "
+                "which starts anew"
             )
-            net.renew_classes(len(has))
+            net.renew_classes(len(self.train.classes))
         return net, dataclasses.replace(metadata, details={**metadata.details, "sha256": sha256(path)})
 
     def _teacher(self, path: str | Path, details: dict[str, Any]) -> Segmenter:

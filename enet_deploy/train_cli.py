@@ -14,8 +14,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, get_args
 
 from . import cli
-from .data import DataSet, hold_out, join, open_data, without
-from .errors import EnetError, InputError
+from .data import DataSet, UInt8Array, hold_out, join, open_data, without
+from .errors import ArtifactError, EnetError, InputError
 from .plots import SUFFIXES, draw_curve, require_plot
 from .recipe import PRESETS, Recipe, Slopes, shown
 
@@ -80,18 +80,21 @@ def _require_curve(path: Path) -> None:
 
 def _curve(path: Path, trainer: Trainer) -> Callable[[], None]:
     """What draws a run as far as it got."""
-    if path.suffix.lower() != PAGE:
-        return lambda: draw_curve(path, trainer.history, trainer.val_was_trained_on)
-    from .curve_page import Example, write_page
+    examples: list[tuple[str, UInt8Array, UInt8Array, UInt8Array]] = []
 
-    examples: list[Example] = []
+    def draw() -> None:
+        try:
+            if path.suffix.lower() != PAGE:
+                return draw_curve(path, trainer.history, trainer.val_was_trained_on)
+            from .curve_page import write_page
 
-    def write() -> None:
-        if trainer.history and "val_miou" in trainer.history[-1]:
-            examples[:] = trainer.examples()
-        write_page(path, trainer, examples)
+            if trainer.history and "val_miou" in trainer.history[-1]:
+                examples[:] = trainer.examples()
+            write_page(path, trainer, examples)
+        except ArtifactError as error:  # a picture is no reason to end a night's training
+            logging.warning(f"no learning curve this time: {error}")
 
-    return write
+    return draw
 
 
 def _train(args: argparse.Namespace) -> None:

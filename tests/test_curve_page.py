@@ -14,6 +14,7 @@ from test_train import ROOM, arguments, enet_train, interrupted_in_the_second_ep
 
 from enet_deploy import train_cli
 from enet_deploy.data import open_data
+from enet_deploy.train import Trainer
 
 pytest.importorskip("matplotlib")
 curve_page = pytest.importorskip("enet_deploy.curve_page")  # of jinja2
@@ -77,6 +78,15 @@ def test_checkpoint_of_before_there_were_classes_in_the_history(scenes: Path, tm
     page = tmp_path / "page.html"
     assert enet_train(scenes, tmp_path / "run", "--resume", "--curve", str(page), epochs=1) == 0
     assert "evaluated by a version that kept none" in text_of(page) and "sky" in text_of(page)
+
+
+def test_training_goes_on_where_the_page_cannot_be_written(
+    scenes: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    page = tmp_path / "page.html"
+    monkeypatch.setattr(Trainer, "examples", lambda _: page.unlink() or page.mkdir() or [])  # after the first writing
+    assert enet_train(scenes, tmp_path / "run", "--curve", str(page), epochs=1) == 0
+    assert "no learning curve this time: cannot write" in caplog.text and (tmp_path / "run/last.safetensors").exists()
 
 
 def test_time_that_is_left() -> None:

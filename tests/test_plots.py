@@ -16,16 +16,8 @@ from enet_deploy.scenes import street_scene
 NAMES = ("sky", "wet $road$", "a < b")  # a formula and a tag to who does not look
 COUNTS = np.array([[199, 1, 0], [30, 60, 10], [0, 0, 0]])
 ROWS: list[dict[str, float]] = [
-    {"epoch": 1, "loss": 2.5, "lr": 1e-5, "seconds": 3.0},
-    {
-        "epoch": 2,
-        "loss": 1.5,
-        "lr": 1e-3,
-        "seconds": 3.0,
-        "val_miou": 0.4321,
-        "val_pixel_accuracy": 0.8768,
-        "val_iou_glossy": 0.3,
-    },
+    {"epoch": 1, "loss": 2.5, "lr": 1e-5, "seconds": 3.0, "val_iou_glossy": 0.3},
+    {"epoch": 2, "loss": 1.5, "lr": 1e-3, "seconds": 3.0, "val_miou": 0.4321, "val_pixel_accuracy": 0.8768},
     {"epoch": 3, "loss": 1.2, "lr": 1e-4, "seconds": 3.0, "loss_aux": 0.5},
 ]
 
