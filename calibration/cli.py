@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 
 from enet_deploy import cli
 from enet_deploy.artifacts import BUNDLED_WEIGHTS, graph_metadata, replacing, require_writable, sha256
-from enet_deploy.data import DataSet, find_images, open_data, read_image, require_same_classes, spread
+from enet_deploy.data import DataSet, find_images, open_data, parts, read_image, require_same_classes, spread
 from enet_deploy.errors import InputError
 
 from .record import METHODS, Record, cache_header, record_for
@@ -31,12 +31,12 @@ UNLABELLED = 32  # images to compare labels on where none has a true label
 
 def _pairs(data: str, metadata: Metadata, sampled: list[Path], split: str) -> Sequence[Pair] | DataSet:
     """What graphs are judged on: val with its labels, else images without, as far as can be not those sampled."""
-    root = Path(data)
-    if (root / "valannot").is_dir():
-        val = open_data(root, "val")
+    of_images, of_labels = parts(data, "val")
+    if of_labels.folder.is_dir():
+        val = open_data(data, "val")
         require_same_classes(metadata.classes, val.classes, data, "the weights know")
         return val
-    images = find_images(root, "val") if (root / "val").is_dir() else find_images(root, split)
+    images = find_images(data, "val") if of_images.folder.is_dir() else find_images(data, split)
     others = [image for image in images if image not in set(sampled)] or sampled
     step = -(-len(others) // UNLABELLED)
     print(

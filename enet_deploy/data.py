@@ -11,10 +11,9 @@ import dataclasses
 import os
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
-from typing import NamedTuple, TypeVar
+from typing import TYPE_CHECKING, NamedTuple, TypeVar
 
 import cv2
 import numpy as np
@@ -27,6 +26,9 @@ from .classes import read_classes as read_classes
 from .errors import DataError, InputError
 from .imagefiles import IMAGE_SUFFIXES as IMAGE_SUFFIXES
 from .imagefiles import decode, read_values, translate
+
+if TYPE_CHECKING:
+    from concurrent.futures import Future
 
 T = TypeVar("T")
 
@@ -264,6 +266,8 @@ def hold_out(data: DataSet, prefix: str) -> tuple[DataSet, DataSet]:
 
 def read_ahead(read: Callable[[int], T], indices: Iterable[int], ahead: int = 16) -> Iterator[T]:
     """`read(index)` for each index, in order, computed by threads up to `ahead` items before it is asked for."""
+    from concurrent.futures import ThreadPoolExecutor  # a robot imports this file, and reads no data set
+
     with ThreadPoolExecutor(min(8, os.cpu_count() or 1)) as pool:
         waiting: deque[Future[T]] = deque()
         for index in indices:

@@ -492,6 +492,16 @@ def test_escapes_as_a_class(kind: str, tmp_path: Path, scenes: Path, capsys: pyt
     assert error[:-1].isprintable() and "class name" in error and "x1b[2J" in error
 
 
+@pytest.mark.parametrize("backend", ["ort", "openvino"])
+def test_metadata_that_is_no_text(backend: str, tmp_path: Path) -> None:
+    path = write_graph(tmp_path / "enet.onnx")
+    content = path.read_bytes()
+    assert content.count(b'"building"') == 1
+    path.write_bytes(content.replace(b'"building"', b'"b\xff\xfelding"'))
+    with pytest.raises(ArtifactError, match=r"enet.onnx (has names or metadata that are not UTF-8|is no ONNX file)"):
+        open_runner(path, backend)
+
+
 def test_openvinos_cache_is_of_the_graph_and_not_of_its_name_or_time(exported: Path, tmp_path: Path) -> None:
     path, cache, frame = tmp_path / "enet.onnx", tmp_path / "cache", np.full((1, *SIZE, 3), 90, np.uint8)
     labels = []

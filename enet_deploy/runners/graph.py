@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +11,15 @@ from ..artifacts import Metadata
 from ..errors import ArtifactError, InputError
 
 Signature = Mapping[str, tuple[str, Sequence[int | None]]]  # input or output -> (dtype, shape; None: any)
+
+
+@contextmanager
+def reading_text(path: Path) -> Iterator[None]:
+    """Raise ArtifactError where a library gives a graph's names and metadata as text, and they are none."""
+    try:
+        yield
+    except UnicodeDecodeError as error:
+        raise ArtifactError(f"{path} has names or metadata that are not UTF-8 ({error}); export it again") from None
 
 
 def check_signature(found: Signature, metadata: Metadata, path: Path) -> int | None:

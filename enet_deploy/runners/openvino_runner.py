@@ -17,7 +17,7 @@ from ..artifacts import METADATA_KEY, Metadata
 from ..data import UInt8Array
 from ..errors import ArtifactError, BackendError, EnetError, InputError
 from .base import Operation, Runner, Spec
-from .graph import Signature, check_signature, check_threads
+from .graph import Signature, check_signature, check_threads, reading_text
 
 _MILLISECOND = timedelta(milliseconds=1)
 _HINTS = ("latency", "throughput")
@@ -81,9 +81,10 @@ class OpenVinoRunner(Runner):
                 f"{self.artifact} is no ONNX file that openvino {ov.__version__} can load: {error}"
             ) from None
         key = ["framework", METADATA_KEY]  # where OpenVINO keeps an ONNX file's own metadata
-        text = model.get_rt_info(key).value if model.has_rt_info(key) else None
+        with reading_text(self.artifact):
+            text = model.get_rt_info(key).value if model.has_rt_info(key) else None
+            signature = _signature(model)
         metadata = Metadata.from_text(text, self.artifact)
-        signature = _signature(model)
         batch = check_signature(signature, metadata, self.artifact)
         self._with_labels = self._compile(model, "labels")
         self._with_logits: Any = None

@@ -19,7 +19,7 @@ from ..artifacts import METADATA_KEY, Metadata
 from ..data import UInt8Array
 from ..errors import ArtifactError, BackendError, InputError
 from .base import Operation, Runner, Spec
-from .graph import check_signature, check_threads
+from .graph import check_signature, check_threads, reading_text
 
 log = logging.getLogger(__name__)
 
@@ -65,11 +65,15 @@ class OrtRunner(Runner):
                 f"device '{self.device}' was asked for and onnxruntime fell back to {session.get_providers()[0]}; "
                 "check the CUDA and cuDNN versions that this onnxruntime-gpu needs"
             )
-        metadata = _metadata(session, self.artifact)
-        signature = {
-            value.name: (_DTYPES.get(value.type, value.type), [d if isinstance(d, int) else None for d in value.shape])
-            for value in (*session.get_inputs(), *session.get_outputs())
-        }
+        with reading_text(self.artifact):
+            metadata = _metadata(session, self.artifact)
+            signature = {
+                value.name: (
+                    _DTYPES.get(value.type, value.type),
+                    [d if isinstance(d, int) else None for d in value.shape],
+                )
+                for value in (*session.get_inputs(), *session.get_outputs())
+            }
         batch = check_signature(signature, metadata, self.artifact)
         self._session = session
         self._on_device: Any = None  # the frames, where there is a CUDA device
