@@ -83,49 +83,39 @@ def _held() -> dict[str, Any]:
 
 def phases(open_one: Callable[[], Runner], inferences: int, reopenings: int) -> Iterable[Phase]:
     """Each phase, once it is over. Raises RequirementError where a frame's labels are others than at first."""
-    with open_one() as runner:
+    with ThreadPoolExecutor(THREADS) as pool, open_one() as runner:
         frames = np.stack([street_scene(0, runner.spec.size)[0]] * (runner.spec.batch or 1))
         expected = runner.infer(frames)
+        together = threading.Barrier(THREADS)
+        own: dict[int, Runner] = {}  # of each thread
 
         def infer(runner: Runner = runner) -> None:
             if not np.array_equal(runner.infer(frames), expected):
                 raise RequirementError("the labels of a frame changed from one call to another, expected the same")
 
+        def at_once(step: Step) -> None:
+            def one(_: int) -> None:
+                together.wait()
+                step()
+
+            list(pool.map(one, range(THREADS)))
+
+        def infer_with_own() -> None:
+            thread = threading.get_ident()
+            if thread not in own:
+                own[thread] = open_one()
+            infer(own[thread])
+
+        def reopen() -> None:
+            with open_one() as another:
+                infer(another)
+
         yield watch("one thread, one runner", infer, inferences)
-        with ThreadPoolExecutor(THREADS) as pool:
-
-            def infer_in_turn() -> None:
-                list(pool.map(lambda _: infer(), range(THREADS)))
-
-            yield watch(f"{THREADS} threads, one runner, {THREADS} calls", infer_in_turn, inferences // THREADS // 10)
-    own = threading.local()
-    runners: list[Runner] = []
-
-    def infer_with_own() -> None:
-        if not hasattr(own, "runner"):
-            own.runner = open_one()
-            runners.append(own.runner)
-        infer(own.runner)
-
-    def all_infer() -> None:
-        waiting = threading.Barrier(THREADS)  # so that every thread takes part
-
-        def one(_: int) -> None:
-            waiting.wait()
-            infer_with_own()
-
-        list(pool.map(one, range(THREADS)))
-
-    with ThreadPoolExecutor(THREADS) as pool:
-        yield watch(f"{THREADS} threads, a runner each, {THREADS} calls", all_infer, inferences // THREADS // 10)
-    for runner in runners:
-        runner.close()
-
-    def reopen() -> None:
-        with open_one() as runner:
-            infer(runner)
-
-    yield watch("open, infer, close", reopen, reopenings)
+        yield watch(f"{THREADS} threads, one runner", lambda: at_once(infer), inferences // THREADS // 10)
+        yield watch(f"{THREADS} threads, a runner each", lambda: at_once(infer_with_own), inferences // THREADS // 10)
+        for each in own.values():
+            each.close()
+        yield watch("open, infer, close", reopen, reopenings)
 
 
 def as_markdown(found: Sequence[Phase]) -> str:
