@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-import hashlib
 import json
 import math
 import os
@@ -135,7 +134,13 @@ def _triple(values: Any) -> tuple[float, float, float]:
 
 def sha256(path: str | Path) -> str:
     """Hex digest of a file's bytes."""
-    return hashlib.sha256(Path(path).read_bytes()).hexdigest()
+    return _digest(Path(path).read_bytes())
+
+
+def _digest(content: bytes) -> str:
+    import hashlib  # here, as are others below: a robot imports this file, most often for nothing of the kind
+
+    return hashlib.sha256(content).hexdigest()
 
 
 def commit() -> str:
@@ -168,7 +173,7 @@ def replacing(path: str | Path) -> Iterator[Path]:
     link, the file it points to is replaced.
     Raises ArtifactError where the folder cannot be written, or `path` is there and no ordinary file.
     """
-    import secrets  # here, as are others below: a robot imports this file, and writes nothing
+    import secrets
 
     path = _replaceable(path)
     # A name with a dot in front: should a crash leave it behind, no data set takes it for one of its files
@@ -319,7 +324,7 @@ class EngineCard:
             content = Path(engine).read_bytes()
         except OSError as error:
             raise ArtifactError(f"{engine} cannot be read ({error.strerror}), only its {path.name}; {again}") from None
-        if hashlib.sha256(content).hexdigest() != card.engine_sha256:
+        if _digest(content) != card.engine_sha256:
             raise ArtifactError(
                 f"{engine} is not the file that {path.name} describes (its SHA-256 is another): damaged, cut short or "
                 f"replaced. An engine is code, so it is not loaded; {again}"
