@@ -322,6 +322,18 @@ def test_kill_at_any_moment_leaves_whole_files_or_none(here: Path, exported: Pat
     assert contents(here / "ids") == expected and len(read(here / "out.mp4")) == 24
 
 
+@pytest.mark.parametrize("output", ["--out=out.mp4", "--labels=ids", "--json=out.jsonl"])
+def test_full_disk_is_said_and_leaves_no_file(here: Path, exported: Path, output: str) -> None:
+    write_video(here / "a.mkv", pictures=FRAMES * 6)
+    limited = ["import resource; resource.setrlimit(resource.RLIMIT_FSIZE, (200, 200))", "import sys"]
+    limited += ["from enet_deploy.segment_cli import main", "sys.exit(main(sys.argv[1:]))"]
+    arguments = [sys.executable, "-c", "\n".join(limited), str(exported), "a.mkv", output]
+    done = subprocess.run(arguments, capture_output=True, text=True, env=ENVIRONMENT)
+    assert done.returncode == 2 and done.stderr.count("\n") == 1, done.stderr
+    assert "error: cannot write" in done.stderr and "free space" in done.stderr
+    assert [path.name for path in here.rglob("*") if path.is_file()] == ["a.mkv"]
+
+
 class Camera(BaseHTTPRequestHandler):
     """Motion JPEG over HTTP, as network cameras send it; every connection ends after some frames."""
 
