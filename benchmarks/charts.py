@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-import io
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
-import matplotlib
 import numpy as np
 import numpy.typing as npt
 
-from enet_deploy.plots import confusion_on, new_figure
+from enet_deploy.plots import THEMED_WIDTH, confusion_on, themed
 
 from .ratios import rounds
 from .verdict import Result, Run, accuracy_of, front, ms_per_frame
@@ -19,7 +17,6 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-WIDTH = 5.2  # inches: 500 pixels, of which a phone shows three quarters
 
 # Okabe and Ito's colours, which the colour-blind can tell apart too, as are the markers
 COLORS = {"torch": "#d55e00", "ort": "#0072b2", "openvino": "#009e73", "trt": "#7fa300"}
@@ -30,34 +27,6 @@ STAGE_COLORS = ("#999999", "#56b4e9", "#0072b2", "#009e73", "#e69f00", "#cc79a7"
 
 LEAST_RANGE = 0.25  # per cent on either side of the middle: less is nobody's reason, and is not to look like one
 FACTOR = 15  # of the longest call over the shortest, from which a linear axis shows too little
-
-Draw = Callable[["Figure"], None]
-
-
-def themed(draw: Draw, height: float) -> tuple[str, str]:
-    """What `draw` draws on a figure of so many inches, for a light page and for a dark one."""
-    return _svg(draw, height, ink="#1c2126", line="#d5dade"), _svg(draw, height, ink="#e6e9ec", line="#454c53")
-
-
-def _svg(draw: Draw, height: float, ink: str, line: str) -> str:
-    colors: Any = {
-        **dict.fromkeys(("text.color", "axes.labelcolor", "xtick.color", "ytick.color"), ink),
-        **dict.fromkeys(("axes.edgecolor", "grid.color"), line),
-        "axes.spines.top": False,
-        "axes.spines.right": False,
-        "axes.grid": True,
-        "axes.axisbelow": True,
-        "font.size": 9,
-        "legend.frameon": False,
-        "svg.fonttype": "path",  # a picture cannot know which fonts the reader has
-        "svg.hashsalt": "enet_deploy",
-    }
-    text = io.StringIO()
-    with matplotlib.rc_context(colors):
-        figure = new_figure(WIDTH, height)
-        draw(figure)
-        figure.savefig(text, format="svg", transparent=True, metadata={"Date": None})
-    return text.getvalue()
 
 
 def latency(run: Run) -> tuple[str, str]:
@@ -234,7 +203,8 @@ def confusion(result: Result) -> tuple[str, str] | None:
         return None
     names = list(accuracy["per_class"])
     counts = np.array(accuracy["confusion"])[: len(names), : len(names)]
-    return themed(lambda figure: confusion_on(figure.subplots(), counts, names, WIDTH / (len(names) + 3)), WIDTH)
+    cell = THEMED_WIDTH / (len(names) + 3)
+    return themed(lambda figure: confusion_on(figure.subplots(), counts, names, cell), THEMED_WIDTH)
 
 
 def sweep(run: Run) -> tuple[str, str] | None:

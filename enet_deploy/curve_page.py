@@ -74,12 +74,12 @@ def _charts(history: History, val_was_trained_on: bool) -> list[tuple[str, str, 
     if not history:
         return []
     drawn = (
-        ("Loss and learning rate", lambda axes: loss_on(axes, history)),
-        ("Scores on val", lambda axes: scores_on(axes, history, val_was_trained_on)),
+        ("Loss and learning rate", lambda figure: loss_on(figure.subplots(), history)),
+        ("Scores on val", lambda figure: scores_on(figure.subplots(), history, val_was_trained_on)),
     )
     found = []
     for title, draw in drawn:
-        light, dark = (_data_uri(svg.encode(), "image/svg+xml") for svg in themed(draw, 5.2, 3.2))
+        light, dark = (_data_uri(svg.encode(), "image/svg+xml") for svg in themed(draw, 3.2))
         found.append((title, light, dark))
     return found
 
