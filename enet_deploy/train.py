@@ -232,18 +232,8 @@ class Trainer:
             raise InputError(f"seed {recipe.seed}, expected below 2**32")
         if recipe.width < 1:
             raise InputError(f"width {recipe.width}, expected 1 or more")
-        for name in (
-            "seed",
-            "lr",
-            "weight_decay",
-            "warmup",
-            "power",
-            "aux",
-            "lovasz",
-            "distill",
-            "noise",
-            "patience",
-        ):
+        not_negative = "seed lr weight_decay warmup power aux lovasz distill noise patience"
+        for name in not_negative.split():
             if not 0 <= getattr(recipe, name) < math.inf:  # nan is not
                 raise InputError(f"{name} {getattr(recipe, name)}, expected 0 or more")
         for name in ("rare", "lovasz_from"):
