@@ -110,9 +110,10 @@ def phases(open_one: Callable[[], Runner], inferences: int, reopenings: int) -> 
             with open_one() as another:
                 infer(another)
 
+        rounds = max(1, inferences // THREADS // 10)
         yield watch("one thread, one runner", infer, inferences)
-        yield watch(f"{THREADS} threads, one runner", lambda: at_once(infer), inferences // THREADS // 10)
-        yield watch(f"{THREADS} threads, a runner each", lambda: at_once(infer_with_own), inferences // THREADS // 10)
+        yield watch(f"{THREADS} threads, one runner", lambda: at_once(infer), rounds)
+        yield watch(f"{THREADS} threads, a runner each", lambda: at_once(infer_with_own), rounds)
         for each in own.values():
             each.close()
         yield watch("open, infer, close", reopen, reopenings)

@@ -19,9 +19,13 @@ import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from .errors import DataError, InputError
+
+T = TypeVar("T")
+
+KEYS = {"names", "colors", "ignore_id", "label_values"}  # of a classes.json
 
 
 @dataclass(frozen=True)
@@ -74,11 +78,12 @@ class ClassList:
             ignore_id = value.get("ignore_id")
             if not isinstance(value["names"], list):
                 raise TypeError("names is no list")
-            names = tuple(str(name) for name in value["names"])
+            names = tuple(_of(str, name) for name in value["names"])
+            colors = value.get("colors", spread_colors(len(names)))
             return cls(
                 names=names,
-                colors=tuple((int(r), int(g), int(b)) for r, g, b in value.get("colors", spread_colors(len(names)))),
-                ignore_id=None if ignore_id is None else int(ignore_id),
+                colors=tuple((_of(int, r), _of(int, g), _of(int, b)) for r, g, b in colors),
+                ignore_id=None if ignore_id is None else _of(int, ignore_id),
             )
         except (AttributeError, KeyError, TypeError, ValueError, OverflowError) as error:
             if isinstance(error, InputError):
@@ -87,6 +92,13 @@ class ClassList:
                 'a class list is {"names": [str, ...], "colors": [[r, g, b], ...], "ignore_id": int or null}; '
                 f"this one is not: {error!r}"
             ) from None
+
+
+def _of(kind: type[T], value: Any) -> T:
+    """`value`. Raises TypeError unless it is of `kind`: text is no number, and 1.5 no colour."""
+    if type(value) is not kind:
+        raise TypeError(f"{value!r:.60} is no {kind.__name__}")
+    return value
 
 
 def spread_colors(count: int) -> list[tuple[int, int, int]]:
@@ -151,8 +163,10 @@ class LabelValues:
         ids: dict[int, int] = {}
         colors: dict[int, int] = {}
         for value, name in (spelt or {}).items():
-            is_color = value.startswith("#")
-            (colors if is_color else ids)[_number(value)] = _class_id(classes, value, name)
+            values, number = colors if value.startswith("#") else ids, _number(value)
+            if number in values:
+                raise InputError(f"label_values has {value!a} in two spellings, expected each value once")
+            values[number] = _class_id(classes, value, name)
         own = [red << 16 | green << 8 | blue for red, green, blue in classes.colors]
         void = {} if classes.ignore_id is None else {classes.ignore_id: classes.ignore_id}
         black = {} if classes.ignore_id is None or 0 in own else {0: classes.ignore_id}
@@ -163,7 +177,7 @@ class LabelValues:
         """What a file of ids may hold, in words: "0 to 10 and 11 for void"."""
         void = [value for value, label in self.ids.items() if label == classes.ignore_id]
         known = _ranges(sorted(self.ids.keys() - set(void)))
-        return f"{known} and {_ranges(sorted(void))} for void" if void else known
+        return " and ".join(filter(None, (known, f"{_ranges(sorted(void))} for void" if void else "")))
 
 
 def _ranges(numbers: list[int]) -> str:
@@ -207,6 +221,8 @@ def read_label_values(root: str | Path) -> tuple[ClassList, LabelValues]:
     try:
         value = json.loads(path.read_text(encoding="utf-8"))
         classes = ClassList.from_json(value)
+        if not value.keys() <= KEYS:
+            raise InputError(f"the keys {', '.join(value)}, expected some of {', '.join(sorted(KEYS))}")
         spelt = value.get("label_values", {})
         if not isinstance(spelt, dict):
             raise InputError(f'label_values is {spelt!a:.60}, expected {{"7": "NAME", "#0a5ac8": "NAME", "0": null}}')

@@ -52,7 +52,7 @@ def write_page(path: str | Path, trainer: Trainer, examples: Sequence[Example]) 
         recipe=dataclasses.asdict(recipe),
     )  # fmt: skip
     with replacing(path) as temporary:
-        temporary.write_text(page, encoding="utf-8")
+        temporary.write_text(page, encoding="utf-8", errors="replace")  # a file may be named by any bytes
 
 
 def _legend(classes: ClassList) -> list[tuple[str, str]]:

@@ -52,7 +52,10 @@ def to_bgr(message: Any) -> UInt8Array:
         pixels = np.ascontiguousarray(rows[:, int(not message.is_bigendian) :: 2])
     else:
         pixels = rows.reshape(height, width, channels)
-    turned = pixels.copy() if code is None else cv2.cvtColor(np.ascontiguousarray(pixels), code)
+    try:
+        turned = pixels.copy() if code is None else cv2.cvtColor(np.ascontiguousarray(pixels), code)
+    except cv2.error as error:
+        raise DataError(f"{height}x{width} pixels of {message.encoding} are no picture: {error.err}") from None
     return turned.astype(np.uint8, copy=False)
 
 

@@ -52,7 +52,11 @@ class Truth:
 
     def beside(self, item: Segmented) -> Segmented:
         """The frame, its labels and their truth; counted."""
-        truth = self._data.read_labels(self._index[item.frame.name])
+        index = self._index[item.frame.name]
+        truth = self._data.read_labels(index)
+        if truth.shape != item.labels.shape:
+            image, label_map = self._data.pairs[index]
+            raise DataError(f"{label_map} is not of the size of {image}; a label map has the size of its image")
         self.confusion.update(truth, item.labels)
         return dataclasses.replace(item, truth=truth)
 
@@ -97,7 +101,7 @@ class Artist:
         return record
 
 
-def picture_sink(stack: ExitStack, option: str, path: str, draw: sinks.Draw, source: Source) -> sinks.Write:
+def picture_sink(stack: ExitStack, option: str, path: str, draw: sinks.Draw, source: Source, every: int) -> sinks.Write:
     """What a path asks for by its suffix: a video, one image, a folder of images, or "-" for bare bytes.
 
     Raises InputError where the source has no such thing.
@@ -108,7 +112,7 @@ def picture_sink(stack: ExitStack, option: str, path: str, draw: sinks.Draw, sou
     if suffix in sinks.VIDEO_CODECS:
         if isinstance(source, Images):
             raise InputError(f"{option} {path} for images, which have no times; expected a folder or an image's name")
-        return stack.enter_context(sinks.video_file(Path(path), draw, source.time_base))
+        return stack.enter_context(sinks.video_file(Path(path), draw, source.time_base, source.rate / every))
     if not suffix:
         return sinks.image_files(Path(path), draw)
     if suffix not in IMAGE_SUFFIXES:
@@ -134,13 +138,13 @@ def open_sinks(
             raise InputError(f"--out {args.out} is a bag, and {source.name} is none; expected a video or a folder")
         writes.append(stack.enter_context(label_bag(Path(args.out), source.topic, classes)))
     elif args.out is not None:
-        writes.append(picture_sink(stack, "--out", args.out, artist.picture, source))
+        writes.append(picture_sink(stack, "--out", args.out, artist.picture, source, args.every))
     if args.masks is not None:
-        writes.append(picture_sink(stack, "--masks", args.masks, artist.mask, source))
+        writes.append(picture_sink(stack, "--masks", args.masks, artist.mask, source, args.every))
     if args.labels is not None:
         if Path(args.labels).suffix not in ("", ".png"):
             raise InputError(f"--labels {args.labels}, expected a folder, a .png file, or - (ids have to stay exact)")
-        writes.append(picture_sink(stack, "--labels", args.labels, lambda item: item.labels, source))
+        writes.append(picture_sink(stack, "--labels", args.labels, lambda item: item.labels, source, args.every))
     if args.json is not None:
         writes.append(stack.enter_context(sinks.json_lines(args.json, artist.record)))
     if args.show:
@@ -152,14 +156,15 @@ def check_outputs(args: argparse.Namespace, source: Source) -> list[str]:
     """The paths to be written. Raises InputError where one is given twice or is what is read, ArtifactError where
     one cannot be written."""
     paths = [path for path in (args.out, args.labels, args.masks, args.json) if path is not None]
-    if len(set(paths)) < len(paths):
+    if len({Path(path).resolve() for path in paths}) < len(paths):
         raise InputError(f"outputs {', '.join(paths)}, expected a different one for each")
     read = {path.resolve() for path in source.paths} if isinstance(source, Images) else {Path(source.name).resolve()}
     for path in paths:
         if path != "-":
             if {Path(path).resolve()} & (read | {path.parent for path in read}):
                 raise InputError(f"{path} is what the frames are read from; write to another file or folder")
-            require_writable(Path(path) if Path(path).suffix else Path(path) / "1.png")
+            is_folder = path != args.json and not Path(path).suffix
+            require_writable(Path(path) / "1.png" if is_folder else path)
     return paths
 
 
@@ -174,8 +179,8 @@ def default_out(text: str, source: Source) -> str:
         return f"{path.resolve().name if path.is_dir() else 'images'}-segmented"
     if not path.exists():
         return "camera-segmented.mp4"
-    if path.suffix in BAG_SUFFIXES or path.is_dir():
-        return f"{path.stem}-segmented{'.bag' if path.suffix == '.bag' else '.mcap'}"
+    if path.suffix.lower() in BAG_SUFFIXES or path.is_dir():
+        return f"{path.stem}-segmented{'.bag' if path.suffix.lower() == '.bag' else '.mcap'}"
     return f"{path.stem}-segmented.mp4"
 
 
@@ -231,7 +236,9 @@ def _segment(args: argparse.Namespace) -> None:
                 for write in writes:
                     write(item)
                 count += 1
-            if not count and not signals:
+            if not count:  # nothing to finish, so what was there before stays
+                if signals:
+                    raise SystemExit(128 + signals[0])
                 raise pipeline.first_flaw or DataError(f"{source.name} holds no frame, expected at least one")
     print(summary(pipeline, source.name, count, time.perf_counter() - start, paths), file=sys.stderr)
     if truth is not None and count:

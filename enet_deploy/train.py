@@ -17,6 +17,7 @@ import io
 import itertools
 import logging
 import math
+import os
 import time
 import warnings
 from collections.abc import Callable, Iterable, Iterator
@@ -135,12 +136,12 @@ class Trainer:
         if recipe.slopes == "channel" and net.slopes == "layer":
             raise InputError(f"slopes channel, but {init} has one slope per layer; pass --slopes layer")
         if recipe.slopes != net.slopes:
-            logging.info(f"{init} has a PReLU slope per channel: each layer starts from their mean")
+            log.info(f"{init} has a PReLU slope per channel: each layer starts from their mean")
             net.share_slopes()
         details: dict[str, Any] = {} if start is None else {"init": start.details}
         self.teacher = None if teacher is None else self._teacher(teacher, details)
         names = "\n".join(f"{image.parent.name}/{image.name}" for data in (train, val) for image, _ in data.pairs)
-        self.images = f"{len(train)} ({hashlib.sha256(names.encode()).hexdigest()[:8]})"
+        self.images = f"{len(train)} ({hashlib.sha256(os.fsencode(names)).hexdigest()[:8]})"
         self.taught_by = details.get("teacher", {}).get("sha256")
         if state is not None:
             self._require_same_run(state)
@@ -350,6 +351,7 @@ class Trainer:
         except (MemoryError, RuntimeError) as error:
             if not is_out_of_memory(error):
                 raise
+            log.info(" ".join(str(error).split())[:200])
             loss = None
         if loss is None:  # out of the handler, whose traceback holds on to all that fills the memory
             raise EnetError(self._batch_that_fits())

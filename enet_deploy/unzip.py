@@ -10,7 +10,7 @@ import shutil
 import stat
 import zipfile
 import zlib
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 
 from .cli import progress
 from .errors import ArtifactError, DataError
@@ -30,8 +30,8 @@ def unzip(path: str | Path, folder: str | Path) -> int:
     folder = Path(folder).resolve()
     try:
         with zipfile.ZipFile(path) as archive:
-            members = [member for member in archive.infolist() if not member.is_dir()]
             _require_harmless(Path(path), archive.infolist())
+            members = [member for member in archive.infolist() if not member.is_dir()]
             _unpack(archive, members, folder)
     except (zipfile.BadZipFile, zlib.error, lzma.LZMAError, EOFError, NotImplementedError, OSError) as error:
         raise DataError(f"{path} cannot be unpacked: {error}; expected a whole zip file, fetch it again") from None
@@ -39,10 +39,13 @@ def unzip(path: str | Path, folder: str | Path) -> int:
 
 
 def _require_harmless(path: Path, members: list[zipfile.ZipInfo]) -> None:
-    places = set()
+    places: set[str] = set()
+    within = {part.as_posix() for member in members for part in PurePosixPath(member.filename).parents}
     for member in members:
         place = posixpath.normpath(member.filename)
         flaw = _flaw(member) or ("is in it twice" if place in places else "")
+        if not flaw and place in within and not member.is_dir():
+            flaw = "is a file and a folder"
         if flaw:
             raise DataError(
                 f"{path} has the member {member.filename[:100]!a}, which {flaw}; expected files below one folder, so "
@@ -60,6 +63,8 @@ def _require_harmless(path: Path, members: list[zipfile.ZipInfo]) -> None:
 def _flaw(member: zipfile.ZipInfo) -> str:
     """What keeps a member from being unpacked; "" where nothing does."""
     name, kind = member.filename, stat.S_IFMT(member.external_attr >> 16)
+    if not name:
+        return "has no name"
     if ".." in name.split("/") or name.startswith("/"):
         return "leads out of the folder"
     if re.match("[A-Za-z]:", name) or "\\" in name or not name.isprintable():

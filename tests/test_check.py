@@ -214,7 +214,8 @@ def link(name: str) -> zipfile.ZipInfo:
         ([("train/\x1b[2J.png", b"x")], r"member 'train/\\x1b\[2J\.png', which has a drive, a backslash or a control"),
         ([(link("train"), b"/etc")], "member 'train', which is a link or a device"),
         ([("a.png", b"x"), ("A.png", b"x"), ("./a.png", b"x")], "is in it twice"),
-        ([("a", b"x"), ("a/b.png", b"x")], "cannot write .*data"),
+        ([("a", b"x"), ("a/b.png", b"x")], "member 'a', which is a file and a folder"),
+        ([("", b"x")], "member '', which has no name"),
     ],
 )
 @pytest.mark.filterwarnings("ignore:Duplicate name")

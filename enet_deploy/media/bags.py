@@ -48,8 +48,6 @@ class Bag(Source):
     Raises DataError where it is no bag that can be read, InputError where the topic has no images.
     """
 
-    time_base = Fraction(1, 1_000_000)
-
     def __init__(self, path: Path, topic: str) -> None:
         super().__init__(str(path))
         if not path.exists():
@@ -100,7 +98,7 @@ def label_bag(path: Path, topic: str, classes: ClassList) -> Iterator[Write]:
     block ends well. Raises ArtifactError where it cannot be written.
     """
     with replacing(path) as temporary, TemporaryDirectory(dir=temporary.parent, prefix=f".{path.stem}-") as folder:
-        is_ros1 = path.suffix == ".bag"
+        is_ros1 = path.suffix.lower() == ".bag"
         types = get_typestore(Stores.ROS1_NOETIC if is_ros1 else Stores.ROS2_HUMBLE)
         made = Path(folder) / path.name
         if is_ros1:

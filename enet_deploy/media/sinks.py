@@ -33,11 +33,17 @@ Write = Callable[[Segmented], None]
 
 
 @contextmanager
-def video_file(path: Path, draw: Draw, time_base: Fraction) -> Iterator[Write]:
+def video_file(path: Path, draw: Draw, time_base: Fraction, rate: Fraction) -> Iterator[Write]:
     """A video of what `draw` makes of each frame, without sound; each frame is due when it was in its source.
 
     Frames of another size than the first are resized to it. An odd side gets one more row or column, a copy of the
     last, as 4:2:0 knows even sizes only. The file appears when the block ends well.
+
+    Args:
+        path: with one of the suffixes of `VIDEO_CODECS`.
+        draw: what is to be seen.
+        time_base: seconds between two ticks of its clock.
+        rate: frames per second that it says it has.
 
     Raises ArtifactError where it cannot be written.
     """
@@ -47,7 +53,7 @@ def video_file(path: Path, draw: Draw, time_base: Fraction) -> Iterator[Write]:
         try:
             container = av.open(str(temporary), "w")
             try:
-                encoder = _Encoder(container, VIDEO_CODECS[path.suffix.lower()], time_base)
+                encoder = _Encoder(container, VIDEO_CODECS[path.suffix.lower()], time_base, rate)
                 yield lambda item: encoder.encode(draw(item), item.frame.time)
                 encoder.finish()
             except BaseException:
@@ -60,8 +66,8 @@ def video_file(path: Path, draw: Draw, time_base: Fraction) -> Iterator[Write]:
 
 
 class _Encoder:
-    def __init__(self, container: Any, codec: str, time_base: Fraction) -> None:
-        self._container, self._codec, self._time_base = container, codec, time_base
+    def __init__(self, container: Any, codec: str, time_base: Fraction, rate: Fraction) -> None:
+        self._container, self._codec, self._time_base, self._rate = container, codec, time_base, rate
         self._stream: Any = None
         self._last = -1  # tick of the frame before
 
@@ -78,7 +84,7 @@ class _Encoder:
         self._container.mux(self._stream.encode(frame))
 
     def _add_stream(self, height: int, width: int) -> Any:
-        stream = self._container.add_stream(self._codec, options=CODEC_OPTIONS[self._codec])
+        stream = self._container.add_stream(self._codec, self._rate, options=CODEC_OPTIONS[self._codec])
         stream.height, stream.width, stream.pix_fmt = height + height % 2, width + width % 2, "yuv420p"
         context = stream.codec_context
         context.time_base = self._time_base

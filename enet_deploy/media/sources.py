@@ -24,7 +24,9 @@ from ..errors import BackendError, DataError, InputError
 
 log = logging.getLogger(__name__)
 
-TICKS = 90_000  # per second, where a source has no clock of its own: what videos usually count in
+TICKS = (
+    10_000  # per second, where a source has no clock of its own. An mp4 forgets gaps of over 2**31 of them: 59 hours
+)
 BAG_SUFFIXES = (".bag", ".mcap", ".db3")  # ROS 1; ROS 2, which also keeps them in a folder with a metadata.yaml
 RETRY_WAITS = (0.5, 1.0, 2.0, 4.0, 8.0, 10.0)  # seconds before a lost camera is opened again; the last for good
 NAP = 0.1  # seconds between two looks at whether to stop, where a thread waits
@@ -54,11 +56,13 @@ class Source(ABC):
         live: whether frames come by themselves, so that the newest counts and a late one is worthless.
         total: how many frames it should have, or None where nobody knows.
         time_base: seconds between two ticks of its clock.
+        rate: frames per second, about.
     """
 
     live = False
     total: int | None = None
     time_base = Fraction(1, TICKS)
+    rate = Fraction(25)
 
     def __init__(self, name: str) -> None:
         self.name = name
@@ -107,7 +111,7 @@ class Video(Source):
         self._stream = self._container.streams.video[0]
         self._stream.thread_type = "AUTO"
         self.time_base = self._stream.time_base or self.time_base
-        self.rate = self._stream.average_rate or Fraction(25)
+        self.rate = self._stream.average_rate or self.rate
         self.total = self._stream.frames or self._estimate()
         self._count = 0
 
@@ -192,6 +196,8 @@ class Capture(Source):
                 count += 1
             elif not self.live or not self._reopen():
                 break
+        if self.total is not None and count < 0.9 * self.total and not self._stopped.is_set():  # it is an estimate
+            yield DataError(f"{self.name} ended after {count} of about {self.total} frames; fetch it again")
         self._capture.release()
 
     def _reopen(self) -> bool:
@@ -220,17 +226,20 @@ class Raw(Source):
 
     def __init__(self, size: tuple[int, int], rate: float, stopped: threading.Event, descriptor: int = 0) -> None:
         super().__init__("standard input")
-        self._size, self._rate, self._stopped = size, Fraction(rate).limit_denominator(1001), stopped
-        self.time_base = 1 / self._rate
-        # Unbuffered, so that what `select` says of the descriptor is so
-        self._file = FileIO(descriptor, closefd=False)
+        self._size, self._stopped = size, stopped
+        self.rate = Fraction(rate).limit_denominator(1001)
+        self.time_base = 1 / self.rate
+        try:
+            self._file = FileIO(descriptor, closefd=False)  # unbuffered, so that what `select` says of it is so
+        except OSError:
+            raise DataError("standard input is closed, expected raw frames from a pipe or a file") from None
 
     def frames(self) -> Iterator[Frame | DataError]:
         for count in itertools.count():
             image = np.empty((*self._size, 3), np.uint8)
             there = self._fill(memoryview(image.reshape(-1)))  # type: ignore[arg-type]
             if there == image.nbytes:
-                yield Frame(image, f"{count:06}", count / self._rate)
+                yield Frame(image, f"{count:06}", count / self.rate)
                 continue
             if there:
                 yield DataError(
@@ -273,7 +282,7 @@ def open_source(
     it is of a kind that this machine cannot open.
     """
     path = Path(text)
-    is_bag = path.suffix in BAG_SUFFIXES or (path / "metadata.yaml").is_file()
+    is_bag = path.suffix.lower() in BAG_SUFFIXES or (path / "metadata.yaml").is_file()
     if (raw is not None) != (text == "-"):
         raise InputError(
             f"--raw {'missing' if raw is None else 'given'} for '{text}'; expected with '-', and only there"
