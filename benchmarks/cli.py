@@ -287,16 +287,13 @@ def _bench(args: argparse.Namespace) -> None:
 
 
 def _give(run: Run, args: argparse.Namespace, pictures: Sequence[Picture] = ()) -> None:
-    """Print a run, and write what was asked for."""
+    """Write what was asked for, and print a run: in this order, as who reads what is printed may stop."""
     from rich.console import Console
 
     from .report import as_csv, as_markdown, show
 
-    console = Console()
-    show(run, Console(width=max(console.width, WIDE)))  # a narrow terminal breaks lines; figures must not be cut
     if args.json is not None:
         write_json(args.json, run)
-        print(f"wrote {args.json}")
     texts: list[tuple[Path | None, Callable[[], str]]] = [
         (args.markdown, lambda: as_markdown(run)),
         (args.csv, lambda: as_csv(run)),
@@ -309,6 +306,10 @@ def _give(run: Run, args: argparse.Namespace, pictures: Sequence[Picture] = ()) 
         if path is not None:
             with replacing(path) as temporary:
                 temporary.write_text(text(), encoding="utf-8")
+    console = Console()
+    show(run, Console(width=max(console.width, WIDE)))  # a narrow terminal breaks lines; figures must not be cut
+    for path in (args.json, args.markdown, args.csv, args.html):
+        if path is not None:
             print(f"wrote {path}")
 
 

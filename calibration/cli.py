@@ -215,6 +215,11 @@ def _report(args: argparse.Namespace, model: onnx.ModelProto, record: Record, ju
     budget = BUDGET[judge.measure]
     if args.max_drop is None and judge.drop(score) > budget:
         print(f"int8 costs more than {budget} points: --max-drop {budget} leaves the worst layers in float")
+    elif 100 * (1 - score.agreement) > BUDGET["agreement"]:
+        print(
+            f"fewer labels are fp32's than the {100 - BUDGET['agreement']:g} % that enet-export asks for: a network "
+            "that has not learnt for long decides by little; train on, or export with another --max-disagreement"
+        )
 
 
 def _render(args: argparse.Namespace) -> None:

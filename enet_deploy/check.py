@@ -15,7 +15,7 @@ import numpy.typing as npt
 
 from .classes import ClassList, LabelValues, read_label_values
 from .cli import progress
-from .data import DataSet, UInt8Array, overlay, parts, read_ahead, read_image, resize_image, resize_labels, spread
+from .data import DataSet, UInt8Array, colorize, parts, read_ahead, read_image, resize_image, resize_labels, spread
 from .errors import DataError
 from .imagefiles import read_values, translate
 from .plots import new_figure, save_figure
@@ -300,7 +300,7 @@ def draw_check(path: str | Path, report: Report) -> None:
     PNG or SVG by the file's suffix; `plots.require_plot` tells before the long work whether it can be drawn.
     """
     splits = {name: split for name, split in report.splits.items() if split.pairs}
-    height = min(12, max(2.4, 0.5 + 0.17 * len(report.classes)))
+    height = min(12, max(4.8, 0.5 + 0.17 * len(report.classes)))
     figure = new_figure(3.5 * (PICTURED + 1), height * max(1, len(splits)))
     grid = figure.subplots(max(1, len(splits)), PICTURED + 1, squeeze=False)
     for axes in grid.flat:
@@ -312,16 +312,16 @@ def draw_check(path: str | Path, report: Report) -> None:
             axes.set_title(report.names([file])[0].split("/")[-1][-40:], fontsize=8, parse_math=False)
             axes.set_anchor("N")
         _draw_shares(row[-1], split, report.classes)
-        row[-1].set_title(f"{name}: {len(split.pairs)} images, % of pixels", fontsize=8)
+        row[-1].set_title(f"{name}: {len(split.pairs)} sound pairs, % of pixels", fontsize=8)
     save_figure(figure, path)
 
 
 def _painted(image: UInt8Array, labels: UInt8Array, classes: ClassList) -> UInt8Array:
-    """RGB, not larger than it is shown."""
+    """RGB, the image above its labels, not larger than it is shown."""
     scale = min(1, PICTURED_SIDE / max(labels.shape))
     height, width = (max(1, round(side * scale)) for side in labels.shape)
-    small = overlay(resize_image(image, (height, width)), resize_labels(labels, (height, width)), classes)
-    return small[..., ::-1]
+    above, below = resize_image(image, (height, width)), colorize(resize_labels(labels, (height, width)), classes)
+    return np.concatenate([above, below])[..., ::-1]
 
 
 def _draw_shares(axes: Axes, split: Split, classes: ClassList) -> None:

@@ -157,8 +157,8 @@ class LabelValues:
     def of(cls, classes: ClassList, spelt: Mapping[str, str | None] | None = None) -> LabelValues:
         """Those of the classes themselves, or as `spelt` out in classes.json: value -> name of a class, None for void.
 
-        Any id in `spelt` replaces all ids of the classes; its colours come on top of theirs. A colour of two classes
-        is left out. Raises InputError for a value or a name that is none.
+        Any id in `spelt` replaces all ids of the classes; its colours come on top of theirs. Raises
+        InputError for a value or a name that is none.
         """
         ids: dict[int, int] = {}
         colors: dict[int, int] = {}
@@ -170,8 +170,10 @@ class LabelValues:
         own = [red << 16 | green << 8 | blue for red, green, blue in classes.colors]
         void = {} if classes.ignore_id is None else {classes.ignore_id: classes.ignore_id}
         black = {} if classes.ignore_id is None or 0 in own else {0: classes.ignore_id}
-        unique = {color: index for index, color in enumerate(own) if own.count(color) == 1}
-        return cls(ids or {index: index for index in range(len(classes))} | void, black | unique | colors)
+        return cls(
+            ids or {index: index for index in range(len(classes))} | void,
+            black | {color: index for index, color in enumerate(own)} | colors,
+        )
 
     def known_ids(self, classes: ClassList) -> str:
         """What a file of ids may hold, in words: "0 to 10 and 11 for void"."""
@@ -221,13 +223,20 @@ def read_label_values(root: str | Path) -> tuple[ClassList, LabelValues]:
     try:
         value = json.loads(path.read_text(encoding="utf-8"))
         classes = ClassList.from_json(value)
+        if len(set(classes.colors)) < len(classes.colors):
+            twice = next(color for color in classes.colors if classes.colors.count(color) > 1)
+            raise InputError(f"color {list(twice)} of several classes, expected one of its own for each")
         if not value.keys() <= KEYS:
             raise InputError(f"the keys {', '.join(value)}, expected some of {', '.join(sorted(KEYS))}")
         spelt = value.get("label_values", {})
         if not isinstance(spelt, dict):
             raise InputError(f'label_values is {spelt!a:.60}, expected {{"7": "NAME", "#0a5ac8": "NAME", "0": null}}')
         return classes, LabelValues.of(classes, spelt)
-    except (InputError, OSError, UnicodeDecodeError, json.JSONDecodeError, RecursionError) as error:
+    except (OSError, UnicodeDecodeError, json.JSONDecodeError, RecursionError) as error:
+        raise DataError(
+            f'{path} cannot be read: {error}; expected JSON such as {{"names": ["floor", "wall"]}}'
+        ) from None
+    except InputError as error:
         raise DataError(f"{path}: {error}") from None
 
 

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 
 from . import camvid, cli
 from .artifacts import require_writable, write_json
-from .data import open_data
+from .data import CAMVID, open_data
 from .errors import RequirementError
 
 
@@ -35,7 +35,7 @@ def _scenes(args: argparse.Namespace) -> None:
 def _unzip(args: argparse.Namespace) -> None:
     from .unzip import unzip
 
-    print(f"{args.dir}: {unzip(args.zip, args.dir)} files; `enet-data check {args.dir}` says what they are worth")
+    print(f"{args.dir}: files unpacked: {unzip(args.zip, args.dir)}; see `enet-data check {args.dir}`")
 
 
 def _check(args: argparse.Namespace) -> None:
@@ -48,6 +48,8 @@ def _check(args: argparse.Namespace) -> None:
         require_writable(args.json)
     report = check(args.dir)
     print("\n".join(report.lines()))
+    if report.classes is CAMVID:
+        print("its classes are taken to be CamVid's, as there is no classes.json")
     if args.json is not None:
         write_json(args.json, report.to_json())
     if args.picture is not None:

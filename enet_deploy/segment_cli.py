@@ -117,7 +117,8 @@ def picture_sink(stack: ExitStack, option: str, path: str, draw: sinks.Draw, sou
         return sinks.image_files(Path(path), draw)
     if suffix not in IMAGE_SUFFIXES:
         raise InputError(
-            f"{option} {path}, expected a folder, -, an image, or a video: {', '.join(sinks.VIDEO_CODECS)}"
+            f"{option} {path}, expected a folder (no dot in its name), -, an image, or a video: "
+            f"{', '.join(sinks.VIDEO_CODECS)}"
         )
     if source.total != 1:
         raise InputError(f"{option} {path} is one image, and {source.name} has more frames; name a folder or a video")
@@ -142,8 +143,10 @@ def open_sinks(
     if args.masks is not None:
         writes.append(picture_sink(stack, "--masks", args.masks, artist.mask, source, args.every))
     if args.labels is not None:
-        if Path(args.labels).suffix not in ("", ".png"):
-            raise InputError(f"--labels {args.labels}, expected a folder, a .png file, or - (ids have to stay exact)")
+        if Path(args.labels).suffix.lower() not in ("", ".png"):
+            raise InputError(
+                f"--labels {args.labels}, expected a folder (no dot in its name), a .png file, or -: ids stay exact"
+            )
         writes.append(picture_sink(stack, "--labels", args.labels, lambda item: item.labels, source, args.every))
     if args.json is not None:
         writes.append(stack.enter_context(sinks.json_lines(args.json, artist.record)))

@@ -28,6 +28,8 @@ def unzip(path: str | Path, folder: str | Path) -> int:
     folder is not empty or cannot be written.
     """
     folder = Path(folder).resolve()
+    if not Path(path).is_file():
+        raise DataError(f"{path} is no file, expected a zip file")
     try:
         with zipfile.ZipFile(path) as archive:
             _require_harmless(Path(path), archive.infolist())

@@ -1,4 +1,4 @@
-"""A robot's loop: camera frame in, labels out, a decision. python examples/camera_loop.py enet-fp32.onnx [CAMERA]"""
+"""A robot's loop: camera frame in, labels out, a decision. python examples/camera_loop.py enet-fp32.onnx 0 road"""
 
 import sys
 
@@ -6,15 +6,18 @@ import cv2
 
 from enet_deploy import open_runner
 
-source = sys.argv[2] if len(sys.argv) > 2 else "0"  # a camera's number, a video file or a URL
+if len(sys.argv) != 4:
+    raise SystemExit("usage: camera_loop.py ARTIFACT SOURCE CLASS, SOURCE being a camera's number, a video or a URL")
+artifact, source, name = sys.argv[1:]
 camera = cv2.VideoCapture(int(source) if source.isdecimal() else source)
 camera.set(cv2.CAP_PROP_BUFFERSIZE, 1)  # where the driver can: a frame that waited is a frame too late
-with open_runner(sys.argv[1]) as runner:
-    road = runner.spec.classes.names.index("road")
+with open_runner(artifact) as runner:
     there, frame = camera.read()
+    if not there or name not in runner.spec.classes.names:
+        raise SystemExit(f"no frame from {source}, or no class {name} among {', '.join(runner.spec.classes.names)}")
     while there:
         labels = runner.segment(frame)  # (h, w) uint8 class ids, of the frame's size
         ahead = labels[labels.shape[0] // 2 :, labels.shape[1] // 3 : labels.shape[1] * 2 // 3]
-        free = (ahead == road).mean()
-        print(f"road ahead {free:4.0%}:", "go" if free > 0.5 else "stop", flush=True)
+        free = (ahead == runner.spec.classes.names.index(name)).mean()
+        print(f"{name} ahead {free:4.0%}:", "go" if free > 0.5 else "stop", flush=True)
         there, frame = camera.read()

@@ -188,7 +188,7 @@ def test_unzip(scenes: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str])
     archive = shutil.make_archive(str(tmp_path / "scenes"), "zip", scenes)
     (tmp_path / "data").mkdir()
     assert enet_data(["unzip", archive, str(tmp_path / "data")]) == 0
-    assert "24 files; `enet-data check" in capsys.readouterr().out
+    assert "files unpacked: 24; see `enet-data check" in capsys.readouterr().out
     assert len(open_data(tmp_path / "data", "train")) == 8
     with pytest.raises(ArtifactError, match="data is there and not an empty folder; choose a new one"):
         unzip(archive, tmp_path / "data")
@@ -197,6 +197,12 @@ def test_unzip(scenes: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str])
 def link(name: str) -> zipfile.ZipInfo:
     info = zipfile.ZipInfo(name)
     info.external_attr = (stat.S_IFLNK | 0o777) << 16
+    return info
+
+
+def nameless() -> zipfile.ZipInfo:
+    info = zipfile.ZipInfo("a")
+    info.filename = ""
     return info
 
 
@@ -215,7 +221,7 @@ def link(name: str) -> zipfile.ZipInfo:
         ([(link("train"), b"/etc")], "member 'train', which is a link or a device"),
         ([("a.png", b"x"), ("A.png", b"x"), ("./a.png", b"x")], "is in it twice"),
         ([("a", b"x"), ("a/b.png", b"x")], "member 'a', which is a file and a folder"),
-        ([("", b"x")], "member '', which has no name"),
+        ([(nameless(), b"x")], "member '', which has no name"),
     ],
 )
 @pytest.mark.filterwarnings("ignore:Duplicate name")
@@ -250,7 +256,9 @@ def test_a_damaged_zip_file_leaves_nothing(tmp_path: Path, damage: Callable[[Pat
         archive.writestr("train/a.png", b"x")
         archive.writestr("train/b.png", b"pixels")
     damage(tmp_path / "a.zip")
-    with pytest.raises(DataError, match=r"a\.zip cannot be unpacked: .*; expected a whole zip file, fetch it again"):
+    with pytest.raises(
+        DataError, match=r"a\.zip (cannot be unpacked: .*; expected a whole zip file, fetch it again|is no file)"
+    ):
         unzip(tmp_path / "a.zip", tmp_path / "data")
     assert {path.name for path in tmp_path.iterdir()} <= {"a.zip"}
 

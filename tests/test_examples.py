@@ -33,12 +33,15 @@ def test_camera_loop(exported: Path, tmp_path: Path) -> None:
     for index, frame in enumerate(FRAMES):
         cv2.imwrite(str(tmp_path / f"{index}.png"), frame)
     script = EXAMPLES / "camera_loop.py"
-    done = run(sys.executable, script, exported, tmp_path / "%d.png")  # OpenCV reads numbered images as a video
+    done = run(sys.executable, script, exported, tmp_path / "%d.png", "road")  # OpenCV reads numbered images as a video
     lines = done.stdout.decode().splitlines()
     assert done.returncode == 0 and len(lines) == 3, done.stderr
     assert all(re.fullmatch(r"road ahead [ \d]\d?\d%: (go|stop)", line) for line in lines), lines
     code = [line for line in script.read_text().splitlines()[2:] if line.strip()]
     assert len(code) <= 20
+    for arguments, said in {(exported,): b"usage", (exported, "no.mp4", "road"): b"no frame from no.mp4"}.items():
+        done = run(sys.executable, script, *arguments)
+        assert done.returncode == 1 and said in done.stderr and b"Traceback" not in done.stderr
 
 
 def test_cuda_zero_copy_says_what_it_lacks(exported: Path) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -45,8 +45,10 @@ def make_image(types: Any, is_ros1: bool, stamp: int, fields: dict[str, Any], ki
     return types.types[f"sensor_msgs/msg/{kind}"](header=header, **fields)
 
 
-def write_bag(path: Path, kind: str = "Image", fields: list[dict[str, Any]] | None = None) -> Path:
-    """A bag with these images; by its suffix of ROS 1, of ROS 2 as one file, or of ROS 2 as a folder."""
+def write_bag(
+    path: Path, kind: str = "Image", fields: list[dict[str, Any]] | None = None, more: Sequence[str] = ()
+) -> Path:
+    """A bag with these images, and topics for more; by its suffix of ROS 1, or of ROS 2 as one file or as a folder."""
     is_ros1 = path.suffix == ".bag"
     types = message_types(is_ros1)
     folder = path.with_suffix("")
@@ -54,6 +56,8 @@ def write_bag(path: Path, kind: str = "Image", fields: list[dict[str, Any]] | No
     writer: Any = rosbag1.Writer(path) if is_ros1 else rosbag2.Writer(folder, version=9, storage_plugin=storage)
     with writer:
         images = writer.add_connection(TOPIC, f"sensor_msgs/msg/{kind}", typestore=types)
+        for topic in more:
+            writer.add_connection(topic, f"sensor_msgs/msg/{kind}", typestore=types)
         names = writer.add_connection("/chatter", "std_msgs/msg/String", typestore=types)
         for stamp, one in zip(STAMPS, fields or [image_fields(frame) for frame in FRAMES], strict=False):
             message = make_image(types, is_ros1, stamp, one, kind)
@@ -103,7 +107,7 @@ def test_compressed_images_of_a_bag_and_a_video_of_them(
     with av.open("drive.mp4") as video:
         times = [float(frame.time) for frame in video.decode(video=0)]
     assert times == pytest.approx([0, 0.040000333, 2.000000666], abs=2e-6)
-    assert main([str(exported), str(bag), "--topic", TOPIC]) == 0  # by default, a bag
+    assert main([str(exported), str(bag)]) == 0  # by default a bag, of the one topic that there is
     assert len(list(messages(tmp_path / "drive-segmented.mcap", f"{TOPIC}/labels"))) == 3
 
 
@@ -124,18 +128,19 @@ def test_damaged_messages_are_counted_and_skipped(
 @pytest.mark.parametrize(
     ("name", "topic", "message"),
     [
-        ("drive.bag", "/front", f"has no images under --topic /front, but {TOPIC}"),
-        ("drive.bag", "/chatter", f"has no images under --topic /chatter, but {TOPIC}"),
+        ("drive.bag", "/front", f"has no images under --topic /front, expected {TOPIC}"),
+        ("drive.bag", "/chatter", f"has no images under --topic /chatter, expected {TOPIC}"),
         ("cut.bag", TOPIC, "cut.bag cannot be read as a ROS bag"),
         ("cut.mcap", TOPIC, "cut.mcap cannot be read as a ROS bag"),
         ("nowhere.mcap", TOPIC, "nowhere.mcap does not exist; expected a ROS bag"),
-        ("drive.bag", None, "expected with a ROS bag, and only there"),
+        ("many.bag", None, f"many.bag needs a --topic, expected {TOPIC} or /rear"),
     ],
 )
 def test_bad_bag_is_explained(
     exported: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], name: str, topic: str | None, message: str
 ) -> None:
     write_bag(tmp_path / "drive.bag")
+    write_bag(tmp_path / "many.bag", more=("/rear",))
     (tmp_path / "cut.bag").write_bytes((tmp_path / "drive.bag").read_bytes()[:5000])
     (tmp_path / "cut.mcap").write_bytes(b"\x89MCAP0\r\n" + bytes(100))
     options = [] if topic is None else ["--topic", topic]

@@ -531,11 +531,11 @@ def no_display(monkeypatch: pytest.MonkeyPatch) -> None:
         (["images", "--out", "images"], "images is what the frames are read from"),
         (
             ["a.mp4", "--out", "b.avi"],
-            "--out b.avi, expected a folder, -, an image, or a video: .mp4, .mov, .mkv, .webm",
+            "--out b.avi, expected a folder (no dot in its name), -, an image, or a video: .mp4, .mov, .mkv, .webm",
         ),
         (["a.mp4", "--out", "b.png"], "--out b.png is one image, and a.mp4 has more frames; name a folder or a video"),
         (["a.mp4", "--out", "b.bag"], "--out b.bag is a bag, and a.mp4 is none"),
-        (["a.mp4", "--labels", "b.jpg"], "--labels b.jpg, expected a folder, a .png file"),
+        (["a.mp4", "--labels", "b.jpg"], "--labels b.jpg, expected a folder (no dot in its name), a .png file"),
         (["images", "--out", "b.mp4"], "--out b.mp4 for images, which have no times"),
         (["a.mp4", "--out", "b", "--labels", "./b"], "outputs b, ./b, expected a different one for each"),
         (["a.mp4", "--compare"], "--compare for a.mp4, expected images of one folder NAME, with NAMEannot beside it"),

@@ -45,10 +45,11 @@ class BagFrame(Frame):
 class Bag(Source):
     """The images of one topic, raw or compressed, in the order the bag got them.
 
-    Raises DataError where it is no bag that can be read, InputError where the topic has no images.
+    Without a topic it is the only one that has images. Raises DataError where it is no bag that can be read, InputError
+    where the topic has no images.
     """
 
-    def __init__(self, path: Path, topic: str) -> None:
+    def __init__(self, path: Path, topic: str | None) -> None:
         super().__init__(str(path))
         if not path.exists():
             raise DataError(f"{path} does not exist; expected a ROS bag")
@@ -56,13 +57,15 @@ class Bag(Source):
             self._reader = highlevel.AnyReader([path], default_typestore=get_typestore(Stores.ROS2_HUMBLE))
             self._reader.open()
         except Exception as error:  # noqa: BLE001  a damaged bag makes rosbags raise whatever its bytes lead to
-            raise DataError(f"{path} cannot be read as a ROS bag: {error!r}") from None
-        self.topic = topic
-        self._connections = [c for c in self._reader.connections if c.topic == topic and c.msgtype in IMAGE_TYPES]
-        if not self._connections:
-            known = sorted({c.topic for c in self._reader.connections if c.msgtype in IMAGE_TYPES})
+            raise DataError(f"{path} cannot be read as a ROS bag: {error or repr(error)}") from None
+        images = [c for c in self._reader.connections if c.msgtype in IMAGE_TYPES]
+        known = sorted({c.topic for c in images})
+        if topic not in known and (topic is not None or len(known) != 1):
             self._reader.close()
-            raise InputError(f"{path} has no images under --topic {topic}, but {', '.join(known) or 'none at all'}")
+            said = "needs a --topic" if topic is None else f"has no images under --topic {topic}"
+            raise InputError(f"{path} {said}, expected {' or '.join(known) or 'images, and it has none'}")
+        self.topic = topic or known[0]
+        self._connections = [c for c in images if c.topic == self.topic]
         self.total = sum(c.msgcount for c in self._connections)
 
     def frames(self) -> Iterator[Frame | DataError]:

@@ -104,7 +104,7 @@ class Video(Source):
         try:
             self._container = av.open(str(path))
         except av.error.FFmpegError as error:
-            raise DataError(f"{path} is neither an image nor a video that can be read: {error}") from None
+            raise DataError(f"{path} is neither an image nor a video that can be read: {error.strerror}") from None
         if not self._container.streams.video:
             self._container.close()
             raise DataError(f"{path} holds no video, expected a file with at least one video stream")
@@ -276,7 +276,7 @@ def open_source(
         stopped: set, it ends a live source.
         raw: (height, width) of the frames on standard input.
         rate: of these, per second.
-        topic: of the images in a bag.
+        topic: of the images in a bag; None where it has one such topic.
 
     Raises InputError where `raw` or `topic` do not fit, DataError where there is nothing to read, BackendError where
     it is of a kind that this machine cannot open.
@@ -287,13 +287,11 @@ def open_source(
         raise InputError(
             f"--raw {'missing' if raw is None else 'given'} for '{text}'; expected with '-', and only there"
         )
-    if (topic is not None) != is_bag:
-        raise InputError(
-            f"--topic {'missing' if topic is None else 'given'} for '{text}'; expected with a ROS bag, and only there"
-        )
+    if topic is not None and not is_bag:
+        raise InputError(f"--topic given for '{text}'; expected with a ROS bag, and only there")
     if raw is not None:
         return Raw(raw, rate, stopped)
-    if topic is not None:
+    if is_bag:
         from .bags import Bag
 
         bag: Source = Bag(path, topic)
