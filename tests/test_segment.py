@@ -416,6 +416,23 @@ def test_lost_camera_is_opened_again_and_says_so(
     ]  # fmt: skip
 
 
+@pytest.mark.parametrize(
+    ("suffix", "text"),
+    [
+        (".m3u8", "#EXTM3U\n#EXT-X-TARGETDURATION:10\n#EXTINF:10,\n{camera}\n#EXT-X-ENDLIST\n"),
+        (".mp4", "ffconcat version 1.0\nfile {camera}\n"),
+        (".mp4", "ffconcat version 1.0\nfile {video}\n"),
+    ],
+)
+def test_list_in_place_of_a_video_opens_nothing(tmp_path: Path, camera: str, suffix: str, text: str) -> None:
+    video = write_video(tmp_path / "a.mp4")
+    playlist = tmp_path / f"list{suffix}"
+    playlist.write_text(text.format(camera=camera, video=video))
+    with pytest.raises(DataError, match="is neither an image nor a video that can be read"):
+        Video(playlist)
+    assert Camera.connections == 0
+
+
 class Fake(Source):
     """Frames that are numbers; a live one hands them out faster than anything takes them."""
 
