@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import base64
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -12,6 +11,7 @@ import jinja2
 import numpy as np
 
 from enet_deploy.data import ClassList, UInt8Array, colorize
+from enet_deploy.imagefiles import data_uri, image_uri
 
 from . import charts
 from .report import camera_in_words, images_in_words, number, percent, points
@@ -46,27 +46,18 @@ class Picture:
 
     def panels(self) -> list[tuple[str, str]]:
         """(what it is, picture as a data URI)."""
-        found = [("input", _image(self.frame, ".jpg"))]
+        found = [("input", image_uri(self.frame, ".jpg"))]
         if self.truth is not None:
-            found.append(("truth", _image(colorize(self.truth, self.classes), ".png")))
+            found.append(("truth", image_uri(colorize(self.truth, self.classes), ".png")))
         if self.reference is not None:
-            found.append(("PyTorch fp32", _image(colorize(self.reference, self.classes), ".png")))
-        found.append((self.runner, _image(colorize(self.labels, self.classes), ".png")))
+            found.append(("PyTorch fp32", image_uri(colorize(self.reference, self.classes), ".png")))
+        found.append((self.runner, image_uri(colorize(self.labels, self.classes), ".png")))
         if self.reference is not None:
             differs = self.labels != self.reference
             grey = cv2.cvtColor(cv2.cvtColor(self.frame, cv2.COLOR_BGR2GRAY), cv2.COLOR_GRAY2BGR)
             shown = np.where(differs[..., None], np.array([80, 0, 255], np.uint8), (grey // 2).astype(np.uint8))
-            found.append((f"differing: {differs.mean():.2%}", _image(shown, ".png")))
+            found.append((f"differing: {differs.mean():.2%}", image_uri(shown, ".png")))
         return found
-
-
-def _image(image: UInt8Array, suffix: str) -> str:
-    _, encoded = cv2.imencode(suffix, image)
-    return _data_uri(encoded.tobytes(), "image/png" if suffix == ".png" else "image/jpeg")
-
-
-def _data_uri(content: bytes, kind: str) -> str:
-    return f"data:{kind};base64,{base64.b64encode(content).decode('ascii')}"
 
 
 @dataclass(frozen=True)
@@ -93,7 +84,7 @@ def _charts(run: Run) -> list[Chart]:
         ("Sizes and batches", "Timed in the same rounds.", charts.sweep(run)),
     )  # fmt: skip
     return [
-        Chart(title, note, *(_data_uri(svg.encode(), "image/svg+xml") for svg in pair))
+        Chart(title, note, *(data_uri(svg.encode(), ".svg") for svg in pair))
         for title, note, pair in drawn
         if pair is not None
     ]

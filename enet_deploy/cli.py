@@ -47,7 +47,7 @@ def run(
     try:
         command(args)
     except BrokenPipeError:  # `enet-eval ... | head`: nobody reads on, and nothing is wrong
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        discard_output()
         return 0
     except (EnetError, OSError, ModuleNotFoundError) as error:
         print(f"{parser.prog}: error: {printable(_in_words(error))}", file=sys.stderr)
@@ -56,6 +56,11 @@ def run(
         print(f"{parser.prog}: interrupted" + "; ".join(["", *map(str, interrupt.args)]), file=sys.stderr)
         return 130
     return 0
+
+
+def discard_output() -> None:
+    """Nobody reads standard output any more: what is printed from now on, Python's own last flush too, goes nowhere."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 def printable(text: str) -> str:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import base64
 import dataclasses
 import statistics
 import time
@@ -10,11 +9,11 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import cv2
 import jinja2
 
 from .artifacts import replacing
 from .data import ClassList, UInt8Array, colorize, resize_image, resize_labels
+from .imagefiles import data_uri, image_uri
 from .plots import loss_on, scores_on, themed
 from .recipe import Recipe, shown
 
@@ -79,7 +78,7 @@ def _charts(history: History, val_was_trained_on: bool) -> list[tuple[str, str, 
     )
     found = []
     for title, draw in drawn:
-        light, dark = (_data_uri(svg.encode(), "image/svg+xml") for svg in themed(draw, 3.2))
+        light, dark = (data_uri(svg.encode(), ".svg") for svg in themed(draw, 3.2))
         found.append((title, light, dark))
     return found
 
@@ -108,18 +107,9 @@ def _panels(frame: UInt8Array, truth: UInt8Array, found: UInt8Array, classes: Cl
     size = max(1, round(truth.shape[0] * shrink)), max(1, round(truth.shape[1] * shrink))
     painted = (("truth", truth), ("prediction", found))
     return [
-        ("image", _image(resize_image(frame, size), ".jpg")),
-        *((title, _image(colorize(resize_labels(labels, size), classes), ".png")) for title, labels in painted),
+        ("image", image_uri(resize_image(frame, size), ".jpg")),
+        *((title, image_uri(colorize(resize_labels(labels, size), classes), ".png")) for title, labels in painted),
     ]
-
-
-def _image(image: UInt8Array, suffix: str) -> str:
-    _, encoded = cv2.imencode(suffix, image)
-    return _data_uri(encoded.tobytes(), "image/png" if suffix == ".png" else "image/jpeg")
-
-
-def _data_uri(content: bytes, kind: str) -> str:
-    return f"data:{kind};base64,{base64.b64encode(content).decode('ascii')}"
 
 
 def _duration(seconds: float) -> str:

@@ -25,7 +25,7 @@ from .classes import LabelValues, is_cityscapes, read_label_values
 from .classes import read_classes as read_classes
 from .errors import DataError, InputError
 from .imagefiles import IMAGE_SUFFIXES as IMAGE_SUFFIXES
-from .imagefiles import decode, read_values, translate
+from .imagefiles import read, read_values, translate
 
 if TYPE_CHECKING:
     from concurrent.futures import Future
@@ -177,7 +177,7 @@ def find_images(root: str | Path, split: str) -> list[Path]:
 
 def read_image(path: str | Path) -> UInt8Array:
     """Decode an image file as (H, W, 3) uint8 BGR. Raises DataError, naming the file."""
-    return decode(Path(path), cv2.IMREAD_COLOR).astype(np.uint8, copy=False)
+    return read(Path(path), cv2.IMREAD_COLOR).astype(np.uint8, copy=False)
 
 
 def resize_image(image: UInt8Array, size: tuple[int, int]) -> UInt8Array:

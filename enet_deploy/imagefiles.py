@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import zlib
 from collections.abc import Mapping
 from pathlib import Path
@@ -11,7 +12,7 @@ import cv2
 import numpy as np
 import numpy.typing as npt
 
-from .errors import DataError
+from .errors import DataError, InputError
 
 # What OpenCV may read; which of them a build does read shows when it decodes
 IMAGE_SUFFIXES = {
@@ -23,24 +24,72 @@ MAX_PIXELS = 1 << 28  # 16,384x16,384, which takes 0.8 GB; a file of a kilobyte 
 MAX_BYTES = 1 << 30
 
 PNG = b"\x89PNG\r\n\x1a\n"
-PALETTES = [bytes([bits, 3]) for bits in (1, 2, 4, 8)]  # in a PNG's header: bits per pixel, colour type
+_MEDIA_TYPES = {".png": "image/png", ".jpg": "image/jpeg", ".svg": "image/svg+xml"}
+GREY, PALETTE = 0, 3  # colour types in a PNG's header
 
 
-def decode(path: Path, flags: int) -> npt.NDArray[Any]:
+def read(path: Path, flags: int) -> npt.NDArray[Any]:
     """The pixels of a file as `cv2.imdecode` gives them. Raises DataError, naming the file."""
-    return _decode(path, _read(path), flags)
+    return decode(path, _read(path), flags)
+
+
+def decode(what: Path | str, content: bytes, flags: int) -> npt.NDArray[Any]:
+    """The pixels of an image file's content as `cv2.imdecode` gives them. Raises DataError, beginning with `what`."""
+    height, width = _header_size(content)
+    if height * width > MAX_PIXELS:
+        raise DataError(
+            f"{what} says it is {height}x{width} (height x width), expected at most {MAX_PIXELS} pixels, which is "
+            "16384x16384; scale it down or cut it into tiles"
+        )
+    try:
+        pixels = cv2.imdecode(np.frombuffer(content, np.uint8), flags) if content else None
+    except cv2.error as error:
+        raise DataError(f"{what} is refused by OpenCV ({error.err}); it is damaged, or has over 2**30 pixels") from None
+    if pixels is None:
+        raise DataError(f"{what} cannot be decoded as an image; the file is damaged or of a kind OpenCV does not read")
+    return pixels
+
+
+def encode(name: Path | str, pixels: npt.NDArray[np.uint8]) -> bytes:
+    """The content of an image file of this name, of (h, w) or (h, w, 3) BGR pixels.
+
+    Raises InputError where its format cannot hold them.
+    """
+    try:
+        done, content = cv2.imencode(Path(name).suffix, pixels)
+    except cv2.error:  # of a suffix that it does not know
+        done = False
+    if not done:
+        raise InputError(
+            f"{name}: OpenCV cannot write {pixels.shape[0]}x{pixels.shape[1]} (height x width) pixels as "
+            f"'{Path(name).suffix}'; take .png"
+        )
+    return content.tobytes()
+
+
+def data_uri(content: bytes, suffix: str) -> str:
+    """A file's content as an address that a page can show; .png, .jpg or .svg."""
+    return f"data:{_MEDIA_TYPES[suffix]};base64,{base64.b64encode(content).decode('ascii')}"
+
+
+def image_uri(pixels: npt.NDArray[np.uint8], suffix: str) -> str:
+    """The same of (h, w, 3) BGR pixels, as .png or .jpg."""
+    return data_uri(encode(f"image{suffix}", pixels), suffix)
 
 
 def read_values(path: Path) -> npt.NDArray[np.integer[Any]]:
     """The values of a label map, (H, W): uint8 ids, or int32 0xRRGGBB where the file holds colours.
 
-    Of a PNG with a palette the ids are the indices. Raises DataError, naming the file.
+    Of a PNG the ids are the indices into its palette, or its levels of grey, be they of 1, 2, 4 or 8 bits. Raises
+    DataError, naming the file.
     """
     content = _read(path)
-    if content.startswith(PNG) and content[24:26] in PALETTES:
-        # OpenCV would give the palette's colours; and it spreads the grey levels of fewer bits over 0 to 255
-        return np.asarray(_decode(path, _as_grey(content), cv2.IMREAD_UNCHANGED) // (255 // (2 ** content[24] - 1)))
-    pixels = _decode(path, content, cv2.IMREAD_UNCHANGED)
+    bits, color_type = content[24:26] if content.startswith(PNG) and len(content) > 25 else (8, None)
+    if color_type == PALETTE:
+        content = _as_grey(content)  # OpenCV would give the palette's colours
+    pixels = decode(path, content, cv2.IMREAD_UNCHANGED)
+    if color_type in (GREY, PALETTE) and bits in (1, 2, 4):
+        pixels = pixels // (255 // (2**bits - 1))  # OpenCV spreads the levels over 0 to 255
     channels = pixels.shape[2] if pixels.ndim == 3 else 1
     if pixels.dtype != np.uint8 or channels not in (1, 3, 4):
         raise DataError(
@@ -88,22 +137,6 @@ def _read(path: Path) -> bytes:
         raise DataError(f"{path} does not exist; expected an image file") from None
     except OSError as error:
         raise DataError(f"{path} cannot be read as an image: {error.strerror}") from None
-
-
-def _decode(path: Path, content: bytes, flags: int) -> npt.NDArray[Any]:
-    height, width = _header_size(content)
-    if height * width > MAX_PIXELS:
-        raise DataError(
-            f"{path} says it is {height}x{width} (height x width), expected at most {MAX_PIXELS} pixels, which is "
-            "16384x16384; scale it down or cut it into tiles"
-        )
-    try:
-        pixels = cv2.imdecode(np.frombuffer(content, np.uint8), flags) if content else None
-    except cv2.error as error:
-        raise DataError(f"{path} is refused by OpenCV ({error.err}); it is damaged, or has over 2**30 pixels") from None
-    if pixels is None:
-        raise DataError(f"{path} cannot be decoded as an image; the file is damaged or of a kind OpenCV does not read")
-    return pixels
 
 
 def _header_size(content: bytes) -> tuple[int, int]:

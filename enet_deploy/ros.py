@@ -12,6 +12,7 @@ import numpy as np
 
 from .data import UInt8Array
 from .errors import DataError
+from .imagefiles import decode
 
 # encoding -> (bytes per channel, channels, how OpenCV turns it into BGR)
 _ENCODINGS: dict[str, tuple[int, int, int | None]] = {
@@ -37,7 +38,8 @@ def to_bgr(message: Any) -> UInt8Array:
     """
     data = np.frombuffer(message.data, np.uint8)
     if hasattr(message, "format"):
-        return _decompress(data, message.format)
+        what = f"compressed image of {data.size} bytes and format '{message.format}'"
+        return decode(what, data.tobytes(), cv2.IMREAD_COLOR).astype(np.uint8, copy=False)
     if message.encoding not in _ENCODINGS:
         raise DataError(f"image encoding '{message.encoding}', expected one of {', '.join(_ENCODINGS)}")
     size, channels, code = _ENCODINGS[message.encoding]
@@ -57,16 +59,6 @@ def to_bgr(message: Any) -> UInt8Array:
     except cv2.error as error:
         raise DataError(f"{height}x{width} pixels of {message.encoding} are no picture: {error.err}") from None
     return turned.astype(np.uint8, copy=False)
-
-
-def _decompress(data: UInt8Array, kind: str) -> UInt8Array:
-    try:
-        image = cv2.imdecode(data, cv2.IMREAD_COLOR) if data.size else None
-    except cv2.error:  # a size beyond OpenCV's limits
-        image = None
-    if image is None:
-        raise DataError(f"compressed image of {data.size} bytes and format '{kind}' cannot be decoded")
-    return image.astype(np.uint8, copy=False)
 
 
 def image_fields(pixels: UInt8Array) -> dict[str, Any]:

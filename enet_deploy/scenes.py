@@ -13,6 +13,7 @@ import numpy as np
 
 from .artifacts import replacing
 from .data import CAMVID, UInt8Array
+from .imagefiles import encode
 
 _ID = {name: i for i, name in enumerate(CAMVID.names)}
 
@@ -100,4 +101,4 @@ def write_scenes(root: str | Path, split: str, seeds: range, size: tuple[int, in
     for seed in seeds:
         for folder, pixels in zip((split, f"{split}annot"), street_scene(seed, size), strict=True):
             with replacing(Path(root) / folder / f"scene{seed:04}.png") as temporary:
-                temporary.write_bytes(cv2.imencode(".png", pixels)[1].tobytes())
+                temporary.write_bytes(encode("scene.png", pixels))

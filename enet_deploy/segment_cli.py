@@ -9,10 +9,9 @@ import math
 import os
 import signal
 import sys
-import threading
 import time
 from collections.abc import Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -25,7 +24,7 @@ from .data import IMAGE_SUFFIXES, ClassList, UInt8Array, colorize, open_data, ov
 from .errors import DataError, InputError
 from .media import drawing, sinks
 from .media.pipeline import Pipeline, Segmented
-from .media.sources import BAG_SUFFIXES, Images, Source, open_source
+from .media.sources import BAG_SUFFIXES, Images, Source, Stop, open_source
 from .metrics import ConfusionMatrix
 from .runners import BACKENDS, open_runner
 
@@ -39,26 +38,37 @@ class Truth:
     """
 
     def __init__(self, source: Source, classes: ClassList) -> None:
-        folders = {path.resolve().parent for path in source.paths} if isinstance(source, Images) else set()
-        if len(folders) != 1:
+        splits = {split_of(path) for path in source.paths} if isinstance(source, Images) else set()
+        if len(splits) != 1:
             raise InputError(
-                f"--compare for {source.name}, expected images of one folder NAME, with NAMEannot beside it"
+                f"--compare for {source.name}, expected images of one folder NAME with NAMEannot beside it, or of one "
+                "split of Cityscapes"
             )
-        (folder,) = folders
-        self._data = open_data(folder.parent, folder.name)
-        require_same_classes(classes, self._data.classes, folder.parent, "the artifact knows")
+        ((root, split),) = splits
+        self._data = open_data(root, split)
+        require_same_classes(classes, self._data.classes, root, "the artifact knows")
         self._index = {image.stem: index for index, (image, _) in enumerate(self._data.pairs)}
         self.confusion = ConfusionMatrix(classes)
 
     def beside(self, item: Segmented) -> Segmented:
         """The frame, its labels and their truth; counted."""
-        index = self._index[item.frame.name]
+        index = self._index.get(item.frame.name)
+        if index is None:
+            raise DataError(f"{item.frame.name} is no image of a data set, expected one with a label map")
         truth = self._data.read_labels(index)
         if truth.shape != item.labels.shape:
             image, label_map = self._data.pairs[index]
             raise DataError(f"{label_map} is not of the size of {image}; a label map has the size of its image")
         self.confusion.update(truth, item.labels)
         return dataclasses.replace(item, truth=truth)
+
+
+def split_of(image: Path) -> tuple[Path, str]:
+    """The data set that an image lies in, links to it aside, and its split; there may be none."""
+    folder = image.parent.resolve()
+    if folder.parent.parent.name == "leftImg8bit":  # Cityscapes, by city
+        return folder.parents[2], folder.parent.name
+    return folder.parent, folder.name
 
 
 class Artist:
@@ -112,7 +122,7 @@ def picture_sink(stack: ExitStack, option: str, path: str, draw: sinks.Draw, sou
     if suffix in sinks.VIDEO_CODECS:
         if isinstance(source, Images):
             raise InputError(f"{option} {path} for images, which have no times; expected a folder or an image's name")
-        return stack.enter_context(sinks.video_file(Path(path), draw, source.time_base, source.rate / every))
+        return stack.enter_context(sinks.video_file(Path(path), draw, source, every))
     if not suffix:
         return sinks.image_files(Path(path), draw)
     if suffix not in IMAGE_SUFFIXES:
@@ -122,15 +132,14 @@ def picture_sink(stack: ExitStack, option: str, path: str, draw: sinks.Draw, sou
         )
     if source.total != 1:
         raise InputError(f"{option} {path} is one image, and {source.name} has more frames; name a folder or a video")
-    sinks.require_encoder(Path(path))
     return sinks.image_files(Path(path), draw)
 
 
 def open_sinks(
-    stack: ExitStack, args: argparse.Namespace, source: Source, classes: ClassList, stopped: threading.Event
+    stack: ExitStack, args: argparse.Namespace, source: Source, classes: ClassList, stopped: Stop
 ) -> list[sinks.Write]:
     """All that the arguments ask for."""
-    artist = Artist(classes, args.alpha, args.legend)
+    artist = Artist(classes, 0.5 if args.alpha is None else args.alpha, args.legend)
     writes = []
     if args.out is not None and Path(args.out).suffix.lower() in NEW_BAGS:
         from .media.bags import Bag, label_bag
@@ -155,6 +164,16 @@ def open_sinks(
     return writes
 
 
+def require_heeded(args: argparse.Namespace) -> None:
+    """Raise InputError where an option says how to draw what is not drawn."""
+    drawn = args.show or (args.out is not None and Path(args.out).suffix.lower() not in NEW_BAGS)
+    if args.legend and not drawn:
+        raise InputError("--legend without a picture to draw it into; add --out or --show")
+    if args.alpha is not None and (args.compare or not drawn):
+        why = "--compare, which lays nothing over the image" if args.compare else "no overlay; add --out or --show"
+        raise InputError(f"--alpha with {why}")
+
+
 def check_outputs(args: argparse.Namespace, source: Source) -> list[str]:
     """The paths to be written. Raises InputError where one is given twice or is what is read, ArtifactError where
     one cannot be written."""
@@ -163,6 +182,8 @@ def check_outputs(args: argparse.Namespace, source: Source) -> list[str]:
         raise InputError(f"outputs {', '.join(paths)}, expected a different one for each")
     read = {path.resolve() for path in source.paths} if isinstance(source, Images) else {Path(source.name).resolve()}
     for path in paths:
+        if path == "-" and sys.stdout is None:  # `>&-`
+            raise InputError("standard output is closed, expected a file or a pipe for -")
         if path != "-":
             if {Path(path).resolve()} & (read | {path.parent for path in read}):
                 raise InputError(f"{path} is what the frames are read from; write to another file or folder")
@@ -188,26 +209,26 @@ def default_out(text: str, source: Source) -> str:
 
 
 @contextmanager
-def until_signalled(stopped: threading.Event) -> Iterator[list[int]]:
+def until_signalled(stopped: Stop) -> Iterator[list[int]]:
     """The first SIGINT or SIGTERM sets `stopped` and is added to the list; a second one is as ever."""
     came: list[int] = []
     before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
 
-    def restore() -> None:
-        for number, handler in before.items():
-            signal.signal(number, handler)
+    def handle(handlers: dict[signal.Signals, Any]) -> None:
+        with suppress(ValueError):  # only the main thread may; in another nobody is to be signalled
+            for number, handler in handlers.items():
+                signal.signal(number, handler)
 
     def stop(number: int, _: Any) -> None:
+        handle(before)
         came.append(number)
         stopped.set()
-        restore()
 
-    for number in before:
-        signal.signal(number, stop)
+    handle(dict.fromkeys(before, stop))
     try:
         yield came
     finally:
-        restore()
+        handle(before)
 
 
 def summary(pipeline: Pipeline, name: str, count: int, seconds: float, paths: Sequence[str]) -> str:
@@ -222,10 +243,11 @@ def summary(pipeline: Pipeline, name: str, count: int, seconds: float, paths: Se
 
 def _segment(args: argparse.Namespace) -> None:
     os.environ.setdefault("OPENCV_FFMPEG_LOGLEVEL", "-8")  # else FFmpeg writes on stderr what our message says
-    stopped = threading.Event()
+    stopped = Stop()
     source = open_source(args.source, stopped, args.raw, args.fps, args.topic)
     if not (args.show or args.out or args.labels or args.masks or args.json):
         args.out = default_out(args.source, source)
+    require_heeded(args)
     paths = check_outputs(args, source)
     with open_runner(args.artifact, args.backend, args.device) as runner:
         truth = Truth(source, runner.spec.classes) if args.compare else None
@@ -236,9 +258,16 @@ def _segment(args: argparse.Namespace) -> None:
             writes = open_sinks(stack, args, source, runner.spec.classes, stopped)
             for item in cli.progress(pipeline.run(), source.name, total):
                 item = truth.beside(item) if truth is not None else item
-                for write in writes:
-                    write(item)
                 count += 1
+                try:
+                    for write in writes:
+                        write(item)
+                except BrokenPipeError:  # whoever read what we print has seen enough; files are to be finished
+                    if paths == ["-"]:
+                        raise
+                    cli.discard_output()
+                    signals.append(signal.SIGPIPE)
+                    break
             if not count:  # nothing to finish, so what was there before stays
                 if signals:
                     raise SystemExit(128 + signals[0])
@@ -272,7 +301,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     outputs.add_argument("--json", metavar="FILE", help="a line of JSON per frame: share of each class, latency")
     outputs.add_argument("--show", action="store_true", help="a window; q ends it")
     parser.add_argument(
-        "--alpha", type=cli.share, default=0.5, help="share of the colours in the overlay (%(default)s)"
+        "--alpha", type=cli.share, metavar="A", help="share of the colours in the overlay (default: 0.5)"
     )
     parser.add_argument("--legend", action="store_true", help="with the classes' colours and names beside the picture")
     parser.add_argument(
@@ -281,7 +310,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--every", type=cli.positive, default=1, metavar="N", help="label every N-th frame alone")
     parser.add_argument("--topic", metavar="T", help="of the images in a bag, such as /camera/image_raw")
     parser.add_argument("--raw", type=frame_size, metavar="HxW", help="size of the frames on standard input")
-    parser.add_argument("--fps", type=rate, default=25.0, metavar="F", help="of the same (%(default)g)")
+    parser.add_argument("--fps", type=rate, metavar="F", help="of the same (default: 25)")
     parser.add_argument("--backend", choices=BACKENDS, help="default: by the artifact's suffix")
     parser.add_argument("--device", help="cpu, cuda or cuda:N (default: the backend's own)")
     return cli.run(parser, _segment, argv)
@@ -299,8 +328,8 @@ def frame_size(text: str) -> tuple[int, int]:
 def rate(text: str) -> float:
     """argparse type: frames per second."""
     value = cli.not_negative(text)
-    if not value:
-        raise argparse.ArgumentTypeError(f"'{text}', expected a number above 0")
+    if not 0.001 <= value <= 1000:
+        raise argparse.ArgumentTypeError(f"'{text}', expected frames per second from 0.001 to 1000")
     return value
 
 

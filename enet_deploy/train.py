@@ -142,6 +142,8 @@ class Trainer:
         self.teacher = None if teacher is None else self._teacher(teacher, details)
         names = "\n".join(f"{image.parent.name}/{image.name}" for data in (train, val) for image, _ in data.pairs)
         self.images = f"{len(train)} ({hashlib.sha256(os.fsencode(names)).hexdigest()[:8]})"
+        meaning = train.classes.ignore_id, sorted(train.values.ids.items()), sorted(train.values.colors.items())
+        self.label_values = hashlib.sha256(repr(meaning).encode()).hexdigest()[:8]
         self.taught_by = details.get("teacher", {}).get("sha256")
         if state is not None:
             self._require_same_run(state)
@@ -527,6 +529,7 @@ class Trainer:
                 "history": self.history,
                 "weight": self.weight.cpu(),
                 "images": self.images,
+                "label_values": self.label_values,
                 "processes": self.world,
                 "net": self.heads.state_dict(),
                 "ema": None if self.ema is None else self.ema.state_dict(),
@@ -544,7 +547,8 @@ class Trainer:
     def resume(self, state: dict[str, Any]) -> None:
         """Continue from what `read_checkpoint` gave, on this trainer's device.
 
-        Raises ArtifactError where the run was begun with other classes, images, teacher or number of processes.
+        Raises ArtifactError where the run was begun with other classes, names of images, values in label maps, teacher
+        or number of processes.
         """
         metadata = self._require_same_run(state)
         with _whole_checkpoint(self.out):
@@ -565,6 +569,7 @@ class Trainer:
             for what, had, has in (
                 ("classes", ", ".join(metadata.classes.names), ", ".join(self.train.classes.names)),
                 ("training images", state["images"], self.images),
+                ("values of classes in label maps, by hash", state["label_values"], self.label_values),
                 ("processes", state["processes"], self.world),
                 ("--teacher of sha256", metadata.details.get("teacher", {}).get("sha256"), self.taught_by),
             ):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import lzma
+import os
 import posixpath
 import re
 import secrets
@@ -21,11 +22,11 @@ SMALL = 1 << 30  # bytes that may shrink more: label maps that are not compresse
 
 
 def unzip(path: str | Path, folder: str | Path) -> int:
-    """Unpack a zip file into a folder that is new or empty; return how many files it held.
+    """Unpack a zip file into a new folder; return how many files it held.
 
     The names and sizes of all its members are judged before anything is written, and the folder appears when it is
     whole. Raises DataError where the file is damaged, no zip file, or not to be unpacked, ArtifactError where the
-    folder is not empty or cannot be written.
+    folder is there already or cannot be written.
     """
     folder = Path(folder).resolve()
     if not Path(path).is_file():
@@ -35,7 +36,15 @@ def unzip(path: str | Path, folder: str | Path) -> int:
             _require_harmless(Path(path), archive.infolist())
             members = [member for member in archive.infolist() if not member.is_dir()]
             _unpack(archive, members, folder)
-    except (zipfile.BadZipFile, zlib.error, lzma.LZMAError, EOFError, NotImplementedError, OSError) as error:
+    except (
+        zipfile.BadZipFile,
+        zlib.error,
+        lzma.LZMAError,
+        EOFError,
+        NotImplementedError,
+        OSError,
+        UnicodeDecodeError,
+    ) as error:
         raise DataError(f"{path} cannot be unpacked: {error}; expected a whole zip file, fetch it again") from None
     return len(members)
 
@@ -79,8 +88,8 @@ def _flaw(member: zipfile.ZipInfo) -> str:
 
 
 def _unpack(archive: zipfile.ZipFile, members: list[zipfile.ZipInfo], folder: Path) -> None:
-    if folder.exists() and not (folder.is_dir() and not any(folder.iterdir())):
-        raise ArtifactError(f"{folder} is there and not an empty folder; choose a new one")
+    if os.path.lexists(folder):  # even an empty one may be a mount point, or where somebody's shell is
+        raise ArtifactError(f"{folder} is there already; name a folder that is not, such as {folder / 'data'}")
     unfinished = folder.with_name(f".{folder.name}-{secrets.token_hex(4)}")
     try:
         unfinished.mkdir(parents=True)

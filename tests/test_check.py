@@ -186,11 +186,10 @@ def zipped(path: Path, *members: tuple[str | zipfile.ZipInfo, bytes]) -> Path:
 
 def test_unzip(scenes: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     archive = shutil.make_archive(str(tmp_path / "scenes"), "zip", scenes)
-    (tmp_path / "data").mkdir()
     assert enet_data(["unzip", archive, str(tmp_path / "data")]) == 0
     assert "files unpacked: 24; see `enet-data check" in capsys.readouterr().out
     assert len(open_data(tmp_path / "data", "train")) == 8
-    with pytest.raises(ArtifactError, match="data is there and not an empty folder; choose a new one"):
+    with pytest.raises(ArtifactError, match=r"data is there already; name a folder that is not, such as .*data/data"):
         unzip(archive, tmp_path / "data")
 
 
@@ -242,19 +241,40 @@ def test_a_zip_bomb_is_refused_before_anything_is_written(tmp_path: Path, monkey
     assert [*tmp_path.iterdir()] == [bomb]
 
 
+def test_an_encrypted_zip_file_is_refused(tmp_path: Path) -> None:
+    archive = zipped(tmp_path / "a.zip", ("a.png", b"x"))
+    content = bytearray(archive.read_bytes())
+    content[content.index(b"PK\x01\x02") + 8] |= 1  # in the directory, as Python writes none
+    archive.write_bytes(content)
+    with pytest.raises(DataError, match=r"member 'a\.png', which is encrypted"):
+        unzip(archive, tmp_path / "data")
+
+
+def test_a_zip_file_that_does_not_fit_is_refused_before_anything_is_written(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    archive = zipped(tmp_path / "a.zip", ("train/a.png", bytes(1000)))
+    usage = shutil.disk_usage(tmp_path)
+    monkeypatch.setattr(shutil, "disk_usage", lambda _: usage._replace(free=999))
+    with pytest.raises(ArtifactError, match="data would take 1000 bytes and 999 are free; free space or choose"):
+        unzip(archive, tmp_path / "data")
+    assert [*tmp_path.iterdir()] == [archive]
+
+
 @pytest.mark.parametrize(
     "damage",
     [
         lambda path: os.truncate(path, 100),
         lambda path: path.unlink(),
         lambda path: path.write_bytes(path.read_bytes().replace(b"pixels", b"poxels")),
+        lambda path: path.write_bytes(path.read_bytes().replace("é".encode(), b"\xff\xfe")),
     ],
-    ids=["cut", "gone", "changed"],
+    ids=["cut", "gone", "changed", "no UTF-8"],
 )
 def test_a_damaged_zip_file_leaves_nothing(tmp_path: Path, damage: Callable[[Path], object]) -> None:
     with zipfile.ZipFile(tmp_path / "a.zip", "w") as archive:
         archive.writestr("train/a.png", b"x")
-        archive.writestr("train/b.png", b"pixels")
+        archive.writestr("train/é.png", b"pixels")
     damage(tmp_path / "a.zip")
     with pytest.raises(
         DataError, match=r"a\.zip (cannot be unpacked: .*; expected a whole zip file, fetch it again|is no file)"

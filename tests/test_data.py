@@ -247,11 +247,25 @@ def colored(void: tuple[int, int, int], alpha: bool = False) -> np.ndarray:
     return np.dstack([pixels, np.full(IDS.shape, 255, np.uint8)]) if alpha else pixels
 
 
+def grey_png(path: Path, ids: np.ndarray, bits: int) -> None:
+    """By hand: no library at hand writes grey levels of 2 and 4 bits."""
+
+    def chunk(kind: bytes, body: bytes) -> bytes:
+        return len(body).to_bytes(4, "big") + kind + body + zlib.crc32(kind + body).to_bytes(4, "big")
+
+    levels = np.unpackbits(ids[..., None], axis=2)[..., 8 - bits :].reshape(len(ids), -1)
+    rows = b"".join(b"\0" + np.packbits(row).tobytes() for row in levels)
+    header = ids.shape[1].to_bytes(4, "big") + ids.shape[0].to_bytes(4, "big") + bytes([bits, 0, 0, 0, 0])
+    content = chunk(b"IHDR", header) + chunk(b"IDAT", zlib.compress(rows)) + chunk(b"IEND", b"")
+    path.write_bytes(b"\x89PNG\r\n\x1a\n" + content)
+
+
 @pytest.mark.parametrize("bits", [1, 2, 4, 8])
-def test_label_maps_with_a_palette_hold_ids(tmp_path: Path, bits: int) -> None:
+@pytest.mark.parametrize("write", [palette_png, grey_png])
+def test_png_label_maps_hold_ids(tmp_path: Path, write: Callable[[Path, np.ndarray, int], None], bits: int) -> None:
     ids = np.where(IDS == 255, 0, IDS) if bits < 8 else IDS
     ids = np.minimum(ids, 2**bits - 1)
-    np.testing.assert_array_equal(read_as(tmp_path, lambda path: palette_png(path, ids, bits)), ids)
+    np.testing.assert_array_equal(read_as(tmp_path, lambda path: write(path, ids, bits)), ids)
 
 
 @pytest.mark.parametrize("alpha", [False, True])
@@ -283,20 +297,21 @@ def test_a_colour_without_a_class_is_named_by_how_often_it_comes(tmp_path: Path)
 
 
 def test_cityscapes_layout(tmp_path: Path) -> None:
-    raw = np.array([[7, 8, 33], [0, 33, 7]], np.uint8)
+    raw = np.arange(34, dtype=np.uint8).reshape(2, 17)
     for city in ("ulm", "aachen"):
         stem = f"{city}/{city}_000000_000019"
-        save(tmp_path / "leftImg8bit" / "train" / f"{stem}_leftImg8bit.png", image(2, 3))
+        save(tmp_path / "leftImg8bit" / "train" / f"{stem}_leftImg8bit.png", image(2, 17))
         save(tmp_path / "gtFine" / "train" / f"{stem}_gtFine_labelIds.png", raw)
-        save(tmp_path / "gtFine" / "train" / f"{stem}_gtFine_color.png", image(2, 3))
+        save(tmp_path / "gtFine" / "train" / f"{stem}_gtFine_color.png", image(2, 17))
     data = open_data(tmp_path, "train")
     assert [path.name[:4] for path, _ in data.pairs] == ["aach", "ulm_"]
     assert find_images(tmp_path, "train") == [path for path, _ in data.pairs]
     assert (len(data.classes), data.classes.names[18], data.classes.colors[18]) == (19, "bicycle", (119, 11, 32))
-    np.testing.assert_array_equal(data[0][1], [[0, 1, 18], [255, 18, 0]])
+    train_ids = [255] * 7 + [0, 1, 255, 255, 2, 3, 4, 255, 255, 255, 5, 255, *range(6, 16), 255, 255, 16, 17, 18]
+    np.testing.assert_array_equal(data[0][1].ravel(), train_ids)  # of cityscapesScripts' labels.py
     save(data.pairs[0][1], raw + 1)
     with pytest.raises(
-        DataError, match=r"class id 34 \(2 pixels .* expected 7 to 8, 11 to 13, .* and 0 to 6, .* for void"
+        DataError, match=r"class id 34 \(1 pixels .* expected 7 to 8, 11 to 13, .* and 0 to 6, .* for void"
     ):
         data[0]
     data.pairs[1][1].unlink()

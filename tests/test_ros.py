@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import json
 import sys
+import zlib
 from collections.abc import Iterator, Sequence
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import cv2
@@ -161,6 +163,15 @@ def padded(pixels: npt.NDArray[Any], encoding: str, is_bigendian: int = 0) -> di
     }  # fmt: skip
 
 
+def mosaic(pattern: str) -> npt.NDArray[np.uint8]:
+    """RED as a sensor with these filters sees it: those of the first two rows, two each."""
+    pixels = np.empty(RED.shape[:2], np.uint8)
+    for index, color in enumerate(pattern):
+        row, column = divmod(index, 2)
+        pixels[row::2, column::2] = RED[row::2, column::2, "bgr".index(color)]
+    return pixels
+
+
 GREY = cv2.cvtColor(RED, cv2.COLOR_BGR2GRAY)
 Y, U, V = cv2.cvtColor(RED, cv2.COLOR_BGR2YUV_I420).reshape(-1)[[0, 24, 30]]  # of limited range, as cameras send them
 ENCODED = {
@@ -173,9 +184,7 @@ ENCODED = {
     "mono16": GREY.astype(np.uint16) * 256 + 77,
     "yuv422": np.tile(np.array([[U, Y], [V, Y]], np.uint8), (4, 3, 1)),
     "yuv422_yuy2": np.tile(np.array([[Y, U], [Y, V]], np.uint8), (4, 3, 1)),
-    "bayer_rggb8": np.where(np.add.outer(np.arange(4) % 2, np.arange(6) % 2) == 1, RED[:, :, 1], 0)
-    + np.where(np.maximum.outer(np.arange(4) % 2, np.arange(6) % 2) == 0, RED[:, :, 2], 0)
-    + np.where(np.minimum.outer(np.arange(4) % 2, np.arange(6) % 2) == 1, RED[:, :, 0], 0),
+    **{f"bayer_{pattern}8": mosaic(pattern) for pattern in ("rggb", "bggr", "gbrg", "grbg")},
 }
 
 
@@ -224,3 +233,12 @@ def test_logic_of_the_node(exported: Path) -> None:
         assert np.array_equal(picture["data"].reshape(*SIZE, 3), overlay(FRAMES[0], ids, CAMVID, 0.3))
         assert segmentation(message, with_overlay=False)[1] is None
         assert json.loads(segmentation.classes)["names"] == list(CAMVID.names)
+
+
+def test_compressed_image_of_a_kilobyte_does_not_take_all_memory() -> None:
+    png = cv2.imencode(".png", np.zeros((1, 1), np.uint8))[1].tobytes()
+    header = b"IHDR" + (32_000).to_bytes(4, "big") * 2 + png[24:29]
+    bomb = png[:12] + header + zlib.crc32(header).to_bytes(4, "big") + png[33:]
+    message = SimpleNamespace(format="png", data=np.frombuffer(bomb, np.uint8))
+    with pytest.raises(DataError, match=r"^compressed image of .* and format 'png' says it is 32000x32000"):
+        to_bgr(message)

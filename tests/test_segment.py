@@ -23,11 +23,14 @@ import pytest
 from conftest import ROOT, SIZE
 
 from enet_deploy import CAMVID, DataError, colorize, open_runner
+from enet_deploy.artifacts import Metadata
+from enet_deploy.classes import CITYSCAPES
 from enet_deploy.data import UInt8Array, overlay, read_image
 from enet_deploy.media import sources
 from enet_deploy.media.pipeline import Pipeline, Segmented
 from enet_deploy.media.sinks import video_file
-from enet_deploy.media.sources import Capture, Frame, Raw, Source, Video, open_source
+from enet_deploy.media.sources import Capture, Frame, Raw, Source, Stop, Video, open_source
+from enet_deploy.model import ENet, save_weights
 from enet_deploy.scenes import street_scene
 from enet_deploy.segment_cli import main
 
@@ -141,6 +144,44 @@ def test_video_that_starts_late_counts_from_its_start(tmp_path: Path) -> None:
     assert times == [0, Fraction(1, 25), Fraction(2, 25), Fraction(1, 5)]
 
 
+def test_colours_of_a_video_are_those_of_its_matrix(here: Path, exported: Path) -> None:
+    """BT.709 where it is said, and of high pictures where nothing is; what is written says it, in the limited range."""
+    paint = np.zeros((720, 64, 3), np.uint8)
+    paint[:, :32], paint[:, 32:] = (20, 30, 220), (30, 200, 40)
+    with av.open("untagged.mkv", "w") as container:
+        stream = container.add_stream("libx264", rate=25)
+        stream.height, stream.width, stream.pix_fmt = 720, 64, "yuv420p"
+        frame = av.VideoFrame.from_ndarray(paint, format="bgr24").reformat(format="yuv420p", dst_colorspace=1)
+        frame.colorspace = 2
+        container.mux(stream.encode(frame))
+        container.mux(stream.encode(None))
+    assert apart(read(here / "untagged.mkv")[0].image, paint) < 3
+    assert main([str(exported), "untagged.mkv", "--alpha", "0", "--out", "out.mp4"]) == 0
+    with av.open("out.mp4") as container:
+        frame = next(container.decode(video=0))
+        assert (frame.colorspace, frame.color_range) == (1, 1)
+        assert apart(frame.to_ndarray(format="bgr24", src_colorspace=1), paint) < 6  # another matrix: 15
+
+
+def test_shape_of_pixels_is_kept_and_a_cover_is_no_film(here: Path, exported: Path) -> None:
+    with av.open("a.mkv", "w") as container:
+        cover = container.add_stream("mjpeg", rate=1)
+        cover.height, cover.width, cover.pix_fmt = 48, 64, "yuvj420p"
+        film = container.add_stream("libx264", rate=25)
+        film.height, film.width, film.pix_fmt = 96, 128, "yuv420p"
+        film.codec_context.sample_aspect_ratio = Fraction(16, 11)
+        picture = av.VideoFrame.from_ndarray(cv2.resize(FRAMES[0], (64, 48)), format="bgr24")
+        for packets in (cover.encode(picture.reformat(format="yuvj420p")), cover.encode(None)):
+            container.mux(packets)
+        for picture in FRAMES:
+            container.mux(film.encode(av.VideoFrame.from_ndarray(picture, format="bgr24")))
+        container.mux(film.encode(None))
+    assert main([str(exported), "a.mkv", "--out", "out.mp4"]) == 0
+    with av.open("out.mp4") as container:
+        assert container.streams.video[0].sample_aspect_ratio == Fraction(16, 11)
+        assert [frame.width for frame in container.decode(video=0)] == [128] * 4
+
+
 def test_odd_frames_get_an_even_video(here: Path, exported: Path) -> None:
     pictures = [np.ascontiguousarray(frame[:95, :127]) for frame in FRAMES]
     video = write_video(here / "odd.mkv", "ffv1", "bgr0", pictures)
@@ -161,6 +202,14 @@ def test_damaged_frames_are_counted_and_skipped(here: Path, exported: Path, caps
     assert "11 frames of" in (told := capsys.readouterr().err) and "1 could not be decoded" in told, told
 
 
+def test_video_of_uneven_times_by_its_address_is_whole(
+    here: Path, exported: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    video = write_video(here / "a.mkv", ticks=[0, 40, 200, 1000])
+    assert main([str(exported), video.as_uri(), "--json", "lines"]) == 0
+    assert "4 frames" in (told := capsys.readouterr().err) and "decoded" not in told
+
+
 def test_video_cut_short_gives_what_is_there(here: Path, exported: Path, capsys: pytest.CaptureFixture[str]) -> None:
     video = write_video(here / "a.mkv", pictures=FRAMES * 10)
     video.write_bytes(video.read_bytes()[: video.stat().st_size // 2])  # as a robot that lost power leaves it
@@ -168,7 +217,7 @@ def test_video_cut_short_gives_what_is_there(here: Path, exported: Path, capsys:
     assert 10 < len(read(here / "out.mp4")) < 40
     assert main([str(exported), video.as_uri(), "--json", "lines"]) == 0  # by OpenCV, as over a network
     assert main([str(exported), video.as_uri(), "--json", "lines"]) == 0  # and over the one that is there
-    assert re.search("ended after [12].* of about 40 frames", capsys.readouterr().err)
+    assert re.search(r"ended at 0\.[4-9] of about 1\.6 s", capsys.readouterr().err)
 
 
 def write_pictures(folder: Path) -> dict[str, UInt8Array]:
@@ -253,7 +302,36 @@ def test_compare_shows_image_truth_and_labels_and_scores_them(
     assert picture.shape[1] > 3 * SIZE[1]  # the legend
 
 
+def test_compare_of_links_and_of_cityscapes(
+    here: Path, scenes: Path, exported: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (here / "val").mkdir()
+    (here / "valannot").mkdir()
+    for index, image in enumerate(sorted((scenes / "val").iterdir())):
+        (here / "val" / f"{index}.png").symlink_to(image)
+        (here / "valannot" / f"{index}.png").symlink_to(scenes / "valannot" / image.name)
+    assert main([str(exported), "val", "--compare", "--json", "lines"]) == 0
+    save_weights("city.safetensors", ENet(19), Metadata(CITYSCAPES, (0.0,) * 3, (1.0,) * 3, SIZE))
+    for city in ("ulm", "aachen"):
+        for kind, ending, pixels in (
+            ("leftImg8bit", "leftImg8bit", FRAMES[0]),
+            ("gtFine", "gtFine_labelIds", np.full(SIZE, 7, np.uint8)),
+        ):
+            folder = here / "city" / kind / "val" / city
+            folder.mkdir(parents=True)
+            cv2.imwrite(str(folder / f"{city}_0_{ending}.png"), pixels)
+    for source in ("city/leftImg8bit/val/ulm", "city/leftImg8bit/val/*/*.png"):
+        capsys.readouterr()
+        assert main(["city.safetensors", source, "--compare", "--json", "lines"]) == 0
+        assert "pixel accuracy" in capsys.readouterr().err
+
+
 def test_every_nth_frame_at_its_own_time(here: Path, exported: Path) -> None:
+    source = Fake(4, live=False)
+    source.rate = Fraction(27_000_000, 917_177)  # as phones have it; a rate of 32-bit numbers is written
+    for every in (1, 2999):
+        with video_file(here / "rate.mp4", lambda item: item.frame.image, source, every) as write:
+            write(Segmented(Frame(FRAMES[0], "", Fraction(0)), FRAMES[0][:, :, 0], 0.0))
     video = write_video(here / "a.mp4", pictures=FRAMES * 2)
     assert main([str(exported), str(video), "--every", "3", "--out", "b.mp4"]) == 0
     assert [frame.time for frame in read(here / "b.mp4")] == [0, Fraction(3, 25), Fraction(6, 25)]
@@ -296,6 +374,22 @@ def test_signal_finishes_the_files(here: Path, exported: Path, number: signal.Si
     assert not list(here.glob(".*"))
 
 
+def test_closed_pipe_finishes_the_files(here: Path, exported: Path) -> None:
+    write_video(here / "a.mp4", pictures=FRAMES * 100)
+    arguments = command(str(exported), "a.mp4", "--json", "-", "--out", "out.mp4")
+    with subprocess.Popen(arguments, stdout=subprocess.PIPE, stderr=subprocess.PIPE, env=ENVIRONMENT) as child:
+        assert json.loads(child.stdout.readline())["frame"] == "000000"
+        child.stdout.close()
+        told = child.stderr.read().decode()
+        assert child.wait(30) == 128 + signal.SIGPIPE and "wrote out.mp4" in told and told.count("\n") == 1, told
+    assert 1 <= len(read(here / "out.mp4")) < 400
+    done = subprocess.run(
+        ["sh", "-c", '"$@" >&-', "sh", *command(str(exported), "a.mp4", "--json", "-")],
+        capture_output=True, env=ENVIRONMENT,
+    )  # fmt: skip
+    assert done.returncode == 2 and b"standard output is closed" in done.stderr
+
+
 def test_signal_before_the_first_frame_leaves_what_was_there(here: Path, exported: Path) -> None:
     Path("out.mp4").write_text("of yesterday")
     arguments = command(str(exported), "-", "--raw", "96x128", "--out", "out.mp4", "--json", "out.jsonl")
@@ -310,7 +404,9 @@ def test_signal_before_the_first_frame_leaves_what_was_there(here: Path, exporte
 @pytest.mark.parametrize("suffix", [".mp4", ".mov", ".mkv", ".webm"])
 def test_camera_that_was_away_for_a_day_leaves_a_gap_of_a_day(tmp_path: Path, suffix: str) -> None:
     times = [0, 1, 90_000, 90_001]
-    with video_file(tmp_path / f"a{suffix}", lambda item: item.frame.image, Source.time_base, Fraction(30)) as write:
+    source = Fake(4, live=True)
+    source.rate = Fraction(30)
+    with video_file(tmp_path / f"a{suffix}", lambda item: item.frame.image, source) as write:
         for index, second in enumerate(times):
             write(Segmented(Frame(FRAMES[index], "", Fraction(second)), FRAMES[index][:, :, 0], 0.0))
     assert [frame.time for frame in read(tmp_path / f"a{suffix}")] == times
@@ -399,7 +495,7 @@ def test_lost_camera_is_opened_again_and_says_so(
     camera: str, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     monkeypatch.setattr(sources, "RETRY_WAITS", (0.01,))
-    stopped = threading.Event()
+    stopped = Stop()
     source = open_source(camera, stopped)
     assert isinstance(source, Capture) and source.live
     frames = []
@@ -412,8 +508,39 @@ def test_lost_camera_is_opened_again_and_says_so(
     assert Camera.connections == 2
     assert all(a.time < b.time for a, b in itertools.pairwise(frames))
     assert [record.getMessage() for record in caplog.records] == [
-        f"{camera} gives no more frames; opened again in 0.01 s", f"{camera} is back",
+        f"{camera} gives no frames; opened again in 0.01 s", f"{camera} is back",
     ]  # fmt: skip
+
+
+def test_source_that_opens_and_gives_nothing_is_left_alone_for_longer_and_longer(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(sources, "RETRY_WAITS", (0.01, 0.02, 0.03))
+    stopped = Stop()
+    given = iter([True, False, False, False, False, False, True, False])
+    released = []
+
+    class Flaky:
+        def isOpened(self) -> bool:
+            return True
+
+        def get(self, _: int) -> float:
+            return 0.0
+
+        def read(self) -> tuple[bool, UInt8Array | None]:
+            there = next(given, None)
+            if there is None:
+                stopped.set()
+            return bool(there), FRAMES[0] if there else None
+
+        def release(self) -> None:
+            released.append(self)
+
+    monkeypatch.setattr(cv2, "VideoCapture", lambda *_: Flaky())
+    assert len(frames_of(Capture("it", 0, cv2.CAP_ANY, stopped))) == 2
+    waits = [m.split()[-2] for record in caplog.records if "again" in (m := record.getMessage())]
+    assert waits == ["0.01", "0.02", "0.03", "0.03", "0.03", "0.01", "0.02"]
+    assert [record.getMessage() for record in caplog.records].count("it is back") == 1 and len(released) == 8
 
 
 @pytest.mark.parametrize(
@@ -456,11 +583,11 @@ def test_of_a_live_source_only_the_newest_frame_counts() -> None:
                 time.sleep(0.002)
                 yield frame
 
-    pipeline = Pipeline(Slow(100, live=True), label, threading.Event())
+    pipeline = Pipeline(Slow(100, live=True), label, Stop())
     names = [int(item.frame.name) for item in pipeline.run()]
     assert names == sorted(names) and names[-1] == 99
     assert len(names) + pipeline.dropped == 100 and pipeline.dropped > 50
-    pipeline = Pipeline(Slow(20, live=False), label, threading.Event())
+    pipeline = Pipeline(Slow(20, live=False), label, Stop())
     assert [int(item.frame.name) for item in pipeline.run()] == list(range(20)) and pipeline.dropped == 0
 
 
@@ -475,7 +602,7 @@ def test_pipeline_keeps_few_frames_and_raises_what_its_threads_raise() -> None:
                 yield frame
 
     most, done = 0, 0
-    for _ in Pipeline(Counted(5000, live=False), lambda image: image[:, :, 0], threading.Event()).run():
+    for _ in Pipeline(Counted(5000, live=False), lambda image: image[:, :, 0], Stop()).run():
         done += 1
         most = max(most, alive - done)
     assert done == 5000 and most < 15
@@ -484,13 +611,48 @@ def test_pipeline_keeps_few_frames_and_raises_what_its_threads_raise() -> None:
         raise DataError("no labels today")
 
     with pytest.raises(DataError, match="no labels today"):
-        list(Pipeline(Fake(3, live=False), fail, threading.Event()).run())
-    assert threading.active_count() == 1 or not [t for t in threading.enumerate() if "decode" in t.name]
+        list(Pipeline(Fake(3, live=False), fail, Stop()).run())
+    assert not {"_decode", "_label_all"} & {t.name.partition("(")[2].rstrip(")") for t in threading.enumerate()}
+
+
+def test_slow_end_of_a_live_source_gets_the_newest_frame() -> None:
+    taken, over = threading.Event(), threading.Event()
+
+    class Quick(Fake):
+        def frames(self) -> Iterator[Frame | DataError]:
+            for frame in super().frames():
+                yield frame
+                taken.wait()
+            over.set()
+
+    pipeline = Pipeline(Quick(100, live=True), lambda image: image[:, :, 0], Stop())
+    items = pipeline.run()
+    assert next(items).frame.name == "0"
+    taken.set()
+    over.wait()  # while the caller is at work all others come
+    rest = [int(item.frame.name) for item in items]
+    assert rest[-1] == 99 and len(rest) <= 3, rest  # waiting to be labelled, in hand, and waiting to be taken
+    assert pipeline.dropped == 99 - len(rest)
+
+
+def test_source_is_freed_where_nobody_takes_its_frames() -> None:
+    freed = threading.Event()
+
+    class Held(Fake):
+        def frames(self) -> Iterator[Frame | DataError]:
+            try:
+                yield from super().frames()
+            finally:
+                freed.set()
+
+    for _ in Pipeline(Held(10_000, live=False), lambda image: image[:, :, 0], Stop()).run():
+        break
+    assert freed.wait(5)
 
 
 def test_raw_reader_puts_torn_reads_together() -> None:
     readable, writable = os.pipe()
-    source = Raw((96, 128), 30.0, threading.Event(), readable)
+    source = Raw((96, 128), 30.0, Stop(), readable)
 
     def feed() -> None:
         with os.fdopen(writable, "wb") as pipe:
@@ -555,11 +717,23 @@ def no_display(monkeypatch: pytest.MonkeyPatch) -> None:
         (["a.mp4", "--labels", "b.jpg"], "--labels b.jpg, expected a folder (no dot in its name), a .png file"),
         (["images", "--out", "b.mp4"], "--out b.mp4 for images, which have no times"),
         (["a.mp4", "--out", "b", "--labels", "./b"], "outputs b, ./b, expected a different one for each"),
-        (["a.mp4", "--compare"], "--compare for a.mp4, expected images of one folder NAME, with NAMEannot beside it"),
+        (["a.mp4", "--compare"], "--compare for a.mp4, expected images of one folder NAME with NAMEannot beside it"),
+        (["a.mp4", "--labels", "ids", "--legend"], "--legend without a picture to draw it into; add --out or --show"),
+        (["a.mp4", "--labels", "ids", "--alpha", "1"], "--alpha with no overlay"),
+        (["images", "--compare", "--alpha", "1"], "--alpha with --compare, which lays nothing over the image"),
+        (
+            ["images", "--out", "b.pgm"],
+            "b.pgm: OpenCV cannot write 96x128 (height x width) pixels as '.pgm'; take .png",
+        ),
+        (["wide.png", "--out", "b.gif"], "b.gif: OpenCV cannot write 2x70000"),
+        (["wide.png", "--out", "b.jpg"], "b.jpg: OpenCV cannot write 2x70000"),
+        (["nested"], "nested holds no images itself; name a folder that does, or a glob such as 'nested/**/*.png'"),
         (["images", "--compare"], "imagesannot is not a folder"),
         (["a.mp4", "--out", "file/b.mp4"], "file/b.mp4"),
         (["a.mp4", "--show"], "--show needs a screen"),
-        (["a.mp4", "--fps", "0"], "'0', expected a number above 0"),
+        (["a.mp4", "--fps", "30"], "--fps given for 'a.mp4', which has its own times"),
+        (["-", "--raw", "96x128", "--fps", "0.0004"], "'0.0004', expected frames per second from 0.001 to 1000"),
+        (["-", "--raw", "96x128", "--fps", "1e12"], "'1e12', expected frames per second from 0.001 to 1000"),
         (["a.mp4", "--every", "0"], "'0', expected a whole number of at least 1"),
     ],
 )
@@ -579,9 +753,11 @@ def test_bad_argument_is_explained_and_leaves_no_file(
         silence.sample_rate = 8000
         container.mux(stream.encode(silence))
         container.mux(stream.encode(None))
-    for folder in ("empty", "images", "damaged"):
-        (here / folder).mkdir()
-    cv2.imwrite("images/a.png", FRAMES[0])
+    for folder in ("empty", "images", "damaged", "nested/images"):
+        (here / folder).mkdir(parents=True)
+    for folder in ("images", "nested/images"):
+        cv2.imwrite(f"{folder}/a.png", FRAMES[0])
+    cv2.imwrite("wide.png", np.zeros((2, 70_000, 3), np.uint8))
     (here / "damaged" / "a.png").write_bytes(b"\x89PNG no more")
     (here / "text.mp4").write_text("no video")
     (here / "file").write_text("no folder")

@@ -10,6 +10,7 @@ import math
 import os
 import pickle
 import re
+import shutil
 import subprocess
 import sys
 import time
@@ -649,7 +650,12 @@ def test_every_field_of_the_recipe_is_explained() -> None:
 
 
 def test_teachers_and_runs_of_other_classes_are_refused_before_an_image_is_read(
-    finished: Path, room: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    finished: Path,
+    room: Path,
+    scenes: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
     monkeypatch.setattr(DataSet, "__getitem__", lambda *_: pytest.fail("an image was read"))
     code = enet_train(room, tmp_path, "--teacher", str(finished / "last.safetensors"))
@@ -660,6 +666,12 @@ def test_teachers_and_runs_of_other_classes_are_refused_before_an_image_is_read(
         capsys,
         r"checkpoint\.pt was made with the classes sky, .*, these are floor, wall, door; use the same, or another",
     )
+    swapped = shutil.copytree(scenes, tmp_path / "swapped")
+    names = [CAMVID.names[1], CAMVID.names[0], *CAMVID.names[2:], None]
+    values = {"label_values": {str(id_): name for id_, name in enumerate(names)}}
+    (swapped / "classes.json").write_text(json.dumps(CAMVID.to_json() | values))
+    code = train_cli.main([str(swapped), "--out", str(finished), "--resume"])
+    assert_refused(code, capsys, r"made with the values of classes in label maps, by hash \w{8}, these are \w{8}; use")
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="a CUDA device is there")

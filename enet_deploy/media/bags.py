@@ -5,7 +5,7 @@ from __future__ import annotations
 import itertools
 import json
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from dataclasses import dataclass
 from fractions import Fraction
 from pathlib import Path
@@ -21,7 +21,7 @@ from ..errors import DataError, InputError
 from ..ros import image_fields, to_bgr
 from .pipeline import Segmented
 from .sinks import Write
-from .sources import Frame, Source
+from .sources import Frame, Frames, Source
 
 NANO = 1_000_000_000
 IMAGE_TYPES = ("sensor_msgs/msg/Image", "sensor_msgs/msg/CompressedImage")
@@ -68,23 +68,26 @@ class Bag(Source):
         self._connections = [c for c in images if c.topic == self.topic]
         self.total = sum(c.msgcount for c in self._connections)
 
-    def frames(self) -> Iterator[Frame | DataError]:
-        messages = self._reader.messages(self._connections)
-        for count in itertools.count():
-            try:
-                found = next(messages, None)
-            except Exception as error:  # noqa: BLE001  as above
-                yield DataError(f"{self.name} cannot be read to its end: {error!r}")
-                break
-            if found is None:
-                break
-            try:
-                yield self._frame(count, *found)
-            except DataError as error:
-                yield DataError(f"{self.name}: message {count} of {self.topic}: {error}")
-            except Exception as error:  # noqa: BLE001  as above
-                yield DataError(f"{self.name}: message {count} of {self.topic} is damaged: {error!r}")
-        self._reader.close()
+    def frames(self) -> Frames:
+        with closing(self._reader):
+            messages = self._reader.messages(self._connections)
+            for count in itertools.count():
+                try:
+                    found = next(messages, None)
+                except Exception as error:  # noqa: BLE001  as above
+                    yield DataError(f"{self.name} cannot be read to its end: {error!r}")
+                    return
+                if found is None:
+                    return
+                yield self._read(count, *found)
+
+    def _read(self, count: int, connection: Any, received: int, data: bytes) -> BagFrame | DataError:
+        try:
+            return self._frame(count, connection, received, data)
+        except DataError as error:
+            return DataError(f"{self.name}: message {count} of {self.topic}: {error}")
+        except Exception as error:  # noqa: BLE001  as above
+            return DataError(f"{self.name}: message {count} of {self.topic} is damaged: {error!r}")
 
     def _frame(self, count: int, connection: Any, received: int, data: bytes) -> BagFrame:
         message: Any = self._reader.deserialize(data, connection.msgtype)

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import os
 import sys
-import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from fractions import Fraction
@@ -17,8 +16,10 @@ import numpy as np
 
 from ..artifacts import replacing
 from ..data import UInt8Array
-from ..errors import BackendError, InputError
+from ..errors import BackendError
+from ..imagefiles import encode
 from .pipeline import Segmented
+from .sources import BT709, Source, Stop
 
 # The containers that keep a time for each frame; avi, for one, does not
 VIDEO_CODECS = {".mp4": "libx264", ".mov": "libx264", ".mkv": "libx264", ".webm": "libvpx-vp9"}
@@ -26,14 +27,16 @@ CODEC_OPTIONS = {
     "libx264": {"preset": "ultrafast", "crf": "20"},  # veryfast saves half the bytes for three times the work
     "libvpx-vp9": {"deadline": "realtime", "cpu-used": "8", "crf": "30", "b": "0"},
 }
-BT709, LIMITED = 1, 1  # FFmpeg's numbers; where a video does not say, players guess its colours by its size
+LIMITED = 1  # range, in FFmpeg's numbers; where a video does not say, players guess its colours by its size
+
+MIN_RATE, MAX_RATE = Fraction(1, 1000), Fraction(1000)  # that a file says it has; FFmpeg computes with 32 bits
 
 Draw = Callable[[Segmented], UInt8Array]  # a picture of a labelled frame: (h, w, 3) BGR, or (h, w), uint8
 Write = Callable[[Segmented], None]
 
 
 @contextmanager
-def video_file(path: Path, draw: Draw, time_base: Fraction, rate: Fraction) -> Iterator[Write]:
+def video_file(path: Path, draw: Draw, source: Source, every: int = 1) -> Iterator[Write]:
     """A video of what `draw` makes of each frame, without sound; each frame is due when it was in its source.
 
     Frames of another size than the first are resized to it. An odd side gets one more row or column, a copy of the
@@ -42,8 +45,8 @@ def video_file(path: Path, draw: Draw, time_base: Fraction, rate: Fraction) -> I
     Args:
         path: with one of the suffixes of `VIDEO_CODECS`.
         draw: what is to be seen.
-        time_base: seconds between two ticks of its clock.
-        rate: frames per second that it says it has.
+        source: of the frames, with its clock and the shape of its pixels.
+        every: only every so manieth of them comes.
 
     Raises ArtifactError where it cannot be written.
     """
@@ -53,7 +56,7 @@ def video_file(path: Path, draw: Draw, time_base: Fraction, rate: Fraction) -> I
         try:
             container = av.open(str(temporary), "w")
             try:
-                encoder = _Encoder(container, VIDEO_CODECS[path.suffix.lower()], time_base, rate)
+                encoder = _Encoder(container, VIDEO_CODECS[path.suffix.lower()], source, every)
                 yield lambda item: encoder.encode(draw(item), item.frame.time)
                 encoder.finish()
             except BaseException:
@@ -66,8 +69,10 @@ def video_file(path: Path, draw: Draw, time_base: Fraction, rate: Fraction) -> I
 
 
 class _Encoder:
-    def __init__(self, container: Any, codec: str, time_base: Fraction, rate: Fraction) -> None:
-        self._container, self._codec, self._time_base, self._rate = container, codec, time_base, rate
+    def __init__(self, container: Any, codec: str, source: Source, every: int) -> None:
+        self._container, self._codec, self._time_base = container, codec, source.time_base
+        self._rate = min(max(source.rate / every, MIN_RATE), MAX_RATE).limit_denominator(1001)
+        self._pixel_aspect = source.pixel_aspect
         self._stream: Any = None
         self._last = -1  # tick of the frame before
 
@@ -87,7 +92,7 @@ class _Encoder:
         stream = self._container.add_stream(self._codec, self._rate, options=CODEC_OPTIONS[self._codec])
         stream.height, stream.width, stream.pix_fmt = height + height % 2, width + width % 2, "yuv420p"
         context = stream.codec_context
-        context.time_base = self._time_base
+        context.time_base, context.sample_aspect_ratio = self._time_base, self._pixel_aspect
         context.colorspace = context.color_primaries = context.color_trc = BT709
         context.color_range = LIMITED
         return stream
@@ -112,7 +117,7 @@ def image_files(path: Path, draw: Draw) -> Write:
     def write(item: Segmented) -> None:
         file = path if path.suffix else path / f"{item.frame.name}.png"
         with replacing(file) as temporary:
-            temporary.write_bytes(cv2.imencode(file.suffix, draw(item))[1].tobytes())
+            temporary.write_bytes(encode(file, draw(item)))
 
     return write
 
@@ -137,7 +142,7 @@ def json_lines(path: str, record: Callable[[Segmented], dict[str, Any]]) -> Iter
         yield lambda item: print(json.dumps(record(item), allow_nan=False), file=file)
 
 
-def window(title: str, draw: Draw, stopped: threading.Event) -> Write:
+def window(title: str, draw: Draw, stopped: Stop) -> Write:
     """A window with what `draw` makes of each frame; q, Esc or closing it sets `stopped`.
 
     Raises BackendError where there is no screen.
@@ -159,11 +164,3 @@ def window(title: str, draw: Draw, stopped: threading.Event) -> Write:
             stopped.set()
 
     return write
-
-
-def require_encoder(path: Path) -> None:
-    """Raise InputError unless OpenCV writes images of this suffix."""
-    if not cv2.haveImageWriter(f"a{path.suffix}"):
-        raise InputError(
-            f"{path} has the suffix '{path.suffix}', expected one of an image that can be written, as .png"
-        )

@@ -6,10 +6,9 @@ import glob
 import itertools
 import logging
 import select
-import threading
 import time
 from abc import ABC, abstractmethod
-from collections.abc import Iterator, Sequence
+from collections.abc import Generator, Sequence
 from dataclasses import dataclass
 from fractions import Fraction
 from io import FileIO
@@ -19,7 +18,7 @@ from typing import Any
 import cv2
 import numpy as np
 
-from ..data import IMAGE_SUFFIXES, UInt8Array, find_images, read_image
+from ..data import IMAGE_SUFFIXES, Part, UInt8Array, read_image
 from ..errors import BackendError, DataError, InputError
 
 log = logging.getLogger(__name__)
@@ -29,8 +28,33 @@ TICKS = (
 )
 BAG_SUFFIXES = (".bag", ".mcap", ".db3")  # ROS 1; ROS 2, which also keeps them in a folder with a metadata.yaml
 RETRY_WAITS = (0.5, 1.0, 2.0, 4.0, 8.0, 10.0)  # seconds before a lost camera is opened again; the last for good
+BT709, UNSPECIFIED = 1, 2  # matrices, in FFmpeg's numbers
+SD_HEIGHT = 576  # pictures that are higher are BT.709 where the file does not say
 NAP = 0.1  # seconds between two looks at whether to stop, where a thread waits
 TIMEOUT_MS = 5_000  # without a frame, or while opening a stream
+
+
+class Stop:
+    """Whether to stop: set from anywhere, a signal's handler too, in which `threading.Event.set` may never return."""
+
+    def __init__(self) -> None:
+        self._is_set = False
+
+    def set(self) -> None:
+        self._is_set = True
+
+    def is_set(self) -> bool:
+        return self._is_set
+
+    def wait(self, seconds: float) -> bool:
+        """Wait so long, but no longer than until it is set; whether it is."""
+        end = time.monotonic() + seconds
+        while not self._is_set and (left := end - time.monotonic()) > 0:
+            time.sleep(min(left, NAP))
+        return self._is_set
+
+
+Frames = Generator["Frame | DataError", None, None]
 
 
 @dataclass(frozen=True)
@@ -57,19 +81,21 @@ class Source(ABC):
         total: how many frames it should have, or None where nobody knows.
         time_base: seconds between two ticks of its clock.
         rate: frames per second, about.
+        pixel_aspect: width of a pixel over its height.
     """
 
     live = False
     total: int | None = None
     time_base = Fraction(1, TICKS)
     rate = Fraction(25)
+    pixel_aspect = Fraction(1)
 
     def __init__(self, name: str) -> None:
         self.name = name
 
     @abstractmethod
-    def frames(self) -> Iterator[Frame | DataError]:
-        """Every frame, or in its place what kept it from being decoded; at the end it frees what it holds."""
+    def frames(self) -> Frames:
+        """Every frame, or in its place what kept it from being decoded; ended or closed, it frees what it holds."""
 
 
 class Images(Source):
@@ -80,7 +106,7 @@ class Images(Source):
         self.paths = paths
         self.total = len(paths)
 
-    def frames(self) -> Iterator[Frame | DataError]:
+    def frames(self) -> Frames:
         for path in self.paths:
             try:
                 yield Frame(read_image(path), path.stem)
@@ -105,13 +131,15 @@ class Video(Source):
             self._container = av.open(str(path))
         except av.error.FFmpegError as error:
             raise DataError(f"{path} is neither an image nor a video that can be read: {error.strerror}") from None
-        if not self._container.streams.video:
+        stream = self._container.streams.best("video")  # the film rather than its cover
+        if not isinstance(stream, av.VideoStream):
             self._container.close()
             raise DataError(f"{path} holds no video, expected a file with at least one video stream")
-        self._stream = self._container.streams.video[0]
+        self._stream = stream
         self._stream.thread_type = "AUTO"
         self.time_base = self._stream.time_base or self.time_base
         self.rate = self._stream.average_rate or self.rate
+        self.pixel_aspect = self._stream.sample_aspect_ratio or self.pixel_aspect
         self.total = self._stream.frames or self._estimate()
         self._count = 0
 
@@ -119,7 +147,7 @@ class Video(Source):
         length = self._container.duration  # in microseconds
         return round(length * self.rate / 1_000_000) if length else None
 
-    def frames(self) -> Iterator[Frame | DataError]:
+    def frames(self) -> Frames:
         from av.error import FFmpegError
 
         with self._container as container:
@@ -146,14 +174,15 @@ class Video(Source):
             return DataError(f"{self.name}: frame {index} is damaged")
         started = Fraction(self._container.start_time or 0, 1_000_000)
         due = index / self.rate if picture.pts is None else picture.pts * picture.time_base - started
-        image = np.rot90(picture.to_ndarray(format="bgr24"), picture.rotation // 90)
+        matrix = BT709 if picture.colorspace == UNSPECIFIED and picture.height > SD_HEIGHT else None  # as players guess
+        image = np.rot90(picture.to_ndarray(format="bgr24", src_colorspace=matrix), picture.rotation // 90)
         return Frame(np.ascontiguousarray(image), f"{index:06}", max(due, Fraction(0)))
 
 
 class Capture(Source):
     """What OpenCV opens: a camera by its number or device, a URL, a GStreamer pipeline.
 
-    A live one that goes away is opened again, after longer and longer pauses, for as long as nobody stops it. A URL
+    A live one that gives nothing any more is opened again, after longer and longer pauses, until it does. A URL
     that knows how many frames it has is a file: none of them is left out, and its end is the end.
 
     Args:
@@ -165,7 +194,7 @@ class Capture(Source):
     Raises DataError where it cannot be opened at first, BackendError where this OpenCV cannot open its kind.
     """
 
-    def __init__(self, name: str, address: int | str, api: int, stopped: threading.Event) -> None:
+    def __init__(self, name: str, address: int | str, api: int, stopped: Stop) -> None:
         super().__init__(name)
         if api == cv2.CAP_GSTREAMER and not cv2.videoio_registry.hasBackend(api):
             raise BackendError(
@@ -179,6 +208,7 @@ class Capture(Source):
         count = self._capture.get(cv2.CAP_PROP_FRAME_COUNT)
         self.total = int(count) if 0 < count < 2**53 else None
         self.live = self.total is None
+        self._seconds = count / self._capture.get(cv2.CAP_PROP_FPS) if not self.live else 0.0
 
     def _open(self) -> cv2.VideoCapture:
         if isinstance(self._address, int):
@@ -186,32 +216,35 @@ class Capture(Source):
         limits = [cv2.CAP_PROP_OPEN_TIMEOUT_MSEC, TIMEOUT_MS, cv2.CAP_PROP_READ_TIMEOUT_MSEC, TIMEOUT_MS]
         return cv2.VideoCapture(self._address, self._api, limits if "://" in self._address else [])
 
-    def frames(self) -> Iterator[Frame | DataError]:
-        count, start = 0, time.monotonic()
-        while not self._stopped.is_set():
-            there, image = self._capture.read()
-            if there:
-                since = time.monotonic() - start if self.live else self._capture.get(cv2.CAP_PROP_POS_MSEC) / 1000
-                yield Frame(image.astype(np.uint8, copy=False), f"{count:06}", Fraction(round(since * TICKS), TICKS))
-                count += 1
-            elif not self.live or not self._reopen():
-                break
-        if self.total is not None and count < 0.9 * self.total and not self._stopped.is_set():  # it is an estimate
-            yield DataError(f"{self.name} ended after {count} of about {self.total} frames; fetch it again")
-        self._capture.release()
+    def frames(self) -> Frames:
+        count, since, failures, start = 0, 0.0, 0, time.monotonic()
+        try:
+            while not self._stopped.is_set():
+                there, image = self._capture.read()
+                if there:
+                    if failures:
+                        log.warning("%s is back", self.name)
+                    failures = 0
+                    since = time.monotonic() - start if self.live else self._capture.get(cv2.CAP_PROP_POS_MSEC) / 1000
+                    yield Frame(
+                        image.astype(np.uint8, copy=False), f"{count:06}", Fraction(round(since * TICKS), TICKS)
+                    )
+                    count += 1
+                elif self.live:
+                    self._open_again(RETRY_WAITS[min(failures, len(RETRY_WAITS) - 1)])
+                    failures += 1
+                else:
+                    break
+            if since < 0.9 * self._seconds and not self._stopped.is_set():  # how long it lasts is an estimate
+                yield DataError(f"{self.name} ended at {since:.1f} of about {self._seconds:.1f} s; fetch it again")
+        finally:
+            self._capture.release()
 
-    def _reopen(self) -> bool:
-        """Try until it is back; False where it was stopped meanwhile."""
+    def _open_again(self, wait: float) -> None:
         self._capture.release()
-        for wait in itertools.chain(RETRY_WAITS, itertools.repeat(RETRY_WAITS[-1])):
-            log.warning("%s gives no more frames; opened again in %g s", self.name, wait)
-            if self._stopped.wait(wait):
-                return False
+        log.warning("%s gives no frames; opened again in %g s", self.name, wait)
+        if not self._stopped.wait(wait):
             self._capture = self._open()
-            if self._capture.isOpened():
-                log.warning("%s is back", self.name)
-                return True
-        raise AssertionError("no end of waits")
 
 
 class Raw(Source):
@@ -224,7 +257,7 @@ class Raw(Source):
         descriptor: to read from, 0 for standard input.
     """
 
-    def __init__(self, size: tuple[int, int], rate: float, stopped: threading.Event, descriptor: int = 0) -> None:
+    def __init__(self, size: tuple[int, int], rate: float, stopped: Stop, descriptor: int = 0) -> None:
         super().__init__("standard input")
         self._size, self._stopped = size, stopped
         self.rate = Fraction(rate).limit_denominator(1001)
@@ -234,7 +267,7 @@ class Raw(Source):
         except OSError:
             raise DataError("standard input is closed, expected raw frames from a pipe or a file") from None
 
-    def frames(self) -> Iterator[Frame | DataError]:
+    def frames(self) -> Frames:
         for count in itertools.count():
             image = np.empty((*self._size, 3), np.uint8)
             there = self._fill(memoryview(image.reshape(-1)))  # type: ignore[arg-type]
@@ -263,9 +296,9 @@ class Raw(Source):
 
 def open_source(
     text: str,
-    stopped: threading.Event,
+    stopped: Stop,
     raw: tuple[int, int] | None = None,
-    rate: float = 25.0,
+    rate: float | None = None,
     topic: str | None = None,
 ) -> Source:
     """Open what `text` names.
@@ -275,11 +308,11 @@ def open_source(
             a GStreamer pipeline, or "-" for standard input.
         stopped: set, it ends a live source.
         raw: (height, width) of the frames on standard input.
-        rate: of these, per second.
+        rate: of these, per second; 25 where it is None.
         topic: of the images in a bag; None where it has one such topic.
 
-    Raises InputError where `raw` or `topic` do not fit, DataError where there is nothing to read, BackendError where
-    it is of a kind that this machine cannot open.
+    Raises InputError where `raw`, `rate` or `topic` do not fit, DataError where there is nothing to read, BackendError
+    where it is of a kind that this machine cannot open.
     """
     path = Path(text)
     is_bag = path.suffix.lower() in BAG_SUFFIXES or (path / "metadata.yaml").is_file()
@@ -287,10 +320,12 @@ def open_source(
         raise InputError(
             f"--raw {'missing' if raw is None else 'given'} for '{text}'; expected with '-', and only there"
         )
+    if rate is not None and raw is None:
+        raise InputError(f"--fps given for '{text}', which has its own times; expected with '-', and only there")
     if topic is not None and not is_bag:
         raise InputError(f"--topic given for '{text}'; expected with a ROS bag, and only there")
     if raw is not None:
-        return Raw(raw, rate, stopped)
+        return Raw(raw, 25.0 if rate is None else rate, stopped)
     if is_bag:
         from .bags import Bag
 
@@ -307,7 +342,10 @@ def open_source(
 
 def _open_files(text: str, path: Path) -> Source:
     if path.is_dir():
-        return Images(text, find_images(path, "."))
+        if not Part(path).by_stem():
+            every = path / "**" / "*.png"
+            raise DataError(f"{text} holds no images itself; name a folder that does, or a glob such as '{every}'")
+        return Images(text, [*Part(path).one_by_stem().values()])
     if not path.exists() and glob.has_magic(text):
         return Images(text, _matching(text))
     if not path.exists():
