@@ -99,6 +99,13 @@ def size(text: str) -> tuple[int, int]:
     return height, width
 
 
+def text(text: str) -> str:
+    """argparse type: not empty, as an unset variable of a shell is."""
+    if not text:
+        raise argparse.ArgumentTypeError("'', expected a name or a path")
+    return text
+
+
 def positive(text: str) -> int:
     """argparse type: an integer of at least 1."""
     if not text.isdecimal() or int(text) < 1:
@@ -140,7 +147,7 @@ def share(text: str) -> float:
     except ValueError:
         value = -1
     if not 0 <= value <= 1:
-        raise argparse.ArgumentTypeError(f"'{text}', expected a share from 0 to 1, such as 0.001")
+        raise argparse.ArgumentTypeError(f"'{text}', expected a share from 0 to 1")
     return value
 
 

@@ -22,11 +22,12 @@ from . import cli
 from .artifacts import require_writable
 from .data import IMAGE_SUFFIXES, ClassList, UInt8Array, colorize, open_data, overlay, require_same_classes
 from .errors import DataError, InputError
+from .imagefiles import MAX_PIXELS
 from .media import drawing, sinks
 from .media.pipeline import Pipeline, Segmented
-from .media.sources import BAG_SUFFIXES, Images, Source, Stop, open_source
+from .media.sources import BAG_SUFFIXES, Images, Source, Stop, open_images, open_source
 from .metrics import ConfusionMatrix
-from .runners import BACKENDS, open_runner
+from .runners import BACKENDS, SUFFIXES, open_runner
 
 NEW_BAGS = (".bag", ".mcap")  # that can be written
 
@@ -119,12 +120,12 @@ def picture_sink(stack: ExitStack, option: str, path: str, draw: sinks.Draw, sou
     suffix = Path(path).suffix.lower()
     if path == "-":
         return sinks.raw_bytes(draw)
-    if suffix in sinks.VIDEO_CODECS:
+    if suffix in sinks.VIDEO_CODECS and not names_folder(path):
         if isinstance(source, Images):
             raise InputError(f"{option} {path} for images, which have no times; expected a folder or an image's name")
         return stack.enter_context(sinks.video_file(Path(path), draw, source, every))
-    if not suffix:
-        return sinks.image_files(Path(path), draw)
+    if names_folder(path):
+        return sinks.image_files(Path(path), draw, folder=True)
     if suffix not in IMAGE_SUFFIXES:
         raise InputError(
             f"{option} {path}, expected a folder (no dot in its name), -, an image, or a video: "
@@ -132,7 +133,7 @@ def picture_sink(stack: ExitStack, option: str, path: str, draw: sinks.Draw, sou
         )
     if source.total != 1:
         raise InputError(f"{option} {path} is one image, and {source.name} has more frames; name a folder or a video")
-    return sinks.image_files(Path(path), draw)
+    return sinks.image_files(Path(path), draw, folder=False)
 
 
 def open_sinks(
@@ -152,7 +153,7 @@ def open_sinks(
     if args.masks is not None:
         writes.append(picture_sink(stack, "--masks", args.masks, artist.mask, source, args.every))
     if args.labels is not None:
-        if Path(args.labels).suffix.lower() not in ("", ".png"):
+        if args.labels != "-" and not names_folder(args.labels) and Path(args.labels).suffix.lower() != ".png":
             raise InputError(
                 f"--labels {args.labels}, expected a folder (no dot in its name), a .png file, or -: ids stay exact"
             )
@@ -174,6 +175,11 @@ def require_heeded(args: argparse.Namespace) -> None:
         raise InputError(f"--alpha with {why}")
 
 
+def names_folder(path: str) -> bool:
+    """Whether images go into a folder of this name, or into the one file."""
+    return path.endswith(("/", os.sep)) or Path(path).is_dir() or not Path(path).suffix
+
+
 def check_outputs(args: argparse.Namespace, source: Source) -> list[str]:
     """The paths to be written. Raises InputError where one is given twice or is what is read, ArtifactError where
     one cannot be written."""
@@ -187,13 +193,20 @@ def check_outputs(args: argparse.Namespace, source: Source) -> list[str]:
         if path != "-":
             if {Path(path).resolve()} & (read | {path.parent for path in read}):
                 raise InputError(f"{path} is what the frames are read from; write to another file or folder")
-            is_folder = path != args.json and not Path(path).suffix
-            require_writable(Path(path) / "1.png" if is_folder else path)
+            if path == args.json or not names_folder(path):
+                require_writable(path)
+            elif Path(path).is_file():
+                raise InputError(f"{path} is a file, expected a folder; name another, or one with an image's suffix")
+            else:
+                require_writable(Path(path) / "1.png")
     return paths
 
 
-def default_out(text: str, source: Source) -> str:
+def default_out(texts: Sequence[str], source: Source) -> str:
     """What `--out` is where nothing is asked for, in the current folder."""
+    text = texts[0]
+    if len(texts) > 1:
+        return "images-segmented"
     if text == "-":
         raise InputError("frames of standard input go nowhere; give --out, --labels, --masks, --json or --show")
     path = Path(text)
@@ -244,7 +257,14 @@ def summary(pipeline: Pipeline, name: str, count: int, seconds: float, paths: Se
 def _segment(args: argparse.Namespace) -> None:
     os.environ.setdefault("OPENCV_FFMPEG_LOGLEVEL", "-8")  # else FFmpeg writes on stderr what our message says
     stopped = Stop()
-    source = open_source(args.source, stopped, args.raw, args.fps, args.topic)
+    if Path(args.source[0]).suffix in SUFFIXES:
+        raise InputError(
+            f"SOURCE {args.source[0]} is an artifact, expected what holds frames; the artifact comes first"
+        )
+    if len(args.source) > 1:
+        source: Source = open_images(args.source)
+    else:
+        source = open_source(args.source[0], stopped, args.raw, args.fps, args.topic)
     if not (args.show or args.out or args.labels or args.masks or args.json):
         args.out = default_out(args.source, source)
     require_heeded(args)
@@ -272,7 +292,8 @@ def _segment(args: argparse.Namespace) -> None:
                 if signals:
                     raise SystemExit(128 + signals[0])
                 raise pipeline.first_flaw or DataError(f"{source.name} holds no frame, expected at least one")
-    print(summary(pipeline, source.name, count, time.perf_counter() - start, paths), file=sys.stderr)
+    told = summary(pipeline, source.name, count, time.perf_counter() - start, paths)
+    print(f"interrupted{f', of about {total}' if total else ''}: {told}" if signals else told, file=sys.stderr)
     if truth is not None and count:
         scores = truth.confusion.scores()
         print(f"pixel accuracy {scores.pixel_accuracy:.4f}, mIoU {scores.miou:.4f}", file=sys.stderr)
@@ -290,15 +311,21 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("artifact", type=Path, metavar="ARTIFACT", help="weights, a graph (.onnx) or an engine")
     parser.add_argument(
         "source",
+        nargs="+",
+        type=cli.text,
         metavar="SOURCE",
-        help="an image, a folder or glob of images, a video, a camera's number, an RTSP or HTTP URL, a GStreamer "
-        "pipeline, a ROS bag (.bag, .mcap, or a folder), or - for raw BGR frames on standard input",
+        help="an image or several, a folder or glob of images, a video, a camera's number, an RTSP or HTTP URL, a "
+        "GStreamer pipeline, a ROS bag (.bag, .mcap, or a folder), or - for raw BGR frames on standard input",
     )
     outputs = parser.add_argument_group("outputs", "by suffix a video, an image or a folder; - is standard output")
-    outputs.add_argument("--out", metavar="PATH", help="overlay; of a bag also a .bag or .mcap with labels")
-    outputs.add_argument("--labels", metavar="PATH", help="label maps: PNG of class ids, or raw bytes")
-    outputs.add_argument("--masks", metavar="PATH", help="the labels in the classes' colours")
-    outputs.add_argument("--json", metavar="FILE", help="a line of JSON per frame: share of each class, latency")
+    outputs.add_argument(
+        "--out", type=cli.text, metavar="PATH", help="overlay; of a bag also a .bag or .mcap with labels"
+    )
+    outputs.add_argument("--labels", type=cli.text, metavar="PATH", help="label maps: PNG of class ids, or raw bytes")
+    outputs.add_argument("--masks", type=cli.text, metavar="PATH", help="the labels in the classes' colours")
+    outputs.add_argument(
+        "--json", type=cli.text, metavar="FILE", help="a line of JSON per frame: share of each class, latency"
+    )
     outputs.add_argument("--show", action="store_true", help="a window; q ends it")
     parser.add_argument(
         "--alpha", type=cli.share, metavar="A", help="share of the colours in the overlay (default: 0.5)"
@@ -320,9 +347,12 @@ def frame_size(text: str) -> tuple[int, int]:
     """argparse type: "HxW" -> (height, width), any but 0."""
     height, _, width = text.lower().partition("x")
     try:
-        return cli.positive(height), cli.positive(width)
+        size = cli.positive(height), cli.positive(width)
     except argparse.ArgumentTypeError:
         raise argparse.ArgumentTypeError(f"'{text}', expected HEIGHTxWIDTH such as 720x1280") from None
+    if size[0] * size[1] > MAX_PIXELS:
+        raise argparse.ArgumentTypeError(f"'{text}', expected at most {MAX_PIXELS} pixels, which is 16384x16384")
+    return size
 
 
 def rate(text: str) -> float:

@@ -26,7 +26,7 @@ from enet_deploy import CAMVID, DataError, colorize, open_runner
 from enet_deploy.artifacts import Metadata
 from enet_deploy.classes import CITYSCAPES
 from enet_deploy.data import UInt8Array, overlay, read_image
-from enet_deploy.media import sources
+from enet_deploy.media import sinks, sources
 from enet_deploy.media.pipeline import Pipeline, Segmented
 from enet_deploy.media.sinks import video_file
 from enet_deploy.media.sources import Capture, Frame, Raw, Source, Stop, Video, open_source
@@ -197,8 +197,10 @@ def test_damaged_frames_are_counted_and_skipped(here: Path, exported: Path, caps
     content = bytearray(video.read_bytes())
     content[len(content) // 2 : len(content) // 2 + 60] = np.random.default_rng(0).bytes(60)
     video.write_bytes(content)
-    assert main([str(exported), str(video), "--out", "out.mp4"]) == 0
+    assert main([str(exported), str(video), "--out", "out.mp4", "--json", "lines"]) == 0
     assert len(read(here / "out.mp4")) == 11
+    lines = [json.loads(line) for line in Path("lines").read_text().splitlines()]
+    assert all(int(line["frame"]) == round(25 * line["time_s"]) for line in lines)
     assert "11 frames of" in (told := capsys.readouterr().err) and "1 could not be decoded" in told, told
 
 
@@ -215,9 +217,10 @@ def test_video_cut_short_gives_what_is_there(here: Path, exported: Path, capsys:
     video.write_bytes(video.read_bytes()[: video.stat().st_size // 2])  # as a robot that lost power leaves it
     assert main([str(exported), str(video), "--out", "out.mp4"]) == 0
     assert 10 < len(read(here / "out.mp4")) < 40
+    assert re.search(r"ended at 0\.[4-9] of about 1\.6 s; it seems cut short", capsys.readouterr().err)
     assert main([str(exported), video.as_uri(), "--json", "lines"]) == 0  # by OpenCV, as over a network
     assert main([str(exported), video.as_uri(), "--json", "lines"]) == 0  # and over the one that is there
-    assert re.search(r"ended at 0\.[4-9] of about 1\.6 s", capsys.readouterr().err)
+    assert re.search(r"ended at 0\.[4-9] of about 1\.6 s; it seems cut short", capsys.readouterr().err)
 
 
 def write_pictures(folder: Path) -> dict[str, UInt8Array]:
@@ -674,6 +677,7 @@ def test_window_shows_the_overlay_and_q_ends_it(
     """No window is opened, as a test's machine may have no screen."""
     shown: list[UInt8Array] = []
     monkeypatch.setenv("DISPLAY", ":0")
+    monkeypatch.setattr(sinks, "_screen_answers", lambda: True)
     monkeypatch.setattr(cv2, "namedWindow", lambda *_: None)
     monkeypatch.setattr(cv2, "getWindowProperty", lambda *_: 1.0)
     monkeypatch.setattr(cv2, "imshow", lambda _, picture: shown.append(picture))
@@ -682,6 +686,16 @@ def test_window_shows_the_overlay_and_q_ends_it(
     assert len(shown) == 2 and "2 frames of" in capsys.readouterr().err
     colours = {tuple(colour) for colour in np.unique(shown[0].reshape(-1, 3), axis=0)}
     assert colours <= {color[::-1] for color in CAMVID.colors}
+
+
+def test_screen_that_does_not_answer(
+    here: Path, exported: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Qt would end the process; nothing is left of the outputs that were begun."""
+    write_video(here / "a.mp4")
+    monkeypatch.setenv("DISPLAY", ":987")
+    assert main([str(exported), "a.mp4", "--show", "--out", "b.mp4", "--json", "c"]) == 2
+    assert "--show needs" in capsys.readouterr().err and [path.name for path in here.iterdir()] == ["a.mp4"]
 
 
 def no_display(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -701,8 +715,9 @@ def no_display(monkeypatch: pytest.MonkeyPatch) -> None:
         (["7"], "camera 7 cannot be opened; check that it is there, and that no other program has it"),
         (["http://127.0.0.1:9/a.mjpg"], "http://127.0.0.1:9/a.mjpg cannot be opened"),
         (["videotestsrc ! appsink"], "is a GStreamer pipeline, and this OpenCV"),
-        (["-"], "--raw missing for '-'; expected with '-', and only there"),
-        (["a.mp4", "--raw", "96x128"], "--raw given for 'a.mp4'"),
+        (["-"], "--raw HEIGHTxWIDTH missing for '-'; expected with '-', and only there"),
+        (["a.mp4", "--raw", "96x128"], "--raw HEIGHTxWIDTH given for 'a.mp4'"),
+        (["-", "--raw", "100000x100000"], "'100000x100000', expected at most 268435456 pixels, which is 16384x16384"),
         (["-", "--raw", "96"], "'96', expected HEIGHTxWIDTH such as 720x1280"),
         (["-", "--raw", "96x128"], "frames of standard input go nowhere"),
         (["a.mp4", "--topic", "/a"], "--topic given for 'a.mp4'; expected with a ROS bag"),
@@ -734,6 +749,12 @@ def no_display(monkeypatch: pytest.MonkeyPatch) -> None:
         (["a.mp4", "--fps", "30"], "--fps given for 'a.mp4', which has its own times"),
         (["-", "--raw", "96x128", "--fps", "0.0004"], "'0.0004', expected frames per second from 0.001 to 1000"),
         (["-", "--raw", "96x128", "--fps", "1e12"], "'1e12', expected frames per second from 0.001 to 1000"),
+        (["a.mp4", "--out", "file"], "file is a file, expected a folder; name another"),
+        (["a.mp4", "--out", ""], "argument --out: '', expected a name or a path"),
+        ([""], "argument SOURCE: '', expected a name or a path"),
+        (["model.onnx"], "SOURCE model.onnx is an artifact, expected what holds frames; the artifact comes first"),
+        (["images/a.png", "a.mp4"], "a.mp4 is one of 2 sources and no image; expected one source, or images alone"),
+        (["images/a.png", "wide.png", "--labels", "-"], "becomes 2x70000, the ones before 96x128 (height x width)"),
         (["a.mp4", "--every", "0"], "'0', expected a whole number of at least 1"),
     ],
 )
@@ -771,6 +792,17 @@ def test_bad_argument_is_explained_and_leaves_no_file(
     told = "\n".join(line for line in capfd.readouterr().err.splitlines() if not line.startswith("["))
     assert message in told and told.count("\n") == 0, told
     assert sorted(here.rglob("*")) == before
+
+
+def test_what_a_shell_makes_of_a_glob_and_folders_with_dots(here: Path, exported: Path) -> None:
+    for name in ("1", "2"):
+        cv2.imwrite(f"{name}.png", FRAMES[0])
+    (here / "v1.2").mkdir()
+    assert main([str(exported), "1.png", "2.png", "--out", "v1.2", "--labels", "v1.3/", "--masks", "masks"]) == 0
+    for folder in ("v1.2", "v1.3", "masks"):
+        assert sorted(path.name for path in (here / folder).iterdir()) == ["1.png", "2.png"]
+    assert main([str(exported), "1.png", "2.png"]) == 0
+    assert len(list((here / "images-segmented").iterdir())) == 2
 
 
 def test_same_stem_twice_in_a_glob(here: Path, exported: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -57,16 +57,20 @@ class Bag(Source):
             self._reader = highlevel.AnyReader([path], default_typestore=get_typestore(Stores.ROS2_HUMBLE))
             self._reader.open()
         except Exception as error:  # noqa: BLE001  a damaged bag makes rosbags raise whatever its bytes lead to
-            raise DataError(f"{path} cannot be read as a ROS bag: {error or repr(error)}") from None
+            advice = "; one whose recorder was cut off may be mended by `mcap recover`" * (path.suffix == ".mcap")
+            raise DataError(f"{path} cannot be read as a ROS bag: {error or repr(error)}{advice}") from None
         images = [c for c in self._reader.connections if c.msgtype in IMAGE_TYPES]
         known = sorted({c.topic for c in images})
         if topic not in known and (topic is not None or len(known) != 1):
             self._reader.close()
+            if not known:
+                raise InputError(f"{path} has no images, expected messages of {' or '.join(IMAGE_TYPES)}")
             said = "needs a --topic" if topic is None else f"has no images under --topic {topic}"
-            raise InputError(f"{path} {said}, expected {' or '.join(known) or 'images, and it has none'}")
+            raise InputError(f"{path} {said}, expected {' or '.join(known)}")
         self.topic = topic or known[0]
         self._connections = [c for c in images if c.topic == self.topic]
         self.total = sum(c.msgcount for c in self._connections)
+        self._start = 0  # when the first image was received; other topics may begin earlier
 
     def frames(self) -> Frames:
         with closing(self._reader):
@@ -79,6 +83,7 @@ class Bag(Source):
                     return
                 if found is None:
                     return
+                self._start = self._start or found[1]
                 yield self._read(count, *found)
 
     def _read(self, count: int, connection: Any, received: int, data: bytes) -> BagFrame | DataError:
@@ -91,7 +96,7 @@ class Bag(Source):
 
     def _frame(self, count: int, connection: Any, received: int, data: bytes) -> BagFrame:
         message: Any = self._reader.deserialize(data, connection.msgtype)
-        header, time = message.header, Fraction(received - self._reader.start_time, NANO)
+        header, time = message.header, Fraction(received - self._start, NANO)
         stamp = header.stamp.sec * NANO + header.stamp.nanosec
         return BagFrame(to_bgr(message), f"{count:06}", time, stamp, header.frame_id, received)
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import subprocess
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
@@ -16,7 +17,7 @@ import numpy as np
 
 from ..artifacts import replacing
 from ..data import UInt8Array
-from ..errors import BackendError
+from ..errors import BackendError, DataError
 from ..imagefiles import encode
 from .pipeline import Segmented
 from .sources import BT709, Source, Stop
@@ -29,6 +30,7 @@ CODEC_OPTIONS = {
 }
 LIMITED = 1  # range, in FFmpeg's numbers; where a video does not say, players guess its colours by its size
 
+SCREEN_SECONDS = 20  # until it answers; over a network it takes some
 MIN_RATE, MAX_RATE = Fraction(1, 1000), Fraction(1000)  # that a file says it has; FFmpeg computes with 32 bits
 
 Draw = Callable[[Segmented], UInt8Array]  # a picture of a labelled frame: (h, w, 3) BGR, or (h, w), uint8
@@ -111,11 +113,11 @@ def _fitted(picture: UInt8Array, height: int, width: int) -> UInt8Array:
     return fitted.astype(np.uint8, copy=False)
 
 
-def image_files(path: Path, draw: Draw) -> Write:
+def image_files(path: Path, draw: Draw, folder: bool) -> Write:
     """A PNG of what `draw` makes of each frame, named after it, in the folder `path`; or the one file `path`."""
 
     def write(item: Segmented) -> None:
-        file = path if path.suffix else path / f"{item.frame.name}.png"
+        file = path / f"{item.frame.name}.png" if folder else path
         with replacing(file) as temporary:
             temporary.write_bytes(encode(file, draw(item)))
 
@@ -123,13 +125,29 @@ def image_files(path: Path, draw: Draw) -> Write:
 
 
 def raw_bytes(draw: Draw) -> Write:
-    """The bare bytes of what `draw` makes of each frame, on standard output."""
+    """The bare bytes of what `draw` makes of each frame, on standard output.
+
+    What it returns raises DataError for a frame of another size than the first.
+    """
+    shape: tuple[int, ...] = ()
 
     def write(item: Segmented) -> None:
-        sys.stdout.buffer.write(draw(item).tobytes())
+        nonlocal shape
+        picture = draw(item)
+        shape = shape or picture.shape
+        if picture.shape != shape:
+            raise DataError(
+                f"frame {item.frame.name} becomes {_sides(picture.shape)}, the ones before {_sides(shape)} (height x "
+                "width), which bare bytes cannot tell apart; write to a folder"
+            )
+        sys.stdout.buffer.write(picture.tobytes())
         sys.stdout.buffer.flush()
 
     return write
+
+
+def _sides(shape: tuple[int, ...]) -> str:
+    return f"{shape[0]}x{shape[1]}"
 
 
 @contextmanager
@@ -142,15 +160,29 @@ def json_lines(path: str, record: Callable[[Segmented], dict[str, Any]]) -> Iter
         yield lambda item: print(json.dumps(record(item), allow_nan=False), file=file)
 
 
+def _screen_answers() -> bool:
+    """Whether a window can be opened: tried in a process of its own, as Qt ends the process where it cannot."""
+    try:
+        done = subprocess.run(
+            [sys.executable, "-c", "import cv2; cv2.namedWindow('enet')"], capture_output=True, timeout=SCREEN_SECONDS
+        )
+    except subprocess.TimeoutExpired:
+        return False
+    return done.returncode >= 0  # else a signal ended it; an exception is for `window` to explain
+
+
 def window(title: str, draw: Draw, stopped: Stop) -> Write:
     """A window with what `draw` makes of each frame; q, Esc or closing it sets `stopped`.
 
     Raises BackendError where there is no screen.
     """
-    # Qt ends the whole process where there is none
     if sys.platform == "linux" and not (os.environ.get("DISPLAY") or os.environ.get("WAYLAND_DISPLAY")):
         raise BackendError("--show needs a screen, and neither DISPLAY nor WAYLAND_DISPLAY is set; use --out instead")
     try:
+        if not _screen_answers():
+            raise BackendError(
+                "--show needs a screen, and the one that DISPLAY names does not answer; use --out instead"
+            )
         cv2.namedWindow(title, cv2.WINDOW_NORMAL)
     except cv2.error:
         raise BackendError(

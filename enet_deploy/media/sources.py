@@ -140,12 +140,11 @@ class Video(Source):
         self.time_base = self._stream.time_base or self.time_base
         self.rate = self._stream.average_rate or self.rate
         self.pixel_aspect = self._stream.sample_aspect_ratio or self.pixel_aspect
-        self.total = self._stream.frames or self._estimate()
-        self._count = 0
-
-    def _estimate(self) -> int | None:
-        length = self._container.duration  # in microseconds
-        return round(length * self.rate / 1_000_000) if length else None
+        self._seconds = float((stream.duration or 0) * (stream.time_base or 0))
+        if not self._seconds and len(self._container.streams) == 1:  # else it may be of the sound
+            self._seconds = (self._container.duration or 0) / 1_000_000
+        self.total = self._stream.frames or round(self._seconds * self.rate) or None
+        self._count, self._end = 0, 0.0
 
     def frames(self) -> Frames:
         from av.error import FFmpegError
@@ -159,10 +158,14 @@ class Video(Source):
                     yield DataError(f"{self.name} cannot be read to its end: {error}")
                     return
                 if packet is None:
+                    is_whole = self._stream.frames and self._count >= 0.9 * self._stream.frames
+                    if not is_whole and (too_short := _too_short(self.name, self._end, self._seconds)):
+                        yield too_short
                     return
                 try:
                     pictures = packet.decode()
                 except FFmpegError as error:
+                    self._count += 1
                     yield DataError(f"{self.name}: a frame cannot be decoded: {error}")
                     continue
                 yield from map(self._frame, pictures)
@@ -176,7 +179,16 @@ class Video(Source):
         due = index / self.rate if picture.pts is None else picture.pts * picture.time_base - started
         matrix = BT709 if picture.colorspace == UNSPECIFIED and picture.height > SD_HEIGHT else None  # as players guess
         image = np.rot90(picture.to_ndarray(format="bgr24", src_colorspace=matrix), picture.rotation // 90)
+        # some containers count their length from 0, whatever they start with
+        self._end = float(due + started + (picture.duration or 0) * (picture.time_base or 0))
         return Frame(np.ascontiguousarray(image), f"{index:06}", max(due, Fraction(0)))
+
+
+def _too_short(name: str, end: float, seconds: float) -> DataError | None:
+    """What is wrong with a video that ends much earlier than it says; what it says may be an estimate."""
+    if end >= 0.9 * seconds:
+        return None
+    return DataError(f"{name} ended at {end:.1f} of about {seconds:.1f} s; it seems cut short: fetch it again")
 
 
 class Capture(Source):
@@ -235,8 +247,8 @@ class Capture(Source):
                     failures += 1
                 else:
                     break
-            if since < 0.9 * self._seconds and not self._stopped.is_set():  # how long it lasts is an estimate
-                yield DataError(f"{self.name} ended at {since:.1f} of about {self._seconds:.1f} s; fetch it again")
+            if not self._stopped.is_set() and (too_short := _too_short(self.name, since, self._seconds)):
+                yield too_short
         finally:
             self._capture.release()
 
@@ -318,7 +330,8 @@ def open_source(
     is_bag = path.suffix.lower() in BAG_SUFFIXES or (path / "metadata.yaml").is_file()
     if (raw is not None) != (text == "-"):
         raise InputError(
-            f"--raw {'missing' if raw is None else 'given'} for '{text}'; expected with '-', and only there"
+            f"--raw HEIGHTxWIDTH {'missing' if raw is None else 'given'} for '{text}'; expected with '-', and only "
+            "there"
         )
     if rate is not None and raw is None:
         raise InputError(f"--fps given for '{text}', which has its own times; expected with '-', and only there")
@@ -362,6 +375,18 @@ def _matching(pattern: str) -> list[Path]:
     paths = [path for path in found if path.suffix.lower() in IMAGE_SUFFIXES]
     if not paths:
         raise DataError(f"no image fits {pattern}, expected some with one of {' '.join(sorted(IMAGE_SUFFIXES))}")
+    return _of_different_names(paths)
+
+
+def open_images(texts: Sequence[str]) -> Images:
+    """The image files that a shell made of a glob. Raises DataError where one is none, or two have one name."""
+    for text in texts:
+        if Path(text).suffix.lower() not in IMAGE_SUFFIXES:
+            raise DataError(f"{text} is one of {len(texts)} sources and no image; expected one source, or images alone")
+    return Images(f"{len(texts)} images", _of_different_names([Path(text) for text in texts]))
+
+
+def _of_different_names(paths: list[Path]) -> list[Path]:
     names: dict[str, Path] = {}
     for path in paths:
         if names.setdefault(path.stem, path) != path:

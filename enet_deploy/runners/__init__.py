@@ -9,7 +9,7 @@ from typing import Any
 from ..errors import EXTRAS, BackendError, InputError, missing
 from .base import Operation, Runner, Spec
 
-__all__ = ["BACKENDS", "Operation", "Runner", "Spec", "backend_for", "backends_for", "open_runner"]
+__all__ = ["BACKENDS", "SUFFIXES", "Operation", "Runner", "Spec", "backend_for", "backends_for", "open_runner"]
 
 # backend -> (module, class, suffixes of its artifacts); of a suffix, the first backend is the default
 _REGISTRY: dict[str, tuple[str, str, tuple[str, ...]]] = {
@@ -19,6 +19,7 @@ _REGISTRY: dict[str, tuple[str, str, tuple[str, ...]]] = {
     "trt": ("trt_runner", "TrtRunner", (".engine", ".onnx")),
 }
 BACKENDS = tuple(_REGISTRY)
+SUFFIXES = tuple(dict.fromkeys(suffix for _, _, suffixes in _REGISTRY.values() for suffix in suffixes))
 
 
 def open_runner(artifact: str | Path, backend: str | None = None, device: str | None = None, **options: Any) -> Runner:
@@ -63,8 +64,7 @@ def backends_for(artifact: str | Path) -> tuple[str, ...]:
     suffix = Path(artifact).suffix
     found = _with_suffix(suffix)
     if not found:
-        known = dict.fromkeys(suffix for _, _, suffixes in _REGISTRY.values() for suffix in suffixes)
-        expected = ", ".join(f"{suffix} ({', '.join(_with_suffix(suffix))})" for suffix in known)
+        expected = ", ".join(f"{suffix} ({', '.join(_with_suffix(suffix))})" for suffix in SUFFIXES)
         raise InputError(f"{artifact} has the suffix '{suffix}', expected {expected}")
     return found
 
