@@ -175,6 +175,7 @@ def classes(run: Run) -> tuple[str, str] | None:
             bars.set(xlabel="PyTorch's IoU, %", xlim=(0, 100))
             axes.axvline(0, color="0.5", linewidth=1)
             axes.set_xlabel("change, points")
+            axes.locator_params(axis="x", nbins=5)
         else:
             bars = axes = figure.subplots()
             axes.set(xlabel="IoU, %", xlim=(0, 100))

@@ -131,7 +131,7 @@ def _advice(best: Result | None, results: Sequence[Result], run: Run) -> list[st
     if others:
         plain = min(others, key=ms_per_frame)
         gain = compare(plain, best, side_by_side=True)
-        sentences[0] += f", {in_words(gain)} {plain['name']}, {_cost(best, run)}"
+        sentences[0] += f", {in_words(gain)} the speed of {plain['name']}, {_cost(best, run)}"
     sentences[0] += "."
     return sentences + [f"{reason}." for reason in _refused(best, results, run)]
 

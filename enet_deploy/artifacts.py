@@ -200,6 +200,8 @@ def require_writable(path: str | Path) -> None:
     """Raise ArtifactError where `replacing` could not write `path`: for before the long work, not after it."""
     import tempfile
 
+    if str(path) == "-":
+        raise ArtifactError("cannot write -: standard output has the text already; name a file")
     path = _replaceable(path)
     folder = next(parent for parent in path.parents if parent.exists())
     try:  # asking for the permission is not enough: the superuser has it where nothing can be written

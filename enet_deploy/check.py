@@ -216,12 +216,15 @@ def _examine_labels(look: _Look, path: Path, report: Report) -> None:
     in_color = values.dtype != np.uint8
     known = report.values.colors if in_color else report.values.ids
     labels, unknown = translate(values, known, report.classes.void)
-    look.unknown = {f"colour #{value:06x}" if in_color else f"id {value}": pixels for value, pixels in unknown.items()}
+    look.unknown = {
+        report.values.described(value) if in_color else f"id {value}": pixels for value, pixels in unknown.items()
+    }
     if look.size and look.size != labels.shape:
         look.flaws.append(("not of the size of its image; a label map has a label for each pixel", path))
-    elif look.size and not unknown:
+    elif look.size:
         counts = np.bincount(labels.ravel(), minlength=256)
-        look.pixels = np.append(counts[: len(report.classes)], counts[report.classes.void])
+        void = counts[report.classes.void] - sum(unknown.values())
+        look.pixels = np.append(counts[: len(report.classes)], void)
 
 
 def _take(report: Report, look: _Look) -> None:
@@ -232,7 +235,8 @@ def _take(report: Report, look: _Look) -> None:
         split.sizes["x".join(map(str, look.size))] += 1
     if look.pixels is not None and look.image is not None and look.label_map is not None:
         split.pixels += look.pixels
-        split.pairs.append((look.image, look.label_map))
+        if not look.unknown:
+            split.pairs.append((look.image, look.label_map))
 
 
 def _find_unknown(report: Report, looks: Sequence[_Look]) -> None:

@@ -75,6 +75,8 @@ class ClassList:
     def from_json(cls, value: Any) -> ClassList:
         """The inverse of `to_json`; without "colors" they are chosen. Raises InputError for another form."""
         try:
+            if not isinstance(value, dict):
+                raise TypeError(f"it is no object but {value!r:.60}")
             ignore_id = value.get("ignore_id")
             if not isinstance(value["names"], list):
                 raise TypeError("names is no list")
@@ -85,12 +87,12 @@ class ClassList:
                 colors=tuple((_of(int, r), _of(int, g), _of(int, b)) for r, g, b in colors),
                 ignore_id=None if ignore_id is None else _of(int, ignore_id),
             )
-        except (AttributeError, KeyError, TypeError, ValueError, OverflowError) as error:
+        except (KeyError, TypeError, ValueError, OverflowError) as error:
             if isinstance(error, InputError):
                 raise
             raise InputError(
                 'a class list is {"names": [str, ...], "colors": [[r, g, b], ...], "ignore_id": int or null}; '
-                f"this one is not: {error!r}"
+                f"this one is not: {error if isinstance(error, TypeError) else repr(error)}"
             ) from None
 
 
@@ -174,6 +176,11 @@ class LabelValues:
             ids or {index: index for index in range(len(classes))} | void,
             black | {color: index for index, color in enumerate(own)} | colors,
         )
+
+    def described(self, color: int) -> str:
+        """A colour of no class, in words."""
+        swapped = (color & 0xFF) << 16 | color & 0xFF00 | color >> 16
+        return f"colour #{color:06x}" + " (a class's with red and blue swapped)" * (swapped in self.colors)
 
     def known_ids(self, classes: ClassList) -> str:
         """What a file of ids may hold, in words: "0 to 10 and 11 for void"."""

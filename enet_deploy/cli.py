@@ -7,10 +7,12 @@ import errno
 import logging
 import math
 import os
+import signal
 import sys
 from collections.abc import Callable, Iterable, Sequence
+from contextlib import nullcontext, redirect_stdout, suppress
 from pathlib import Path
-from typing import Any, NoReturn, TypeVar
+from typing import Any, NoReturn, TextIO, TypeVar, cast
 
 import cv2
 
@@ -19,6 +21,7 @@ from .errors import EXTRAS, ArtifactError, EnetError, InputError, missing
 
 Item = TypeVar("Item")
 
+INTERRUPTED = 130
 _FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 
@@ -40,13 +43,35 @@ def run(
     parser: argparse.ArgumentParser, command: Callable[[argparse.Namespace], None], argv: Sequence[str] | None
 ) -> int:
     """Parse `argv`, run `command`; return the exit code: 0 done, 2 an error the user can mend, 1 a requirement not
-    met, 130 interrupted."""
+    met, 130 interrupted, 143 ended by SIGTERM, which is as orderly an end."""
     args = parser.parse_args(argv)
+    terminated = []
+
+    def terminate(*_: Any) -> None:
+        terminated.append(True)
+        raise KeyboardInterrupt
+
+    before = signal.getsignal(signal.SIGTERM)
+    with suppress(ValueError):  # only the main thread may
+        signal.signal(signal.SIGTERM, terminate)
+    try:
+        with redirect_stdout(cast(TextIO, _Output(sys.stdout))) if sys.stdout is not None else nullcontext():
+            code = _run(parser, command, args)
+            print(end="", flush=True)
+        return 128 + signal.SIGTERM if terminated and code == INTERRUPTED else code
+    finally:
+        with suppress(ValueError):
+            signal.signal(signal.SIGTERM, before)
+
+
+def _run(
+    parser: argparse.ArgumentParser, command: Callable[[argparse.Namespace], None], args: argparse.Namespace
+) -> int:
     logging.basicConfig(format=f"{parser.prog}: %(message)s")  # the package is silent in programs that do not
     cv2.utils.logging.setLogLevel(cv2.utils.logging.LOG_LEVEL_SILENT)  # our own message says it on one line
     try:
         command(args)
-    except BrokenPipeError:  # `enet-eval ... | head`: nobody reads on, and nothing is wrong
+    except BrokenPipeError:  # nobody reads on what was there for reading alone, and nothing is wrong
         discard_output()
         return 0
     except (EnetError, OSError, ModuleNotFoundError) as error:
@@ -54,8 +79,31 @@ def run(
         return error.exit_code if isinstance(error, EnetError) else 2
     except KeyboardInterrupt as interrupt:
         print(f"{parser.prog}: interrupted" + "; ".join(["", *map(str, interrupt.args)]), file=sys.stderr)
-        return 130
+        return INTERRUPTED
     return 0
+
+
+class _Output:
+    """Standard output that its reader may leave, as in `enet-bench ... | head`: what is printed from then on goes
+    nowhere, and the command goes on, for its files. What is written to `buffer` raises BrokenPipeError as ever."""
+
+    def __init__(self, stream: TextIO) -> None:
+        self._stream = stream
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._stream, name)
+
+    def write(self, text: str) -> int:
+        with suppress(BrokenPipeError):
+            return self._stream.write(text)
+        discard_output()
+        return len(text)
+
+    def flush(self) -> None:
+        try:
+            self._stream.flush()
+        except BrokenPipeError:
+            discard_output()
 
 
 def discard_output() -> None:

@@ -80,8 +80,8 @@ class DataSet:
         if unknown:
             value, pixels = next(iter(unknown)), sum(unknown.values())
             raise DataError(
-                f"{path} holds the colour #{value:06x} ({pixels} pixels have no known colour); expected those of the "
-                'classes: correct the label map or say what it is in classes.json, "label_values": '
+                f"{path} holds the {self.values.described(value)} ({pixels} pixels have no known colour); expected "
+                'those of the classes: correct the label map or say what it is in classes.json, "label_values": '
                 f'{{"#{value:06x}": "NAME"}}, or null for void'
                 if in_color
                 else f"{path} holds class id {value} ({pixels} pixels have no known id); expected "

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 from collections.abc import Sequence
+from pathlib import Path
 
 from . import camvid, cli
 from .artifacts import require_writable, write_json
@@ -35,7 +36,10 @@ def _scenes(args: argparse.Namespace) -> None:
 def _unzip(args: argparse.Namespace) -> None:
     from .unzip import unzip
 
-    print(f"{args.dir}: files unpacked: {unzip(args.zip, args.dir)}; see `enet-data check {args.dir}`")
+    count = unzip(args.zip, args.dir)
+    inside = [path for path in Path(args.dir).iterdir() if path.is_dir() and path.name != "__MACOSX"]
+    folder = inside[0] if len(inside) == 1 else args.dir  # many zip files hold one folder that holds all
+    print(f"{args.dir}: files unpacked: {count}; see `enet-data check {folder}`")
 
 
 def _check(args: argparse.Namespace) -> None:
@@ -113,7 +117,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         description="Unpack a zip file into a new folder: the whole of it, or nothing where it could do harm.",
     )
     unpack.add_argument("zip", metavar="FILE.zip", help="what to unpack")
-    unpack.add_argument("dir", metavar="DIR", help="folder to unpack into; new or empty")
+    unpack.add_argument("dir", metavar="DIR", help="folder to unpack into, which is made")
     unpack.set_defaults(command=_unzip)
     return cli.run(parser, lambda args: args.command(args), argv)
 

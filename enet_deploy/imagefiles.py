@@ -93,8 +93,8 @@ def read_values(path: Path) -> npt.NDArray[np.integer[Any]]:
     channels = pixels.shape[2] if pixels.ndim == 3 else 1
     if pixels.dtype != np.uint8 or channels not in (1, 3, 4):
         raise DataError(
-            f"{path} has shape {pixels.shape} and dtype {pixels.dtype}; expected an 8-bit map of class ids, in one "
-            "channel or with a palette, or of the classes' colours in three; convert it"
+            f"{path} has {channels} channel{'s' * (channels != 1)} of {pixels.dtype}; expected an 8-bit map of class "
+            "ids, in one channel or with a palette, or of the classes' colours in three; convert it"
         )
     if channels == 1:
         return np.asarray(pixels, np.uint8)

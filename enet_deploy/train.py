@@ -159,9 +159,11 @@ class Trainer:
         self.epoch = 0
         self.best = -1.0
         self.history: list[dict[str, float]] = []
-        self.saved = time.monotonic()
+        self.saved, self.saved_epoch = time.monotonic(), 0
+        self.interrupted = False
         if state is not None:
             self.resume(state)
+            self.saved_epoch = self.epoch
 
     def _read_data(self) -> None:
         """The training images, what follows from them, and a look at val."""
@@ -303,7 +305,7 @@ class Trainer:
         with the same number of threads, and as far as its kernels repeat themselves on a GPU.
 
         Args:
-            watch: called by the first process at the start and whenever the state was saved.
+            watch: called by the first process at the start, whenever the state was saved, and on KeyboardInterrupt.
 
         Raises EnetError where the loss or a weight is no longer finite, and where a step does not fit into the memory;
         that one names the largest halved batch that does.
@@ -312,12 +314,29 @@ class Trainer:
             steps, classes = len(self.train) // self.recipe.batch, self.metadata.classes.names
             log.info(
                 f"{len(self.train)} training images ({self.split}) and {len(self.val)} to score on, {self.device}, "
-                f"{steps} steps an epoch; {len(classes)} classes: {', '.join(classes)}"
+                f"{steps} step{'s' * (steps != 1)} an epoch; {len(classes)} classes: {', '.join(classes)}"
             )
         if self.epoch == 0:
             self._save_checkpoint()  # so that the first epoch can be interrupted too
         if self.rank == 0:
             watch()
+        try:
+            self._train_epochs(watch)
+        except KeyboardInterrupt:
+            self.interrupted = True
+            if self.rank == 0:
+                watch()
+            raise
+        if self.rank == 0:
+            if self.out_of_patience and self.epoch < self.recipe.epochs:
+                log.info(
+                    f"stopped after epoch {self.epoch} of {self.recipe.epochs}: {self.recipe.patience} evaluations "
+                    f"without a better val mIoU than {self.best:.4f} of epoch {self.best_epoch}"
+                )
+            self._save_weights("last.safetensors", self.history[-1])
+            log.info(f"done: {self.out / 'last.safetensors'}; best.safetensors had the highest mIoU, {self.best:.4f}")
+
+    def _train_epochs(self, watch: Callable[[], None]) -> None:
         while not self.over:
             started, rate = time.perf_counter(), float(self.schedule.get_last_lr()[0])
             loss = self._train_epoch()
@@ -338,14 +357,6 @@ class Trainer:
                 log.info(f"epoch {self.epoch}/{self.recipe.epochs}  {figures}")
                 if due:
                     watch()
-        if self.rank == 0:
-            if self.out_of_patience and self.epoch < self.recipe.epochs:
-                log.info(
-                    f"stopped after epoch {self.epoch} of {self.recipe.epochs}: {self.recipe.patience} evaluations "
-                    f"without a better val mIoU than {self.best:.4f} of epoch {self.best_epoch}"
-                )
-            self._save_weights("last.safetensors", self.history[-1])
-            log.info(f"done: {self.out / 'last.safetensors'}; best.safetensors had the highest mIoU, {self.best:.4f}")
 
     def _train_epoch(self) -> float:
         try:
@@ -542,7 +553,7 @@ class Trainer:
             torch.save(state, content)
             with replacing(self.out / CHECKPOINT) as temporary:
                 temporary.write_bytes(content.getvalue())
-        self.saved = time.monotonic()
+        self.saved, self.saved_epoch = time.monotonic(), self.epoch
 
     def resume(self, state: dict[str, Any]) -> None:
         """Continue from what `read_checkpoint` gave, on this trainer's device.

@@ -3,12 +3,10 @@
 from __future__ import annotations
 
 import argparse
-import contextlib
 import dataclasses
 import logging
 import os
 import re
-import signal
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, get_args
@@ -120,6 +118,7 @@ def _train(args: argparse.Namespace) -> None:
             "nccl" if device.type == "cuda" else "gloo", device_id=device if device.type == "cuda" else None
         )
     torch.backends.cudnn.benchmark = True  # every batch has the same shape
+    trainer = None
     try:
         trainer = Trainer(*_data(args), args.out, recipe, device, args.init, args.teacher, args.compile, state)
         if args.curve is None:
@@ -142,7 +141,8 @@ def _train(args: argparse.Namespace) -> None:
         if not (Path(args.out) / "checkpoint.pt").exists():
             raise KeyboardInterrupt("nothing was saved yet") from None
         unless = "".join(f", without --{name}" for name in ("init", "preset") if getattr(args, name))
-        raise KeyboardInterrupt(f"the same command with --resume{unless} continues after the last checkpoint") from None
+        last = "the last checkpoint" if trainer is None else f"epoch {trainer.saved_epoch}"
+        raise KeyboardInterrupt(f"the same command with --resume{unless} continues after {last}") from None
     finally:
         if dist.is_initialized():
             dist.destroy_process_group()
@@ -212,8 +212,6 @@ def main(argv: Sequence[str] | None = None) -> int:
             option |= {"type": cli.positive if positive else type(field.default), "metavar": "X"}
         group.add_argument("--" + field.name.replace("_", "-"), **option)
     logging.basicConfig(level=logging.INFO, format="%(message)s")
-    with contextlib.suppress(ValueError):  # only the main thread may: a scheduler's wish to end is as good as Ctrl-C
-        signal.signal(signal.SIGTERM, signal.default_int_handler)
     return cli.run(parser, _train, argv)
 
 

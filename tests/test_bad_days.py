@@ -568,3 +568,30 @@ def test_record_whose_names_are_escapes(tmp_path: Path, capsys: pytest.CaptureFi
         error = capsys.readouterr().err
         assert error[:-1].isprintable() and "is no calibration record" in error
     assert [file.name for file in tmp_path.iterdir()] == ["record.json"]
+
+
+ENVIRONMENT = os.environ | {"PYTHONPATH": str(ROOT)}
+
+
+def test_reader_who_leaves_costs_no_file(scenes: Path, tmp_path: Path) -> None:
+    """As `| head -1` does."""
+    command = [sys.executable, "-m", "enet_deploy.data_cli", "check", str(scenes), "--json", str(tmp_path / "a.json")]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, env=ENVIRONMENT) as child:
+        child.stdout.close()
+        assert (child.stderr.read(), child.wait(30)) == (b"", 0)
+    assert json.loads((tmp_path / "a.json").read_text())["schema"] == 1
+
+
+def test_termination_leaves_no_temporary_file(exported: Path, tmp_path: Path) -> None:
+    arguments = [str(exported), "--backend", "ort", "--frames", "1000000", "--json", str(tmp_path / "a.json")]
+    command = [sys.executable, "-m", "enet_deploy.benchmarks.cli", *arguments]
+    (tmp_path / "temporary").mkdir()
+    environment = ENVIRONMENT | {"TMPDIR": str(tmp_path / "temporary")}
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, env=environment) as child:
+        while not child.stdout.readline().startswith(b"timing"):
+            assert child.poll() is None
+        time.sleep(0.5)
+        child.terminate()
+        told = child.communicate()[1]
+        assert child.returncode == 143 and b"enet-bench: interrupted" in told, told
+    assert [path.name for path in (tmp_path / "temporary").iterdir() if path.name != ".ses"] == []  # ONNX Runtime's

@@ -72,6 +72,13 @@ BAD_DAYS: dict[str, tuple[Callable[[Path], object], str]] = {
         lambda r: [save(r / "trainannot" / f"scene000{i}.png", label_map(70 + i, 96, 128)) for i in (0, 1)],
         "id 70 (12288 pixels in 1 file), id 71 (12288 pixels in 1 file); expected ids 0 to 10 and 11 for .* (2 files)",
     ),
+    "colours of classes, of which one is swapped": (
+        lambda r: [
+            save(r / "trainannot" / "scene0000.png", np.full((96, 128, 3), (128, 0, 0), np.uint8)),
+            save(r / "trainannot" / "scene0001.png", np.full((96, 128, 3), CAMVID.colors[3][::-1], np.uint8)),
+        ],
+        "colour #000080 (a class's with red and blue swapped) (12288 pixels in 1 file); expected .* scene0000.png",
+    ),
     "unknown colour": (
         lambda r: save(r / "trainannot" / "scene0000.png", image(96, 128)),
         "no class, colour #1e140a (12288 pixels in 1 file); expected .* trainannot/scene0000.png",

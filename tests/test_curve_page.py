@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -46,9 +47,19 @@ def test_page_while_a_run_lasts_and_after_it(scenes: Path, tmp_path: Path, monke
     options = ("--curve", str(page))
     with interrupted_in_the_second_epoch(monkeypatch):
         assert enet_train(scenes, tmp_path / "run", *options, epochs=3, eval_every=1) == 130
-    assert REFRESH in page.read_text() and re.search(r"Epoch 1 of 3, [\d.]+ s to go", text_of(page))
+    assert REFRESH not in page.read_text()
+    assert "Interrupted in epoch 2 of 3; the same command with --resume continues after epoch 1" in text_of(page)
+    seen = []
+    watched = curve_page.write_page
+
+    def watch(path: Path, trainer: Trainer, examples: Sequence[curve_page.Example]) -> None:
+        watched(path, trainer, examples)
+        seen.append(REFRESH in page.read_text() and re.search(r"Epoch \d of 3, [\d.]+ s to go", text_of(page)))
+
+    monkeypatch.setattr(curve_page, "write_page", watch)
     assert enet_train(scenes, tmp_path / "run", "--resume", *options, epochs=3, eval_every=1) == 0
     html, text = page.read_text(), text_of(page)
+    assert all(seen[:-1]) and len(seen) == 3
     assert REFRESH not in html and "Finished: 3 epochs" in text and list(page.parent.iterdir()) == [page]
     assert "8 images: train" in text and "4 images, which were not trained on" in text
     assert html.count('class="panels"') == 4 and "prediction" in text  # four val images of three panels

@@ -127,7 +127,7 @@ IoU by class: PyTorch's, and the change in points
   sky         0.7420           -0.05
   a|<b>$x$
 
-On cpu: take openvino int8: 65 FPS, 1.33x (95 % CI 1.33 to 1.33) openvino fp32, for -0.05 points of mIoU.
+On cpu: take openvino int8: 65 FPS, 1.33x (95 % CI 1.33 to 1.33) the speed of openvino fp32, for -0.05 points of mIoU.
 partial: the run was interrupted; what it did not get to is missing
 unstable: other programs took 0.50 cores meanwhile; close them
 wrote /a.md
@@ -141,7 +141,7 @@ MARKDOWN = """\
 | openvino fp32 | 20.4 | 20.8 | 49.1 | 47.6 | 3.00x (3.00 to 3.00) | 1.73 | 182 | 99.99999% | 0.7420 (0.00) |
 | openvino int8 | 15.3 | 15.6 | 65.4 | 62.5 | 3.99x (3.99 to 3.99) | 1.73 | 182 | 99.40000% | 0.7415 (-0.05) |
 
-On cpu: take openvino int8: 65 FPS, 1.33x (95 % CI 1.33 to 1.33) openvino fp32, for -0.05 points of mIoU.
+On cpu: take openvino int8: 65 FPS, 1.33x (95 % CI 1.33 to 1.33) the speed of openvino fp32, for -0.05 points of mIoU.
 Partial: the run was interrupted
 Unstable: other programs took 0.50 cores meanwhile; close them
 
@@ -301,10 +301,10 @@ def advice(*results: dict[str, Any], reference: bool = True) -> str:
 def test_verdict() -> None:
     torch, plain = result("torch", "fp32", 60, 1.0, 0.742), result("openvino", "fp32", 20, 1.0, 0.742)
     assert advice(torch, plain, result("openvino", "int8", 10, 0.99, 0.741)) == (
-        "take openvino int8: 98 FPS, 2.00x (95 % CI 2.00 to 2.00) openvino fp32, for -0.10 points of mIoU."
+        "take openvino int8: 98 FPS, 2.00x (95 % CI 2.00 to 2.00) the speed of openvino fp32, for -0.10 points of mIoU."
     )
     assert advice(torch, plain, result("openvino", "int8", 10, 0.99, 0.738)) == (
-        "take openvino fp32: 49 FPS, 3.00x (95 % CI 3.00 to 3.00) torch fp32, for +0.00 points of mIoU. "
+        "take openvino fp32: 49 FPS, 3.00x (95 % CI 3.00 to 3.00) the speed of torch fp32, for +0.00 points of mIoU. "
         "INT8 is not worth it here, because openvino int8 costs 0.40 points of mIoU, more than 0.3."
     )
     assert advice(torch, plain, result("openvino", "int8", 25, 0.99, 0.741)).endswith(

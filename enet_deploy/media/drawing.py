@@ -48,9 +48,12 @@ def side_by_side(panels: Sequence[tuple[str, UInt8Array]]) -> UInt8Array:
 
 def _captioned(caption: str, picture: UInt8Array) -> UInt8Array:
     head = np.full((ROW + 4, picture.shape[1], 3), PAPER, np.uint8)
-    _write(head, caption, (6, ROW - 4))
+    _write(head, caption, (6, ROW - 4), picture.shape[1] - 12)
     return np.concatenate([head, picture])
 
 
-def _write(picture: UInt8Array, text: str, left_bottom: tuple[int, int]) -> None:
-    cv2.putText(picture, text, left_bottom, cv2.FONT_HERSHEY_SIMPLEX, 0.5, INK, 1, cv2.LINE_AA)
+def _write(picture: UInt8Array, text: str, left_bottom: tuple[int, int], room: int | None = None) -> None:
+    """Text, smaller where the room for it is less wide."""
+    width = cv2.getTextSize(text, cv2.FONT_HERSHEY_SIMPLEX, 0.5, 1)[0][0]
+    scale = 0.5 if room is None else 0.5 * min(1, room / width)
+    cv2.putText(picture, text, left_bottom, cv2.FONT_HERSHEY_SIMPLEX, scale, INK, 1, cv2.LINE_AA)

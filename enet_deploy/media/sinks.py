@@ -140,10 +140,15 @@ def raw_bytes(draw: Draw) -> Write:
                 f"frame {item.frame.name} becomes {_sides(picture.shape)}, the ones before {_sides(shape)} (height x "
                 "width), which bare bytes cannot tell apart; write to a folder"
             )
-        sys.stdout.buffer.write(picture.tobytes())
-        sys.stdout.buffer.flush()
+        _print(picture.tobytes())
 
     return write
+
+
+def _print(content: bytes) -> None:
+    """On standard output; raises BrokenPipeError where nobody reads it any more, unlike `print` in a command."""
+    sys.stdout.buffer.write(content)
+    sys.stdout.buffer.flush()
 
 
 def _sides(shape: tuple[int, ...]) -> str:
@@ -154,7 +159,7 @@ def _sides(shape: tuple[int, ...]) -> str:
 def json_lines(path: str, record: Callable[[Segmented], dict[str, Any]]) -> Iterator[Write]:
     """A line of JSON per frame, in a file that appears when the block ends well, or on standard output ("-")."""
     if path == "-":
-        yield lambda item: print(json.dumps(record(item), allow_nan=False), flush=True)
+        yield lambda item: _print(json.dumps(record(item), allow_nan=False).encode() + b"\n")
         return
     with replacing(path) as temporary, temporary.open("w", encoding="utf-8") as file:
         yield lambda item: print(json.dumps(record(item), allow_nan=False), file=file)
