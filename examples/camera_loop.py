@@ -12,9 +12,11 @@ artifact, source, name = sys.argv[1:]
 camera = cv2.VideoCapture(int(source) if source.isdecimal() else source)
 camera.set(cv2.CAP_PROP_BUFFERSIZE, 1)  # where the driver can: a frame that waited is a frame too late
 with open_runner(artifact) as runner:
+    if name not in runner.spec.classes.names:
+        raise SystemExit(f"no class {name} among {', '.join(runner.spec.classes.names)}")
     there, frame = camera.read()
-    if not there or name not in runner.spec.classes.names:
-        raise SystemExit(f"no frame from {source}, or no class {name} among {', '.join(runner.spec.classes.names)}")
+    if not there:
+        raise SystemExit(f"no frame from {source}")
     while there:
         labels = runner.segment(frame)  # (h, w) uint8 class ids, of the frame's size
         ahead = labels[labels.shape[0] // 2 :, labels.shape[1] // 3 : labels.shape[1] * 2 // 3]

@@ -196,7 +196,7 @@ def of_images(folder: Path) -> dict[str, tuple[st.SearchStrategy[Any], Read]]:
     label_map = cv2.imencode(".png", labels)[1].tobytes()
     archive = io.BytesIO()
     with zipfile.ZipFile(archive, "w", zipfile.ZIP_DEFLATED) as file:
-        for name in ("train/a.png", "trainannot/a.png"):
+        for name in ("train/a.png", "trainannot/é.png"):
             file.writestr(name, label_map)
 
     def read_label_map(changed: bytes) -> None:

@@ -6,12 +6,13 @@ import array
 from typing import Any
 
 import rclpy
+from rclpy.executors import ExternalShutdownException
 from rclpy.node import Node
 from rclpy.qos import DurabilityPolicy, HistoryPolicy, QoSProfile, ReliabilityPolicy
 from sensor_msgs.msg import CompressedImage, Image
 from std_msgs.msg import String
 
-from enet_deploy import EnetError, open_runner
+from enet_deploy import EnetError, InputError, open_runner
 
 from .segmentation import Segmentation
 
@@ -25,6 +26,12 @@ class SegmentationNode(Node):
         # best_effort takes what any camera sends; a reliable subscription hears nothing of a best_effort one
         defaults |= {"reliability": "best_effort", "depth": 1}
         given = {name: self.declare_parameter(name, default).value for name, default in defaults.items()}
+        if not given["artifact"]:
+            raise InputError(
+                "parameter artifact is empty, expected a file: --ros-args -p artifact:=/path/enet-fp32.onnx"
+            )
+        if given["reliability"].upper() not in ReliabilityPolicy.__members__:
+            raise InputError(f"parameter reliability '{given['reliability']}', expected best_effort or reliable")
         self.runner = open_runner(given["artifact"], given["backend"] or None, given["device"] or None)
         self.segmentation = Segmentation(self.runner, given["alpha"])
         self.get_logger().info(f"{self.runner.spec}")
@@ -67,7 +74,7 @@ def main() -> None:
         raise SystemExit(f"enet_segmentation: error: {error}") from None
     try:
         rclpy.spin(node)
-    except KeyboardInterrupt:
+    except (KeyboardInterrupt, ExternalShutdownException):  # Ctrl-C, and SIGTERM from whoever launched it
         pass
     finally:
         node.destroy_node()
