@@ -10,7 +10,7 @@ import os
 import signal
 import sys
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from typing import Any
@@ -254,47 +254,66 @@ def summary(pipeline: Pipeline, name: str, count: int, seconds: float, paths: Se
     return "; ".join(parts + [f"wrote {path}" for path in paths if path != "-"])
 
 
+def opened_source(args: argparse.Namespace, stopped: Stop) -> Source:
+    """What the arguments name. Raises as `open_source` does, and InputError where artifact and source are swapped."""
+    first, *others = args.source
+    if Path(first).suffix in SUFFIXES:
+        raise InputError(f"SOURCE {first} is an artifact, expected what holds frames; the artifact comes first")
+    if others:
+        return open_images(args.source)
+    return open_source(first, stopped, args.raw, args.fps, args.topic)
+
+
+def write_frames(
+    frames: Iterable[Segmented],
+    writes: Sequence[sinks.Write],
+    truth: Truth | None,
+    paths: Sequence[str],
+    signals: list[int],
+) -> int:
+    """Give each frame to all sinks; return how many there were.
+
+    Where whoever read what is printed has seen enough, files are to be finished: SIGPIPE is added to `signals`.
+    Raises BrokenPipeError where there are no files.
+    """
+    count = 0
+    try:
+        for item in frames:
+            item = truth.beside(item) if truth is not None else item
+            count += 1
+            for write in writes:
+                write(item)
+    except BrokenPipeError:
+        if paths == ["-"]:
+            raise
+        cli.discard_output()
+        signals.append(signal.SIGPIPE)
+    return count
+
+
 def _segment(args: argparse.Namespace) -> None:
     os.environ.setdefault("OPENCV_FFMPEG_LOGLEVEL", "-8")  # else FFmpeg writes on stderr what our message says
     stopped = Stop()
-    if Path(args.source[0]).suffix in SUFFIXES:
-        raise InputError(
-            f"SOURCE {args.source[0]} is an artifact, expected what holds frames; the artifact comes first"
-        )
-    if len(args.source) > 1:
-        source: Source = open_images(args.source)
-    else:
-        source = open_source(args.source[0], stopped, args.raw, args.fps, args.topic)
+    source = opened_source(args, stopped)
     if not (args.show or args.out or args.labels or args.masks or args.json):
         args.out = default_out(args.source, source)
     require_heeded(args)
     paths = check_outputs(args, source)
+    total = None if source.total is None else math.ceil(source.total / args.every)
     with open_runner(args.artifact, args.backend, args.device) as runner:
         truth = Truth(source, runner.spec.classes) if args.compare else None
         pipeline = Pipeline(source, runner.segment, stopped, args.every)
-        total = None if source.total is None else math.ceil(source.total / args.every)
-        count, start = 0, time.perf_counter()
+        start = time.perf_counter()
         with until_signalled(stopped) as signals, ExitStack() as stack:
             writes = open_sinks(stack, args, source, runner.spec.classes, stopped)
-            for item in cli.progress(pipeline.run(), source.name, total):
-                item = truth.beside(item) if truth is not None else item
-                count += 1
-                try:
-                    for write in writes:
-                        write(item)
-                except BrokenPipeError:  # whoever read what we print has seen enough; files are to be finished
-                    if paths == ["-"]:
-                        raise
-                    cli.discard_output()
-                    signals.append(signal.SIGPIPE)
-                    break
+            count = write_frames(cli.progress(pipeline.run(), source.name, total), writes, truth, paths, signals)
             if not count:  # nothing to finish, so what was there before stays
                 if signals:
                     raise SystemExit(128 + signals[0])
                 raise pipeline.first_flaw or DataError(f"{source.name} holds no frame, expected at least one")
     told = summary(pipeline, source.name, count, time.perf_counter() - start, paths)
     print(f"interrupted{f', of about {total}' if total else ''}: {told}" if signals else told, file=sys.stderr)
-    if truth is not None and count:
+    if truth is not None:
         scores = truth.confusion.scores()
         print(f"pixel accuracy {scores.pixel_accuracy:.4f}, mIoU {scores.miou:.4f}", file=sys.stderr)
     if signals and not source.live:
