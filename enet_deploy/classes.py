@@ -180,7 +180,7 @@ class LabelValues:
     def described(self, color: int) -> str:
         """A colour of no class, in words."""
         swapped = (color & 0xFF) << 16 | color & 0xFF00 | color >> 16
-        return f"colour #{color:06x}" + " (a class's with red and blue swapped)" * (swapped in self.colors)
+        return f"colour #{color:06x}" + " (a known one with red and blue swapped)" * (swapped in self.colors)
 
     def known_ids(self, classes: ClassList) -> str:
         """What a file of ids may hold, in words: "0 to 10 and 11 for void"."""

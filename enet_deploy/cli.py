@@ -9,8 +9,9 @@ import math
 import os
 import signal
 import sys
-from collections.abc import Callable, Iterable, Sequence
-from contextlib import nullcontext, redirect_stdout, suppress
+import threading
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager, nullcontext, redirect_stdout, suppress
 from pathlib import Path
 from typing import Any, NoReturn, TextIO, TypeVar, cast
 
@@ -51,17 +52,38 @@ def run(
         terminated.append(True)
         raise KeyboardInterrupt
 
-    before = signal.getsignal(signal.SIGTERM)
-    with suppress(ValueError):  # only the main thread may
-        signal.signal(signal.SIGTERM, terminate)
-    try:
-        with redirect_stdout(cast(TextIO, _Output(sys.stdout))) if sys.stdout is not None else nullcontext():
-            code = _run(parser, command, args)
+    in_program = isinstance(sys.stdout, _Output) or threading.current_thread() is not threading.main_thread()
+    aside = nullcontext() if sys.stdout is None or in_program else redirect_stdout(cast(TextIO, _Output(sys.stdout)))
+    with on_signals(terminate, signal.SIGTERM), aside:
+        code = _run(parser, command, args)
+        try:
             print(end="", flush=True)
-        return 128 + signal.SIGTERM if terminated and code == INTERRUPTED else code
+        except OSError:  # as of a full disk, which is said already
+            discard_output()
+    return 128 + signal.SIGTERM if terminated and code == INTERRUPTED else code
+
+
+@contextmanager
+def on_signals(handler: Callable[[int, Any], None], *numbers: signal.Signals) -> Iterator[Callable[[], None]]:
+    """Have signals handled in this block, where it is up to us; gives what ends that before the block does.
+
+    It is not in a thread but the main one, nor where a signal is ignored, as `nohup` and a script's `&` have it.
+    """
+    before = {}
+    if threading.current_thread() is threading.main_thread():
+        known = {number: signal.getsignal(number) for number in numbers}
+        before = {number: known[number] for number in numbers if known[number] not in (None, signal.SIG_IGN)}
+
+    def restore() -> None:
+        for number, old in before.items():
+            signal.signal(number, old)
+
+    for number in before:
+        signal.signal(number, handler)
+    try:
+        yield restore
     finally:
-        with suppress(ValueError):
-            signal.signal(signal.SIGTERM, before)
+        restore()
 
 
 def _run(
@@ -71,6 +93,7 @@ def _run(
     cv2.utils.logging.setLogLevel(cv2.utils.logging.LOG_LEVEL_SILENT)  # our own message says it on one line
     try:
         command(args)
+        print(end="", flush=True)  # what cannot be written any more is to be said
     except BrokenPipeError:  # nobody reads on what was there for reading alone, and nothing is wrong
         discard_output()
         return 0

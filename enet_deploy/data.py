@@ -10,7 +10,7 @@ from __future__ import annotations
 import dataclasses
 import os
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple, TypeVar
@@ -69,6 +69,11 @@ class DataSet:
 
     def __iter__(self) -> Iterator[tuple[UInt8Array, UInt8Array]]:
         return (self[index] for index in range(len(self)))
+
+    def values_in_use(self) -> Mapping[int, int]:
+        """What stands for the classes in these label maps: their ids or colours, as the first map has it."""
+        in_color = read_values(self.pairs[0][1]).dtype != np.uint8
+        return self.values.colors if in_color else self.values.ids
 
     def read_labels(self, index: int) -> UInt8Array:
         """The label map alone, (H, W) uint8 class ids. Raises DataError, naming the file."""

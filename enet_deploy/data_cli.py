@@ -8,6 +8,7 @@ from pathlib import Path
 
 from . import camvid, cli
 from .artifacts import require_writable, write_json
+from .classes import is_cityscapes
 from .data import CAMVID, open_data
 from .errors import RequirementError
 
@@ -37,8 +38,10 @@ def _unzip(args: argparse.Namespace) -> None:
     from .unzip import unzip
 
     count = unzip(args.zip, args.dir)
-    inside = [path for path in Path(args.dir).iterdir() if path.is_dir() and path.name != "__MACOSX"]
-    folder = inside[0] if len(inside) == 1 else args.dir  # many zip files hold one folder that holds all
+    root = Path(args.dir)
+    inside = [path for path in root.iterdir() if path.is_dir() and path.name != "__MACOSX"]
+    is_root = len(inside) != 1 or is_cityscapes(root) or (root / "train").is_dir()
+    folder = root if is_root else inside[0]  # many zip files hold one folder that holds all
     print(f"{args.dir}: files unpacked: {count}; see `enet-data check {folder}`")
 
 

@@ -11,7 +11,7 @@ import signal
 import sys
 import time
 from collections.abc import Iterable, Iterator, Sequence
-from contextlib import ExitStack, contextmanager, suppress
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -141,28 +141,29 @@ def open_sinks(
 ) -> list[sinks.Write]:
     """All that the arguments ask for."""
     artist = Artist(classes, 0.5 if args.alpha is None else args.alpha, args.legend)
-    writes = []
+    writes: dict[str, sinks.Write] = {}
     if args.out is not None and Path(args.out).suffix.lower() in NEW_BAGS:
         from .media.bags import Bag, label_bag
 
         if not isinstance(source, Bag):
             raise InputError(f"--out {args.out} is a bag, and {source.name} is none; expected a video or a folder")
-        writes.append(stack.enter_context(label_bag(Path(args.out), source.topic, classes)))
+        writes[args.out] = stack.enter_context(label_bag(Path(args.out), source.topic, classes))
     elif args.out is not None:
-        writes.append(picture_sink(stack, "--out", args.out, artist.picture, source, args.every))
+        writes[args.out] = picture_sink(stack, "--out", args.out, artist.picture, source, args.every)
     if args.masks is not None:
-        writes.append(picture_sink(stack, "--masks", args.masks, artist.mask, source, args.every))
+        writes[args.masks] = picture_sink(stack, "--masks", args.masks, artist.mask, source, args.every)
     if args.labels is not None:
         if args.labels != "-" and not names_folder(args.labels) and Path(args.labels).suffix.lower() != ".png":
             raise InputError(
                 f"--labels {args.labels}, expected a folder (no dot in its name), a .png file, or -: ids stay exact"
             )
-        writes.append(picture_sink(stack, "--labels", args.labels, lambda item: item.labels, source, args.every))
+        writes[args.labels] = picture_sink(stack, "--labels", args.labels, lambda item: item.labels, source, args.every)
     if args.json is not None:
-        writes.append(stack.enter_context(sinks.json_lines(args.json, artist.record)))
+        writes[args.json] = stack.enter_context(sinks.json_lines(args.json, artist.record))
     if args.show:
-        writes.append(sinks.window(source.name, artist.picture, stopped))
-    return writes
+        writes["--show"] = sinks.window(source.name, artist.picture, stopped)
+    # Standard output last: its reader may leave, and every other output is to have that frame
+    return [writes[path] for path in sorted(writes, key=lambda path: path == "-")]
 
 
 def require_heeded(args: argparse.Namespace) -> None:
@@ -206,14 +207,14 @@ def default_out(texts: Sequence[str], source: Source) -> str:
     """What `--out` is where nothing is asked for, in the current folder."""
     text = texts[0]
     if len(texts) > 1:
-        return "images-segmented"
+        return "images-segmented/"
     if text == "-":
         raise InputError("frames of standard input go nowhere; give --out, --labels, --masks, --json or --show")
     path = Path(text)
     if isinstance(source, Images):
         if path.is_file():
             return f"{path.stem}-segmented.png"
-        return f"{path.resolve().name if path.is_dir() else 'images'}-segmented"
+        return f"{path.resolve().name if path.is_dir() else 'images'}-segmented/"
     if not path.exists():
         return "camera-segmented.mp4"
     if path.suffix.lower() in BAG_SUFFIXES or path.is_dir():
@@ -225,23 +226,14 @@ def default_out(texts: Sequence[str], source: Source) -> str:
 def until_signalled(stopped: Stop) -> Iterator[list[int]]:
     """The first SIGINT or SIGTERM sets `stopped` and is added to the list; a second one is as ever."""
     came: list[int] = []
-    before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
-
-    def handle(handlers: dict[signal.Signals, Any]) -> None:
-        with suppress(ValueError):  # only the main thread may; in another nobody is to be signalled
-            for number, handler in handlers.items():
-                signal.signal(number, handler)
 
     def stop(number: int, _: Any) -> None:
-        handle(before)
+        restore()
         came.append(number)
         stopped.set()
 
-    handle(dict.fromkeys(before, stop))
-    try:
+    with cli.on_signals(stop, signal.SIGINT, signal.SIGTERM) as restore:
         yield came
-    finally:
-        handle(before)
 
 
 def summary(pipeline: Pipeline, name: str, count: int, seconds: float, paths: Sequence[str]) -> str:
@@ -260,6 +252,11 @@ def opened_source(args: argparse.Namespace, stopped: Stop) -> Source:
     if Path(first).suffix in SUFFIXES:
         raise InputError(f"SOURCE {first} is an artifact, expected what holds frames; the artifact comes first")
     if others:
+        for option in ("raw", "fps", "topic"):
+            if getattr(args, option) is not None:
+                raise InputError(
+                    f"--{option} given for {len(args.source)} images; expected with one source that has use for it"
+                )
         return open_images(args.source)
     return open_source(first, stopped, args.raw, args.fps, args.topic)
 

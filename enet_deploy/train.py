@@ -142,7 +142,7 @@ class Trainer:
         self.teacher = None if teacher is None else self._teacher(teacher, details)
         names = "\n".join(f"{image.parent.name}/{image.name}" for data in (train, val) for image, _ in data.pairs)
         self.images = f"{len(train)} ({hashlib.sha256(os.fsencode(names)).hexdigest()[:8]})"
-        meaning = train.classes.ignore_id, sorted(train.values.ids.items()), sorted(train.values.colors.items())
+        meaning = sorted(train.values_in_use().items())
         self.label_values = hashlib.sha256(repr(meaning).encode()).hexdigest()[:8]
         self.taught_by = details.get("teacher", {}).get("sha256")
         if state is not None:
@@ -160,7 +160,7 @@ class Trainer:
         self.best = -1.0
         self.history: list[dict[str, float]] = []
         self.saved, self.saved_epoch = time.monotonic(), 0
-        self.interrupted = False
+        self.ended_early = False
         if state is not None:
             self.resume(state)
             self.saved_epoch = self.epoch
@@ -305,7 +305,7 @@ class Trainer:
         with the same number of threads, and as far as its kernels repeat themselves on a GPU.
 
         Args:
-            watch: called by the first process at the start, whenever the state was saved, and on KeyboardInterrupt.
+            watch: called by the first process at the start, whenever the state was saved, and where it ends early.
 
         Raises EnetError where the loss or a weight is no longer finite, and where a step does not fit into the memory;
         that one names the largest halved batch that does.
@@ -322,8 +322,8 @@ class Trainer:
             watch()
         try:
             self._train_epochs(watch)
-        except KeyboardInterrupt:
-            self.interrupted = True
+        except (KeyboardInterrupt, EnetError):
+            self.ended_early = True
             if self.rank == 0:
                 watch()
             raise
@@ -580,7 +580,11 @@ class Trainer:
             for what, had, has in (
                 ("classes", ", ".join(metadata.classes.names), ", ".join(self.train.classes.names)),
                 ("training images", state["images"], self.images),
-                ("values of classes in label maps, by hash", state["label_values"], self.label_values),
+                (
+                    "values of classes in label maps, by hash",
+                    state.get("label_values", self.label_values),
+                    self.label_values,
+                ),
                 ("processes", state["processes"], self.world),
                 ("--teacher of sha256", metadata.details.get("teacher", {}).get("sha256"), self.taught_by),
             ):

@@ -77,7 +77,7 @@ BAD_DAYS: dict[str, tuple[Callable[[Path], object], str]] = {
             save(r / "trainannot" / "scene0000.png", np.full((96, 128, 3), (128, 0, 0), np.uint8)),
             save(r / "trainannot" / "scene0001.png", np.full((96, 128, 3), CAMVID.colors[3][::-1], np.uint8)),
         ],
-        "colour #000080 (a class's with red and blue swapped) (12288 pixels in 1 file); expected .* scene0000.png",
+        "colour #000080 (a known one with red and blue swapped) (12288 pixels in 1 file); expected .* scene0000.png",
     ),
     "unknown colour": (
         lambda r: save(r / "trainannot" / "scene0000.png", image(96, 128)),

@@ -48,7 +48,7 @@ def test_page_while_a_run_lasts_and_after_it(scenes: Path, tmp_path: Path, monke
     with interrupted_in_the_second_epoch(monkeypatch):
         assert enet_train(scenes, tmp_path / "run", *options, epochs=3, eval_every=1) == 130
     assert REFRESH not in page.read_text()
-    assert "Interrupted in epoch 2 of 3; the same command with --resume continues after epoch 1" in text_of(page)
+    assert "Ended early, after epoch 1 of 3; the same command with --resume continues after epoch 1" in text_of(page)
     seen = []
     watched = curve_page.write_page
 

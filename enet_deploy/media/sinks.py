@@ -74,7 +74,7 @@ class _Encoder:
     def __init__(self, container: Any, codec: str, source: Source, every: int) -> None:
         self._container, self._codec, self._time_base = container, codec, source.time_base
         self._rate = min(max(source.rate / every, MIN_RATE), MAX_RATE).limit_denominator(1001)
-        self._pixel_aspect = source.pixel_aspect
+        self._source = source
         self._stream: Any = None
         self._last = -1  # tick of the frame before
 
@@ -94,7 +94,7 @@ class _Encoder:
         stream = self._container.add_stream(self._codec, self._rate, options=CODEC_OPTIONS[self._codec])
         stream.height, stream.width, stream.pix_fmt = height + height % 2, width + width % 2, "yuv420p"
         context = stream.codec_context
-        context.time_base, context.sample_aspect_ratio = self._time_base, self._pixel_aspect
+        context.time_base, context.sample_aspect_ratio = self._time_base, self._source.pixel_aspect
         context.colorspace = context.color_primaries = context.color_trc = BT709
         context.color_range = LIMITED
         return stream
@@ -145,6 +145,13 @@ def raw_bytes(draw: Draw) -> Write:
     return write
 
 
+def _print_line(text: str) -> None:
+    if hasattr(sys.stdout, "buffer"):
+        _print(f"{text}\n".encode())
+    else:  # a program has put something else in its place
+        print(text, flush=True)
+
+
 def _print(content: bytes) -> None:
     """On standard output; raises BrokenPipeError where nobody reads it any more, unlike `print` in a command."""
     sys.stdout.buffer.write(content)
@@ -159,7 +166,7 @@ def _sides(shape: tuple[int, ...]) -> str:
 def json_lines(path: str, record: Callable[[Segmented], dict[str, Any]]) -> Iterator[Write]:
     """A line of JSON per frame, in a file that appears when the block ends well, or on standard output ("-")."""
     if path == "-":
-        yield lambda item: _print(json.dumps(record(item), allow_nan=False).encode() + b"\n")
+        yield lambda item: _print_line(json.dumps(record(item), allow_nan=False))
         return
     with replacing(path) as temporary, temporary.open("w", encoding="utf-8") as file:
         yield lambda item: print(json.dumps(record(item), allow_nan=False), file=file)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import glob
 import itertools
 import logging
+import re
 import select
 import time
 from abc import ABC, abstractmethod
@@ -29,7 +30,7 @@ TICKS = (
 BAG_SUFFIXES = (".bag", ".mcap", ".db3")  # ROS 1; ROS 2, which also keeps them in a folder with a metadata.yaml
 RETRY_WAITS = (0.5, 1.0, 2.0, 4.0, 8.0, 10.0)  # seconds before a lost camera is opened again; the last for good
 BT709, UNSPECIFIED = 1, 2  # matrices, in FFmpeg's numbers
-SD_HEIGHT = 576  # pictures that are higher are BT.709 where the file does not say
+SD_HEIGHT, HD_WIDTH = 576, 1280  # higher or as wide, a picture whose file does not say is BT.709: mpv guesses so too
 NAP = 0.1  # seconds between two looks at whether to stop, where a thread waits
 TIMEOUT_MS = 5_000  # without a frame, or while opening a stream
 
@@ -81,7 +82,7 @@ class Source(ABC):
         total: how many frames it should have, or None where nobody knows.
         time_base: seconds between two ticks of its clock.
         rate: frames per second, about.
-        pixel_aspect: width of a pixel over its height.
+        pixel_aspect: width of a pixel over its height; known once there was a frame.
     """
 
     live = False
@@ -115,7 +116,7 @@ class Images(Source):
 
 
 class Video(Source):
-    """A video file, decoded by PyAV: OpenCV does not tell when a frame is due.
+    """A video file, here or at a URL, decoded by PyAV: OpenCV does not tell when a frame is due.
 
     Pictures are turned as the file says (phones record upright videos lying down). As in any player, a damaged
     picture passes that the decoder does not find to be so.
@@ -123,12 +124,12 @@ class Video(Source):
     Raises DataError where it cannot be opened or holds no video.
     """
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path | str) -> None:
         import av
 
         super().__init__(str(path))
         try:
-            self._container = av.open(str(path))
+            self._container = av.open(self.name, timeout=TIMEOUT_MS / 1000 if "://" in self.name else None)
         except av.error.FFmpegError as error:
             raise DataError(f"{path} is neither an image nor a video that can be read: {error.strerror}") from None
         stream = self._container.streams.best("video")  # the film rather than its cover
@@ -139,8 +140,7 @@ class Video(Source):
         self._stream.thread_type = "AUTO"
         self.time_base = self._stream.time_base or self.time_base
         self.rate = self._stream.average_rate or self.rate
-        self.pixel_aspect = self._stream.sample_aspect_ratio or self.pixel_aspect
-        self._seconds = float((stream.duration or 0) * (stream.time_base or 0))
+        self._seconds = float((stream.duration or 0) * (stream.time_base or 0)) or _tagged(stream.metadata)
         if not self._seconds and len(self._container.streams) == 1:  # else it may be of the sound
             self._seconds = (self._container.duration or 0) / 1_000_000
         self.total = self._stream.frames or round(self._seconds * self.rate) or None
@@ -165,7 +165,6 @@ class Video(Source):
                 try:
                     pictures = packet.decode()
                 except FFmpegError as error:
-                    self._count += 1
                     yield DataError(f"{self.name}: a frame cannot be decoded: {error}")
                     continue
                 yield from map(self._frame, pictures)
@@ -177,11 +176,20 @@ class Video(Source):
             return DataError(f"{self.name}: frame {index} is damaged")
         started = Fraction(self._container.start_time or 0, 1_000_000)
         due = index / self.rate if picture.pts is None else picture.pts * picture.time_base - started
-        matrix = BT709 if picture.colorspace == UNSPECIFIED and picture.height > SD_HEIGHT else None  # as players guess
+        is_high = picture.height > SD_HEIGHT or picture.width >= HD_WIDTH
+        matrix = BT709 if picture.colorspace == UNSPECIFIED and is_high else None
+        aspect = self._stream.sample_aspect_ratio or Fraction(1)
+        self.pixel_aspect = 1 / aspect if picture.rotation % 180 else aspect
         image = np.rot90(picture.to_ndarray(format="bgr24", src_colorspace=matrix), picture.rotation // 90)
         # some containers count their length from 0, whatever they start with
         self._end = float(due + started + (picture.duration or 0) * (picture.time_base or 0))
         return Frame(np.ascontiguousarray(image), f"{index:06}", max(due, Fraction(0)))
+
+
+def _tagged(metadata: dict[str, str]) -> float:
+    """Seconds that a track of a Matroska file lasts; 0 where it does not say."""
+    found = re.fullmatch(r"(\d+):(\d+):(\d+(?:\.\d+)?)", metadata.get("DURATION", ""))
+    return sum(float(part) * unit for part, unit in zip(found.groups(), (3600, 60, 1), strict=True)) if found else 0.0
 
 
 def _too_short(name: str, end: float, seconds: float) -> DataError | None:
@@ -194,8 +202,8 @@ def _too_short(name: str, end: float, seconds: float) -> DataError | None:
 class Capture(Source):
     """What OpenCV opens: a camera by its number or device, a URL, a GStreamer pipeline.
 
-    A live one that gives nothing any more is opened again, after longer and longer pauses, until it does. A URL
-    that knows how many frames it has is a file: none of them is left out, and its end is the end.
+    A live one that gives nothing any more is opened again, after longer and longer pauses, until it does. What knows
+    how many frames it has is none: its end is the end.
 
     Args:
         name: for people.
@@ -220,7 +228,6 @@ class Capture(Source):
         count = self._capture.get(cv2.CAP_PROP_FRAME_COUNT)
         self.total = int(count) if 0 < count < 2**53 else None
         self.live = self.total is None
-        self._seconds = count / self._capture.get(cv2.CAP_PROP_FPS) if not self.live else 0.0
 
     def _open(self) -> cv2.VideoCapture:
         if isinstance(self._address, int):
@@ -229,7 +236,7 @@ class Capture(Source):
         return cv2.VideoCapture(self._address, self._api, limits if "://" in self._address else [])
 
     def frames(self) -> Frames:
-        count, since, failures, start = 0, 0.0, 0, time.monotonic()
+        count, failures, start = 0, 0, time.monotonic()
         try:
             while not self._stopped.is_set():
                 there, image = self._capture.read()
@@ -247,13 +254,14 @@ class Capture(Source):
                     failures += 1
                 else:
                     break
-            if not self._stopped.is_set() and (too_short := _too_short(self.name, since, self._seconds)):
-                yield too_short
         finally:
-            self._capture.release()
+            self.release()
+
+    def release(self) -> None:
+        self._capture.release()
 
     def _open_again(self, wait: float) -> None:
-        self._capture.release()
+        self.release()
         log.warning("%s gives no frames; opened again in %g s", self.name, wait)
         if not self._stopped.wait(wait):
             self._capture = self._open()
@@ -349,7 +357,11 @@ def open_source(
     if " ! " in text:
         return Capture(text, text, cv2.CAP_GSTREAMER, stopped)
     if "://" in text or path.is_char_device():
-        return Capture(text, text, cv2.CAP_ANY, stopped)
+        capture = Capture(text, text, cv2.CAP_ANY, stopped)
+        if capture.live:
+            return capture
+        capture.release()
+        return Video(text)
     return _open_files(text, path)
 
 
