@@ -74,7 +74,7 @@ def _time(
 ) -> tuple[dict[str, Timing], bool]:
     for entry in chosen:
         processes.ask(entry.name, feed, seen.source)
-    _say(f"timing {_runners(chosen)}, at least {args.frames} frames each")
+    _say(f"timing {cli.counted(len(chosen), 'runner')}, at least {args.frames} frames each")
     batches = {entry.name: entry.batch for entry in chosen}
     return measure(processes, batches, args.frames, args.seconds)
 
@@ -125,10 +125,6 @@ def _fill(found: Compared, chosen: Sequence[Entry], args: argparse.Namespace, se
     if args.profile:
         found.profiles = _profiles(runners, seen.images, chosen[0].batch)
     found.whole = True
-
-
-def _runners(chosen: Sequence[Entry]) -> str:
-    return f"{len(chosen)} runner{'s' * (len(chosen) != 1)}"
 
 
 def _say(what: str) -> None:
@@ -259,7 +255,7 @@ def _bench(args: argparse.Namespace) -> None:
         folder = Path(stack.enter_context(tempfile.TemporaryDirectory()))
         chosen = entries(named(args) if args.artifacts else _exports(args, folder), args)
         with Processes() as processes:
-            _say(f"opening {_runners(chosen)}, each in a process of its own")
+            _say(f"opening {cli.counted(len(chosen), 'runner')}, each in a process of its own")
             start(chosen, args, processes)
             seen.require_classes(chosen[0].spec, args.data)
             require_measurable(requirements, truth=args.data is not None, reference=_is_reference(args.weights, chosen))

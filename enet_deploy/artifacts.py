@@ -188,8 +188,6 @@ def replacing(path: str | Path) -> Iterator[Path]:
         with temporary.open("rb") as file:
             os.fsync(file.fileno())
         temporary.replace(path)
-    except BrokenPipeError:  # of somebody who reads what else the block writes: nothing is wrong with this file
-        raise
     except OSError as error:
         raise ArtifactError(f"cannot write {path}: {error}; free space or choose another folder") from None
     finally:

@@ -14,7 +14,7 @@ import numpy as np
 import numpy.typing as npt
 
 from .classes import ClassList, LabelValues, read_label_values
-from .cli import progress
+from .cli import counted, progress
 from .data import DataSet, UInt8Array, colorize, parts, read_ahead, read_image, resize_image, resize_labels, spread
 from .errors import DataError
 from .imagefiles import read_values, translate
@@ -98,7 +98,7 @@ class Report:
         for kind, findings in (("problem", self.problems), ("warning", self.warnings)):
             for message, files in findings.items():
                 shown = ", ".join(files[:SHOWN]) + (", ..." if len(files) > SHOWN else "")
-                lines.append(f"{kind}: {message}" + (f" ({_counted(len(files), 'file')}): {shown}" if files else ""))
+                lines.append(f"{kind}: {message}" + (f" ({counted(len(files), 'file')}): {shown}" if files else ""))
         return lines
 
     def to_json(self) -> dict[str, Any]:
@@ -213,9 +213,9 @@ def _examine_image(look: _Look, path: Path, report: Report) -> None:
 
 def _examine_labels(look: _Look, path: Path, report: Report) -> None:
     values = read_values(path)
-    in_color = values.dtype != np.uint8
-    known = report.values.colors if in_color else report.values.ids
+    known = report.values.known(values.dtype)
     labels, unknown = translate(values, known, report.classes.void)
+    in_color = known is report.values.colors
     look.unknown = {
         report.values.described(value) if in_color else f"id {value}": pixels for value, pixels in unknown.items()
     }
@@ -247,7 +247,7 @@ def _find_unknown(report: Report, looks: Sequence[_Look]) -> None:
         files.update(look.unknown.keys())
     if pixels:
         shown = [
-            f"{value} ({_counted(count, 'pixel')} in {_counted(files[value], 'file')})"
+            f"{value} ({counted(count, 'pixel')} in {counted(files[value], 'file')})"
             for value, count in pixels.most_common(SHOWN_VALUES)
         ]
         message = (
@@ -288,10 +288,6 @@ def _judge(report: Report) -> None:
             report.warnings[
                 f"{name} has images of several sizes, all to be resized to one: {', '.join(sizes)}{more}"
             ] = []
-
-
-def _counted(count: int, what: str) -> str:
-    return f"{count} {what}" if count == 1 else f"{count} {what}s"
 
 
 def _more(count: int) -> str:

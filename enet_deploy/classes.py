@@ -21,6 +21,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
 
+import numpy as np
+
 from .errors import DataError, InputError
 
 T = TypeVar("T")
@@ -176,6 +178,10 @@ class LabelValues:
             ids or {index: index for index in range(len(classes))} | void,
             black | {color: index for index, color in enumerate(own)} | colors,
         )
+
+    def known(self, dtype: np.dtype[Any]) -> Mapping[int, int]:
+        """Those that a label map goes by whose `read_values` are of this dtype: ids, uint8, or colours, int32."""
+        return self.ids if dtype == np.uint8 else self.colors
 
     def described(self, color: int) -> str:
         """A colour of no class, in words."""

@@ -151,6 +151,11 @@ def _in_words(error: Exception) -> str:
     return f"{error}"
 
 
+def counted(count: int, what: str) -> str:
+    """ "1 file", "2 files"."""
+    return f"{count} {what}" if count == 1 else f"{count} {what}s"
+
+
 def require_weights(path: Path) -> None:
     """Raise ArtifactError unless --weights names a file: before the long work, not in it."""
     if not path.is_file():

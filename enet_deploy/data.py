@@ -72,16 +72,15 @@ class DataSet:
 
     def values_in_use(self) -> Mapping[int, int]:
         """What stands for the classes in these label maps: their ids or colours, as the first map has it."""
-        in_color = read_values(self.pairs[0][1]).dtype != np.uint8
-        return self.values.colors if in_color else self.values.ids
+        return self.values.known(read_values(self.pairs[0][1]).dtype)
 
     def read_labels(self, index: int) -> UInt8Array:
         """The label map alone, (H, W) uint8 class ids. Raises DataError, naming the file."""
         path = self.pairs[index][1]
         values = read_values(path)
-        in_color = values.dtype != np.uint8
-        known = self.values.colors if in_color else self.values.ids
+        known = self.values.known(values.dtype)
         labels, unknown = translate(values, known, self.classes.void)
+        in_color = known is self.values.colors
         if unknown:
             value, pixels = next(iter(unknown)), sum(unknown.values())
             raise DataError(

@@ -120,12 +120,12 @@ def picture_sink(stack: ExitStack, option: str, path: str, draw: sinks.Draw, sou
     suffix = Path(path).suffix.lower()
     if path == "-":
         return sinks.raw_bytes(draw)
-    if suffix in sinks.VIDEO_CODECS and not names_folder(path):
+    if names_folder(path):
+        return sinks.image_files(Path(path), draw, folder=True)
+    if suffix in sinks.VIDEO_CODECS:
         if isinstance(source, Images):
             raise InputError(f"{option} {path} for images, which have no times; expected a folder or an image's name")
         return stack.enter_context(sinks.video_file(Path(path), draw, source, every))
-    if names_folder(path):
-        return sinks.image_files(Path(path), draw, folder=True)
     if suffix not in IMAGE_SUFFIXES:
         raise InputError(
             f"{option} {path}, expected a folder (no dot in its name), -, an image, or a video: "
@@ -238,7 +238,7 @@ def until_signalled(stopped: Stop) -> Iterator[list[int]]:
 
 def summary(pipeline: Pipeline, name: str, count: int, seconds: float, paths: Sequence[str]) -> str:
     """What was done, for people."""
-    parts = [f"{count} frame{'s' * (count != 1)} of {name} in {seconds:.1f} s ({count / seconds:.1f} FPS)"]
+    parts = [f"{cli.counted(count, 'frame')} of {name} in {seconds:.1f} s ({count / seconds:.1f} FPS)"]
     if pipeline.undecodable:
         parts.append(f"{pipeline.undecodable} could not be decoded ({pipeline.first_flaw})")
     if pipeline.dropped:

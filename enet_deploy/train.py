@@ -163,7 +163,6 @@ class Trainer:
         self.ended_early = False
         if state is not None:
             self.resume(state)
-            self.saved_epoch = self.epoch
 
     def _read_data(self) -> None:
         """The training images, what follows from them, and a look at val."""
@@ -314,7 +313,7 @@ class Trainer:
             steps, classes = len(self.train) // self.recipe.batch, self.metadata.classes.names
             log.info(
                 f"{len(self.train)} training images ({self.split}) and {len(self.val)} to score on, {self.device}, "
-                f"{steps} step{'s' * (steps != 1)} an epoch; {len(classes)} classes: {', '.join(classes)}"
+                f"{cli.counted(steps, 'step')} an epoch; {len(classes)} classes: {', '.join(classes)}"
             )
         if self.epoch == 0:
             self._save_checkpoint()  # so that the first epoch can be interrupted too
@@ -566,6 +565,7 @@ class Trainer:
             self._adopt(metadata)
             self.weight = state["weight"].to(self.device)
             self.epoch, self.best, self.history = state["epoch"], state["best"], state["history"]
+            self.saved_epoch = self.epoch
             self.heads.load_state_dict(state["net"])
             if self.ema is not None:
                 self.ema.load_state_dict(state["ema"])

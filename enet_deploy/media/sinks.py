@@ -190,11 +190,9 @@ def window(title: str, draw: Draw, stopped: Stop) -> Write:
     """
     if sys.platform == "linux" and not (os.environ.get("DISPLAY") or os.environ.get("WAYLAND_DISPLAY")):
         raise BackendError("--show needs a screen, and neither DISPLAY nor WAYLAND_DISPLAY is set; use --out instead")
+    if not _screen_answers():
+        raise BackendError("--show needs a screen, and the one that DISPLAY names does not answer; use --out instead")
     try:
-        if not _screen_answers():
-            raise BackendError(
-                "--show needs a screen, and the one that DISPLAY names does not answer; use --out instead"
-            )
         cv2.namedWindow(title, cv2.WINDOW_NORMAL)
     except cv2.error:
         raise BackendError(

@@ -24,9 +24,8 @@ from ..errors import BackendError, DataError, InputError
 
 log = logging.getLogger(__name__)
 
-TICKS = (
-    10_000  # per second, where a source has no clock of its own. An mp4 forgets gaps of over 2**31 of them: 59 hours
-)
+# Per second, where a source has no clock of its own. An mp4 forgets gaps of over 2**31 of them: 59 hours
+TICKS = 10_000
 BAG_SUFFIXES = (".bag", ".mcap", ".db3")  # ROS 1; ROS 2, which also keeps them in a folder with a metadata.yaml
 RETRY_WAITS = (0.5, 1.0, 2.0, 4.0, 8.0, 10.0)  # seconds before a lost camera is opened again; the last for good
 BT709, UNSPECIFIED = 1, 2  # matrices, in FFmpeg's numbers
