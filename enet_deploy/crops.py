@@ -160,6 +160,7 @@ class Crops:
         resident: bool | None = None,
     ) -> None:
         self.data, self.recipe, self.device, self.void = data, recipe, device, void
+        self.noise = torch.Generator(device)
         size = recipe.size
         self.resident = len(data) * size[0] * size[1] * 4 < _free_memory(device) / 2 if resident is None else resident
         if self.resident:
@@ -183,19 +184,20 @@ class Crops:
 
     def batches(self, indices: Sequence[Sequence[int]], epoch: int) -> Iterator[tuple[Tensor, Tensor]]:
         """For each list of image numbers its augmented images and labels (see `augment`), in the given order."""
-        generator = torch.Generator(self.device)
         seed = self.recipe.seed
         for batch, (images, labels) in zip(indices, self._read(indices), strict=True):
             placements = [
                 draw(self.recipe, stream(seed, epoch, PLACEMENT, i), self.recipe.size, self.spots[i]) for i in batch
             ]
-            generator.manual_seed(int(stream(seed, epoch, NOISE, batch[0]).integers(1 << 62)))
-            yield augment(images, labels, placements, self.recipe.crop, self.fill, self.void, generator)
+            self.noise.manual_seed(int(stream(seed, epoch, NOISE, batch[0]).integers(1 << 62)))
+            yield augment(images, labels, placements, self.recipe.crop, self.fill, self.void, self.noise)
 
     def _read(self, indices: Sequence[Sequence[int]]) -> Iterator[tuple[Tensor, Tensor]]:
         if self.resident:
-            # the order of the whole epoch in one copy
-            order = torch.tensor([i for batch in indices for i in batch]).to(self.device)
+            # the order of the whole epoch in one copy, which a GPU need not be waited for
+            pinned = self.device.type == "cuda"
+            order = torch.tensor([i for batch in indices for i in batch], pin_memory=pinned)
+            order = order.to(self.device, non_blocking=True)
             for chosen in torch.split(order, [len(batch) for batch in indices]):
                 yield self.images[chosen], self.labels[chosen]
             return

@@ -13,7 +13,7 @@ def cross_entropy(logits: Tensor, labels: Tensor, weight: Tensor, void: int) -> 
     """Weighted mean over the labelled pixels; 0, not nan, where every pixel is void.
 
     Args:
-        logits: (N, C, H, W) float. labels: (N, H, W) int64. weight: (C,), per class.
+        logits: (N, C, ...) float. labels: (N, ...) int64. weight: (C,), per class.
     """
     total = F.cross_entropy(logits, labels, weight, ignore_index=void, reduction="sum")
     # the label of a void pixel may be no class: look its weight up as class 0's, then drop it
@@ -40,7 +40,7 @@ def lovasz_softmax(logits: Tensor, labels: Tensor, void: int) -> Tensor:
     Berman, Triki, Blaschko: "The Lovasz-Softmax loss", CVPR 2018, equation 11 with the classes present in the batch.
 
     Args:
-        logits: (N, C, H, W) float. labels: (N, H, W) integer.
+        logits: (N, C, ...) float. labels: (N, ...) integer.
     """
     classes = logits.shape[1]
     scores = logits.softmax(dim=1).transpose(0, 1).flatten(1)  # (C, pixels)

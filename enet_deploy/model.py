@@ -19,6 +19,7 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from .activations import PReLU
 from .artifacts import METADATA_KEY, Metadata, replacing
 from .errors import ArtifactError
 from .recipe import Slopes
@@ -41,10 +42,12 @@ class InitialBlock(nn.Module):
         self.conv = nn.Conv2d(in_channels, out_channels - in_channels, 3, stride=2, padding=1)
         self.pool = nn.MaxPool2d(2)
         self.bn = nn.BatchNorm2d(out_channels, eps=BN_EPS)
-        self.act = nn.PReLU(out_channels)
+        self.act = PReLU(out_channels)
 
     def forward(self, x: Tensor) -> Tensor:
-        y: Tensor = self.act(self.bn(torch.cat([self.conv(x), self.pool(x)], dim=1)))
+        maps = self.conv(x)
+        # pooling does not follow autocast, and float32 here would make every sum after it float32
+        y: Tensor = self.act(self.bn(torch.cat([maps, self.pool(x).to(maps.dtype)], dim=1)))
         return y
 
 
@@ -53,7 +56,7 @@ def _conv_bn(conv: nn.Module, channels: int) -> list[nn.Module]:
 
 
 def _activation(channels: int, relu: bool) -> nn.Module:
-    return nn.ReLU() if relu else nn.PReLU(channels)
+    return nn.ReLU() if relu else PReLU(channels)
 
 
 class RegularBottleneck(nn.Module):
@@ -105,14 +108,14 @@ class DownsamplingBottleneck(nn.Module):
         self.pool = nn.MaxPool2d(2, return_indices=True)
         self.branch = nn.Sequential(
             *_conv_bn(nn.Conv2d(in_channels, inner, 2, stride=2, bias=False), inner),
-            nn.PReLU(inner),
+            PReLU(inner),
             *_conv_bn(nn.Conv2d(inner, inner, 3, padding=1), inner),
-            nn.PReLU(inner),
+            PReLU(inner),
             *_conv_bn(nn.Conv2d(inner, out_channels, 1, bias=False), out_channels),
             nn.Dropout2d(dropout),
         )
         self.extra_channels = out_channels - in_channels
-        self.act = nn.PReLU(out_channels)
+        self.act = PReLU(out_channels)
 
     def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
         shortcut, indices = self.pool(x)
@@ -141,7 +144,8 @@ class UpsamplingBottleneck(nn.Module):
         self.act = nn.ReLU()
 
     def forward(self, x: Tensor, indices: Tensor) -> Tensor:
-        y: Tensor = self.act(self.unpool(self.shortcut(x), indices) + self.branch(x))
+        shortcut, branch = self.unpool(self.shortcut(x), indices), self.branch(x)
+        y: Tensor = self.act(shortcut.to(branch.dtype) + branch)  # unpooling does not follow autocast either
         return y
 
 
@@ -214,14 +218,14 @@ class ENet(nn.Module):
         return self.stage3(self.stage2(x)), indices1, indices2
 
     def decode(self, x: Tensor, indices1: Tensor, indices2: Tensor) -> Tensor:
-        """What `encode` returned -> logits."""
+        """What `encode` returned -> the last layer's input, (N, 16 width, H/2, W/2)."""
         x = self.stage4(self.bottleneck4_0(x, indices2))
-        x = self.stage5(self.bottleneck5_0(x, indices1))
-        logits: Tensor = self.fullconv(x)
-        return logits
+        y: Tensor = self.stage5(self.bottleneck5_0(x, indices1))
+        return y
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.decode(*self.encode(x))
+        logits: Tensor = self.fullconv(self.decode(*self.encode(x)))
+        return logits
 
 
 def _initialise(module: nn.Module) -> None:

@@ -16,6 +16,8 @@ class Recipe:
         size: (height, width) that images are resized to before augmentation, and evaluated at.
         crop: (height, width) of a training crop.
         epochs: passes over the training images.
+        minutes: that the run may take once the images are read, evaluations included; the epochs are then set from the
+            measured speed, so that the learning rate ends at zero when the time is over. 0: the epochs count.
         batch: images per step, over all processes.
         lr: learning rate after the warm-up, its highest.
         weight_decay: of AdamW (decoupled; none on norms, biases and PReLU), or `adam`'s L2.
@@ -23,6 +25,8 @@ class Recipe:
         warmup: steps of linear warm-up, then the rate falls to zero as (1 - progress) ** power.
         power: 0 keeps the rate constant.
         class_weight_c: classes weigh 1 / ln(c + pixel share) (ENet paper, section 5.1, has c = 1.02).
+        prior_correction: alpha; weights that are evaluated and saved have alpha ln(class weight) taken from the last
+            layer's bias, as the class weights make rare classes too likely. 0 for none.
         ohem: 0 for none; else only pixels whose class is given less than this count, unweighted.
         aux: weight of the cross-entropy of a second head, on the encoder's output at 1/8 size (the paper's encoder
             stage, done jointly); the head is not saved.
@@ -39,7 +43,7 @@ class Recipe:
         tint: strength of each channel's own jitter, as another light or white balance has it.
         noise: largest standard deviation, in grey levels, of the noise that is added; each crop draws its own.
         ema: decay of the weight average that is evaluated and saved, with BatchNorm statistics of its own; 0 for none.
-        amp: bfloat16 autocast.
+        amp: bfloat16 autocast once the warm-up is over: with random weights bfloat16 learns less.
         eval_every: epochs between evaluations on val; the last epoch is always evaluated.
         patience: evaluations without a better val mIoU after which the run ends; 0 for never. The learning rate is
             laid out over `epochs` all the same, so a run that ends early never had its low rates.
@@ -49,6 +53,7 @@ class Recipe:
     size: tuple[int, int] = (360, 480)
     crop: tuple[int, int] = (360, 480)
     epochs: int = 300
+    minutes: float = 0.0
     batch: int = 10
     lr: float = 2e-3
     weight_decay: float = 1e-2
@@ -56,6 +61,7 @@ class Recipe:
     warmup: int = 300
     power: float = 0.9
     class_weight_c: float = 1.02
+    prior_correction: float = 0.5
     ohem: float = 0.0
     aux: float = 0.4
     lovasz: float = 1.0
@@ -81,8 +87,8 @@ PRESETS = {
     # the student report that this project replaces
     "report": Recipe(
         size=(512, 512), crop=(512, 512), epochs=100, batch=5, lr=5e-4, weight_decay=2e-4, optimizer="adam", warmup=0,
-        power=0.0, aux=0.0, lovasz=0.0, slopes="channel", scale=(1.0, 1.0), flip=False, color=0.0, tint=0.0,
-        noise=0.0, ema=0.0,
+        power=0.0, prior_correction=0.0, aux=0.0, lovasz=0.0, slopes="channel", scale=(1.0, 1.0), flip=False, color=0.0,
+        tint=0.0, noise=0.0, ema=0.0,
     ),
 }  # fmt: skip
 

@@ -11,6 +11,7 @@ from __future__ import annotations
 import contextlib
 import copy
 import csv
+import ctypes
 import dataclasses
 import hashlib
 import io
@@ -18,6 +19,7 @@ import itertools
 import logging
 import math
 import os
+import statistics
 import time
 import warnings
 from collections.abc import Callable, Iterable, Iterator
@@ -36,9 +38,10 @@ from .artifacts import Metadata, check_size, commit, replacing, sha256
 from .crops import DROPOUT, ESTIMATE, ORDER, Crops, stream
 from .data import DataSet, UInt8Array, read_ahead, resize_image, resize_labels
 from .errors import ArtifactError, DataError, EnetError, InputError
-from .losses import cross_entropy, distillation, hard_cross_entropy, lovasz_softmax
 from .metrics import ConfusionMatrix
-from .model import STRIDE, ENet, Segmenter, load_weights, save_weights
+from .model import ENet, Segmenter, save_weights
+from .objective import Objective
+from .prior import ALPHAS, KEY, corrected, load_uncorrected, record
 from .recipe import Recipe, Slopes
 
 T = TypeVar("T")
@@ -46,6 +49,10 @@ T = TypeVar("T")
 ESTIMATE_BATCHES = 64  # from which BatchNorm's statistics of averaged weights are estimated
 CHECKPOINT = "checkpoint.pt"
 CHECKPOINT_SECONDS = 30.0  # at least, between checkpoints at the end of epochs that are not evaluated
+
+PACE = 5  # epochs, the last, by which a run of so many minutes judges its speed
+
+M_TRIM_THRESHOLD, M_TOP_PAD, M_MMAP_MAX = -1, -2, -4  # of glibc's malloc.h
 
 CLASS_IOU = "val_iou_"  # in front of a class's name: its column in the history
 
@@ -67,7 +74,8 @@ def segmented(
     pairs = read_ahead(read, indices)
     batch = 1 if device.type == "cpu" else 16
     while chunk := list(itertools.islice(pairs, batch)):
-        with torch.inference_mode():
+        # the last batch has another size, for which cuDNN is not to choose its kernels anew
+        with torch.inference_mode(), torch.backends.cudnn.flags(benchmark=False):
             found = segmenter(torch.from_numpy(np.stack([frame for frame, _ in chunk])).to(device)).cpu().numpy()
         for predicted, (frame, labels) in zip(found, chunk, strict=True):
             yield frame, labels, resize_labels(predicted, (labels.shape[0], labels.shape[1]))
@@ -79,20 +87,6 @@ def confusion(net: nn.Module, data: DataSet, metadata: Metadata) -> ConfusionMat
     for _, labels, predicted in segmented(net, data, metadata, range(len(data))):
         counts.update(labels, predicted)
     return counts
-
-
-class _TwoHeads(nn.Module):
-    """ENet with a second head on the encoder's output, for the auxiliary loss."""
-
-    def __init__(self, net: ENet, auxiliary: bool) -> None:
-        super().__init__()
-        self.net = net
-        self.head = nn.Conv2d(128 * net.width, net.num_classes, 1) if auxiliary else None
-
-    def forward(self, x: Tensor) -> tuple[Tensor, Tensor | None]:
-        """(N, 3, H, W) -> logits (N, C, H, W), and the second head's (N, C, H/8, W/8)."""
-        code, *indices = self.net.encode(x)
-        return self.net.decode(code, *indices), None if self.head is None else self.head(code)
 
 
 class Trainer:
@@ -184,20 +178,22 @@ class Trainer:
         self.ema = copy.deepcopy(self.net).requires_grad_(False) if self.recipe.ema else None
         if self.world > 1 and self.device.type == "cuda":
             self.net = nn.SyncBatchNorm.convert_sync_batchnorm(self.net)  # type: ignore[no-untyped-call]
-        self.heads = _TwoHeads(self.net, self.recipe.aux > 0).to(self.device)
-        self.model: nn.Module = self.heads
+        self.objective = Objective(self.net, self.recipe, self.void).to(self.device)
+        self.parameters: list[Tensor] = list(self.net.parameters())
+        self.averages: list[Tensor] = [] if self.ema is None else list(self.ema.parameters())
+        self.model: nn.Module = self.objective
         if self.world > 1:
             # statistics of BatchNorm stay each process's own on a CPU; the losses are means over each process's share
             with warnings.catch_warnings():
                 # torch 2.13 announces another name, which 2.9 does not know
                 warnings.filterwarnings("ignore", "`broadcast_buffers`", FutureWarning)
-                self.model = DistributedDataParallel(self.heads, broadcast_buffers=False)
+                self.model = DistributedDataParallel(self.objective, broadcast_buffers=False)
         if compiled:
-            self.model.compile()
+            self.model.compile(dynamic=False)
 
     def _init(self, path: str | Path) -> tuple[ENet, Metadata]:
         """Weights to start from, with a new last layer where they know other classes."""
-        net, metadata = load_weights(path)
+        net, metadata = load_uncorrected(path)
         if metadata.classes.names != self.train.classes.names:
             log.info(
                 f"{path} knows other classes ({', '.join(metadata.classes.names)}): all is taken but the last layer, "
@@ -207,7 +203,7 @@ class Trainer:
         return net, dataclasses.replace(metadata, details={**metadata.details, "sha256": sha256(path)})
 
     def _teacher(self, path: str | Path, details: dict[str, Any]) -> Segmenter:
-        net, metadata = load_weights(path)
+        net, metadata = load_uncorrected(path)
         names = self.train.classes.names
         if metadata.classes.names != names:
             raise ArtifactError(
@@ -236,7 +232,7 @@ class Trainer:
             raise InputError(f"seed {recipe.seed}, expected below 2**32")
         if recipe.width < 1:
             raise InputError(f"width {recipe.width}, expected 1 or more")
-        not_negative = "seed lr weight_decay warmup power aux lovasz distill noise patience"
+        not_negative = "seed minutes lr weight_decay warmup power prior_correction aux lovasz distill noise patience"
         for name in not_negative.split():
             if not 0 <= getattr(recipe, name) < math.inf:  # nan is not
                 raise InputError(f"{name} {getattr(recipe, name)}, expected 0 or more")
@@ -246,6 +242,11 @@ class Trainer:
         for name in ("ema", "color", "tint", "ohem"):
             if not 0 <= getattr(recipe, name) < 1:
                 raise InputError(f"{name} {getattr(recipe, name)}, expected at least 0 (none) and below 1")
+        if recipe.ohem and recipe.prior_correction:
+            raise InputError(
+                f"prior_correction {recipe.prior_correction} with ohem {recipe.ohem}, which has no class weights to "
+                "correct; expected 0 for one of them"
+            )
         if not 1 < recipe.class_weight_c < math.inf:
             raise InputError(
                 f"class_weight_c {recipe.class_weight_c}, expected above 1: ln(c + share) has to be positive"
@@ -268,14 +269,21 @@ class Trainer:
     def _optimizer(self) -> torch.optim.Optimizer:
         recipe = self.recipe
         if recipe.optimizer == "adam":
-            return torch.optim.Adam(self.heads.parameters(), recipe.lr, weight_decay=recipe.weight_decay, fused=True)
-        kernels = [p for p in self.heads.parameters() if p.ndim > 1]
-        others = [p for p in self.heads.parameters() if p.ndim <= 1]
+            return torch.optim.Adam(
+                self.objective.parameters(), recipe.lr, weight_decay=recipe.weight_decay, fused=True
+            )
+        kernels = [p for p in self.objective.parameters() if p.ndim > 1]
+        others = [p for p in self.objective.parameters() if p.ndim <= 1]
         groups: list[dict[str, Any]] = [{"params": kernels}, {"params": others, "weight_decay": 0.0}]
         return torch.optim.AdamW(groups, recipe.lr, weight_decay=recipe.weight_decay, fused=True)
 
+    @property
+    def _warmup(self) -> int:
+        """Steps of it; a short run has to learn too."""
+        return min(self.recipe.warmup, self.total_steps // 10)
+
     def _rate(self, step: int) -> float:
-        warmup = min(self.recipe.warmup, self.total_steps // 10)  # a short run has to learn too
+        warmup = self._warmup
         if step < warmup:
             return (step + 1) / warmup
         return float((1 - min(1.0, (step - warmup) / max(1, self.total_steps - warmup))) ** self.recipe.power)
@@ -333,6 +341,9 @@ class Trainer:
                     f"without a better val mIoU than {self.best:.4f} of epoch {self.best_epoch}"
                 )
             self._save_weights("last.safetensors", self.history[-1])
+            if not self.recipe.ohem and not self.val_was_trained_on:
+                found = "  ".join(f"{alpha:g}: {miou:.4f}" for alpha, miou in self.sweep().items())
+                log.info(f"val mIoU of the last weights by --prior-correction: {found}")
             log.info(f"done: {self.out / 'last.safetensors'}; best.safetensors had the highest mIoU, {self.best:.4f}")
 
     def _train_epochs(self, watch: Callable[[], None]) -> None:
@@ -342,11 +353,13 @@ class Trainer:
             self.epoch += 1
             seconds = round(time.perf_counter() - started, 2)
             row: dict[str, float] = {"epoch": self.epoch, "loss": loss, "lr": rate, "seconds": seconds}
-            if self.epoch % self.recipe.eval_every == 0 or self.epoch == self.recipe.epochs:
+            self.history.append(row)
+            if self.recipe.minutes:
+                self._set_epochs()
+            if self._evaluation_is_due():
                 started = time.perf_counter()
                 row |= self._evaluate()
                 row["val_seconds"] = round(time.perf_counter() - started, 2)
-            self.history.append(row)
             due = "val_miou" in row or time.monotonic() - self.saved >= CHECKPOINT_SECONDS
             if due:
                 self._save_checkpoint()
@@ -357,22 +370,44 @@ class Trainer:
                 if due:
                     watch()
 
+    def _evaluation_is_due(self) -> bool:
+        timed = self.recipe.minutes > 0 and self.epoch == 1  # how long one takes has to be known
+        return timed or self.epoch % self.recipe.eval_every == 0 or self.epoch == self.recipe.epochs
+
+    def _set_epochs(self) -> None:
+        """Set the recipe's epochs to what its minutes allow, judged by the last epochs and evaluations."""
+        spent = sum(row["seconds"] + row.get("val_seconds", 0.0) for row in self.history)
+        # the first is slower: libraries choose their kernels in it
+        epoch = statistics.median(row["seconds"] for row in self.history[1:][-PACE:] or self.history)
+        evaluation = next((row["val_seconds"] for row in reversed(self.history) if "val_seconds" in row), 0.0)
+        left = 60 * self.recipe.minutes - spent - evaluation  # of the last epoch
+        each = max(1e-3, epoch + evaluation / self.recipe.eval_every)
+        epochs = [self.epoch + max(0, int(left / each))]
+        if self.world > 1:
+            dist.broadcast_object_list(epochs)
+        self.recipe = dataclasses.replace(self.recipe, epochs=epochs[0])
+        self.total_steps = epochs[0] * (len(self.train) // self.recipe.batch)
+
     def _train_epoch(self) -> float:
         try:
-            loss = torch.stack(list(self.steps())).mean()
+            losses = torch.stack(list(self.steps()))
         except (MemoryError, RuntimeError) as error:
             if not is_out_of_memory(error):
                 raise
             log.info(" ".join(str(error).split())[:200])
-            loss = None
-        if loss is None:  # out of the handler, whose traceback holds on to all that fills the memory
+            losses = None
+        if losses is None:  # out of the handler, whose traceback holds on to all that fills the memory
             raise EnetError(self._batch_that_fits())
         if self.world > 1:
-            dist.all_reduce(loss)
-        # looked at once an epoch: a GPU would have to be waited for
-        if not torch.isfinite(loss):
-            raise EnetError(f"the loss is {loss.item()} in epoch {self.epoch + 1}; lower --lr")
-        return float(loss) / self.world
+            dist.all_reduce(losses)
+        values = (losses / self.world).tolist()  # looked at once an epoch: a GPU has to be waited for
+        for step, value in enumerate(values, 1):
+            if not math.isfinite(value):
+                raise EnetError(
+                    f"the loss is {value} in step {step} of epoch {self.epoch + 1}; lower --lr. The last good state, "
+                    f"after epoch {self.saved_epoch}, is in {self.out / CHECKPOINT}"
+                )
+        return float(statistics.mean(values))
 
     def _batch_that_fits(self) -> str:
         """What to say of a step that ran out of memory. Halved batches are tried, and spoil the network."""
@@ -425,19 +460,21 @@ class Trainer:
 
     def _step(self, images: Tensor, labels: Tensor) -> Tensor:
         self.optimizer.zero_grad()
-        x = self.segmenter.normalise(images)
-        with torch.autocast(self.device.type, torch.bfloat16, enabled=self.recipe.amp):
-            logits, auxiliary = self.model(x)
-        loss = self._loss(logits.float(), auxiliary, images, labels)
+        half = self.recipe.amp and self.schedule.last_epoch >= self._warmup
+        with torch.autocast(self.device.type, torch.bfloat16, enabled=half):
+            with torch.no_grad():
+                teacher = None if self.teacher is None else self.teacher.logits(images)
+            x = self.segmenter.normalise(images)
+            loss: Tensor = self.model(x, labels, self.weight, teacher, self._with_lovasz())
         loss.backward()  # type: ignore[no-untyped-call]
         self.optimizer.step()
         self.schedule.step()
         if self.ema is not None:
-            self._average(self.ema)
+            self._average()
         return loss.detach()
 
     @torch.no_grad()
-    def _average(self, ema: ENet) -> None:
+    def _average(self) -> None:
         """Move the averaged weights towards the network's.
 
         Its decay grows with the steps: the first weights are soon forgotten. `AveragedModel` does the same, but waits
@@ -445,30 +482,11 @@ class Trainer:
         """
         done = self.schedule.last_epoch - 1
         decay = min(self.recipe.ema, (1 + done) / (10 + done)) if done else 0.0
-        torch._foreach_lerp_(list(ema.parameters()), list(self.net.parameters()), 1 - decay)
+        torch._foreach_lerp_(self.averages, self.parameters, 1 - decay)
 
-    def _loss(self, logits: Tensor, auxiliary: Tensor | None, images: Tensor, labels: Tensor) -> Tensor:
-        recipe = self.recipe
-        if recipe.ohem:
-            loss = hard_cross_entropy(logits, labels, self.void, recipe.ohem)
-        else:
-            loss = cross_entropy(logits, labels, self.weight, self.void)
-        if auxiliary is not None:
-            # the label at the middle of each 8x8 block
-            small = labels[:, STRIDE // 2 :: STRIDE, STRIDE // 2 :: STRIDE]
-            loss = loss + recipe.aux * cross_entropy(auxiliary.float(), small, self.weight, self.void)
-        if recipe.lovasz and self.schedule.last_epoch >= recipe.lovasz_from * self.total_steps:
-            # a quarter of the pixels estimate the same IoU, and are sorted in a fifth of the time
-            step = self.schedule.last_epoch
-            rows, columns = slice(step % 2, None, 2), slice(step // 2 % 2, None, 2)
-            loss = loss + recipe.lovasz * lovasz_softmax(
-                logits[..., rows, columns], labels[..., rows, columns], self.void
-            )
-        if self.teacher is not None:
-            with torch.no_grad(), torch.autocast(self.device.type, torch.bfloat16, enabled=recipe.amp):
-                target = self.teacher.logits(images)
-            loss = loss + recipe.distill * distillation(logits, target.float())
-        return loss
+    def _with_lovasz(self) -> bool:
+        """Whether the next step minimises the Lovasz-softmax loss too."""
+        return self.recipe.lovasz > 0 and self.schedule.last_epoch >= self.recipe.lovasz_from * self.total_steps
 
     def _evaluate(self) -> dict[str, float]:
         """Scores on val, by the first process for all: BatchNorm's statistics are each process's own on a CPU."""
@@ -484,7 +502,7 @@ class Trainer:
     def _figures(self) -> dict[str, float]:
         if self.ema is not None:
             self._estimate_statistics(self.ema)
-        found = confusion(self._averaged(), self.val, self.metadata)
+        found = confusion(self._corrected(), self.val, self.metadata)
         left_out, counted = found.scores(), found.scores(void_counts=True)
         return {
             "val_miou": left_out.miou,
@@ -500,7 +518,7 @@ class Trainer:
     def examples(self, count: int = 4) -> list[tuple[str, UInt8Array, UInt8Array, UInt8Array]]:
         """A few val images, evenly over the split: file name, and what `segmented` says with the evaluated weights."""
         indices = np.linspace(0, len(self.val) - 1, min(count, len(self.val)), dtype=int).tolist()
-        found = segmented(self._averaged(), self.val, self.metadata, indices)
+        found = segmented(self._corrected(), self.val, self.metadata, indices)
         return [(self.val.pairs[i][0].name, *arrays) for i, arrays in zip(indices, found, strict=True)]
 
     def _estimate_statistics(self, ema: ENet) -> None:
@@ -515,8 +533,20 @@ class Trainer:
     def _averaged(self) -> ENet:
         return self.net if self.ema is None else self.ema
 
+    def _corrected(self) -> ENet:
+        """The network that is evaluated and saved: a copy."""
+        return corrected(self._averaged(), self.weight, self.recipe.prior_correction)
+
+    def sweep(self) -> dict[float, float]:
+        """Val mIoU of the averaged weights by strength of the prior correction: `ALPHAS` and the recipe's own."""
+        nets = {
+            alpha: corrected(self._averaged(), self.weight, alpha) for alpha in {*ALPHAS, self.recipe.prior_correction}
+        }
+        return {alpha: confusion(nets[alpha], self.val, self.metadata).scores().miou for alpha in sorted(nets)}
+
     def _save_weights(self, name: str, figures: dict[str, float]) -> None:
-        if not all(tensor.isfinite().all() for tensor in self._averaged().state_dict().values()):
+        net = self._corrected()
+        if not all(tensor.isfinite().all() for tensor in net.state_dict().values()):
             raise EnetError(f"the weights are no longer finite in epoch {self.epoch}; lower --lr")
         details = {
             **self.metadata.details,
@@ -527,7 +557,9 @@ class Trainer:
             "commit": self.commit,
             "torch": torch.__version__,
         }
-        save_weights(self.out / name, self._averaged(), dataclasses.replace(self.metadata, details=details))
+        if self.recipe.prior_correction:
+            details[KEY] = record(self.weight, self.recipe.prior_correction)
+        save_weights(self.out / name, net, dataclasses.replace(self.metadata, details=details))
 
     def _save_checkpoint(self) -> None:
         if self.rank == 0:
@@ -541,7 +573,7 @@ class Trainer:
                 "images": self.images,
                 "label_values": self.label_values,
                 "processes": self.world,
-                "net": self.heads.state_dict(),
+                "net": self.objective.state_dict(),
                 "ema": None if self.ema is None else self.ema.state_dict(),
                 "optimizer": self.optimizer.state_dict(),
                 "schedule": self.schedule.state_dict(),
@@ -566,7 +598,7 @@ class Trainer:
             self.weight = state["weight"].to(self.device)
             self.epoch, self.best, self.history = state["epoch"], state["best"], state["history"]
             self.saved_epoch = self.epoch
-            self.heads.load_state_dict(state["net"])
+            self.objective.load_state_dict(state["net"])
             if self.ema is not None:
                 self.ema.load_state_dict(state["ema"])
             self.optimizer.load_state_dict(state["optimizer"])
@@ -624,6 +656,19 @@ def is_out_of_memory(error: BaseException) -> bool:
     return any(sign in str(error) for sign in signs)
 
 
+def keep_freed_memory() -> None:
+    """Let this process keep what it frees, where its C library is glibc: training on a CPU is then a sixth faster.
+
+    By default glibc gives large blocks back to the system, which has to clear them page by page when the next step asks
+    for them again.
+    """
+    with contextlib.suppress(OSError, AttributeError):  # another C library
+        mallopt = ctypes.CDLL(None).mallopt
+        mallopt(M_MMAP_MAX, 0)
+        mallopt(M_TRIM_THRESHOLD, 2**31 - 1)
+        mallopt(M_TOP_PAD, 64 << 20)
+
+
 def read_checkpoint(out: str | Path) -> tuple[dict[str, Any], Recipe]:
     """The state that a run in folder `out` left, and its recipe. Loading runs no code from the file."""
     path = Path(out) / CHECKPOINT
@@ -632,7 +677,7 @@ def read_checkpoint(out: str | Path) -> tuple[dict[str, Any], Recipe]:
     try:
         state = torch.load(path, map_location="cpu", weights_only=True)
         # runs of before there was a choice
-        return state, Recipe(**{"slopes": "channel"} | state["recipe"])
+        return state, Recipe(**{"slopes": "channel", "prior_correction": 0.0} | state["recipe"])
     except Exception as error:  # noqa: BLE001  torch.load raises whatever the bytes lead it to
         raise ArtifactError(
             f"{path} is not a whole checkpoint of this version ({type(error).__name__}); start again with another --out"

@@ -32,6 +32,10 @@ def _recipe(args: argparse.Namespace) -> tuple[Recipe, dict[str, Any] | None]:
     if "size" in given and not args.resume:
         given.setdefault("crop", given["size"])
     given = {name: tuple(value) if isinstance(value, list) else value for name, value in given.items()}
+    if {"minutes", "epochs"} <= given.keys():
+        raise InputError(f"--minutes {args.minutes} with --epochs {args.epochs}, expected one of them")
+    if given.get("ohem"):
+        given.setdefault("prior_correction", 0.0)  # it has no class weights
     if not args.resume:
         if (Path(args.out) / "checkpoint.pt").exists() and read_checkpoint(args.out)[0]["epoch"] > 0:
             raise InputError(f"{args.out} holds a run already; --resume continues it, another --out starts a new one")
@@ -100,7 +104,7 @@ def _train(args: argparse.Namespace) -> None:
     import torch.distributed as dist
 
     from .runners.torch_runner import torch_device
-    from .train import Trainer, is_out_of_memory
+    from .train import Trainer, is_out_of_memory, keep_freed_memory
 
     if Path(args.out).exists() and not Path(args.out).is_dir():
         raise InputError(f"--out {args.out} is a file, expected a folder")
@@ -118,6 +122,8 @@ def _train(args: argparse.Namespace) -> None:
             "nccl" if device.type == "cuda" else "gloo", device_id=device if device.type == "cuda" else None
         )
     torch.backends.cudnn.benchmark = True  # every batch has the same shape
+    if device.type == "cpu":
+        keep_freed_memory()
     trainer = None
     try:
         trainer = Trainer(*_data(args), args.out, recipe, device, args.init, args.teacher, args.compile, state)
