@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 import onnx
 import pytest
-from conftest import ROOT, SIZE
+from conftest import SIZE
 from onnx import TensorProto, helper, numpy_helper
 
 from enet_deploy.artifacts import METADATA_KEY, EngineCard, Metadata, graph_metadata, set_graph_metadata, sha256
@@ -123,13 +123,11 @@ def test_one_engine_for_several_generations(graph: Path, engine: Path) -> None:
 def test_building_needs_neither_torch_nor_onnx(graph: Path, engine: Path) -> None:
     code = f"""
 import sys
-import enet_deploy
-enet_deploy.__path__.append({str(ROOT)!r})
 from enet_deploy.export.to_engine import BuildOptions, to_engine
 to_engine({str(graph)!r}, {str(engine)!r}, BuildOptions("trt-rtx", ("8.6",)))
 assert not {{"torch", "onnx", "onnxruntime"}} & sys.modules.keys()
 """
-    subprocess.run([sys.executable, "-c", code], cwd=ROOT, check=True)
+    subprocess.run([sys.executable, "-c", code], check=True)
     EngineCard.read(engine)
 
 
@@ -149,8 +147,6 @@ def test_ctrl_c_leaves_the_earlier_engine(graph: Path, engine: Path) -> None:
     # In a process of its own: where OpenVINO is loaded too, TensorRT-RTX 1.7 crashes when a build is cancelled
     script = (
         "import os, signal, sys\n"
-        "import enet_deploy\n"
-        f"enet_deploy.__path__.append({str(ROOT)!r})\n"
         "from enet_deploy.export.to_engine import BuildOptions, to_engine\n"
         "handler = signal.getsignal(signal.SIGINT)\n"
         "try:\n"

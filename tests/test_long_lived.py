@@ -14,7 +14,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from conftest import ROOT, SIZE
+from conftest import SIZE
 
 from enet_deploy import BackendError, open_runner
 from enet_deploy.benchmarks import soak_cli
@@ -121,7 +121,6 @@ with enet_deploy.open_runner({str(exported)!r}) as runner:
 logging.getLogger("enet_deploy.anything").warning("nobody configured logging, so nobody is told")
 assert not logging.getLogger().handlers, "the application's to configure"
 """
-    environment = os.environ | {"PYTHONPATH": str(ROOT)}
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env=environment)
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
     assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
     assert any(isinstance(handler, logging.NullHandler) for handler in logging.getLogger("enet_deploy").handlers)
