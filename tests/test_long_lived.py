@@ -32,6 +32,7 @@ def open_one(request: pytest.FixtureRequest, exported: Path, weights: Path) -> C
     """Opens a runner of the same network each time."""
     if request.param == "torch":
         return lambda: open_runner(weights, size=SIZE)
+    pytest.importorskip({"ort": "onnxruntime"}.get(request.param, request.param))
     return lambda: open_runner(exported, request.param, threads=1)
 
 
@@ -80,6 +81,7 @@ def label_in_child(artifact: Path, backend: str) -> bytes:
 @pytest.mark.parametrize("method", ["fork", "spawn"])
 @pytest.mark.parametrize("backend", ["ort", "openvino"])
 def test_child_process_opens_its_own(exported: Path, method: str, backend: str) -> None:
+    pytest.importorskip({"ort": "onnxruntime"}.get(backend, backend))
     with open_runner(exported, backend) as runner:
         expected = runner.infer(FRAMES).tobytes()
         with multiprocessing.get_context(method).Pool(1) as pool:
