@@ -141,9 +141,9 @@ def _classes(run: Run, figure: str) -> list[tuple[str, list[float | None], float
 def _plain(value: Any) -> str:
     """A value of the environment in words."""
     if isinstance(value, dict):
-        return ", ".join(f"{key} {_plain(each)}" for key, each in value.items())
+        return ", ".join(f"{key} {each}" for key, each in value.items())
     if isinstance(value, list):
-        return ", ".join(map(_plain, value))
+        return ", ".join(_plain(each) if isinstance(each, dict) else str(each) for each in value)
     return "not known" if value is None else str(value)
 
 

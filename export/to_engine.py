@@ -117,9 +117,8 @@ def to_engine(
 
     Raises ArtifactError for a file that is no such graph or that TensorRT refuses, InputError for a compute
     capability that TensorRT does not know, BackendError where TensorRT or a GPU that it builds for cannot be had or
-    the build fails,
-    ParityError where the engine computes in other precisions than the graph asks for, KeyboardInterrupt for Ctrl-C;
-    then nothing is written.
+    the build fails, ParityError where the engine computes in other precisions than the graph asks for,
+    KeyboardInterrupt for Ctrl-C; then nothing is written.
     """
     require_writable(path)
     require_writable(EngineCard.path(path))

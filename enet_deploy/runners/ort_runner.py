@@ -214,10 +214,10 @@ def _preload_libraries(ort: Any) -> None:
 
 
 def _require_libraries(ort: Any, provider: str, device: str) -> None:
-    """Raise BackendError where a library is missing that the provider is linked to. ONNX Runtime itself goes on without
-    the provider then, and the error that it ends with names no library.
+    """Raise BackendError where a library is missing that the provider is linked to.
 
-    Only after it has failed: a provider that is loaded before ONNX Runtime does it has no host to call.
+    ONNX Runtime goes on without the provider then, and the error that it ends with names no library. To be called
+    after that: a provider that is loaded before ONNX Runtime does it finds no host to call.
     """
     name = provider.removesuffix("ExecutionProvider").lower()
     path = Path(ort.__file__).parent / "capi" / f"libonnxruntime_providers_{name}.so"
@@ -227,8 +227,11 @@ def _require_libraries(ort: Any, provider: str, device: str) -> None:
         library = f"{error}".partition(":")[0]
         if library == f"{path}":
             return  # it is all there, and something else is wrong
-        cures = {"libcuda.": "install the NVIDIA driver", "libnv": "install the TensorRT that it was built for"}
-        cure = next((cures[start] for start in cures if library.startswith(start)), "pip install 'enet-deploy[gpu]'")
+        cure = "pip install 'enet-deploy[gpu]'"
+        if library.startswith("libcuda."):
+            cure = "install the NVIDIA driver"
+        elif library.startswith(("libnvinfer", "libnvonnxparser")):
+            cure = "install the TensorRT that it was built for"
         raise BackendError(
             f"device '{device}': onnxruntime {ort.__version__} cannot load its {provider}: {error}; {cure}"
         ) from None

@@ -122,8 +122,9 @@ class TorchRunner(Runner):
 
     def _compute(self, function: Callable[[torch.Tensor], torch.Tensor], frames: UInt8Array) -> torch.Tensor:
         """function(frames) on the device, in fp32. On CUDA it is launched when this returns, not done."""
+        on_device = self._torch.tensor(frames, device=self._on)
         with contextlib.nullcontext() if self.device == "cpu" else without_tf32():
-            return function(self._torch.tensor(frames, device=self._on))
+            return function(on_device)
 
     def _close(self) -> None:
         self._thread.shutdown()
