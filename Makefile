@@ -1,12 +1,14 @@
-# `make demo` and `make test` set themselves up in .venv; nothing else is needed but Python 3.10 or later.
+# `make demo` and `make test` set themselves up in .venv, `make test-minimal` in .venv-minimal; nothing else is needed
+# but Python 3.10 or later.
 
 PYTHON ?= python3
 FUZZ_SECONDS ?= 60
 BIN := .venv/bin
 INSTALLED := .venv/installed
 WEIGHTS := enet_deploy/weights/enet-camvid.safetensors
+MINIMAL := .venv-minimal
 
-.PHONY: demo test fuzz lint clean
+.PHONY: demo test test-minimal fuzz lint clean
 
 demo: $(INSTALLED) ## fp32 and int8 on PyTorch, ONNX Runtime and OpenVINO side by side with a report; an engine for an RTX 3060
 	$(BIN)/enet-export --logits --out demo
@@ -20,6 +22,13 @@ demo: $(INSTALLED) ## fp32 and int8 on PyTorch, ONNX Runtime and OpenVINO side b
 
 test: $(INSTALLED) lint ## lint, types, tests
 	$(BIN)/python -m pytest
+
+# No constraints: what comes out of the index today. Not installed itself: the tests then import the checkout.
+test-minimal: ## the tests with the newest releases, a headless OpenCV, and no OpenVINO, TensorRT, PyAV or rosbags
+	test -x $(MINIMAL)/bin/python || $(PYTHON) -m venv $(MINIMAL)
+	$(MINIMAL)/bin/pip install -q --upgrade torch numpy opencv-python-headless safetensors onnx onnxscript onnxruntime \
+		tqdm jinja2 matplotlib rich psutil pytest hypothesis
+	$(MINIMAL)/bin/python -m pytest
 
 fuzz: $(INSTALLED) ## every reader of foreign files against damaged ones, for so many seconds
 	OMP_NUM_THREADS=1 $(BIN)/python tests/fuzz.py $(FUZZ_SECONDS)
@@ -39,4 +48,4 @@ $(INSTALLED): setup.cfg pyproject.toml constraints.txt
 	touch $@
 
 clean:
-	rm -rf .venv build demo *.egg-info .mypy_cache .pytest_cache .ruff_cache .hypothesis
+	rm -rf .venv $(MINIMAL) build demo *.egg-info .mypy_cache .pytest_cache .ruff_cache .hypothesis

@@ -143,7 +143,7 @@ def _plain(value: Any) -> str:
     if isinstance(value, dict):
         return ", ".join(f"{key} {each}" for key, each in value.items())
     if isinstance(value, list):
-        return ", ".join(map(str, value))
+        return ", ".join(_plain(each) if isinstance(each, dict) else str(each) for each in value)
     return "not known" if value is None else str(value)
 
 

@@ -1,9 +1,12 @@
-"""What a figure was measured on: machine, load and versions."""
+"""What a figure was measured on: machine, GPUs, load and versions."""
 
 from __future__ import annotations
 
 import os
 import platform
+import shutil
+import subprocess
+import sys
 import time
 from importlib import metadata as packages
 from pathlib import Path
@@ -21,13 +24,32 @@ PACKAGES = (
     "tensorrt-rtx",
     "cuda-bindings",
     "pycuda",
+    "nvidia-cuda-runtime",
+    "nvidia-cuda-runtime-cu12",
+    "nvidia-cudnn-cu13",
+    "nvidia-cudnn-cu12",
     "numpy",
     "opencv-python",
+    "opencv-python-headless",
 )
+
+# What nvidia-smi tells of a GPU -> its name in the record; what ends in a unit is a number
+_GPU = {
+    "name": "name",
+    "driver_version": "driver",
+    "compute_cap": "compute_capability",
+    "clocks.sm": "sm_clock_mhz",
+    "clocks.max.sm": "max_sm_clock_mhz",
+    "clocks.mem": "memory_clock_mhz",
+    "power.limit": "power_limit_w",
+}
+_UNITS = ("_mhz", "_w")
 
 
 def environment() -> dict[str, Any]:
-    """Machine, load and versions, for the JSON result."""
+    """Machine, GPUs, load and versions, for the JSON result. Loads no library; see `_gpus` and `_cuda`."""
+    gpus = _gpus()
+    cuda, cudnn = _cuda() if gpus else (None, None)
     return {
         "time": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
         "machine": platform.machine(),
@@ -38,6 +60,9 @@ def environment() -> dict[str, Any]:
         "omp_num_threads": os.environ.get("OMP_NUM_THREADS"),
         "load": [round(load, 2) for load in os.getloadavg()],
         "governor": _governor(),
+        "gpus": gpus,
+        "cuda": cuda,
+        "cudnn": cudnn,
         "python": platform.python_version(),
         "packages": _versions(),
         "commit": commit(),
@@ -69,3 +94,39 @@ def _governor() -> str | None:
         return Path("/sys/devices/system/cpu/cpu0/cpufreq/scaling_governor").read_text(encoding="ascii").strip()
     except OSError:
         return None
+
+
+def _gpus() -> list[dict[str, str | float | None]] | None:
+    """What nvidia-smi tells of each GPU, in MHz and W; None for what it does not tell, and where there is no GPU."""
+    if shutil.which("nvidia-smi") is None:
+        return None
+    command = ["nvidia-smi", f"--query-gpu={','.join(_GPU)}", "--format=csv,noheader,nounits"]
+    try:
+        told = subprocess.run(command, capture_output=True, text=True, timeout=10, check=True).stdout
+    except (OSError, subprocess.SubprocessError):
+        return None
+    rows = [line.split(", ") for line in told.splitlines()]
+    gpus = [dict(zip(_GPU.values(), row, strict=True)) for row in rows if len(row) == len(_GPU)]
+    return [{name: _value(name, text) for name, text in gpu.items()} for gpu in gpus] or None
+
+
+def _value(name: str, text: str) -> str | float | None:
+    if text.startswith("["):  # "[N/A]", "[Not Supported]"
+        return None
+    if not name.endswith(_UNITS):
+        return text
+    try:
+        return float(text)
+    except ValueError:
+        return None
+
+
+def _cuda() -> tuple[str | None, int | None]:
+    """Versions of CUDA and cuDNN (91900 is 9.19.0) that PyTorch uses, where it is loaded; others are packages."""
+    torch = sys.modules.get("torch")
+    if torch is None:
+        return None, None
+    try:
+        return torch.version.cuda, torch.backends.cudnn.version()
+    except RuntimeError:  # a cuDNN that this PyTorch does not take
+        return torch.version.cuda, None

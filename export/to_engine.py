@@ -23,7 +23,15 @@ from typing import Any
 from enet_deploy.artifacts import METADATA_KEY, EngineCard, Metadata, locked, replacing, require_writable
 from enet_deploy.errors import ArtifactError, BackendError, InputError, ParityError
 from enet_deploy.runners.cuda import Gpu, find_gpu
-from enet_deploy.runners.trt_common import FLAVOURS, cache_folder, import_tensorrt, load_engine, make_logger, start
+from enet_deploy.runners.trt_common import (
+    FLAVOURS,
+    cache_folder,
+    import_tensorrt,
+    load_engine,
+    make_logger,
+    rtx_capabilities,
+    start,
+)
 
 Progress = Callable[[str, float], None]  # takes what is being done, and the share of the build that is done
 
@@ -108,15 +116,15 @@ def to_engine(
             terminal's stderr.
 
     Raises ArtifactError for a file that is no such graph or that TensorRT refuses, InputError for a compute
-    capability that TensorRT does not know, BackendError where TensorRT or the GPU cannot be had or the build fails,
-    ParityError where the engine computes in other precisions than the graph asks for, KeyboardInterrupt for Ctrl-C;
-    then nothing is written.
+    capability that TensorRT does not know, BackendError where TensorRT or a GPU that it builds for cannot be had or
+    the build fails, ParityError where the engine computes in other precisions than the graph asks for,
+    KeyboardInterrupt for Ctrl-C; then nothing is written.
     """
     require_writable(path)
     require_writable(EngineCard.path(path))
     model, metadata = read_graph(Path(onnx_path))
     trt = import_tensorrt(options.flavour)
-    gpu, capabilities = _machine(options)
+    gpu, capabilities = _machine(trt, options)
 
     started = time.perf_counter()
     with contextlib.nullcontext(progress) if progress else _bar(f"building {Path(path).name}") as show:
@@ -150,10 +158,7 @@ def to_engine(
 
 def require_buildable(options: BuildOptions) -> None:
     """Raise what `to_engine` would where TensorRT, the GPU or a compute capability is missing: before a long export."""
-    trt = import_tensorrt(options.flavour)
-    _machine(options)
-    if options.flavour == "trt-rtx":
-        _targets(trt, options.compute_capabilities)
+    _machine(import_tensorrt(options.flavour), options)
 
 
 # --- the graph ---------------------------------------------------------------------------------------------------
@@ -251,8 +256,27 @@ def _varint(message: memoryview, at: int) -> tuple[int, int]:
 # --- the build ---------------------------------------------------------------------------------------------------
 
 
-def _machine(options: BuildOptions) -> tuple[Gpu | None, tuple[str, ...]]:
-    """The GPU in this machine, None where there is none and none is needed, and what is to be built for."""
+def _machine(trt: Any, options: BuildOptions) -> tuple[Gpu | None, tuple[str, ...]]:
+    """The GPU in this machine, None where there is none and none is needed, and what is to be built for.
+
+    Raises InputError for a compute capability, BackendError for a GPU, that TensorRT-RTX does not build for.
+    """
+    gpu, capabilities = _asked_for(options)
+    known = rtx_capabilities(trt) if options.flavour == "trt-rtx" else capabilities
+    unknown = [capability for capability in capabilities if capability not in known]
+    if unknown:
+        those = f"that TensorRT-RTX {trt.__version__} builds for: {', '.join(sorted(known, key=float))}"
+        if not options.compute_capabilities:
+            raise BackendError(f"{gpu} is none of the GPUs {those}; build with --engine trt")
+        raise InputError(
+            f"compute capability '{unknown[0]}', expected one {those}; for a Jetson or a data-centre GPU: --engine "
+            "trt, on it"
+        )
+    return gpu, capabilities
+
+
+def _asked_for(options: BuildOptions) -> tuple[Gpu | None, tuple[str, ...]]:
+    """The same, whether TensorRT builds for it or not."""
     named = tuple(dict.fromkeys(options.compute_capabilities))
     try:
         gpu = find_gpu()
@@ -321,18 +345,9 @@ def configure(trt: Any, config: Any, options: BuildOptions, gpu: Gpu | None) -> 
 
 
 def _targets(trt: Any, capabilities: tuple[str, ...]) -> list[Any]:
-    """Members of trt.ComputeCapability: SM86 for "8.6". Raises InputError where there is none."""
-    if not capabilities:
-        return [trt.ComputeCapability.CURRENT]
-    members = trt.ComputeCapability.__members__
-    known = {f"{name[2:-1]}.{name[-1]}": member for name, member in members.items() if name.startswith("SM")}
-    for capability in capabilities:
-        if capability not in known:
-            raise InputError(
-                f"compute capability '{capability}', expected one that TensorRT-RTX {trt.__version__} builds for: "
-                f"{', '.join(sorted(known, key=float))}; for a Jetson or a data-centre GPU: --engine trt, on it"
-            )
-    return [known[capability] for capability in dict.fromkeys(capabilities)]
+    """Members of trt.ComputeCapability: SM86 for "8.6", CURRENT for none."""
+    known = rtx_capabilities(trt)
+    return [known[capability] for capability in dict.fromkeys(capabilities)] or [trt.ComputeCapability.CURRENT]
 
 
 def _add_profile(builder: Any, network: Any, config: Any, max_batch: int) -> None:

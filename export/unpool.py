@@ -22,6 +22,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Sequence
+from itertools import chain
 
 import torch
 from torch import Tensor, nn
@@ -35,13 +36,24 @@ def _up(x: Tensor) -> Tensor:
     return F.interpolate(x, scale_factor=2, mode="nearest")
 
 
-def _rank(x: Tensor) -> Tensor:
-    """(H, W) plane of 2x2 windows [[4, 3], [2, 1]], of x's size and dtype; a constant in the exported graph."""
-    window = torch.tensor([[4, 3], [2, 1]], dtype=x.dtype, device=x.device)
-    return window.repeat(x.shape[-2] // 2, x.shape[-1] // 2)
+class _Ranked(nn.Module):
+    """Has the window of ranks, which no weights file holds: a constant in the exported graph.
+
+    A buffer, because a CUDA graph cannot hold a tensor that is made of Python's numbers.
+    """
+
+    window: Tensor
+
+    def __init__(self, device: torch.device | None = None) -> None:
+        super().__init__()
+        self.register_buffer("window", torch.tensor([[4.0, 3.0], [2.0, 1.0]], device=device), persistent=False)
+
+    def rank(self, x: Tensor) -> Tensor:
+        """(H, W) plane of 2x2 windows [[4, 3], [2, 1]], of x's size and dtype."""
+        return self.window.to(x.dtype).repeat(x.shape[-2] // 2, x.shape[-1] // 2)
 
 
-class MaxPool2x2(nn.Module):
+class MaxPool2x2(_Ranked):
     """`MaxPool2d(2, return_indices=True)`, with winners in place of indices.
 
     (N, C, H, W) -> ((N, C, H/2, W/2), winners of the same shape and dtype): 4, 3, 2 or 1 where the first, second,
@@ -53,10 +65,10 @@ class MaxPool2x2(nn.Module):
         if x.shape[-2] % 2 or x.shape[-1] % 2:
             raise InputError(f"input of shape {tuple(x.shape)}, expected even height and width: pad it by one")
         pooled = F.max_pool2d(x, 2)
-        return pooled, F.max_pool2d((x == _up(pooled)).to(x.dtype) * _rank(x), 2)
+        return pooled, F.max_pool2d((x == _up(pooled)).to(x.dtype) * self.rank(x), 2)
 
 
-class MaxUnpool2x2(nn.Module):
+class MaxUnpool2x2(_Ranked):
     """`MaxUnpool2d(2)`, with the winners of `MaxPool2x2` in place of its indices.
 
     (N, C, H, W), winners (N, C, H, W) -> (N, C, 2H, 2W): each value at its winner's place, zeros elsewhere; NaN in the
@@ -68,7 +80,7 @@ class MaxUnpool2x2(nn.Module):
         if output_size is not None and tuple(output_size[-2:]) != size:
             raise InputError(f"output_size {tuple(output_size)}, expected it to end in {size}: twice the input's")
         places = _up(winners)
-        return _up(x) * (places == _rank(places)).to(x.dtype)
+        return _up(x) * (places == self.rank(places)).to(x.dtype)
 
 
 def with_exportable_unpooling(model: nn.Module) -> nn.Module:
@@ -86,20 +98,21 @@ def with_exportable_unpooling(model: nn.Module) -> nn.Module:
             "one to replace: calls of torch.nn.functional have to become modules first"
         )
     model = copy.deepcopy(model)
+    device = next((tensor.device for tensor in chain(model.parameters(), model.buffers())), None)
     for parent in list(model.modules()):
         for name, child in list(parent._modules.items()):  # named_children() leaves out a second name of one module
             if child is not None:
-                parent._modules[name] = _exportable(child)
-    return _exportable(model)
+                parent._modules[name] = _exportable(child, device)
+    return _exportable(model, device)
 
 
-def _exportable(module: nn.Module) -> nn.Module:
+def _exportable(module: nn.Module, device: torch.device | None) -> nn.Module:
     if isinstance(module, nn.MaxPool2d) and module.return_indices:
         _require_2x2(module, module.dilation, module.ceil_mode)
-        return MaxPool2x2()
+        return MaxPool2x2(device)
     if isinstance(module, nn.MaxUnpool2d):
         _require_2x2(module)
-        return MaxUnpool2x2()
+        return MaxUnpool2x2(device)
     return module
 
 

@@ -40,13 +40,15 @@ from enet_deploy.scenes import street_scene
 from .deploy import to_deploy
 from .to_onnx import quiet
 from .unpool import MaxPool2x2, MaxUnpool2x2
-from .unpool import _rank as rank
 from .unpool import _up as up
 
 Call = Callable[[], object]
 Graph = Callable[[npt.NDArray[Any]], npt.NDArray[Any]]  # its one input -> its first output
 # the two halves of a form: x -> (pooled, winners) and (y, winners) -> unpooled
 Form = tuple[Callable[..., tuple[Tensor, Any]], Callable[..., Tensor]]
+
+POOL, UNPOOL = MaxPool2x2(), MaxUnpool2x2()
+rank = POOL.rank
 
 CALLS, DROPPED = 9, 3  # per block; the first ones meet the caches and spinning threads of the form before
 
@@ -117,9 +119,9 @@ FORMS: dict[str, Form] = {
     EQUALITY: (equality_pool, equality_unpool),
     CHAIN: (chain_pool, chain_unpool),
     "winner code, two wheres": (where_pool, where_unpool),
-    "winner code, where to unpool": (MaxPool2x2(), where_unpool),
-    KEPT: (MaxPool2x2(), MaxUnpool2x2()),
-    "winner code from slices": (slice_pool, MaxUnpool2x2()),
+    "winner code, where to unpool": (POOL, where_unpool),
+    KEPT: (POOL, UNPOOL),
+    "winner code from slices": (slice_pool, UNPOOL),
     "6-D broadcast": (broadcast_pool, broadcast_unpool),
     "indices, scatter (no TensorRT)": (nn.MaxPool2d(2, return_indices=True), nn.MaxUnpool2d(2)),
 }

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import runpy
 import signal
 
 if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:  # as in a shell's background jobs, whose children ignore it too
@@ -17,10 +18,11 @@ import enet_deploy
 import enet_deploy.scenes
 from enet_deploy.artifacts import BUNDLED_WEIGHTS
 
-# In a checkout that is not installed, enet_deploy.export is the folder export/ beside enet_deploy/
 ROOT = Path(__file__).parent.parent
-if Path(enet_deploy.__file__).parent == ROOT / "enet_deploy":
-    enet_deploy.__path__.append(str(ROOT))
+if Path(enet_deploy.__file__).parent == ROOT / "enet_deploy":  # and not an installed one, which is then tested
+    checkout = ROOT / "tests" / "checkout"
+    runpy.run_path(f"{checkout / 'sitecustomize.py'}")
+    os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, [f"{checkout}", os.environ.get("PYTHONPATH")]))
 
 SIZE = (96, 128)  # of the fixtures: small enough that a test takes milliseconds
 FIRST_SEED = {"train": 0, "val": 1000}

@@ -30,7 +30,7 @@ import pytest
 from enet_deploy.artifacts import METADATA_KEY, EngineCard, Metadata, sha256
 from enet_deploy.errors import BackendError
 from enet_deploy.runners import cuda
-from enet_deploy.runners.trt_common import FLAVOURS, import_tensorrt
+from enet_deploy.runners.trt_common import FLAVOURS, import_tensorrt, rtx_capabilities
 
 NAME, CAPABILITY = "NVIDIA Stand-In 3060", (8, 6)
 VERSIONS = {"trt": "10.13.3.9", "trt-rtx": "1.7.1.116"}
@@ -600,10 +600,10 @@ def write_engine(onnx: Path, path: Path, flavour: str = "trt", **changes: Any) -
 
 
 def real_flavour() -> str | None:
-    """The flavour of TensorRT that runs here, on a real GPU; None where there is none."""
+    """The flavour of TensorRT that runs here, on a real GPU that it supports; None where there is none."""
     for flavour in FLAVOURS:
         with contextlib.suppress(BackendError):
-            import_tensorrt(flavour)
-            cuda.find_gpu()
-            return flavour
+            trt, gpu = import_tensorrt(flavour), cuda.find_gpu()
+            if flavour != "trt-rtx" or gpu.compute_capability in rtx_capabilities(trt):
+                return flavour
     return None

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import sys
+import time
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -16,6 +18,7 @@ from enet_deploy import BackendError, InputError, open_runner
 from enet_deploy.data import UInt8Array
 from enet_deploy.runners.openvino_runner import OpenVinoRunner
 from enet_deploy.runners.ort_runner import OrtRunner, _int8_overflows
+from enet_deploy.runners.torch_runner import without_tf32
 from enet_deploy.scenes import street_scene
 
 
@@ -23,6 +26,44 @@ from enet_deploy.scenes import street_scene
 def batches() -> list[UInt8Array]:
     """Four different batches of one frame."""
     return [street_scene(seed, SIZE)[0][None] for seed in range(4)]
+
+
+# PyTorch on CUDA
+
+
+def test_torch_on_cuda_computes_without_tf32(
+    weights: Path, batches: list[UInt8Array], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """On the CPU, said to be CUDA: what convolutions there would be allowed to do."""
+    torch = pytest.importorskip("torch")
+    conv = torch.backends.cudnn.conv
+    monkeypatch.setattr("enet_deploy.runners.torch_runner.torch_device", lambda _: torch.device("cpu"))
+    before, seen = conv.fp32_precision, []
+    for device in ("cuda", "cpu"):
+        with open_runner(weights, "torch", device, size=SIZE) as runner:
+            runner._segmenter.net.register_forward_hook(lambda *_: seen.append(conv.fp32_precision))  # type: ignore[attr-defined]
+            runner.infer(batches[0])
+            runner.logits(batches[0])
+            assert ("TF32 off" in runner.spec.runtime) == (device == "cuda")
+    assert seen == ["ieee", "ieee", before, before] and before != "ieee"
+    assert conv.fp32_precision == before
+
+
+def test_tf32_comes_back_after_the_last_of_several_threads() -> None:
+    torch = pytest.importorskip("torch")
+    conv = torch.backends.cudnn.conv
+    before = conv.fp32_precision
+
+    def use(_: int) -> str:
+        with without_tf32():
+            time.sleep(0.001)  # the others come
+            return str(conv.fp32_precision)
+
+    with ThreadPoolExecutor(8) as pool:
+        assert set(pool.map(use, range(32))) == {"ieee"}
+    with pytest.raises(ZeroDivisionError), without_tf32():
+        _ = 1 / 0
+    assert conv.fp32_precision == before != "ieee"
 
 
 # OpenVINO
@@ -123,16 +164,21 @@ class DeviceValue:
 
 
 class FakeOrt:
-    """onnxruntime-gpu, as far as the runner calls it. `made` holds (provider, options, session config) per session."""
+    """onnxruntime-gpu, as far as the runner calls it. `made` holds (provider, options, session config) per session, and
+    "preload" where libraries were loaded."""
 
-    __version__ = "1.99"
+    __version__, __file__ = "1.99", "/site/onnxruntime/__init__.py"
     OrtValue = SimpleNamespace(ortvalue_from_numpy=DeviceValue)
 
     def __init__(self, real: Any) -> None:
         self.real = real
-        self.made: list[tuple[str, dict[str, str], dict[str, str]]] = []
+        self.made: list[Any] = []
         self.calls: list[Any] = []
         self.falls_back, self.fails = False, ""
+
+    def preload_dlls(self) -> None:
+        print("Failed to load libcurand.so.10")
+        self.made.append("preload")
 
     def get_available_providers(self) -> list[str]:
         return ["TensorrtExecutionProvider", "CUDAExecutionProvider", "CPUExecutionProvider"]
@@ -146,7 +192,7 @@ class FakeOrt:
         session = Session(self.real.InferenceSession(path), self.calls)
         ((session.provider, choices),) = providers
         self.made.append((session.provider, choices, options.config))
-        if self.fails:
+        if self.fails and session.provider != "CPUExecutionProvider":
             raise RuntimeError(self.fails)
         if self.falls_back:
             session.provider = "CPUExecutionProvider"
@@ -170,7 +216,7 @@ def test_cuda_gets_its_frames_in_one_buffer_of_the_device(
         assert (runner.spec.device, runner.spec.runtime) == ("cuda:1", "CUDAExecutionProvider")
         outs = [runner.infer(batch) for batch in batches[:2]]
         runner.infer(np.concatenate(batches))  # another shape: another buffer
-    assert fake_ort.made == [("CUDAExecutionProvider", {"device_id": "1", "use_tf32": "0"}, STRICT)]
+    assert fake_ort.made == ["preload", ("CUDAExecutionProvider", {"device_id": "1", "use_tf32": "0"}, STRICT)]
     values = [call[2] for call in fake_ort.calls if call[:2] == ("input", "frames")]
     assert values[0] is values[1] and values[0].updates == 1 and values[2] is not values[0]
     assert (values[0].device, values[0].index) == ("cuda", 1)
@@ -182,7 +228,8 @@ def test_cuda_gets_its_frames_in_one_buffer_of_the_device(
 def test_tensorrt_provider_is_allowed_the_graphs_precision_alone(exported: Path, fake_ort: FakeOrt) -> None:
     with open_runner(exported, "ort", "cuda", provider="tensorrt"):
         pass
-    only_metadata, tensorrt = fake_ort.made
+    preloaded, only_metadata, tensorrt = fake_ort.made
+    assert preloaded == "preload"
     assert only_metadata == ("CPUExecutionProvider", {}, {})
     choices = {"device_id": "0", "trt_fp16_enable": "0", "trt_int8_enable": "0"}
     assert tensorrt == ("TensorrtExecutionProvider", choices, STRICT)
@@ -195,6 +242,39 @@ def test_onnxruntime_that_falls_back_or_fails_is_an_error(exported: Path, fake_o
     fake_ort.fails = "CUDA failure 100: no CUDA-capable device is detected"
     with pytest.raises(BackendError, match=r"does not run .* with its CUDAExecutionProvider alone on .*: CUDA failure"):
         open_runner(exported, "ort", "cuda")
+
+
+def test_onnxruntimes_libraries_are_loaded_in_silence_where_it_can(
+    exported: Path, fake_ort: FakeOrt, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with open_runner(exported, "ort", "cuda"):
+        assert capsys.readouterr().out == ""
+    with open_runner(exported, "ort", "cpu"):
+        assert fake_ort.made.count("preload") == 1
+    monkeypatch.delattr(FakeOrt, "preload_dlls")  # before 1.21
+    with open_runner(exported, "ort", "cuda"):
+        pass
+
+
+@pytest.mark.parametrize(
+    ("provider", "library", "cure"),
+    [
+        ("cuda", "libcublasLt.so.13", r"pip install 'enet-deploy\[gpu\]'"),
+        ("cuda", "libcuda.so.1", "install the NVIDIA driver"),
+        ("tensorrt", "libnvinfer.so.10", "install the TensorRT that it was built for"),
+    ],
+)
+def test_library_that_a_provider_lacks_is_named_with_its_cure(
+    exported: Path, fake_ort: FakeOrt, monkeypatch: pytest.MonkeyPatch, provider: str, library: str, cure: str
+) -> None:
+    def load(path: str) -> None:
+        assert path == f"/site/onnxruntime/capi/libonnxruntime_providers_{provider}.so"
+        raise OSError(f"{library}: cannot open shared object file: No such file or directory")
+
+    monkeypatch.setattr("ctypes.CDLL", load)
+    fake_ort.fails = "This session contains graph nodes that are assigned to the default CPU EP"
+    with pytest.raises(BackendError, match=rf"device 'cuda': .* cannot load its .*{library}: .*; {cure}$"):
+        open_runner(exported, "ort", "cuda", provider=provider)
 
 
 @pytest.mark.parametrize(

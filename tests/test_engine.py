@@ -15,13 +15,13 @@ from typing import Any
 import numpy as np
 import onnx
 import pytest
-from conftest import ROOT, SIZE
+from conftest import SIZE
 from onnx import TensorProto, helper, numpy_helper
 
 from enet_deploy.artifacts import METADATA_KEY, EngineCard, Metadata, graph_metadata, set_graph_metadata, sha256
 from enet_deploy.data import CAMVID
 from enet_deploy.errors import ArtifactError, BackendError, InputError, ParityError
-from enet_deploy.export.to_engine import BuildOptions, _share, configure, precision_shares, to_engine
+from enet_deploy.export.to_engine import BuildOptions, _share, configure, precision_shares, require_buildable, to_engine
 from enet_deploy.runners.cuda import Gpu
 from enet_deploy.runners.trt_common import import_tensorrt, make_logger
 
@@ -123,13 +123,11 @@ def test_one_engine_for_several_generations(graph: Path, engine: Path) -> None:
 def test_building_needs_neither_torch_nor_onnx(graph: Path, engine: Path) -> None:
     code = f"""
 import sys
-import enet_deploy
-enet_deploy.__path__.append({str(ROOT)!r})
 from enet_deploy.export.to_engine import BuildOptions, to_engine
 to_engine({str(graph)!r}, {str(engine)!r}, BuildOptions("trt-rtx", ("8.6",)))
 assert not {{"torch", "onnx", "onnxruntime"}} & sys.modules.keys()
 """
-    subprocess.run([sys.executable, "-c", code], cwd=ROOT, check=True)
+    subprocess.run([sys.executable, "-c", code], check=True)
     EngineCard.read(engine)
 
 
@@ -149,8 +147,6 @@ def test_ctrl_c_leaves_the_earlier_engine(graph: Path, engine: Path) -> None:
     # In a process of its own: where OpenVINO is loaded too, TensorRT-RTX 1.7 crashes when a build is cancelled
     script = (
         "import os, signal, sys\n"
-        "import enet_deploy\n"
-        f"enet_deploy.__path__.append({str(ROOT)!r})\n"
         "from enet_deploy.export.to_engine import BuildOptions, to_engine\n"
         "handler = signal.getsignal(signal.SIGINT)\n"
         "try:\n"
@@ -584,6 +580,21 @@ def test_rtx_engine_is_inspected_where_its_gpu_is(
     assert card.gpu == (None if capabilities else "NVIDIA Orin (nvgpu)")
 
 
+@pytest.mark.parametrize("capability", ["9.0", "8.7"])
+def test_gpu_that_rtx_does_not_support_is_refused_before_anything_is_built(
+    install: Callable[..., StandIn], graph: Path, engine: Path, monkeypatch: pytest.MonkeyPatch, capability: str
+) -> None:
+    trt = install("rtx", capability)
+    for starts in ("Builder", "Runtime"):
+        monkeypatch.setattr(trt, starts, None)  # it would not get that far
+    expected = rf"\(compute capability {capability}\) is none of .*: 7\.5, 8\.6, 12\.0; build with --engine trt"
+    for build in (lambda options: to_engine(graph, engine, options), require_buildable):
+        with pytest.raises(BackendError, match=expected):
+            build(BuildOptions("trt-rtx"))
+    require_buildable(BuildOptions("trt-rtx", ("8.6",)))  # ahead of time, for another
+    assert not engine.parent.exists()
+
+
 def test_any_batch_is_up_to_the_largest_and_tuned_for_one(
     install: Callable[..., StandIn], graph: Path, engine: Path
 ) -> None:
@@ -639,7 +650,7 @@ def test_phase_without_steps_is_no_error() -> None:
 def test_engine_that_does_not_load_where_it_was_built(
     install: Callable[..., StandIn], graph: Path, engine: Path
 ) -> None:
-    install("rtx", "9.0", loads=False)
+    install("rtx", "8.6", loads=False)
     with pytest.raises(BackendError, match=r"TensorRT rtx does not load the engine on this machine: TensorRT gave no"):
         to_engine(graph, engine, BuildOptions("trt-rtx"))
     assert not engine.parent.exists()
@@ -678,7 +689,7 @@ def test_timing_cache_is_kept_per_gpu_and_version(
     to_engine(graph, engine, BuildOptions("trt"))
     assert damaged.read_bytes() == b"measured."
 
-    install("rtx")
+    install("rtx", "8.6")
     to_engine(graph, engine, BuildOptions("trt-rtx"))
     assert len(list(folder.iterdir())) == 2
 

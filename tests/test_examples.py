@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import ast
-import os
 import re
 import shutil
 import subprocess
@@ -23,10 +22,7 @@ FRAMES = [street_scene(seed, SIZE)[0] for seed in range(3)]
 
 
 def run(*command: str | Path, stdin: bytes = b"") -> subprocess.CompletedProcess[bytes]:
-    environment = os.environ | {"PYTHONPATH": str(ROOT)}
-    return subprocess.run(
-        [str(part) for part in command], input=stdin, capture_output=True, env=environment, timeout=120
-    )
+    return subprocess.run([str(part) for part in command], input=stdin, capture_output=True, timeout=120)
 
 
 def test_camera_loop(exported: Path, tmp_path: Path) -> None:

@@ -116,6 +116,22 @@ def test_exportable_unpooling_changes_nothing(net: ENet, image: Tensor) -> None:
     assert torch.equal(exportable(image), net(image))
 
 
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
+@pytest.mark.parametrize("half", [False, True], ids=["fp32", "fp16"])
+def test_cuda_graph_of_the_deploy_form(weights: Path, half: bool) -> None:
+    deployed = to_deploy(load_weights(weights)[0], METADATA, half).cuda()
+    images = [torch.from_numpy(street_scene(seed, SIZE)[0][None]).cuda() for seed in range(3)]
+    with torch.inference_mode():
+        expected = [deployed(frames) for frames in images]
+        frames, graph = images[0].clone(), torch.cuda.CUDAGraph()
+        with torch.cuda.graph(graph):
+            labels = deployed(frames)
+        for given, wanted in zip(images, expected, strict=True):
+            frames.copy_(given)
+            graph.replay()
+            assert torch.equal(labels, wanted)
+
+
 def test_sums_in_downsampling_change_nothing(net: ENet, image: Tensor) -> None:
     summed = sum_in_downsampling(net)
     assert DownsamplingBottleneck not in kinds(summed)

@@ -219,6 +219,8 @@ def test_what_does_not_go_together(
     arguments: list[str],
     message: str,
 ) -> None:
+    if "trt-rtx" in arguments:
+        pytest.importorskip("tensorrt_rtx", exc_type=ImportError)
     monkeypatch.chdir(tmp_path)
     named = {"INT8": str(graphs["int8"]), "FP32": str(graphs["fp32"])}
     assert cli.main([named.get(argument, argument) for argument in arguments]) == 2

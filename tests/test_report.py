@@ -63,6 +63,7 @@ def stored() -> dict[str, Any]:
         "environment": {
             "time": "2026-11-23T07:00:00+0000", "processor": "A Processor", "cores": 2, "system": "Linux",
             "governor": None, "omp_num_threads": None, "commit": "0123456789abcdef", "packages": {"openvino": "2026.4"},
+            "gpus": [{"name": "NVIDIA H100", "driver": "580.159"}, {"name": "NVIDIA T4", "driver": "580.159"}],
         },
         "load": {"others": 0.0, "stolen": 0.01},
         "images": {"count": 101, "size": [360, 480], "data": "camvid", "split": "val", "video": None},
@@ -197,7 +198,9 @@ def test_run_of_schema_1_is_read(tmp_path: Path, capsys: pytest.CaptureFixture[s
     assert run["results"][2]["stream_fps"] is None and run["results"][2]["speed"]["ratio"] == pytest.approx(4, rel=0.01)
     assert run["verdict"][0]["take"] == "openvino int8"
     assert cli.main(["show", saved(old, tmp_path), "--html", str(tmp_path / "a.html")]) == 0
-    assert "openvino int8: 65 FPS" in capsys.readouterr().out and (tmp_path / "a.html").stat().st_size > 10_000
+    assert "openvino int8: 65 FPS" in capsys.readouterr().out
+    page = (tmp_path / "a.html").read_text()
+    assert len(page) > 10_000 and "<dd>name NVIDIA H100, driver 580.159, name NVIDIA T4, driver 580.159</dd>" in page
 
 
 @pytest.mark.parametrize("path", sorted((ROOT / "benchmarks" / "results").glob("cpu-*.json")), ids=lambda p: p.stem)

@@ -8,6 +8,7 @@ import sys
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
@@ -58,18 +59,27 @@ class FakeRunner(Runner):
         del self._table
 
 
-# backend -> (class, the package it needs, the fixture with its artifact, options). A new backend is one line here.
+# case -> (class, the package it needs, the fixture with its artifact, options). A new backend is one line here.
 CASES: dict[str, tuple[type[Runner], str, str, dict[str, Any]]] = {
     "fake": (FakeRunner, "numpy", "weights", {}),
     "torch": (TorchRunner, "torch", "weights", {"size": SIZE}),
     "ort": (OrtRunner, "onnxruntime", "exported", {"threads": 1}),
     "openvino": (OpenVinoRunner, "openvino", "exported", {"threads": 1}),
     "trt": (TrtRunner, "onnxruntime", "engine", {}),  # which runs the stand-in's engines
+    "torch-cuda": (TorchRunner, "torch", "weights", {"size": SIZE, "device": "cuda"}),
+    "ort-cuda": (OrtRunner, "onnxruntime", "exported", {"device": "cuda"}),
 }
 
 
 def test_every_backend_is_held_to_the_contract() -> None:
-    assert set(CASES) == {"fake", *BACKENDS}
+    assert {case[0].backend for case in CASES.values()} == {"fake", *BACKENDS}
+
+
+def skip_without_cuda(package: str) -> None:
+    if not pytest.importorskip("torch").cuda.is_available():
+        pytest.skip("torch sees no CUDA device")
+    if package == "onnxruntime" and "CUDAExecutionProvider" not in import_module(package).get_available_providers():
+        pytest.skip("this onnxruntime is built without CUDA; onnxruntime-gpu is")
 
 
 @pytest.fixture(scope="module")
@@ -92,6 +102,8 @@ def make(request: pytest.FixtureRequest) -> Callable[[], Runner]:
     """Makes a runner that is not open yet."""
     runner_class, package, artifact, options = CASES[request.param]
     pytest.importorskip(package)
+    if "device" in options:
+        skip_without_cuda(package)
     return partial(runner_class, request.getfixturevalue(artifact), **options)
 
 
@@ -181,8 +193,9 @@ def test_closed_by_another_thread_between_check_and_run(weights: Path, batches: 
 
 def test_spec(runner: Runner, request: pytest.FixtureRequest, weights: Path) -> None:
     spec = runner.spec
-    assert spec.backend == request.node.callspec.params["make"]
-    device = "cuda" if spec.backend == "trt" else "cpu"
+    runner_class, _, _, options = CASES[request.node.callspec.params["make"]]
+    assert spec.backend == runner_class.backend
+    device = "cuda" if spec.backend == "trt" else options.get("device", "cpu")
     assert (spec.artifact, spec.device, spec.precision) == (runner.artifact, device, "fp32")
     assert (spec.size, spec.batch, spec.classes) == (SIZE, None, CAMVID)
     assert spec.weights_sha256 == sha256(weights)
@@ -423,6 +436,9 @@ def test_profile_names_the_operations_or_says_that_it_cannot(runner: Runner, bat
     labels = runner.infer(batches[0])
     if runner.backend in ("fake", "torch"):
         with pytest.raises(BackendError, match=f"the backend {runner.backend} does not tell the times"):
+            runner.profile(batches[0])
+    elif (runner.backend, runner.device) == ("ort", "cuda"):
+        with pytest.raises(BackendError, match="tells when operations were started on cuda, not how long they took"):
             runner.profile(batches[0])
     else:
         operations = runner.profile(batches[0], calls=2)

@@ -20,7 +20,7 @@ from typing import Any
 import cv2
 import numpy as np
 import pytest
-from conftest import ROOT, SIZE
+from conftest import SIZE
 
 from enet_deploy import CAMVID, DataError, colorize, open_runner
 from enet_deploy.artifacts import Metadata
@@ -353,13 +353,10 @@ def command(*arguments: str) -> list[str]:
     return [sys.executable, "-m", "enet_deploy.segment_cli", *arguments]
 
 
-ENVIRONMENT = os.environ | {"PYTHONPATH": str(ROOT)}
-
-
 def test_raw_frames_from_pipe_to_pipe(exported: Path) -> None:
     raw = b"".join(frame.tobytes() for frame in FRAMES) + b"torn"
     done = subprocess.run(
-        command(str(exported), "-", "--raw", "96x128", "--labels", "-"), input=raw, capture_output=True, env=ENVIRONMENT
+        command(str(exported), "-", "--raw", "96x128", "--labels", "-"), input=raw, capture_output=True
     )
     assert done.returncode == 0, done.stderr
     with open_runner(exported) as runner:
@@ -372,7 +369,7 @@ def test_raw_frames_from_pipe_to_pipe(exported: Path) -> None:
 def test_signal_finishes_the_files(here: Path, exported: Path, number: signal.Signals, code: int) -> None:
     """The pipe stays open, so that it is the signal that ends it: while it waits for a frame."""
     arguments = [str(exported), "-", "--raw", "96x128", "--out", "out.mp4", "--labels", "ids", "--json", "out.jsonl"]
-    with subprocess.Popen(command(*arguments), stdin=subprocess.PIPE, stderr=subprocess.PIPE, env=ENVIRONMENT) as child:
+    with subprocess.Popen(command(*arguments), stdin=subprocess.PIPE, stderr=subprocess.PIPE) as child:
         child.stdin.write(b"".join(frame.tobytes() for frame in FRAMES))
         child.stdin.flush()
         wait_for(child, lambda: len(list(here.glob("ids/0*.png"))) == 4)
@@ -389,13 +386,13 @@ def test_signal_finishes_the_files(here: Path, exported: Path, number: signal.Si
 def test_closed_pipe_finishes_the_files(here: Path, exported: Path) -> None:
     write_video(here / "a.mp4", pictures=FRAMES * 100)
     arguments = command(str(exported), "a.mp4", "--out", "-", "--json", "lines")  # both have what was shown last
-    with subprocess.Popen(arguments, stdout=subprocess.PIPE, stderr=subprocess.PIPE, env=ENVIRONMENT) as child:
+    with subprocess.Popen(arguments, stdout=subprocess.PIPE, stderr=subprocess.PIPE) as child:
         child.stdout.read(1)
         child.stdout.close()
         assert child.wait(30) == 128 + signal.SIGPIPE, child.stderr.read()
     assert len(Path("lines").read_text().splitlines()) >= 1
     arguments = command(str(exported), "a.mp4", "--json", "-", "--out", "out.mp4")
-    with subprocess.Popen(arguments, stdout=subprocess.PIPE, stderr=subprocess.PIPE, env=ENVIRONMENT) as child:
+    with subprocess.Popen(arguments, stdout=subprocess.PIPE, stderr=subprocess.PIPE) as child:
         assert json.loads(child.stdout.readline())["frame"] == "000000"
         child.stdout.close()
         told = child.stderr.read().decode()
@@ -403,7 +400,7 @@ def test_closed_pipe_finishes_the_files(here: Path, exported: Path) -> None:
     assert 1 <= len(read(here / "out.mp4")) < 400
     done = subprocess.run(
         ["sh", "-c", '"$@" >&-', "sh", *command(str(exported), "a.mp4", "--json", "-")],
-        capture_output=True, env=ENVIRONMENT,
+        capture_output=True,
     )  # fmt: skip
     assert done.returncode == 2 and b"standard output is closed" in done.stderr
 
@@ -411,7 +408,7 @@ def test_closed_pipe_finishes_the_files(here: Path, exported: Path) -> None:
 def test_signal_before_the_first_frame_leaves_what_was_there(here: Path, exported: Path) -> None:
     Path("out.mp4").write_text("of yesterday")
     arguments = command(str(exported), "-", "--raw", "96x128", "--out", "out.mp4", "--json", "out.jsonl")
-    with subprocess.Popen(arguments, stdin=subprocess.PIPE, env=ENVIRONMENT) as child:
+    with subprocess.Popen(arguments, stdin=subprocess.PIPE) as child:
         wait_for(child, lambda: bool(list(here.glob(".out*.mp4"))))
         time.sleep(0.2)
         child.send_signal(signal.SIGTERM)
@@ -452,7 +449,7 @@ def test_kill_at_any_moment_leaves_whole_files_or_none(here: Path, exported: Pat
     for path in (Path("out.mp4"), Path("out.jsonl"), *(here / "ids").iterdir()):
         path.unlink()
     for seen in (0, 1, 2, 5, 11, 20):
-        with subprocess.Popen(command(*arguments), stderr=subprocess.PIPE, env=ENVIRONMENT) as child:
+        with subprocess.Popen(command(*arguments), stderr=subprocess.PIPE) as child:
             wait_for(child, lambda: len(contents(here / "ids")) >= seen)  # noqa: B023  used before the next round
             child.kill()
         there = contents(here / "ids")
@@ -470,7 +467,7 @@ def test_full_disk_is_said_and_leaves_no_file(here: Path, exported: Path, output
     limited = ["import resource; resource.setrlimit(resource.RLIMIT_FSIZE, (200, 200))", "import sys"]
     limited += ["from enet_deploy.segment_cli import main", "sys.exit(main(sys.argv[1:]))"]
     arguments = [sys.executable, "-c", "\n".join(limited), str(exported), "a.mkv", output]
-    done = subprocess.run(arguments, capture_output=True, text=True, env=ENVIRONMENT)
+    done = subprocess.run(arguments, capture_output=True, text=True)
     assert done.returncode == 2 and done.stderr.count("\n") == 1, done.stderr
     assert "error: cannot write" in done.stderr and "free space" in done.stderr
     assert [path.name for path in here.rglob("*") if path.is_file()] == ["a.mkv"]

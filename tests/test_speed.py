@@ -24,6 +24,7 @@ SMALL = (96, 128)
 
 
 def test_what_ours_is_held_against_gives_the_same_labels(weights: Path, tmp_path: Path) -> None:
+    pytest.importorskip("openvino")
     frames = street_scene(0, SMALL)[0][None]
     with open_runner(weights, "torch", size=SMALL) as runner:
         expected = runner.infer(frames)
@@ -38,6 +39,7 @@ def test_what_ours_is_held_against_gives_the_same_labels(weights: Path, tmp_path
 def test_every_row_has_its_calls(
     weights: Path, exported: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    pytest.importorskip("openvino")
     monkeypatch.setattr(speed, "to_onnx", lambda _, path, **__: shutil.copy(exported, path))
     monkeypatch.setattr(speed, "export", lambda _module, _example, path: path)
     makers = speed.our_makers(weights, SMALL, str(tmp_path))

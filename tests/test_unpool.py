@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any
 
 import numpy as np
 import onnx
@@ -14,6 +15,7 @@ from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 from torch import Tensor, nn
 from torch.nn import functional as F
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from enet_deploy.errors import InputError
 from enet_deploy.export.unpool import MaxPool2x2, MaxUnpool2x2, with_exportable_unpooling
@@ -126,6 +128,34 @@ def segnet() -> SegNet:
         for parameter in net.parameters():
             parameter.copy_(torch.randint(-1, 2, parameter.shape) / 4)
     return net
+
+
+def test_ranks_are_a_buffer_that_moves_with_the_model_and_is_in_no_weights_file(segnet: SegNet) -> None:
+    rewritten = with_exportable_unpooling(segnet)
+    assert rewritten.state_dict().keys() == segnet.state_dict().keys()
+    assert {name for name, _ in rewritten.named_buffers()} == {"pool.window", "unpool.window"}
+    assert {buffer.dtype for buffer in rewritten.half().buffers()} == {torch.float16}
+    elsewhere = with_exportable_unpooling(segnet.to("meta"))
+    assert {buffer.device.type for buffer in elsewhere.buffers()} == {"meta"}
+
+
+def test_forward_makes_no_tensor_of_pythons_numbers() -> None:
+    """Which no CUDA graph holds; on a GPU, test_export.py captures one."""
+
+    class Calls(TorchDispatchMode):
+        def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+            called.add(func._schema.name.removeprefix("aten::"))
+            return func(*args, **(kwargs or {}))
+
+    pool, unpool, x = MaxPool2x2(), MaxUnpool2x2(), quarters(1, 3, 8, 8)
+    called: set[str] = set()
+    with Calls():
+        unpool(*pool(x))
+    assert {"max_pool2d_with_indices", "repeat", "eq"} <= called
+    assert not called & {"lift_fresh", "scalar_tensor", "full", "empty.memory_format"}
+    with Calls():
+        torch.tensor([[4, 3], [2, 1]])
+    assert "lift_fresh" in called
 
 
 def test_rewriting_leaves_the_original_alone(segnet: SegNet) -> None:

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
+import ctypes
+import io
 import json
 import logging
 import platform
@@ -59,6 +62,8 @@ class OrtRunner(Runner):
         self._index = _device_index(self.device)
         wanted = _CPU if self._index is None else _ON_CUDA[self._provider]
         _require_provider(ort, wanted, self.device)
+        if wanted != _CPU:
+            _preload_libraries(ort)
         session = self._load(ort, wanted)
         if session.get_providers()[0] != wanted:
             raise BackendError(
@@ -103,6 +108,7 @@ class OrtRunner(Runner):
             return ort.InferenceSession(str(self.artifact), options, providers=[(provider, choices)], enable_fallback=0)
         except Exception as error:  # noqa: BLE001  onnxruntime raises a dozen kinds, on the CPU all about the file
             if provider != _CPU:
+                _require_libraries(ort, provider, self.device)
                 raise BackendError(
                     f"onnxruntime {ort.__version__} does not run {self.artifact} with its {provider} alone on device "
                     f"'{self.device}': {error}"
@@ -195,6 +201,40 @@ def _require_provider(ort: Any, provider: str, device: str) -> None:
             f"{', '.join(ort.get_available_providers())}: "
             + (both or "pip uninstall onnxruntime, then pip install 'enet-deploy[gpu]'")
         )
+
+
+def _preload_libraries(ort: Any) -> None:
+    """Load CUDA and cuDNN out of NVIDIA's packages in site-packages, where the loader does not look by itself."""
+    if not hasattr(ort, "preload_dlls"):  # onnxruntime 1.21
+        return
+    with contextlib.redirect_stdout(io.StringIO()) as told:  # a command's output is its own
+        ort.preload_dlls()
+    if told.getvalue():
+        log.debug("onnxruntime.preload_dlls: %s", told.getvalue().strip())
+
+
+def _require_libraries(ort: Any, provider: str, device: str) -> None:
+    """Raise BackendError where a library is missing that the provider is linked to.
+
+    ONNX Runtime goes on without the provider then, and the error that it ends with names no library. To be called
+    after that: a provider that is loaded before ONNX Runtime does it finds no host to call.
+    """
+    name = provider.removesuffix("ExecutionProvider").lower()
+    path = Path(ort.__file__).parent / "capi" / f"libonnxruntime_providers_{name}.so"
+    try:
+        ctypes.CDLL(f"{path}")
+    except OSError as error:  # "libcublasLt.so.13: cannot open shared object file: No such file or directory"
+        library = f"{error}".partition(":")[0]
+        if library == f"{path}":
+            return  # it is all there, and something else is wrong
+        cure = "pip install 'enet-deploy[gpu]'"
+        if library.startswith("libcuda."):
+            cure = "install the NVIDIA driver"
+        elif library.startswith(("libnvinfer", "libnvonnxparser")):
+            cure = "install the TensorRT that it was built for"
+        raise BackendError(
+            f"device '{device}': onnxruntime {ort.__version__} cannot load its {provider}: {error}; {cure}"
+        ) from None
 
 
 def _metadata(session: Any, path: Path) -> Metadata:

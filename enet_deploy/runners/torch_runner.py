@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import re
+import threading
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -34,8 +37,30 @@ def torch_device(name: str) -> torch.device:
     return torch.device(name)
 
 
+_tf32_lock = threading.Lock()
+
+
+@contextlib.contextmanager
+def without_tf32() -> Iterator[None]:
+    """Convolutions on CUDA multiply in fp32 as long as the block lasts, and not in TF32, PyTorch's default: 10 bits.
+
+    The setting is the whole process's. So one block waits for another, which would restore it too early, and what
+    other threads launch meanwhile is exact too.
+    """
+    from torch.backends import cudnn
+
+    conv = cudnn.conv  # type: ignore[attr-defined]  # set when the module is run
+    with _tf32_lock:
+        before = conv.fp32_precision
+        conv.fp32_precision = "ieee"
+        try:
+            yield
+        finally:
+            conv.fp32_precision = before
+
+
 class TorchRunner(Runner):
-    """Runs weights (.safetensors) in eager PyTorch, fp32, channels_last.
+    """Runs weights (.safetensors) in eager PyTorch, fp32, channels_last; on CUDA without TF32.
 
     Args:
         artifact: weights that enet-train wrote.
@@ -59,16 +84,17 @@ class TorchRunner(Runner):
 
         from ..model import Segmenter
 
-        device = torch_device(self.device)
+        self._on = torch_device(self.device)
         net, metadata = self._load()
         metadata = dataclasses.replace(metadata, size=self._size or metadata.size)
         self._torch = torch
         net.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
-        self._segmenter = Segmenter(net, metadata.mean, metadata.std).to(device).eval()
+        self._segmenter = Segmenter(net, metadata.mean, metadata.std).to(self._on).eval()
         # All calls compute in one thread, whoever makes them: OpenMP keeps threads for each thread that computes, and
         # where these are more than the cores, each call takes twice as long (2 cores: infer() and stream() in turn)
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="enet-torch")
-        return self._make_spec(metadata, batch=None, has_logits=True)
+        runtime = "" if self.device == "cpu" else "cuDNN, TF32 off"
+        return self._make_spec(metadata, batch=None, has_logits=True, runtime=runtime)
 
     def _load(self) -> tuple[nn.Module, Metadata]:
         """The network and what is known of it."""
@@ -85,14 +111,20 @@ class TorchRunner(Runner):
 
     def _label(self, frames: UInt8Array, out: UInt8Array) -> None:
         with self._torch.inference_mode():
-            labels = self._segmenter(self._torch.tensor(frames, device=self.device))
+            labels = self._compute(self._segmenter, frames)
             self._torch.from_numpy(out).copy_(labels)
 
     def _score(self, frames: UInt8Array) -> npt.NDArray[np.float32]:
         with self._torch.inference_mode():
-            logits = self._segmenter.logits(self._torch.tensor(frames, device=self.device))
+            logits = self._compute(self._segmenter.logits, frames)
             array: npt.NDArray[np.float32] = logits.float().cpu().contiguous().numpy()
             return array
+
+    def _compute(self, function: Callable[[torch.Tensor], torch.Tensor], frames: UInt8Array) -> torch.Tensor:
+        """function(frames) on the device, in fp32. On CUDA it is launched when this returns, not done."""
+        on_device = self._torch.tensor(frames, device=self._on)
+        with contextlib.nullcontext() if self.device == "cpu" else without_tf32():
+            return function(on_device)
 
     def _close(self) -> None:
         self._thread.shutdown()

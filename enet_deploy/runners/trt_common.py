@@ -28,6 +28,12 @@ def import_tensorrt(flavour: str) -> Any:
         raise BackendError(f"{module} is installed but does not load: {error}") from None
 
 
+def rtx_capabilities(trt: Any) -> dict[str, Any]:
+    """What GPUs this TensorRT-RTX supports: compute capability such as "8.6" -> member of trt.ComputeCapability."""
+    members = trt.ComputeCapability.__members__
+    return {f"{name[2:-1]}.{name[-1]}": member for name, member in members.items() if name.startswith("SM")}
+
+
 @functools.cache
 def make_logger(trt: Any) -> Any:
     """The logger of a TensorRT module. It prints nothing; `logger.told()` has what was wrong since the last call.
