@@ -82,9 +82,8 @@ def run_all(chosen: Mapping[str, Command], report: Report, work: Path, out: Path
         seconds: that all may take together.
     """
     end = time.monotonic() + seconds
-    why = f"{seconds / 60:.3g} minutes were over"
     report["steps"] = [
-        {"step": name, "title": command.title, "state": NOT_RUN, "reason": why, "seconds": 0.0, "findings": []}
+        {"step": name, "title": command.title, "state": NOT_RUN, "reason": "", "seconds": 0.0, "findings": []}
         for name, command in chosen.items()
     ]
     for step in report["steps"]:
@@ -92,6 +91,8 @@ def run_all(chosen: Mapping[str, Command], report: Report, work: Path, out: Path
         if left >= LEAST:
             step |= run_step(step["step"], chosen[step["step"]], work, out, left)
             write(report, out)
+        else:
+            step["reason"] = f"{seconds / 60:.3g} minutes were over"
         yield f"{step['step']:<18}{step['state']:<10}{step['seconds']:6.1f} s  {step['reason']}".rstrip()
 
 
@@ -188,8 +189,11 @@ def _gpu(args: argparse.Namespace) -> None:
     with tempfile.TemporaryDirectory() as folder:
         work = Path(folder)
         settings.write(work)
-        for line in run_all(commands(args.steps, work, out), report, work, out, 60 * args.minutes):
-            print(line, flush=True)
+        try:
+            for line in run_all(commands(args.steps, work, out), report, work, out, 60 * args.minutes):
+                print(line, flush=True)
+        except KeyboardInterrupt:
+            raise KeyboardInterrupt(f"what was found before is in {out}") from None
     write(report, out)
     print(f"{gpu_page.headline(report)}\nto look at: {out / NAME}.html\nto send: {out / NAME}.zip")
     failed = [step["step"] for step in report["steps"] if step["state"] == FAILED]
