@@ -21,14 +21,14 @@ COLUMNS: dict[str, tuple[str, str]] = {
     "boundary_flips": ("flips near edges", ".4%"), "interior_flips": ("elsewhere", ".4%"),
     "miou_as_pytorch": ("mIoU, PyTorch as truth", ".4f"), "miou": ("mIoU", ".4f"),
     "miou_change": ("change, points", "+.2f"), "images": ("images", ""), "layers": ("layers", ""),
-    "build_s": ("build s", ".1f"), "first_s": ("until the first labels s", ".1f"), "mb": ("MB", ".2f"),
+    "build_s": ("build s", ".1f"), "first_s": ("first labels s", ".1f"), "mb": ("MB", ".2f"),
     "kernels": ("kernels", ""), "gflop": ("GFLOP", ".2f"), "least_ms": ("estimate ms", ".3f"),
     "step_ms": ("ms per step", ".1f"), "images_s": ("images/s", ".0f"), "seconds": ("s", ".1f"),
     "epochs": ("epochs", ""), "first_loss": ("first loss", ".3f"), "last_loss": ("last loss", ".3f"),
-    "calls": ("calls", ""), "engine": ("built by", ""), "runtime": ("runs in", ""),
+    "calls": ("calls", ""), "engine": ("built by", ""),
 }  # fmt: skip
 BARS = ("p50_ms", "fps", "images_s")
-_NO_FIGURES = ("table", "failed", "skipped")
+BELOW = {"failed": "failed: ", "skipped": "not here: ", "runtime": "in "}  # in a line of its own below the row
 
 # Table -> its title, and what has to be known to read it
 TABLES: dict[str, tuple[str, str]] = {
@@ -66,7 +66,6 @@ class Table:
     columns: that any of the rows has, in order.
     figures: those of them that are numbers.
     largest: column of `BARS` -> its largest figure.
-    remarks: whether any of the rows failed or was skipped.
     """
 
     title: str
@@ -75,7 +74,6 @@ class Table:
     figures: set[str]
     rows: list[Row]
     largest: dict[str, float]
-    remarks: bool
 
 
 def tables(report: Row) -> list[Table]:
@@ -92,13 +90,11 @@ def tables(report: Row) -> list[Table]:
 
 
 def _table(title: str, note: str, rows: list[Row]) -> Table:
-    there = [key for row in rows for key in row if key not in _NO_FIGURES]
+    there = [key for row in rows for key in row if key != "table" and key not in BELOW]
     columns = sorted(dict.fromkeys(there), key=[*COLUMNS, *there].index)
     figures = {key for row in rows for key, value in row.items() if isinstance(value, int | float)}
     largest = {name: max(row.get(name) or 0.0 for row in rows) for name in BARS if name in columns}
-    remarks = any("failed" in row or "skipped" in row for row in rows)
-    return Table(title, note, columns, figures, [{**dict.fromkeys([*columns, *_NO_FIGURES]), **row} for row in rows],
-                 largest, remarks)  # fmt: skip
+    return Table(title, note, columns, figures, [{**dict.fromkeys(columns), **row} for row in rows], largest)
 
 
 def headline(report: Row) -> str:
@@ -118,7 +114,7 @@ def headline(report: Row) -> str:
 
 def as_html(report: Row) -> str:
     """The page of a report as far as it has come."""
-    return _TEMPLATE.render(report=report, tables=tables(report), headline=headline(report))
+    return _TEMPLATE.render(report=report, tables=tables(report), headline=headline(report), below=BELOW)
 
 
 def _heading(column: str) -> str:

@@ -347,8 +347,9 @@ def engine(run: Run, precision: str) -> None:
     if run.settings.rehearsal:
         _ahead_of_time(run, precision)
         raise NotHere("needs a card: compiled ahead of time, not run")
-    flavour = _flavour(run)
-    size = run.settings.sizes[0]
+    from enet_deploy.export.to_onnx import MAX_DISAGREEMENT
+
+    flavour, size = _flavour(run), run.settings.sizes[0]
     with run.found.attempt("engines", precision=precision, size=_words(size)) as note:
         note(**_told(_build(run, flavour, precision, size, dynamic=False)))
         begun = time.perf_counter()
@@ -357,7 +358,11 @@ def engine(run: Run, precision: str) -> None:
             runner.infer(frames)
             note(runtime=runner.spec.runtime, first_s=time.perf_counter() - begun)
             note(**_timed(run, partial(runner.infer, frames), 1))
-            note(**_parity(run, runner))
+            against = _parity(run, runner)
+            note(**against)
+            least = 1 - MAX_DISAGREEMENT[precision]
+            equal = against["agreement"]
+            must(equal >= least, f"{equal:.4%} of the labels are PyTorch's, at least {least:.2%} have to be")
 
 
 def _ahead_of_time(run: Run, precision: str) -> None:
@@ -392,7 +397,7 @@ def _pairs(run: Run, size: Size) -> Iterator[tuple[UInt8Array, UInt8Array | None
     yield from (data[index] for index in spread(range(len(data)), IMAGES))
 
 
-def _parity(run: Run, runner: Runner) -> dict[str, object]:
+def _parity(run: Run, runner: Runner) -> dict[str, Any]:
     """Labels against PyTorch's on the CPU, and both against the truth where there is one."""
     from .parity import compare
 

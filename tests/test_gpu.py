@@ -28,7 +28,7 @@ from enet_deploy.benchmarks.gpu_findings import REHEARSAL, Findings, Settings
 from enet_deploy.benchmarks.profiling import Kernel, expected_seconds, kernels
 from enet_deploy.data import UInt8Array
 from enet_deploy.errors import RequirementError
-from enet_deploy.export import to_engine
+from enet_deploy.export import to_engine, to_onnx
 
 SHORT = dataclasses.replace(REHEARSAL, sizes=(SIZE,))
 ON_STAND_IN = dataclasses.replace(SHORT, rehearsal=False, flavour="trt")
@@ -135,7 +135,9 @@ def test_rehearsal_from_end_to_end(children: None, tmp_path: Path, capsys: pytes
     assert report["rehearsal"] is True and report["card"] is None
     states = {found["step"]: found["state"] for found in report["steps"]}
     assert states == {"facts": "done", "contract-trt": "not here", "train-minute": "done"}
-    assert "matrix product, float32" in {row["what"] for row in rows(report["steps"][0], table="rates") if "rate" in row}
+    assert "matrix product, float32" in {
+        row["what"] for row in rows(report["steps"][0], table="rates") if "rate" in row
+    }
     (trained,) = rows(report["steps"][-1], table="training")
     assert trained["epochs"] == 1 and 0 <= trained["miou"] <= 1
     for name in states:
@@ -200,13 +202,15 @@ def test_rehearsal_compiles_an_engine_ahead_of_time(work: Path) -> None:
     assert code == 0 and "needs a card" in found["skipped"] and row["mb"] > 0 and "p50_ms" not in row
 
 
-def test_engines_run_and_are_held_against_pytorch(work: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    def build(run: Any, flavour: str, precision: str, size: Any, ahead: Any = (), *, dynamic: bool) -> Any:
-        graph = gpu_steps_cli._graph(run, precision, size, dynamic)
-        path = tensorrt_standin.write_engine(graph, work / EngineCard.engine_name(graph, flavour), flavour)
-        return SimpleNamespace(path=path, card=EngineCard.read(path), bytes=path.stat().st_size, seconds=1.0)
+def stand_in_build(run: Any, flavour: str, precision: str, size: Any, *_: Any, dynamic: bool) -> Any:
+    """In the place of TensorRT's builder, which there is no stand-in for."""
+    graph = gpu_steps_cli._graph(run, precision, size, dynamic)
+    path = tensorrt_standin.write_engine(graph, run.work / EngineCard.engine_name(graph, flavour), flavour)
+    return SimpleNamespace(path=path, card=EngineCard.read(path), bytes=path.stat().st_size, seconds=1.0)
 
-    monkeypatch.setattr(gpu_steps_cli, "_build", build)
+
+def test_engines_run_and_are_held_against_pytorch(work: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(gpu_steps_cli, "_build", stand_in_build)
     monkeypatch.setattr(gpu_steps_cli, "IMAGES", 2)
     card = tensorrt_standin.Gpu()
     with tensorrt_standin.installed(card):
@@ -222,6 +226,17 @@ def test_engines_run_and_are_held_against_pytorch(work: Path, monkeypatch: pytes
         assert [row["graphs"] for row in rows(found, table="speed", memory="host")] == ["yes", "no"]
         assert [row["batch"] for row in rows(found, table="batches", memory="host")] == [1, 2]
     assert (card.alive(), card.complaints) == ({}, [])
+
+
+def test_an_engine_with_other_labels_fails(work: Path, monkeypatch: pytest.MonkeyPatch, capsys: Any) -> None:
+    monkeypatch.setattr(gpu_steps_cli, "_build", stand_in_build)
+    monkeypatch.setattr(gpu_steps_cli, "IMAGES", 1)
+    monkeypatch.setitem(to_onnx.MAX_DISAGREEMENT, "fp32", -1e-9)  # as if more had to be equal than are
+    with tensorrt_standin.installed(tensorrt_standin.Gpu()):
+        code, found = step("engine-fp32", ON_STAND_IN, work)
+    (row,) = found["findings"]
+    assert code == 1 and f"{row['agreement']:.4%}" in row["failed"]
+    assert "fp32" in capsys.readouterr().err
 
 
 def test_a_card_that_tensorrt_refuses_is_no_failure(work: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -391,6 +406,7 @@ def test_page_shows_what_was_found_and_names_the_fastest_engine() -> None:
     report["environment"] = {"processor": "a", "cores": 1, "time": "now", "commit": "b"}
     assert gpu_page.headline(report).startswith("fp16 at 360x480: 1.250 ms")
     page = gpu_page.as_html(report)
-    assert "RTX &lt;3060&gt;" in page and "&lt;b&gt;computes" in page and "99.9700%" in page
+    for text in ("RTX &lt;3060&gt;", "failed: no layer &lt;b&gt;computes", "99.9700%"):
+        assert text in page
     steps[0]["findings"] = findings[2:]
     assert gpu_page.headline(report) == "No engine has run: no layer <b>computes</b> in int8"
