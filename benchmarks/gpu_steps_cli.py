@@ -256,7 +256,6 @@ def _rates(run: Run) -> None:
     rate(COPY, lambda: there.copy_(here), 2 * size / 1e9, "GB/s")
     rate("copy to the device, pinned", lambda: here.copy_(host, non_blocking=True), size / 1e9, "GB/s")
     rate("copy to the host, pinned", lambda: host.copy_(here, non_blocking=True), size / 1e9, "GB/s")
-    torch.backends.cuda.matmul.allow_tf32 = False
     for dtype in (torch.float32, torch.float16):
         a = torch.ones(side, side, device=device, dtype=dtype)
         rate(PRODUCT + str(dtype)[6:], partial(torch.mm, a, a), 2 * side**3 / 1e12, "TFLOP/s")
