@@ -1,5 +1,5 @@
-# `make demo` and `make test` set themselves up in .venv, `make test-minimal` in .venv-minimal; nothing else is needed
-# but Python 3.10 or later.
+# `make demo`, `make gpu` and `make test` set themselves up in .venv, `make test-minimal` in .venv-minimal; nothing else
+# is needed but Python 3.10 or later.
 
 PYTHON ?= python3
 FUZZ_SECONDS ?= 60
@@ -8,7 +8,7 @@ INSTALLED := .venv/installed
 WEIGHTS := enet_deploy/weights/enet-camvid.safetensors
 MINIMAL := .venv-minimal
 
-.PHONY: demo test test-minimal fuzz lint clean
+.PHONY: demo gpu test test-minimal fuzz lint clean
 
 demo: $(INSTALLED) ## fp32 and int8 on PyTorch, ONNX Runtime and OpenVINO side by side with a report; an engine for an RTX 3060
 	$(BIN)/enet-export --logits --out demo
@@ -19,6 +19,9 @@ demo: $(INSTALLED) ## fp32 and int8 on PyTorch, ONNX Runtime and OpenVINO side b
 		--html demo/report.html $(if $(CAMVID_DIR),--data $(CAMVID_DIR))
 	@echo "demo/ holds the graphs, the engine with its card, bench.json with the whole result, and the report for a browser:"
 	@echo "$(CURDIR)/demo/report.html"
+
+gpu: $(INSTALLED) ## measures this machine's NVIDIA card in under ten minutes: gpu-report/gpu-report.zip, to send
+	$(BIN)/python -m enet_deploy.benchmarks.gpu $(if $(CAMVID_DIR),--data $(CAMVID_DIR))
 
 test: $(INSTALLED) lint ## lint, types, tests
 	$(BIN)/python -m pytest
@@ -48,4 +51,4 @@ $(INSTALLED): setup.cfg pyproject.toml constraints.txt
 	touch $@
 
 clean:
-	rm -rf .venv $(MINIMAL) build demo *.egg-info .mypy_cache .pytest_cache .ruff_cache .hypothesis
+	rm -rf .venv $(MINIMAL) build demo gpu-report *.egg-info .mypy_cache .pytest_cache .ruff_cache .hypothesis

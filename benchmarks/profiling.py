@@ -91,20 +91,80 @@ def _stage(operation: Operation) -> str | None:
 
 def arithmetic(graph: Path) -> dict[str, int]:
     """The multiply-adds of a .onnx file's convolutions for one frame, by stage."""
+    macs: Counter[str] = Counter()
+    stage = FIRST_STAGE
+    for kernel in kernels(graph):
+        found = _STAGE.match(kernel.name)
+        stage = found[1] if found else stage
+        if kernel.multiply_adds:
+            macs[stage] += kernel.multiply_adds
+    return dict(macs)
+
+
+@dataclass(frozen=True)
+class Kernel:
+    """What an operation of a graph asks of a machine that runs it alone, for one frame.
+
+    Attributes:
+        name, kind: of the operation.
+        bytes: of its inputs, weights among them, and outputs.
+        multiply_adds: of a convolution, else 0.
+    """
+
+    name: str
+    kind: str
+    bytes: int
+    multiply_adds: int
+
+
+# What no compiler merges with another of them; all that stands between them it may
+_ALONE = ("Conv", "ConvTranspose", "MaxPool", "ArgMax")
+_VIEWS = ("Reshape", "Unsqueeze", "Squeeze", "Constant")
+
+
+def kernels(graph: Path, fused: bool = False) -> list[Kernel]:
+    """The operations of a .onnx file, in order.
+
+    Args:
+        fused: only those that are left where everything else is merged into them: the least that can be hoped for.
+
+    Without those that only give memory another name.
+    """
     import onnx
+    from onnx.helper import tensor_dtype_to_np_dtype
 
     model = onnx.shape_inference.infer_shapes(onnx.load(graph))
     values = (*model.graph.value_info, *model.graph.input, *model.graph.output)
-    shapes = {value.name: [d.dim_value or 1 for d in value.type.tensor_type.shape.dim] for value in values}
-    shapes |= {initializer.name: list(initializer.dims) for initializer in model.graph.initializer}
-    macs: Counter[str] = Counter()
-    stage = FIRST_STAGE
+    tensors = {value.name: value.type.tensor_type for value in values}
+    shapes = {name: [d.dim_value or 1 for d in tensor.shape.dim] for name, tensor in tensors.items()}
+    types = {name: tensor.elem_type for name, tensor in tensors.items()}
+    for weight in model.graph.initializer:
+        shapes[weight.name], types[weight.name] = list(weight.dims), weight.data_type
+
+    def size(name: str) -> int:
+        return math.prod(shapes[name]) * tensor_dtype_to_np_dtype(types[name]).itemsize if name in shapes else 0
+
+    found = []
     for node in model.graph.node:
-        found = _STAGE.match(node.name)
-        stage = found[1] if found else stage
+        if node.op_type in _VIEWS or (fused and node.op_type not in _ALONE):
+            continue
+        macs = 0
         # each element of the result takes a kernel's worth of products; of a transposed one each element of the input
-        if node.op_type == "Conv":
-            macs[stage] += math.prod(shapes[node.output[0]][1:]) * math.prod(shapes[node.input[1]][1:])
-        elif node.op_type == "ConvTranspose":
-            macs[stage] += math.prod(shapes[node.input[0]][1:]) * math.prod(shapes[node.input[1]][1:])
-    return dict(macs)
+        if node.op_type in ("Conv", "ConvTranspose"):
+            many = node.output[0] if node.op_type == "Conv" else node.input[0]
+            macs = math.prod(shapes[many][1:]) * math.prod(shapes[node.input[1]][1:])
+        moved = sum(map(size, (*node.input, *node.output)))
+        found.append(Kernel(node.name, node.op_type, moved, macs))
+    return found
+
+
+def expected_seconds(found: Sequence[Kernel], bandwidth: float, flops: float, launch: float) -> float:
+    """An estimate of a frame's time: each kernel takes as long as its memory, its arithmetic or its launch needs,
+    whichever is the longest.
+
+    Args:
+        bandwidth: bytes per second.
+        flops: multiplications and additions per second.
+        launch: seconds from one kernel to the next, even of an empty one.
+    """
+    return sum(max(k.bytes / bandwidth, 2 * k.multiply_adds / flops, launch) for k in found)
