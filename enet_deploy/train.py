@@ -35,6 +35,7 @@ from torch.optim.swa_utils import update_bn
 
 from . import cli
 from .artifacts import Metadata, check_size, commit, replacing, sha256
+from .captured import CapturedGradients, Variant
 from .crops import DROPOUT, ESTIMATE, ORDER, Crops, stream
 from .data import DataSet, UInt8Array, read_ahead, resize_image, resize_labels
 from .errors import ArtifactError, DataError, EnetError, InputError
@@ -190,6 +191,10 @@ class Trainer:
                 self.model = DistributedDataParallel(self.objective, broadcast_buffers=False)
         if compiled:
             self.model.compile(dynamic=False)
+        self.captured = self.device.type == "cuda" and self.world == 1 and not compiled
+        self.gradients: Callable[[Tensor, Tensor, Variant], Tensor] = self._gradients
+        if self.captured:
+            self.gradients = CapturedGradients(self._gradients, self.objective)
 
     def _init(self, path: str | Path) -> tuple[ENet, Metadata]:
         """Weights to start from, with a new last layer where they know other classes."""
@@ -459,18 +464,29 @@ class Trainer:
         return items if self.rank else cli.progress(items, title, total)
 
     def _step(self, images: Tensor, labels: Tensor) -> Tensor:
-        self.optimizer.zero_grad()
         half = self.recipe.amp and self.schedule.last_epoch >= self._warmup
-        with torch.autocast(self.device.type, torch.bfloat16, enabled=half):
-            with torch.no_grad():
-                teacher = None if self.teacher is None else self.teacher.logits(images)
-            x = self.segmenter.normalise(images)
-            loss: Tensor = self.model(x, labels, self.weight, teacher, self._with_lovasz())
-        loss.backward()  # type: ignore[no-untyped-call]
+        loss = self.gradients(images, labels, (half, self._with_lovasz()))
         self.optimizer.step()
         self.schedule.step()
         if self.ema is not None:
             self._average()
+        return loss
+
+    def _gradients(self, images: Tensor, labels: Tensor, variant: Variant) -> Tensor:
+        """The loss, detached; its gradients are in the parameters' `grad`.
+
+        Args:
+            variant: whether it is computed in bfloat16, and whether Lovasz-softmax is in.
+        """
+        half, lovasz = variant
+        self.optimizer.zero_grad()
+        # casts of weights belong into a captured graph, not into a cache
+        with torch.autocast(self.device.type, torch.bfloat16, enabled=half, cache_enabled=not self.captured):
+            with torch.no_grad():
+                teacher = None if self.teacher is None else self.teacher.logits(images)
+            x = self.segmenter.normalise(images)
+            loss: Tensor = self.model(x, labels, self.weight, teacher, lovasz)
+        loss.backward()  # type: ignore[no-untyped-call]
         return loss.detach()
 
     @torch.no_grad()

@@ -27,6 +27,7 @@ from conftest import ROOT, write_scenes
 from torch import nn
 
 from enet_deploy import train_cli
+from enet_deploy.captured import CapturedGradients
 from enet_deploy.data import CAMVID, DataSet, open_data
 from enet_deploy.model import Segmenter, load_weights, save_weights
 from enet_deploy.objective import Objective
@@ -864,6 +865,51 @@ def test_report_preset(scenes: Path, tmp_path: Path) -> None:
     assert PRESETS["report"] == report
     assert vars(read_checkpoint(tmp_path)[1]) == vars(report) | {"size": (64, 96), "crop": (32, 32), "epochs": 1}
     assert [row["lr"] for row in rows(tmp_path)] == ["0.0005"]
+
+
+def repeat(module: nn.Module) -> Callable[[Callable[[], torch.Tensor]], tuple[Callable[[], None], torch.Tensor]]:
+    """What CUDA graphs do, without a GPU: the same work again, its loss and gradients into the same memory."""
+
+    def record(work: Callable[[], torch.Tensor]) -> tuple[Callable[[], None], torch.Tensor]:
+        loss = work()
+        gradients = [parameter.grad for parameter in module.parameters()]
+
+        def replay() -> None:
+            loss.copy_(work())
+            for parameter, gradient in zip(module.parameters(), gradients, strict=True):
+                if gradient is not None:
+                    gradient.copy_(parameter.grad)
+
+        return replay, loss
+
+    return record
+
+
+def test_captured_steps_are_the_eager_ones(scenes: Path, tmp_path: Path) -> None:
+    """In float32 and bfloat16, with Lovasz-softmax and without; dropout and the statistics of BatchNorm too."""
+    recipe = Recipe(size=(48, 64), crop=(32, 32), batch=2, epochs=3, eval_every=3, warmup=2, amp=True, lovasz_from=0.5)
+    for name in ("eager", "captured"):
+        trainer = Trainer(*splits(scenes), tmp_path / name, recipe, CPU)
+        if name == "captured":
+            record = repeat(trainer.objective)
+            gradients = CapturedGradients(trainer._gradients, trainer.objective, record)
+            trainer.captured, trainer.gradients = True, gradients
+        trainer.run()
+    assert sorted(gradients.recorded) == [(False, False), (True, False), (True, True)]
+    assert_same_tensors(*(tensors(tmp_path / name / "last.safetensors") for name in ("eager", "captured")))
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device: nothing to capture")
+def test_captured_steps_are_the_eager_ones_on_a_gpu(scenes: Path, tmp_path: Path) -> None:
+    recipe = Recipe(size=(48, 64), crop=(32, 32), batch=2, epochs=2, eval_every=2, color=0.0)
+    losses = []
+    for captured in (False, True):
+        trainer = Trainer(*splits(scenes), tmp_path / str(captured), recipe, torch.device("cuda"))
+        if not captured:
+            trainer.gradients = trainer._gradients
+        trainer.run()
+        losses.append([row["loss"] for row in trainer.history])
+    assert losses[0] == pytest.approx(losses[1], rel=1e-2)
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device: nothing to wait for")
