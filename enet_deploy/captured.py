@@ -14,7 +14,7 @@ WARM_UPS = 3  # of the work before it is captured, as PyTorch's notes on CUDA gr
 
 
 class CapturedGradients:
-    """What `compute` does, captured at the first call of each variant and replayed from then on.
+    """What `compute` does, captured at the first call of each variant and size and replayed from then on.
 
     Args:
         compute: (images, labels, variant) -> loss, a detached scalar; leaves the parameters' gradients in `grad`. Its
@@ -32,37 +32,38 @@ class CapturedGradients:
     ) -> None:
         self.compute, self.module, self.record = compute, module, record or _CudaRecorder()
         self.parameters = list(module.parameters())
-        self.inputs: tuple[Tensor, Tensor] | None = None
-        self.recorded: dict[Variant, tuple[Replay, Tensor, Sequence[Tensor | None]]] = {}
+        self.inputs: dict[torch.Size, tuple[Tensor, Tensor]] = {}
+        self.recorded: dict[tuple[torch.Size, Variant], tuple[Replay, Tensor, Sequence[Tensor | None]]] = {}
 
     def __call__(self, images: Tensor, labels: Tensor, variant: Variant) -> Tensor:
         """The loss of a batch; its gradients are in the parameters' `grad`, until the next call."""
-        if self.inputs is None:
-            self.inputs = images.clone(), labels.clone()
-        if images.shape != self.inputs[0].shape:  # a smaller batch is tried after one that did not fit
-            return self.compute(images, labels, variant)
-        for held, given in zip(self.inputs, (images, labels), strict=True):
-            held.copy_(given)
-        if variant not in self.recorded:
-            self._capture(variant, *self.inputs)
-        replay, loss, gradients = self.recorded[variant]
+        held = self.inputs.setdefault(images.shape, (torch.empty_like(images), torch.empty_like(labels)))
+        held[0].copy_(images)
+        held[1].copy_(labels)
+        key = images.shape, variant
+        if key not in self.recorded:
+            self.recorded[key] = self._capture(variant, *held)
+        replay, loss, gradients = self.recorded[key]
         replay()
         for parameter, gradient in zip(self.parameters, gradients, strict=True):
             parameter.grad = gradient
         return loss.clone()
 
-    def _capture(self, variant: Variant, images: Tensor, labels: Tensor) -> None:
+    def _capture(
+        self, variant: Variant, images: Tensor, labels: Tensor
+    ) -> tuple[Replay, Tensor, Sequence[Tensor | None]]:
         # runs that come before the first replay leave no trace in statistics and random numbers
         buffers = [(buffer, buffer.clone()) for buffer in self.module.buffers()]
         random = torch.cuda.get_rng_state(images.device) if images.is_cuda else torch.get_rng_state()
         replay, loss = self.record(lambda: self.compute(images, labels, variant))
-        self.recorded[variant] = replay, loss, [parameter.grad for parameter in self.parameters]
+        gradients = [parameter.grad for parameter in self.parameters]
         for buffer, before in buffers:
             buffer.copy_(before)
         if images.is_cuda:
             torch.cuda.set_rng_state(random, images.device)
         else:
             torch.set_rng_state(random)
+        return replay, loss, gradients
 
 
 class _CudaRecorder:

@@ -15,6 +15,9 @@ class Recipe:
     Attributes:
         size: (height, width) that images are resized to before augmentation, and evaluated at.
         crop: (height, width) of a training crop.
+        final_crop: (height, width) of a training crop in the last part of the training.
+        final_from: share of the training after which crops have that size; 1 for never. Small crops are cheaper, and
+            learn most of what large ones do.
         epochs: passes over the training images.
         minutes: that the run may take once the images are read, evaluations included; the epochs are then set from the
             measured speed, so that the learning rate ends at zero when the time is over. 0: the epochs count.
@@ -52,6 +55,8 @@ class Recipe:
 
     size: tuple[int, int] = (360, 480)
     crop: tuple[int, int] = (360, 480)
+    final_crop: tuple[int, int] = (360, 480)
+    final_from: float = 1.0
     epochs: int = 300
     minutes: float = 0.0
     batch: int = 10

@@ -229,6 +229,8 @@ class Trainer:
         recipe = self.recipe
         check_size(recipe.size)
         check_size(recipe.crop)
+        if recipe.final_from < 1:
+            check_size(recipe.final_crop)
         if recipe.optimizer not in ("adam", "adamw"):
             raise InputError(f"optimizer '{recipe.optimizer}', expected adam or adamw")
         if recipe.slopes not in get_args(Slopes):
@@ -241,7 +243,7 @@ class Trainer:
         for name in not_negative.split():
             if not 0 <= getattr(recipe, name) < math.inf:  # nan is not
                 raise InputError(f"{name} {getattr(recipe, name)}, expected 0 or more")
-        for name in ("rare", "lovasz_from"):
+        for name in ("rare", "lovasz_from", "final_from"):
             if not 0 <= getattr(recipe, name) <= 1:
                 raise InputError(f"{name} {getattr(recipe, name)}, expected a share from 0 to 1")
         for name in ("ema", "color", "tint", "ohem"):
@@ -416,7 +418,7 @@ class Trainer:
 
     def _batch_that_fits(self) -> str:
         """What to say of a step that ran out of memory. Halved batches are tried, and spoil the network."""
-        size, (height, width) = self.recipe.batch, self.recipe.crop
+        size, (height, width) = self.recipe.batch, self.crops.recipe.crop
         said = f"batch {size} of {height}x{width} crops does not fit into the memory of {self.device}"
         if self.world > 1:  # the others wait for another step of this process than the one that would be tried
             return f"{said}; pass a smaller --batch"
@@ -432,6 +434,7 @@ class Trainer:
     def _fits(self, size: int) -> bool:
         """Whether a step with so many images does."""
         self.schedule.last_epoch = self.total_steps  # from here on, every loss is in
+        self.gradients = self._gradients  # a graph would be captured for each size, and hold its memory
         self.optimizer.zero_grad()
         if self.device.type == "cuda":
             torch.cuda.empty_cache()
@@ -448,10 +451,15 @@ class Trainer:
         # dropout's stream depends on the epoch, not on what ran before: resuming needs no generator state
         torch.manual_seed(int(stream(self.recipe.seed, self.epoch, DROPOUT, self.rank).integers(1 << 62)))
         self.model.train()
+        self.crops.recipe = dataclasses.replace(self.recipe, crop=self._crop())
         batches = self._batches()
         title = f"epoch {self.epoch + 1}/{self.recipe.epochs}"
         for images, labels in self._progress(self.crops.batches(batches, self.epoch), title, len(batches)):
             yield self._step(images, labels)
+
+    def _crop(self) -> tuple[int, int]:
+        late = self.schedule.last_epoch >= self.recipe.final_from * self.total_steps
+        return self.recipe.final_crop if late else self.recipe.crop
 
     def _batches(self) -> list[list[int]]:
         """This epoch's image numbers for this process: each image once, the few that fill no batch left out."""

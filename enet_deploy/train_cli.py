@@ -31,6 +31,7 @@ def _recipe(args: argparse.Namespace) -> tuple[Recipe, dict[str, Any] | None]:
     given = {f.name: getattr(args, f.name) for f in dataclasses.fields(Recipe) if hasattr(args, f.name)}
     if "size" in given and not args.resume:
         given.setdefault("crop", given["size"])
+        given.setdefault("final_crop", given["size"])
     given = {name: tuple(value) if isinstance(value, list) else value for name, value in given.items()}
     if {"minutes", "epochs"} <= given.keys():
         raise InputError(f"--minutes {args.minutes} with --epochs {args.epochs}, expected one of them")
@@ -205,7 +206,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         presets = ", ".join(f"{name}: {shown(getattr(preset, field.name))}" for name, preset in PRESETS.items())
         text = f"{explained.get(field.name, '')} ({presets})".replace("%", "%%")
         option: dict[str, Any] = {"default": argparse.SUPPRESS, "help": text}
-        if field.name in ("size", "crop"):
+        if field.name in ("size", "crop", "final_crop"):
             option |= {"type": cli.size, "metavar": "HxW"}
         elif field.name == "scale":
             option |= {"type": float, "nargs": 2, "metavar": ("MIN", "MAX")}

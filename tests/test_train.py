@@ -699,6 +699,7 @@ def test_a_run_is_not_changed_half_way(
             ["--lr", "1e30"],
             r"the loss is nan in step 2 of epoch 1; .* good state, after epoch 0, is in .*point\.pt",
         ),
+        (["--final-from", "2"], r"final_from 2\.0, expected a share from 0 to 1"),
         (["--ohem", "1"], r"ohem 1\.0, expected"),
         (["--width", "0"], r"width 0, expected"),
         (["--rare", "2"], r"rare 2\.0, expected a share from 0 to 1"),
@@ -863,7 +864,12 @@ def test_report_preset(scenes: Path, tmp_path: Path) -> None:
         color=0.0, tint=0.0, noise=0.0, ema=0.0, slopes="channel",
     )  # fmt: skip
     assert PRESETS["report"] == report
-    assert vars(read_checkpoint(tmp_path)[1]) == vars(report) | {"size": (64, 96), "crop": (32, 32), "epochs": 1}
+    assert vars(read_checkpoint(tmp_path)[1]) == vars(report) | {
+        "size": (64, 96),
+        "crop": (32, 32),
+        "final_crop": (64, 96),
+        "epochs": 1,
+    }
     assert [row["lr"] for row in rows(tmp_path)] == ["0.0005"]
 
 
@@ -887,7 +893,8 @@ def repeat(module: nn.Module) -> Callable[[Callable[[], torch.Tensor]], tuple[Ca
 
 def test_captured_steps_are_the_eager_ones(scenes: Path, tmp_path: Path) -> None:
     """In float32 and bfloat16, with Lovasz-softmax and without; dropout and the statistics of BatchNorm too."""
-    recipe = Recipe(size=(48, 64), crop=(32, 32), batch=2, epochs=3, eval_every=3, warmup=2, amp=True, lovasz_from=0.5)
+    recipe = Recipe(size=(48, 64), crop=(32, 32), batch=2, epochs=4, eval_every=4, warmup=2, amp=True, lovasz_from=0.5)
+    recipe = dataclasses.replace(recipe, final_crop=(48, 64), final_from=0.75)
     for name in ("eager", "captured"):
         trainer = Trainer(*splits(scenes), tmp_path / name, recipe, CPU)
         if name == "captured":
@@ -895,7 +902,8 @@ def test_captured_steps_are_the_eager_ones(scenes: Path, tmp_path: Path) -> None
             gradients = CapturedGradients(trainer._gradients, trainer.objective, record)
             trainer.captured, trainer.gradients = True, gradients
         trainer.run()
-    assert sorted(gradients.recorded) == [(False, False), (True, False), (True, True)]
+    found = [(shape[1], *variant) for shape, variant in gradients.recorded]
+    assert found == [(32, False, False), (32, True, False), (32, True, True), (48, True, True)]
     assert_same_tensors(*(tensors(tmp_path / name / "last.safetensors") for name in ("eager", "captured")))
 
 
