@@ -31,6 +31,7 @@ FOLDS = ("0001TP", "0006R0", "0016E5")
 
 BASE: dict[str, Any] = {
     "class_weight_c": 1.10,
+    "prior_correction": 0.0,
     "lr": 2e-3,
     "aux": 0.0,
     "lovasz": 0.0,

@@ -70,8 +70,9 @@ def usual_loop(data: DataSet, recipe: Recipe, device: str) -> Iterator[None]:
 def this_trainer(data: DataSet, recipe: Recipe, device: str, out: Path, compiled: bool) -> Iterator[None]:
     """One step of `enet-train` per item."""
     from enet_deploy.runners.torch_runner import torch_device
-    from enet_deploy.train import Trainer
+    from enet_deploy.train import Trainer, keep_freed_memory
 
+    keep_freed_memory()
     trainer = Trainer(data, data, "train", out, recipe, torch_device(device), compiled=compiled)
     for epoch in range(recipe.epochs):
         trainer.epoch = epoch
@@ -96,7 +97,8 @@ def measure(loops: dict[str, Iterator[None]], seconds: float, turns: int, wait: 
 def _run(args: argparse.Namespace) -> None:
     import torch
 
-    recipe = Recipe(crop=args.crop, batch=args.batch, amp=args.amp, epochs=10**6)
+    # every loss from the start, and no warm-up, which is in float32
+    recipe = Recipe(crop=args.crop, batch=args.batch, amp=args.amp, epochs=10**6, warmup=0, lovasz_from=0.0)
     data = open_data(args.data, "train")
     if not args.seconds > 0:
         raise InputError(f"--seconds {args.seconds}, expected more than 0")

@@ -6,6 +6,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
 
 
@@ -13,8 +14,8 @@ class PReLU(nn.PReLU):
     """`nn.PReLU`, the same values and gradients.
 
     PyTorch's gradient of one shared slope reduces a tensor of the input's size, element by element: in ENet on a CPU
-    that is a fifth of a training step. `_OneSlope` takes a tenth of that time. It reads the slope's value, for which a
-    GPU would have to be waited for, so there PyTorch's own is used.
+    that is a fifth of a training step. `_OneSlope` takes a tenth of that time. It reads the slope's value, which would
+    make the host wait for a GPU, so there PyTorch's own is used.
     """
 
     def forward(self, x: Tensor) -> Tensor:
@@ -35,6 +36,7 @@ class _OneSlope(torch.autograd.Function):
         return F.leaky_relu(x, ctx.slope)
 
     @staticmethod
+    @once_differentiable
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, Tensor]:
         (x,) = ctx.saved_tensors
         of_slope = (gradient * x.clamp_max(0)).sum(dtype=torch.float32)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -36,7 +37,14 @@ class CapturedGradients:
         self.recorded: dict[tuple[torch.Size, Variant], tuple[Replay, Tensor, Sequence[Tensor | None]]] = {}
 
     def __call__(self, images: Tensor, labels: Tensor, variant: Variant) -> Tensor:
-        """The loss of a batch; its gradients are in the parameters' `grad`, until the next call."""
+        """The loss of a batch; its gradients are in the parameters' `grad`, until the next call.
+
+        While a variant is captured, at its first call, no other thread may use the GPU.
+        """
+        with torch.cuda.device(images.device) if images.is_cuda else contextlib.nullcontext():
+            return self._replayed(images, labels, variant)
+
+    def _replayed(self, images: Tensor, labels: Tensor, variant: Variant) -> Tensor:
         held = self.inputs.setdefault(images.shape, (torch.empty_like(images), torch.empty_like(labels)))
         held[0].copy_(images)
         held[1].copy_(labels)
@@ -79,6 +87,7 @@ class _CudaRecorder:
             for _ in range(WARM_UPS):
                 work()
         torch.cuda.current_stream().wait_stream(side)
+        torch.cuda.empty_cache()  # the graph has memory of its own
         graph = torch.cuda.CUDAGraph()
         with torch.cuda.graph(graph, pool=self.pool):
             result = work()

@@ -194,7 +194,7 @@ class Crops:
 
     def _read(self, indices: Sequence[Sequence[int]]) -> Iterator[tuple[Tensor, Tensor]]:
         if self.resident:
-            # the order of the whole epoch in one copy, which a GPU need not be waited for
+            # the order of the whole epoch in one copy, without waiting for the GPU
             pinned = self.device.type == "cuda"
             order = torch.tensor([i for batch in indices for i in batch], pin_memory=pinned)
             order = order.to(self.device, non_blocking=True)

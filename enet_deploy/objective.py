@@ -15,7 +15,12 @@ from .losses import cross_entropy, distillation, hard_cross_entropy, lovasz_soft
 from .model import STRIDE, ENet
 from .recipe import Recipe
 
-STARTS = (0, 0), (0, 2), (2, 0), (2, 2)  # of each corner the row and column, among blocks, of its first in `sixteenth`
+STARTS = (
+    (0, 0),
+    (0, 2),
+    (2, 0),
+    (2, 2),
+)  # row and column of the first block in `sixteenth`, for each of the four corners
 
 
 class Objective(nn.Module):

@@ -55,7 +55,7 @@ def load_uncorrected(path: str | Path) -> tuple[ENet, Metadata]:
         undone = corrected(net, weight, -alpha)
         if weight.shape != (net.num_classes,) or not all(p.isfinite().all() for p in undone.parameters()):
             raise ValueError("expected a positive weight per class")
-    except (KeyError, RuntimeError, TypeError, ValueError) as error:
+    except (KeyError, OverflowError, RuntimeError, TypeError, ValueError) as error:
         raise ArtifactError(
             f"{path} has a {KEY} in its metadata that cannot be taken back ({error!r}); expected what enet-train writes"
         ) from None

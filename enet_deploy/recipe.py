@@ -19,8 +19,8 @@ class Recipe:
         final_from: share of the training after which crops have that size; 1 for never. Small crops are cheaper, and
             learn most of what large ones do.
         epochs: passes over the training images.
-        minutes: that the run may take once the images are read, evaluations included; the epochs are then set from the
-            measured speed, so that the learning rate ends at zero when the time is over. 0: the epochs count.
+        minutes: that training and evaluations may take; the epochs are then set from the measured speed, so that the
+            learning rate ends at zero when the time is over. 0: the epochs count.
         batch: images per step, over all processes.
         lr: learning rate after the warm-up, its highest.
         weight_decay: of AdamW (decoupled; none on norms, biases and PReLU), or `adam`'s L2.
@@ -91,9 +91,9 @@ PRESETS = {
     "default": Recipe(),
     # the student report that this project replaces
     "report": Recipe(
-        size=(512, 512), crop=(512, 512), epochs=100, batch=5, lr=5e-4, weight_decay=2e-4, optimizer="adam", warmup=0,
-        power=0.0, prior_correction=0.0, aux=0.0, lovasz=0.0, slopes="channel", scale=(1.0, 1.0), flip=False, color=0.0,
-        tint=0.0, noise=0.0, ema=0.0,
+        size=(512, 512), crop=(512, 512), final_crop=(512, 512), epochs=100, batch=5, lr=5e-4, weight_decay=2e-4,
+        optimizer="adam", warmup=0, power=0.0, prior_correction=0.0, aux=0.0, lovasz=0.0, slopes="channel",
+        scale=(1.0, 1.0), flip=False, color=0.0, tint=0.0, noise=0.0, ema=0.0,
     ),
 }  # fmt: skip
 

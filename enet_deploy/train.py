@@ -40,7 +40,7 @@ from .crops import DROPOUT, ESTIMATE, ORDER, Crops, stream
 from .data import DataSet, UInt8Array, read_ahead, resize_image, resize_labels
 from .errors import ArtifactError, DataError, EnetError, InputError
 from .metrics import ConfusionMatrix
-from .model import ENet, Segmenter, save_weights
+from .model import ENet, Segmenter, load_weights, save_weights
 from .objective import Objective
 from .prior import ALPHAS, KEY, corrected, load_uncorrected, record
 from .recipe import Recipe, Slopes
@@ -75,11 +75,20 @@ def segmented(
     pairs = read_ahead(read, indices)
     batch = 1 if device.type == "cpu" else 16
     while chunk := list(itertools.islice(pairs, batch)):
-        # the last batch has another size, for which cuDNN is not to choose its kernels anew
-        with torch.inference_mode(), torch.backends.cudnn.flags(benchmark=False):
+        with torch.inference_mode(), _untuned():
             found = segmenter(torch.from_numpy(np.stack([frame for frame, _ in chunk])).to(device)).cpu().numpy()
         for predicted, (frame, labels) in zip(found, chunk, strict=True):
             yield frame, labels, resize_labels(predicted, (labels.shape[0], labels.shape[1]))
+
+
+@contextlib.contextmanager
+def _untuned() -> Iterator[None]:
+    """Let cuDNN take kernels without trying them: the last batch of an evaluation has another size than the others."""
+    tuned, torch.backends.cudnn.benchmark = torch.backends.cudnn.benchmark, False
+    try:
+        yield
+    finally:
+        torch.backends.cudnn.benchmark = tuned
 
 
 def confusion(net: nn.Module, data: DataSet, metadata: Metadata) -> ConfusionMatrix:
@@ -208,7 +217,8 @@ class Trainer:
         return net, dataclasses.replace(metadata, details={**metadata.details, "sha256": sha256(path)})
 
     def _teacher(self, path: str | Path, details: dict[str, Any]) -> Segmenter:
-        net, metadata = load_uncorrected(path)
+        # beside unweighted losses, a teacher that is sure of rare classes would be wrong
+        net, metadata = load_weights(path) if self.recipe.ohem else load_uncorrected(path)
         names = self.train.classes.names
         if metadata.classes.names != names:
             raise ArtifactError(
@@ -287,7 +297,8 @@ class Trainer:
     @property
     def _warmup(self) -> int:
         """Steps of it; a short run has to learn too."""
-        return min(self.recipe.warmup, self.total_steps // 10)
+        recipe = self.recipe
+        return recipe.warmup if recipe.minutes else min(recipe.warmup, self.total_steps // 10)
 
     def _rate(self, step: int) -> float:
         warmup = self._warmup
@@ -330,6 +341,7 @@ class Trainer:
                 f"{len(self.train)} training images ({self.split}) and {len(self.val)} to score on, {self.device}, "
                 f"{cli.counted(steps, 'step')} an epoch; {len(classes)} classes: {', '.join(classes)}"
             )
+        finished = self.over
         if self.epoch == 0:
             self._save_checkpoint()  # so that the first epoch can be interrupted too
         if self.rank == 0:
@@ -348,14 +360,14 @@ class Trainer:
                     f"without a better val mIoU than {self.best:.4f} of epoch {self.best_epoch}"
                 )
             self._save_weights("last.safetensors", self.history[-1])
-            if not self.recipe.ohem and not self.val_was_trained_on:
+            if not finished and not self.recipe.ohem and not self.val_was_trained_on:
                 found = "  ".join(f"{alpha:g}: {miou:.4f}" for alpha, miou in self.sweep().items())
-                log.info(f"val mIoU of the last weights by --prior-correction: {found}")
+                log.info(f"val mIoU of the last weights by --prior-correction{self._doubt()}: {found}")
             log.info(f"done: {self.out / 'last.safetensors'}; best.safetensors had the highest mIoU, {self.best:.4f}")
 
     def _train_epochs(self, watch: Callable[[], None]) -> None:
         while not self.over:
-            started, rate = time.perf_counter(), float(self.schedule.get_last_lr()[0])
+            started, rate = time.perf_counter(), float(self.optimizer.param_groups[0]["lr"])
             loss = self._train_epoch()
             self.epoch += 1
             seconds = round(time.perf_counter() - started, 2)
@@ -382,18 +394,35 @@ class Trainer:
         return timed or self.epoch % self.recipe.eval_every == 0 or self.epoch == self.recipe.epochs
 
     def _set_epochs(self) -> None:
-        """Set the recipe's epochs to what its minutes allow, judged by the last epochs and evaluations."""
+        """Set the recipe's epochs to what its minutes allow, by the seconds that epochs and evaluations took.
+
+        The first epoch is no measure: libraries choose and compile their kernels in it. So the second is always begun
+        while there is time, and the warm-up of a run that turns out short ends where the length is first known.
+        """
         spent = sum(row["seconds"] + row.get("val_seconds", 0.0) for row in self.history)
-        # the first is slower: libraries choose their kernels in it
-        epoch = statistics.median(row["seconds"] for row in self.history[1:][-PACE:] or self.history)
-        evaluation = next((row["val_seconds"] for row in reversed(self.history) if "val_seconds" in row), 0.0)
+        evaluation = min((row["val_seconds"] for row in self.history if "val_seconds" in row), default=0.0)
         left = 60 * self.recipe.minutes - spent - evaluation  # of the last epoch
-        each = max(1e-3, epoch + evaluation / self.recipe.eval_every)
-        epochs = [self.epoch + max(0, int(left / each))]
+        epochs = self.epoch
+        if left > 0 and self.epoch == 1:
+            epochs = max(2, self.recipe.epochs)
+        elif left > 0:
+            seconds = statistics.median(row["seconds"] for row in self.history[1:][-PACE:])
+            epochs += int(left / max(1e-3, seconds + evaluation / self.recipe.eval_every))
+        self._lay_out(epochs)
+
+    def _lay_out(self, epochs: int) -> None:
+        """Take the number of epochs of the first process, and what follows from it."""
+        agreed = [epochs]
         if self.world > 1:
-            dist.broadcast_object_list(epochs)
-        self.recipe = dataclasses.replace(self.recipe, epochs=epochs[0])
-        self.total_steps = epochs[0] * (len(self.train) // self.recipe.batch)
+            dist.broadcast_object_list(agreed)
+        steps = len(self.train) // self.recipe.batch
+        self.total_steps = agreed[0] * steps
+        warmup = self.recipe.warmup
+        if self.epoch == 2:
+            warmup = min(warmup, max(self.total_steps // 10, self.epoch * steps))
+        self.recipe = dataclasses.replace(self.recipe, epochs=agreed[0], warmup=warmup)
+        for group in self.optimizer.param_groups:  # the schedule has set the next step's by the old plan
+            group["lr"] = group["initial_lr"] * self._rate(self.schedule.last_epoch)
 
     def _train_epoch(self) -> float:
         try:
@@ -407,14 +436,14 @@ class Trainer:
             raise EnetError(self._batch_that_fits())
         if self.world > 1:
             dist.all_reduce(losses)
-        values = (losses / self.world).tolist()  # looked at once an epoch: a GPU has to be waited for
+        values = (losses / self.world).tolist()  # once an epoch, as it waits for the GPU
         for step, value in enumerate(values, 1):
             if not math.isfinite(value):
                 raise EnetError(
                     f"the loss is {value} in step {step} of epoch {self.epoch + 1}; lower --lr. The last good state, "
                     f"after epoch {self.saved_epoch}, is in {self.out / CHECKPOINT}"
                 )
-        return float(statistics.mean(values))
+        return statistics.fmean(values)
 
     def _batch_that_fits(self) -> str:
         """What to say of a step that ran out of memory. Halved batches are tried, and spoil the network."""
@@ -435,6 +464,10 @@ class Trainer:
         """Whether a step with so many images does."""
         self.schedule.last_epoch = self.total_steps  # from here on, every loss is in
         self.gradients = self._gradients  # a graph would be captured for each size, and hold its memory
+        # what takes most: float32, and the larger crops
+        crop = max(self.recipe.crop, self.recipe.final_crop if self.recipe.final_from < 1 else (0, 0))
+        self.recipe = dataclasses.replace(self.recipe, amp=False)
+        self.crops.recipe = dataclasses.replace(self.recipe, crop=crop)
         self.optimizer.zero_grad()
         if self.device.type == "cuda":
             torch.cuda.empty_cache()
@@ -488,7 +521,7 @@ class Trainer:
         """
         half, lovasz = variant
         self.optimizer.zero_grad()
-        # casts of weights belong into a captured graph, not into a cache
+        # a captured graph has to hold the casts of weights, not a cache
         with torch.autocast(self.device.type, torch.bfloat16, enabled=half, cache_enabled=not self.captured):
             with torch.no_grad():
                 teacher = None if self.teacher is None else self.teacher.logits(images)
@@ -561,6 +594,11 @@ class Trainer:
         """The network that is evaluated and saved: a copy."""
         return corrected(self._averaged(), self.weight, self.recipe.prior_correction)
 
+    def _doubt(self) -> str:
+        """What to say where the weights that the run began from have seen a split val, perhaps this one."""
+        seen = [str(self.metadata.details.get(name, {}).get("split", "")) for name in ("init", "teacher")]
+        return " (weights it began from were trained on a val)" if any("val" in split for split in seen) else ""
+
     def sweep(self) -> dict[float, float]:
         """Val mIoU of the averaged weights by strength of the prior correction: `ALPHAS` and the recipe's own."""
         nets = {
@@ -570,8 +608,7 @@ class Trainer:
 
     def _save_weights(self, name: str, figures: dict[str, float]) -> None:
         net = self._corrected()
-        if not all(tensor.isfinite().all() for tensor in net.state_dict().values()):
-            raise EnetError(f"the weights are no longer finite in epoch {self.epoch}; lower --lr")
+        self._require_finite(net)
         details = {
             **self.metadata.details,
             "recipe": dataclasses.asdict(self.recipe),
@@ -585,7 +622,15 @@ class Trainer:
             details[KEY] = record(self.weight, self.recipe.prior_correction)
         save_weights(self.out / name, net, dataclasses.replace(self.metadata, details=details))
 
+    def _require_finite(self, module: nn.Module) -> None:
+        if not all(tensor.isfinite().all() for tensor in module.state_dict().values()):
+            raise EnetError(
+                f"the weights are no longer finite in epoch {self.epoch}; lower --lr. The last good state, after epoch "
+                f"{self.saved_epoch}, is in {self.out / CHECKPOINT}"
+            )
+
     def _save_checkpoint(self) -> None:
+        self._require_finite(self.objective)
         if self.rank == 0:
             state = {
                 "recipe": dataclasses.asdict(self.recipe),
@@ -675,6 +720,8 @@ def is_out_of_memory(error: BaseException) -> bool:
     """Whether there was too little memory, of a GPU or of the machine; torch has an error of its own for the first."""
     if isinstance(error, (MemoryError, torch.OutOfMemoryError)):
         return True
+    if error.__context__ is not None and is_out_of_memory(error.__context__):
+        return True  # the end of a capture fails too, with an error of its own
     # as PyTorch's allocator, oneDNN, and cuDNN and cuBLAS say it
     signs = ("can't allocate memory", "could not create a primitive", "ALLOC_FAILED")
     return any(sign in str(error) for sign in signs)
@@ -684,9 +731,9 @@ def keep_freed_memory() -> None:
     """Let this process keep what it frees, where its C library is glibc: training on a CPU is then a sixth faster.
 
     By default glibc gives large blocks back to the system, which has to clear them page by page when the next step asks
-    for them again.
+    for them again. This holds for the whole process, to its end.
     """
-    with contextlib.suppress(OSError, AttributeError):  # another C library
+    with contextlib.suppress(AttributeError, OSError, TypeError):  # another C library, or another system
         mallopt = ctypes.CDLL(None).mallopt
         mallopt(M_MMAP_MAX, 0)
         mallopt(M_TRIM_THRESHOLD, 2**31 - 1)

@@ -35,6 +35,11 @@ def _recipe(args: argparse.Namespace) -> tuple[Recipe, dict[str, Any] | None]:
     given = {name: tuple(value) if isinstance(value, list) else value for name, value in given.items()}
     if {"minutes", "epochs"} <= given.keys():
         raise InputError(f"--minutes {args.minutes} with --epochs {args.epochs}, expected one of them")
+    if hasattr(args, "final_crop") and "final_from" not in given and not args.resume:
+        raise InputError(
+            f"--final-crop {shown(args.final_crop)} without --final-from, expected the share of the training after "
+            "which crops have that size"
+        )
     if given.get("ohem"):
         given.setdefault("prior_correction", 0.0)  # it has no class weights
     if not args.resume:
@@ -115,10 +120,12 @@ def _train(args: argparse.Namespace) -> None:
         raise InputError(f"--distill {args.distill} without --teacher, expected the weights to learn from")
     recipe, state = _recipe(args)
     device = torch_device(args.device or ("cuda" if torch.cuda.is_available() else "cpu"))
-    if "LOCAL_RANK" in os.environ:  # started by torchrun
-        if device.type == "cuda":
+    processes = "LOCAL_RANK" in os.environ  # started by torchrun
+    if device.type == "cuda":
+        if processes:
             device = torch_device(f"cuda:{os.environ['LOCAL_RANK']}")
-            torch.cuda.set_device(device)
+        torch.cuda.set_device(device)
+    if processes:
         dist.init_process_group(
             "nccl" if device.type == "cuda" else "gloo", device_id=device if device.type == "cuda" else None
         )

@@ -26,9 +26,10 @@ import torch
 from conftest import ROOT, write_scenes
 from torch import nn
 
-from enet_deploy import train_cli
+from enet_deploy import train, train_cli
 from enet_deploy.captured import CapturedGradients
 from enet_deploy.data import CAMVID, DataSet, open_data
+from enet_deploy.errors import EnetError
 from enet_deploy.model import Segmenter, load_weights, save_weights
 from enet_deploy.objective import Objective
 from enet_deploy.prior import load_uncorrected
@@ -510,39 +511,98 @@ def test_other_arithmetic_trains_too(scenes: Path, tmp_path: Path) -> None:
     assert math.isfinite(float(rows(tmp_path)[0]["loss"]))
 
 
-def test_run_of_so_many_minutes_ends_with_a_rate_near_zero(
-    scenes: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """As on a GPU: in bfloat16, and traced by torch.compile, whose compiler alone is left out."""
+class Clock:
+    """Stands in for the module `time`: epochs take 0.8 s, the first one 70, evaluations 2."""
+
+    def __init__(self, trainer: Trainer, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.now = 0.0
+        took = {"_train_epoch": lambda: 70.0 if trainer.epoch == 0 else 0.8, "_evaluate": lambda: 2.0}
+        for name, seconds in took.items():
+            monkeypatch.setattr(trainer, name, functools.partial(self.take, getattr(trainer, name), seconds))
+
+    def take(self, work: Callable[[], Any], seconds: Callable[[], float]) -> Any:
+        self.now += seconds()
+        return work()
+
+    def perf_counter(self) -> float:
+        return self.now
+
+    monotonic = perf_counter
+
+
+def test_minutes_are_filled_with_one_schedule(scenes: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Though libraries compile and choose kernels in the first epoch."""
+    recipe = Recipe(size=(16, 16), crop=(16, 16), batch=4, minutes=1.5, warmup=6, eval_every=10, aux=0.0, noise=0.0)
+    trainer = Trainer(*splits(scenes), tmp_path, recipe, CPU)
+    clock = Clock(trainer, monkeypatch)
+    monkeypatch.setattr("enet_deploy.train.time", clock)
+    trainer.run()
+    rates = [row["lr"] for row in trainer.history]
+    assert 86 < clock.now <= 90 and trainer.recipe.epochs == len(rates) == trainer.epoch
+    assert "val_miou" in trainer.history[0] and "val_miou" in trainer.history[-1]
+    peak = rates.index(max(rates))
+    assert peak == 3  # epochs of two steps each, after a warm-up of six
+    assert rates == [*sorted(rates[:peak]), *sorted(rates[peak:], reverse=True)] and rates[-1] < 0.1 * max(rates)
+    state, recipe = read_checkpoint(tmp_path)
+    assert Trainer(*splits(scenes), tmp_path, recipe, CPU, state=state).over
+
+
+def test_minutes_that_end_in_the_warm_up(scenes: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The second epoch is still run, and the warm-up ends with the first plan."""
+    recipe = Recipe(size=(16, 16), crop=(16, 16), batch=4, minutes=1.3, warmup=1000, aux=0.0, noise=0.0)
+    trainer = Trainer(*splits(scenes), tmp_path, recipe, CPU)
+    monkeypatch.setattr("enet_deploy.train.time", Clock(trainer, monkeypatch))
+    trainer.run()
+    assert trainer.epoch > 2 and trainer.recipe.warmup == 2 * STEPS
+    assert trainer.history[2]["lr"] > 0.5 * recipe.lr > 100 * trainer.history[0]["lr"]
+
+
+def test_run_as_on_a_gpu(scenes: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """In bfloat16, for so many minutes, and traced by torch.compile, whose compiler alone is left out."""
     compiled = functools.partialmethod(nn.Module.compile, backend="eager")
     monkeypatch.setattr(nn.Module, "compile", compiled)
     options = [str(scenes), "--out", str(tmp_path), "--size", "48x64", "--crop", "32x32", "--batch", "4", "--amp"]
     assert train_cli.main([*options, "--minutes", "0.03", "--warmup", "3", "--compile"]) == 0
-    log, recipe = rows(tmp_path), read_checkpoint(tmp_path)[1]
-    assert recipe.minutes == 0.03 and recipe.epochs == len(log) == int(log[-1]["epoch"])
-    assert log[0]["val_miou"] and log[-1]["val_miou"]
-    rates = [float(row["lr"]) for row in log]
-    assert len(rates) < 3 or rates[-1] < 0.5 * max(rates)
-    assert train_cli.main([str(scenes), "--out", str(tmp_path), "--resume"]) == 0  # it is over
-    assert len(rows(tmp_path)) == len(log)
+    recipe = read_checkpoint(tmp_path)[1]
+    assert recipe.minutes == 0.03 and recipe.epochs == len(rows(tmp_path))
 
 
-def test_minutes_become_epochs_by_the_speed_of_the_last(scenes: Path, tmp_path: Path) -> None:
-    recipe = Recipe(size=(48, 64), crop=(32, 32), batch=4, minutes=2.0, eval_every=10)
+def test_weights_that_are_no_numbers_are_not_saved(
+    scenes: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The loss of a step is known before its weights are; a checkpoint of the last step's would be useless."""
+    recipe = Recipe(size=(48, 64), crop=(32, 32), batch=4, epochs=3, eval_every=3)
     trainer = Trainer(*splits(scenes), tmp_path, recipe, CPU)
-    seconds = [20.0, 1.0, 1.0, 1.0, 2.0, 2.0, 2.0]
-    trainer.history = [{"epoch": i, "seconds": value} for i, value in enumerate(seconds, 1)]
-    trainer.history[0]["val_seconds"] = 10.0
-    trainer.epoch = 7
-    trainer._set_epochs()
-    # 120 s less 39 that are gone and 10 for the last evaluation, at 2 s and a tenth of an evaluation each
-    assert trainer.recipe.epochs == 7 + 23 and trainer.total_steps == 30 * STEPS
-    trainer.history[-1]["seconds"] = 100.0
-    trainer._set_epochs()
-    assert trainer.recipe.epochs == 7  # the time is over
+    train_epoch = trainer._train_epoch
+
+    def poisoned() -> float:
+        loss = train_epoch()
+        if trainer.epoch == 1:
+            trainer.net.fullconv.weight.data[0] = math.nan
+        return loss
+
+    monkeypatch.setattr(trainer, "_train_epoch", poisoned)
+    monkeypatch.setattr("enet_deploy.train.CHECKPOINT_SECONDS", 0.0)
+    with pytest.raises(EnetError, match=r"no longer finite in epoch 2; .* after epoch 1, is in .*checkpoint\.pt"):
+        trainer.run()
+    state, _ = read_checkpoint(tmp_path)
+    assert state["epoch"] == 1 and all(tensor.isfinite().all() for tensor in state["net"].values())
 
 
-def test_correction_is_saved_and_taken_back(finished: Path, scenes: Path, tmp_path: Path, weights: Path) -> None:
+def test_evaluation_leaves_cudnn_on(scenes: Path, tmp_path: Path) -> None:
+    seen = []
+    trainer = Trainer(*splits(scenes), tmp_path, Recipe(size=(48, 64), crop=(32, 32), batch=4), CPU)
+    cudnn = torch.backends.cudnn
+    trainer.net.register_forward_hook(lambda *_: seen.append((cudnn.enabled, cudnn.benchmark)))
+    before, cudnn.benchmark = cudnn.benchmark, True
+    try:
+        train.confusion(trainer.net, trainer.val, trainer.metadata)
+        assert {*seen} == {(True, False)} and cudnn.benchmark
+    finally:
+        cudnn.benchmark = before
+
+
+def test_correction_is_saved_and_taken_back(finished: Path) -> None:
     net, metadata = load_weights(finished / "last.safetensors")
     had = metadata.details["prior_correction"]
     assert had["alpha"] == Recipe().prior_correction
@@ -557,7 +617,8 @@ def test_correction_is_saved_and_taken_back(finished: Path, scenes: Path, tmp_pa
 @pytest.mark.parametrize(
     "broken",
     ["0.5", {"alpha": 0.5}, {"alpha": "x", "class_weights": [1.0] * 11}, {"alpha": 0.5, "class_weights": [1.0, 2.0]},
-     {"alpha": 0.5, "class_weights": [0.0] * 11}, {"alpha": 0.5, "class_weights": None}],
+     {"alpha": 10**400, "class_weights": [1.0] * 11}, {"alpha": 0.5, "class_weights": [0.0] * 11},
+     {"alpha": 0.5, "class_weights": None}],
 )  # fmt: skip
 def test_weights_with_a_foreign_correction_are_refused(
     finished: Path, scenes: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], broken: Any
@@ -699,6 +760,7 @@ def test_a_run_is_not_changed_half_way(
             ["--lr", "1e30"],
             r"the loss is nan in step 2 of epoch 1; .* good state, after epoch 0, is in .*point\.pt",
         ),
+        (["--final-crop", "64x64"], r"--final-crop 64x64 without --final-from, expected the share"),
         (["--final-from", "2"], r"final_from 2\.0, expected a share from 0 to 1"),
         (["--ohem", "1"], r"ohem 1\.0, expected"),
         (["--width", "0"], r"width 0, expected"),
@@ -859,9 +921,9 @@ def test_report_preset(scenes: Path, tmp_path: Path) -> None:
     options = ["--preset", "report", "--size", "64x96", "--crop", "32x32", "--epochs", "1"]
     assert train_cli.main([str(scenes), "--out", str(tmp_path), *options]) == 0
     report = Recipe(
-        size=(512, 512), crop=(512, 512), epochs=100, batch=5, lr=5e-4, weight_decay=2e-4, optimizer="adam", warmup=0,
-        power=0.0, class_weight_c=1.02, prior_correction=0.0, aux=0.0, lovasz=0.0, scale=(1.0, 1.0), flip=False,
-        color=0.0, tint=0.0, noise=0.0, ema=0.0, slopes="channel",
+        size=(512, 512), crop=(512, 512), final_crop=(512, 512), epochs=100, batch=5, lr=5e-4, weight_decay=2e-4,
+        optimizer="adam", warmup=0, power=0.0, class_weight_c=1.02, prior_correction=0.0, aux=0.0, lovasz=0.0,
+        scale=(1.0, 1.0), flip=False, color=0.0, tint=0.0, noise=0.0, ema=0.0, slopes="channel",
     )  # fmt: skip
     assert PRESETS["report"] == report
     assert vars(read_checkpoint(tmp_path)[1]) == vars(report) | {
@@ -909,20 +971,29 @@ def test_captured_steps_are_the_eager_ones(scenes: Path, tmp_path: Path) -> None
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device: nothing to capture")
 def test_captured_steps_are_the_eager_ones_on_a_gpu(scenes: Path, tmp_path: Path) -> None:
-    recipe = Recipe(size=(48, 64), crop=(32, 32), batch=2, epochs=2, eval_every=2, color=0.0)
-    losses = []
-    for captured in (False, True):
-        trainer = Trainer(*splits(scenes), tmp_path / str(captured), recipe, torch.device("cuda"))
-        if not captured:
-            trainer.gradients = trainer._gradients
-        trainer.run()
-        losses.append([row["loss"] for row in trainer.history])
-    assert losses[0] == pytest.approx(losses[1], rel=1e-2)
+    """The gradients of one batch, of every variant and size, and of the first again: all graphs share their memory."""
+    recipe = Recipe(size=(48, 64), crop=(32, 32), batch=4)
+    trainer = Trainer(*splits(scenes), tmp_path, recipe, torch.device("cuda"))
+    trainer.model.train()
+    captured, parameters = trainer.gradients, list(trainer.objective.parameters())
+    variants = [(False, False), (True, False), (True, True), (False, True), (False, False)]
+    for crop in (32, 32), (48, 64):
+        trainer.crops.recipe = dataclasses.replace(recipe, crop=crop)
+        images, labels = next(trainer.crops.batches([[0, 1, 2, 3]], 0))
+        for variant in variants:
+            found = []
+            for gradients in (captured, trainer._gradients):
+                torch.manual_seed(0)  # dropout
+                loss = gradients(images, labels, variant).item()
+                found.append((loss, torch.cat([p.grad.flatten().clone() for p in parameters if p.grad is not None])))
+            assert found[0][0] == pytest.approx(found[1][0], rel=1e-2)
+            assert torch.nn.functional.cosine_similarity(found[0][1], found[1][1], dim=0) > 0.99, (crop, variant)
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device: nothing to wait for")
 def test_a_step_never_waits_for_the_gpu(scenes: Path, tmp_path: Path) -> None:
     recipe = Recipe(size=(96, 128), crop=(64, 64), batch=2, aux=0.4, lovasz=1.0, lovasz_from=0.0, noise=8.0, amp=True)
+    recipe = dataclasses.replace(recipe, warmup=0)
     trainer = Trainer(*splits(scenes), tmp_path, recipe, torch.device("cuda"))
     batches = trainer.crops.batches([[0, 1], [2, 3]], 0)
     trainer._step(*next(batches))  # kernels are chosen and memory is taken
