@@ -75,8 +75,8 @@ def segmented(
     pairs = read_ahead(read, indices)
     batch = 1 if device.type == "cpu" else 16
     while chunk := list(itertools.islice(pairs, batch)):
-        # the last batch has another size, for which cuDNN is not to choose its kernels anew
-        with torch.inference_mode(), torch.backends.cudnn.flags(benchmark=False):
+        # the last batch has another size, for which cuDNN is not to choose its kernels anew; flags() alone turns it off
+        with torch.inference_mode(), torch.backends.cudnn.flags(enabled=True, benchmark=False):
             found = segmenter(torch.from_numpy(np.stack([frame for frame, _ in chunk])).to(device)).cpu().numpy()
         for predicted, (frame, labels) in zip(found, chunk, strict=True):
             yield frame, labels, resize_labels(predicted, (labels.shape[0], labels.shape[1]))

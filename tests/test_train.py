@@ -33,7 +33,7 @@ from enet_deploy.model import Segmenter, load_weights, save_weights
 from enet_deploy.objective import Objective
 from enet_deploy.prior import load_uncorrected
 from enet_deploy.recipe import PRESETS, Recipe
-from enet_deploy.train import Trainer, read_checkpoint
+from enet_deploy.train import Trainer, confusion, read_checkpoint
 
 CPU = torch.device("cpu")
 TINY = {"size": "48x64", "crop": "32x32", "batch": 4, "epochs": 2, "eval_every": 2}
@@ -508,6 +508,21 @@ def test_interrupted_run_with_every_loss_resumes_to_the_same_bits(
 def test_other_arithmetic_trains_too(scenes: Path, tmp_path: Path) -> None:
     assert enet_train(scenes, tmp_path, "--amp", "--ohem", "0.7", epochs=1) == 0
     assert math.isfinite(float(rows(tmp_path)[0]["loss"]))
+
+
+def test_evaluation_leaves_cudnn_on(scenes: Path, weights: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    found = []
+    forward = Segmenter.forward
+
+    def watched(self: Segmenter, frames: torch.Tensor) -> torch.Tensor:
+        found.append((torch.backends.cudnn.enabled, torch.backends.cudnn.benchmark))
+        return forward(self, frames)
+
+    monkeypatch.setattr(Segmenter, "forward", watched)
+    monkeypatch.setattr(torch.backends.cudnn, "benchmark", True)
+    net, metadata = load_weights(weights)
+    confusion(net, open_data(scenes, "val"), dataclasses.replace(metadata, size=(48, 64)))
+    assert set(found) == {(True, False)}
 
 
 def test_run_of_so_many_minutes_ends_with_a_rate_near_zero(
