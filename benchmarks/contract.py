@@ -17,7 +17,7 @@ KEPT = 64e6  # bytes that runners which were closed may leave on the device: lib
 
 
 class NotHere(EnetError):
-    """What is to be tried cannot be had on this machine; that is no failure."""
+    """What was to be tried is not available on this machine, which is no failure."""
 
 
 @dataclass(frozen=True)

@@ -38,6 +38,7 @@ from .gpu_steps_cli import STEPS
 
 MINUTES = 9.5  # of all steps together
 LEAST = 5.0  # seconds, with fewer left no step is begun
+KILLED = 10.0  # seconds that a killed process has to end
 
 NAME, REHEARSAL_NAME = "gpu-report", "gpu-rehearsal"  # apart, so that neither is taken for the other
 DONE, NOT_HERE, FAILED, CUT_SHORT, NOT_RUN = "done", "not here", "failed", "cut short", "not run"
@@ -145,7 +146,8 @@ def _process(arguments: Sequence[str], work: Path, log: Path, limit: float) -> i
         finally:
             with suppress(ProcessLookupError):
                 os.killpg(process.pid, signal.SIGKILL)
-            process.wait()
+            with suppress(subprocess.TimeoutExpired):  # a driver that hangs keeps even a killed process
+                process.wait(KILLED)
 
 
 def _why(log: Path) -> str:

@@ -93,11 +93,11 @@ def _graph(run: Run, precision: str, size: Size, dynamic: bool = False) -> Path:
     path = run.work / f"enet-{precision}-{_words(size)}{'-dynamic' * dynamic}.onnx"
     if path.exists():
         return path
-    if not dynamic:  # for one frame: the same operations, and a batch that is settled
+    if not dynamic:  # the same operations, for a fixed batch of one
         model = onnx.load(_graph(run, precision, size, dynamic=True))
         for value in (*model.graph.input, *model.graph.output):
             value.type.tensor_type.shape.dim[0].dim_value = 1
-        del model.graph.value_info[:]  # which name the batch that is none any more
+        del model.graph.value_info[:]  # they name the dynamic batch
     elif "int8" in precision:
         plain = _graph(run, "fp16" if "fp16" in precision else "fp32", size, dynamic=True)
         model = quantize(onnx.load(plain), record_for(sha256(BUNDLED_WEIGHTS)))
@@ -109,7 +109,7 @@ def _graph(run: Run, precision: str, size: Size, dynamic: bool = False) -> Path:
 
 
 def _flavour(run: Run) -> str:
-    """The TensorRT to measure. Raises NotHere where none can be had for the card in this machine."""
+    """The TensorRT to measure. Raises NotHere where none is available for the card in this machine."""
     from enet_deploy.export.to_engine import BuildOptions, require_buildable
     from enet_deploy.runners.trt_common import FLAVOURS, import_tensorrt
 
@@ -142,7 +142,7 @@ def _build(run: Run, flavour: str, precision: str, size: Size, ahead: tuple[str,
 
 
 def _require(run: Run, backend: str) -> None:
-    """Raise NotHere unless a backend can be had on the device of this run."""
+    """Raise NotHere unless a backend is available on the device of this run."""
     device = run.settings.device
     if backend == "trt":
         _flavour(run)
@@ -553,10 +553,13 @@ def _training_data(run: Run) -> str:
 def train_speed(run: Run) -> None:
     """Images per second of enet-train's steps, beside the usual loop."""
     _require(run, "torch")
+    import torch
+
     from enet_deploy.recipe import Recipe
 
     from .training import measure, this_trainer, usual_loop
 
+    torch.backends.cudnn.benchmark = True  # as in enet-train
     size, batch, device = run.settings.sizes[0], run.settings.train_batch, run.settings.device
     # every loss from the start, and no warm-up, which is in float32
     recipe = Recipe(size=size, crop=size, batch=batch, epochs=10**6, warmup=0, lovasz_from=0.0)

@@ -5,6 +5,8 @@ from __future__ import annotations
 import dataclasses
 import json
 import shutil
+import signal
+import subprocess
 import sys
 import time
 import zipfile
@@ -122,6 +124,21 @@ def test_a_step_that_the_end_of_all_stops_has_not_failed(tmp_path: Path) -> None
     (tmp_path / "logs").mkdir()
     late = gpu.Command("late", 60, [sys.executable, "-c", "import time; time.sleep(60)"])
     assert gpu.run_step("late", late, tmp_path, tmp_path, 0.2)["state"] == gpu.CUT_SHORT
+
+
+def test_a_process_that_cannot_be_killed_does_not_hold_up_the_rest(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As one that waits in a driver for a device that does not answer."""
+    killed = []
+
+    def wait(seconds: float) -> int:
+        raise subprocess.TimeoutExpired("stuck", seconds)
+
+    monkeypatch.setattr(gpu.subprocess, "Popen", lambda *_, **__: SimpleNamespace(pid=7, wait=wait))
+    monkeypatch.setattr(gpu.os, "killpg", lambda *call: killed.append(call))
+    assert gpu._process(["stuck"], tmp_path, tmp_path / "log", 1.0) is None
+    assert killed == [(7, signal.SIGKILL)]
 
 
 def test_more_minutes_are_each_steps_too(tmp_path: Path) -> None:
