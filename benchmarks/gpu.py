@@ -219,7 +219,9 @@ def _gpu(args: argparse.Namespace) -> None:
     if unknown:
         raise InputError(f"--steps {unknown[0]}, expected some of {', '.join(STEPS)}")
     settings, card = _settings(args), None
-    if not settings.rehearsal:
+    if settings.rehearsal:  # frames are so small that threads wait for each other, on a busy machine for seconds
+        os.environ.setdefault("OMP_NUM_THREADS", "1")
+    else:
         try:
             card = str(find_gpu())
         except BackendError as error:
