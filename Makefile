@@ -21,7 +21,7 @@ demo: $(INSTALLED) ## fp32 and int8 on PyTorch, ONNX Runtime and OpenVINO side b
 	@echo "$(CURDIR)/demo/report.html"
 
 gpu: $(INSTALLED) ## measures this machine's NVIDIA card in under ten minutes: gpu-report/gpu-report.zip, to send
-	$(BIN)/python -m enet_deploy.benchmarks.gpu $(if $(CAMVID_DIR),--data $(CAMVID_DIR))
+	$(BIN)/python -m enet_deploy.benchmarks.gpu $(if $(CAMVID_DIR),--data $(CAMVID_DIR)) $(ARGS)
 
 test: $(INSTALLED) lint ## lint, types, tests
 	$(BIN)/python -m pytest
@@ -51,4 +51,4 @@ $(INSTALLED): setup.cfg pyproject.toml constraints.txt
 	touch $@
 
 clean:
-	rm -rf .venv $(MINIMAL) build demo gpu-report *.egg-info .mypy_cache .pytest_cache .ruff_cache .hypothesis
+	rm -rf .venv $(MINIMAL) build demo gpu-report gpu-rehearsal *.egg-info .mypy_cache .pytest_cache .ruff_cache .hypothesis

@@ -46,7 +46,7 @@ class Settings:
     batches: tuple[int, ...] = (1, 2, 4, 8, 16, 32, 64)
     seconds: float = 1.0
     warm_up: int = 10
-    least: int = 50
+    least: int = 20
     most: int = 2000
     train_images: int = 64
     train_batch: int = 16

@@ -43,7 +43,10 @@ TABLES: dict[str, tuple[str, str]] = {
         "p50 and p99 of single calls. Host: frames and labels are numpy arrays, copies are in. Zero copy: they are on "
         "the device. stream(): with the next frame in flight.",
     ),
-    "batches": ("Throughput", "One engine or graph for any number of frames, calls back to back."),
+    "batches": (
+        "Throughput",
+        "One graph for any number of frames, calls back to back. An engine of it is tuned for one.",
+    ),
     "pytorch": (
         "PyTorch itself",
         "Frames and labels on the device, without TF32. Labels are held against PyTorch fp32 on the CPU.",

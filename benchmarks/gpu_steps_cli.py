@@ -11,6 +11,7 @@ from __future__ import annotations
 import argparse
 import csv
 import dataclasses
+import itertools
 import json
 import statistics
 import subprocess
@@ -92,11 +93,11 @@ def _graph(run: Run, precision: str, size: Size, dynamic: bool = False) -> Path:
     path = run.work / f"enet-{precision}-{_words(size)}{'-dynamic' * dynamic}.onnx"
     if path.exists():
         return path
-    if not dynamic:  # for one frame: the same operations, and a batch that is settled
+    if not dynamic:  # the same operations, for a fixed batch of one
         model = onnx.load(_graph(run, precision, size, dynamic=True))
         for value in (*model.graph.input, *model.graph.output):
             value.type.tensor_type.shape.dim[0].dim_value = 1
-        del model.graph.value_info[:]  # which name the batch that is none any more
+        del model.graph.value_info[:]  # they name the dynamic batch
     elif "int8" in precision:
         plain = _graph(run, "fp16" if "fp16" in precision else "fp32", size, dynamic=True)
         model = quantize(onnx.load(plain), record_for(sha256(BUNDLED_WEIGHTS)))
@@ -108,7 +109,7 @@ def _graph(run: Run, precision: str, size: Size, dynamic: bool = False) -> Path:
 
 
 def _flavour(run: Run) -> str:
-    """The TensorRT to measure. Raises NotHere where none can be had for the card in this machine."""
+    """The TensorRT to measure. Raises NotHere where none is available for the card in this machine."""
     from enet_deploy.export.to_engine import BuildOptions, require_buildable
     from enet_deploy.runners.trt_common import FLAVOURS, import_tensorrt
 
@@ -141,7 +142,7 @@ def _build(run: Run, flavour: str, precision: str, size: Size, ahead: tuple[str,
 
 
 def _require(run: Run, backend: str) -> None:
-    """Raise NotHere unless a backend can be had on the device of this run."""
+    """Raise NotHere unless a backend is available on the device of this run."""
     device = run.settings.device
     if backend == "trt":
         _flavour(run)
@@ -155,7 +156,8 @@ def _require(run: Run, backend: str) -> None:
             import onnxruntime
 
             if device == "cuda" and "CUDAExecutionProvider" not in onnxruntime.get_available_providers():
-                raise NotHere(f"onnxruntime {onnxruntime.__version__} without CUDA; install 'enet-deploy[gpu]'")
+                cure = "pip uninstall onnxruntime, then pip install 'enet-deploy[gpu]'"
+                raise NotHere(f"onnxruntime {onnxruntime.__version__} without CUDA; {cure}")
     except ModuleNotFoundError:
         raise NotHere(missing("torch" if backend == "torch" else "onnxruntime")) from None
     except BackendError as error:
@@ -236,8 +238,9 @@ def _smi(run: Run, when: str) -> None:
             raise NotHere("there is no nvidia-smi") from None
         if done.returncode:
             raise NotHere(done.stdout or done.stderr)
-        values = done.stdout.splitlines()[0].split(", ")
-        note(value=", ".join(f"{name} {value}" for name, value in zip(SMI, values, strict=True)))
+        # all: it counts cards by bus, CUDA the fastest first
+        cards = [zip(SMI, line.split(", "), strict=False) for line in done.stdout.splitlines()]
+        note(value="; ".join(", ".join(f"{name} {value}" for name, value in card) for card in cards))
 
 
 def _rates(run: Run) -> None:
@@ -268,16 +271,18 @@ def _rates(run: Run) -> None:
 
 
 def _seconds(call: Callable[[], object], wait: Callable[[], None], seconds: float) -> float:
-    """Of one of many calls that are queued one after the other."""
-    call()
-    wait()
-    count, begun = 0, time.perf_counter()
-    while time.perf_counter() - begun < seconds:
-        for _ in range(10):
+    """Of one of many calls that are queued one after the other, as many as take so long."""
+
+    def took(count: int) -> float:
+        begun = time.perf_counter()
+        for _ in range(count):
             call()
-        count += 10
-    wait()
-    return (time.perf_counter() - begun) / count
+        wait()
+        return time.perf_counter() - begun
+
+    took(1)  # libraries load at the first call
+    count = max(1, round(seconds / took(1)))  # not by the clock: a host queues minutes of work
+    return took(count) / count
 
 
 def _captured(run: Run, call: Callable[[], object]) -> Callable[[], None]:
@@ -478,24 +483,21 @@ def _throughput(run: Run, backend: str, precision: str, size: Size) -> None:
 # --- (e) PyTorch --------------------------------------------------------------------------------------------------
 
 
-def pytorch(run: Run) -> None:
-    """The network as PyTorch runs it, frames and labels on the device: eager, as a CUDA graph, compiled."""
-    _require(run, "torch")
-    import torch
+FORMS = (("as trained", "float32"), ("deployed", "float32"), ("deployed", "float16"))
 
-    size, batches = run.settings.sizes[0], (1, run.settings.batches[-1])
-    forms = (("as trained", torch.float32), ("deployed", torch.float32), ("deployed", torch.float16))
-    plans = [(form, how, batch) for batch in batches for form in forms for how in ("eager", "CUDA graph")]
-    plans += [(forms[-1], "compiled", batch) for batch in batches]  # last: it takes a minute to begin
-    expected = _reference(run)
-    for (form, dtype), how, batch in plans:
-        shown = {"form": form, "dtype": str(dtype)[6:], "how": how, "batch": batch, "size": _words(size)}
+
+def pytorch(run: Run, forms: Sequence[tuple[str, str]], ways: Sequence[str]) -> None:
+    """The network as PyTorch runs it, frames and labels on the device."""
+    _require(run, "torch")
+    size, expected = run.settings.sizes[0], _reference(run)
+    for batch, (form, dtype), how in itertools.product((1, run.settings.batches[-1]), forms, ways):
+        shown = {"form": form, "dtype": dtype, "how": how, "batch": batch, "size": _words(size)}
         with run.found.attempt("pytorch", **shown) as note:
-            _time_network(run, form == "deployed", dtype, how, _frames(batch, size), expected, note)
+            _time_network(run, form == "deployed", dtype == "float16", how, _frames(batch, size), expected, note)
 
 
 def _time_network(
-    run: Run, deployed: bool, dtype: Any, how: str, frames: UInt8Array, expected: UInt8Array, note: Note
+    run: Run, deployed: bool, half: bool, how: str, frames: UInt8Array, expected: UInt8Array, note: Note
 ) -> None:
     import torch
 
@@ -506,7 +508,7 @@ def _time_network(
         raise NotHere("needs a card: a CPU compiles for minutes")
     net, metadata = load_weights(BUNDLED_WEIGHTS)
     if deployed:
-        module: torch.nn.Module = to_deploy(net, metadata, half=dtype == torch.float16)
+        module: torch.nn.Module = to_deploy(net, metadata, half=half)
     else:
         module = Segmenter(net, metadata.mean, metadata.std).eval()
     module = module.to(run.settings.device).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
@@ -551,12 +553,16 @@ def _training_data(run: Run) -> str:
 def train_speed(run: Run) -> None:
     """Images per second of enet-train's steps, beside the usual loop."""
     _require(run, "torch")
+    import torch
+
     from enet_deploy.recipe import Recipe
 
     from .training import measure, this_trainer, usual_loop
 
+    torch.backends.cudnn.benchmark = True  # as in enet-train
     size, batch, device = run.settings.sizes[0], run.settings.train_batch, run.settings.device
-    recipe = Recipe(size=size, crop=size, batch=batch, epochs=10**6)
+    # every loss from the start, and no warm-up, which is in float32
+    recipe = Recipe(size=size, crop=size, batch=batch, epochs=10**6, warmup=0, lovasz_from=0.0)
     half = dataclasses.replace(recipe, amp=True)
     data: DataSet = open_data(_training_data(run), "train")
     out = partial(run.work.joinpath, "speed")
@@ -575,10 +581,10 @@ def train_minute(run: Run) -> None:
     """A minute of enet-train, as people call it."""
     _require(run, "torch")
     out, size = run.work / "minute", _words(run.settings.sizes[0])
-    command = [sys.executable, "-m", "enet_deploy.train_cli", _training_data(run), "--out", str(out), "--size", size]
-    command += ["--device", run.settings.device, "--batch", str(run.settings.train_batch), "--amp"]
-    command += ["--epochs", "1"] if run.settings.rehearsal else TRAIN_FOR
-    with run.found.attempt("training", what=" ".join(["enet-train", *command[5:]]).replace(str(out), "RUN")) as note:
+    options = ["--size", size, "--device", run.settings.device, "--batch", str(run.settings.train_batch), "--amp"]
+    options += ["--epochs", "1"] if run.settings.rehearsal else TRAIN_FOR
+    command = [sys.executable, "-m", "enet_deploy.train_cli", _training_data(run), "--out", str(out), *options]
+    with run.found.attempt("training", what=" ".join(["enet-train DATA --out RUN", *options])) as note:
         begun = time.perf_counter()
         done = subprocess.run(command, stdout=sys.stdout, stderr=subprocess.STDOUT, cwd=run.work)
         note(seconds=time.perf_counter() - begun)
@@ -608,14 +614,17 @@ class Step:
 # In order of value: time may be over before the last one
 STEPS: dict[str, Step] = {
     "facts": Step("The machine", 45, facts),
-    **{f"contract-{name}": Step(f"The contract: {name}", 90, partial(contract, backend=name))
+    **{f"contract-{name}": Step(f"The contract: {name}", 120, partial(contract, backend=name))
        for name in ("torch", "ort", "trt")},
     "estimate": Step("What to expect, from first principles", 60, estimate),
     **{f"engine-{name}": Step(f"An engine in {name}", 120, partial(engine, precision=name)) for name in PRECISIONS},
-    **{f"speed-{name}": Step(f"Speed: {name}", 90, partial(speed, backend=name)) for name in ("trt", "torch", "ort")},
-    "pytorch": Step("PyTorch itself", 120, pytorch),
+    "speed-trt": Step("Speed: trt", 150, partial(speed, backend="trt")),  # three more engines are built for it
+    **{f"speed-{name}": Step(f"Speed: {name}", 90, partial(speed, backend=name)) for name in ("torch", "ort")},
+    "pytorch": Step("PyTorch itself", 90, partial(pytorch, forms=FORMS, ways=("eager", "CUDA graph"))),
     "train-speed": Step("Training speed", 60, train_speed),
     "train-minute": Step("A minute of training", 110, train_minute),
+    # a minute for each batch size
+    "pytorch-compiled": Step("PyTorch, compiled", 150, partial(pytorch, forms=FORMS[-1:], ways=("compiled",))),
 }  # fmt: skip
 
 

@@ -54,8 +54,9 @@ def usual_loop(data: DataSet, recipe: Recipe, device: str) -> Iterator[None]:
     void = data.classes.void
     workers = min(8, os.cpu_count() or 1) if device.startswith("cuda") else 0
     loader = DataLoader(
-        Images(), recipe.batch, shuffle=True, drop_last=True, num_workers=workers, pin_memory=workers > 0
-    )
+        Images(), recipe.batch, shuffle=True, drop_last=True, num_workers=workers, pin_memory=workers > 0,
+        multiprocessing_context="fork" if workers else None,  # a class in a function does not reach a fresh process
+    )  # fmt: skip
     net = ENet(len(data.classes)).to(device)
     optimizer = torch.optim.Adam(net.parameters(), recipe.lr)
     while True:

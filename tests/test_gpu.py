@@ -5,6 +5,8 @@ from __future__ import annotations
 import dataclasses
 import json
 import shutil
+import signal
+import subprocess
 import sys
 import time
 import zipfile
@@ -18,7 +20,7 @@ import numpy.typing as npt
 import onnx
 import pytest
 import tensorrt_standin
-from conftest import ROOT, SIZE
+from conftest import SIZE
 from onnx import TensorProto, helper
 
 from enet_deploy import CAMVID, BackendError, InputError, Runner, Spec
@@ -32,16 +34,6 @@ from enet_deploy.export import to_engine, to_onnx
 
 SHORT = dataclasses.replace(REHEARSAL, sizes=(SIZE,))
 ON_STAND_IN = dataclasses.replace(SHORT, rehearsal=False, flavour="trt")
-
-
-@pytest.fixture
-def children(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Processes import this checkout, also where it is not installed."""
-    site = tmp_path / "site" / "enet_deploy"
-    site.mkdir(parents=True)
-    for path in (*(ROOT / "enet_deploy").iterdir(), *(ROOT / name for name in ("export", "benchmarks", "calibration"))):
-        (site / path.name).symlink_to(path)
-    monkeypatch.setenv("PYTHONPATH", str(site.parent))
 
 
 @pytest.fixture
@@ -70,7 +62,7 @@ def rows(found: dict[str, Any], **wanted: object) -> list[dict[str, Any]]:
 FOUND = {"findings": [{"table": "rates", "what": "x", "rate": 2.5}]}
 WRITE = f"import pathlib, sys; pathlib.Path(sys.argv[1]).write_text({json.dumps(FOUND)!r});"
 ENDS = {
-    "raises": ("raise ValueError('boom')", 60, gpu.FAILED, "ValueError: boom"),
+    "raises": ("raise ValueError('boom\\nadvice')", 60, gpu.FAILED, "ValueError: boom"),
     "crashes": ("import os; os.kill(os.getpid(), 11)", 60, gpu.FAILED, "SIGSEGV"),
     "overruns": (
         "import subprocess, time; print(subprocess.Popen(['sleep', '60']).pid, flush=True); time.sleep(60)",
@@ -107,6 +99,56 @@ def test_a_step_that_goes_wrong_is_reported_and_the_next_one_runs(tmp_path: Path
         assert "ValueError: boom" in file.read("gpu-report/logs/raises.txt").decode()
 
 
+def test_what_is_sent_does_not_say_whose_machine_it_was(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    home, work, out = (tmp_path / name for name in ("alice", "work", "out"))
+    monkeypatch.setenv("HOME", str(home))
+    monkeypatch.setattr("socket.gethostname", lambda: "alice-desk")
+    (out / "steps").mkdir(parents=True)
+    (out / "logs").mkdir()
+    work.mkdir()
+    told = f"{home}/x {work}/y {out}/z /media/alice/CamVid /cache/alice_1 on alice-desk: enough"
+    found = json.dumps({"findings": [{"table": "machine", "what": told.partition(" on")[0]}]})
+    code = f"import pathlib; pathlib.Path({str(out / 'steps' / 'a.json')!r}).write_text({found!r}); exit({told!r})"
+    chosen = {"a": gpu.Command("a", 60, [sys.executable, "-c", code])}
+    report: dict[str, Any] = {"rehearsal": False, "card": "a card", "settings": {}}
+    report["environment"] = {"processor": "a", "cores": 1, "time": "now", "commit": "b"}
+    list(gpu.run_all(chosen, report, work, out, 120))
+    assert report["steps"][0]["reason"] == "~/x WORK/y OUT/z /media/USER/CamVid /cache/USER_1 on HOST: enough"
+    with zipfile.ZipFile(out / "gpu-report.zip") as file:
+        for name in file.namelist():
+            content = file.read(name).decode()
+            assert "alice" not in content and str(tmp_path) not in content and "/media/USER/CamVid" in content
+
+
+def test_a_step_that_the_end_of_all_stops_has_not_failed(tmp_path: Path) -> None:
+    (tmp_path / "logs").mkdir()
+    late = gpu.Command("late", 60, [sys.executable, "-c", "import time; time.sleep(60)"])
+    assert gpu.run_step("late", late, tmp_path, tmp_path, 0.2)["state"] == gpu.CUT_SHORT
+
+
+def test_a_process_that_cannot_be_killed_does_not_hold_up_the_rest(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As one that waits in a driver for a device that does not answer."""
+    killed = []
+
+    def wait(seconds: float) -> int:
+        raise subprocess.TimeoutExpired("stuck", seconds)
+
+    monkeypatch.setattr(gpu.subprocess, "Popen", lambda *_, **__: SimpleNamespace(pid=7, wait=wait))
+    monkeypatch.setattr(gpu.os, "killpg", lambda *call: killed.append(call))
+    assert gpu._process(["stuck"], tmp_path, tmp_path / "log", 1.0) is None
+    assert killed == [(7, signal.SIGKILL)]
+
+
+def test_more_minutes_are_each_steps_too(tmp_path: Path) -> None:
+    usual, more, fewer = (
+        gpu.commands(["facts"], tmp_path, tmp_path, minutes)["facts"].limit
+        for minutes in (gpu.MINUTES, 3 * gpu.MINUTES, gpu.MINUTES / 2)
+    )
+    assert fewer == usual == gpu_steps_cli.STEPS["facts"].limit and more == 3 * usual
+
+
 def is_running(process: int) -> bool:
     for _ in range(100):
         try:
@@ -127,10 +169,11 @@ def test_no_step_begins_after_the_end(tmp_path: Path) -> None:
     assert not list(tmp_path.iterdir())
 
 
-def test_rehearsal_from_end_to_end(children: None, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_rehearsal_from_end_to_end(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     out = tmp_path / "out"
     assert gpu.main(["--rehearse", "--out", str(out), "--steps", "facts,contract-trt,train-minute"]) == 0
-    assert str(out / "gpu-report.zip") in capsys.readouterr().out
+    shown = capsys.readouterr().out
+    assert str(out / "gpu-rehearsal.zip") in shown and "to send" not in shown
     report = json.loads((out / "gpu.json").read_text())
     assert report["rehearsal"] is True and report["card"] is None
     states = {found["step"]: found["state"] for found in report["steps"]}
@@ -142,10 +185,10 @@ def test_rehearsal_from_end_to_end(children: None, tmp_path: Path, capsys: pytes
     assert trained["epochs"] == 1 and 0 <= trained["miou"] <= 1
     for name in states:
         assert json.loads((out / "steps" / f"{name}.json").read_text())["rehearsal"] is True
-    assert "REHEARSAL" in (out / "gpu-report.html").read_text()
-    with zipfile.ZipFile(out / "gpu-report.zip") as file:
-        logs = {f"gpu-report/logs/{name}.txt" for name in states}
-        assert set(file.namelist()) == {"gpu-report/gpu.json", "gpu-report/gpu-report.html", *logs}
+    assert "REHEARSAL" in (out / "gpu-rehearsal.html").read_text()
+    with zipfile.ZipFile(out / "gpu-rehearsal.zip") as file:
+        files = {"gpu.json", "gpu-rehearsal.html", *(f"logs/{name}.txt" for name in states)}
+        assert set(file.namelist()) == {f"gpu-rehearsal/{name}" for name in files}
 
 
 def test_without_a_card_it_says_so(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Any) -> None:
@@ -191,6 +234,8 @@ def test_steps_of_a_rehearsal(work: Path) -> None:
     timed = [row for row in found["findings"] if "p50_ms" in row]
     assert code == 0 and {row["how"] for row in timed} == {"eager"}
     assert min(row["agreement"] for row in timed) > 0.99
+    code, found = step("pytorch-compiled", SHORT, work)
+    assert code == 0 and all("skipped" in row for row in found["findings"])
     code, found = step("train-speed", SHORT, work)
     assert code == 0 and [row["images_s"] > 0 for row in found["findings"]] == [True] * 3
 
@@ -200,6 +245,32 @@ def test_rehearsal_compiles_an_engine_ahead_of_time(work: Path) -> None:
     code, found = step("engine-fp32", SHORT, work)
     (row,) = found["findings"]
     assert code == 0 and "needs a card" in found["skipped"] and row["mb"] > 0 and "p50_ms" not in row
+
+
+def test_queued_work_takes_as_long_as_was_asked_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    now, queued = 0.0, 0  # of a device that takes a second for each call, and a host that takes none
+
+    def queue() -> None:
+        nonlocal queued
+        queued += 1
+
+    def wait() -> None:
+        nonlocal now, queued
+        now, queued = now + queued, 0
+
+    monkeypatch.setattr(gpu_steps_cli.time, "perf_counter", lambda: now)
+    assert gpu_steps_cli._seconds(queue, wait, 5.0) == 1.0
+    assert now == 7
+
+
+def test_every_card_is_told(work: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    rows = (f"{name}, 580.1, 8 GiB, 1 MHz, 2 MHz, 3 MHz, 4 W, 5 W, 40\n" for name in ("RTX 1", "RTX 2"))
+    done = SimpleNamespace(returncode=0, stdout="".join(rows))
+    monkeypatch.setattr(gpu_steps_cli.subprocess, "run", lambda *_, **__: done)
+    found = Findings(work / "a.json", "a", rehearsal=True)
+    gpu_steps_cli._smi(gpu_steps_cli.Run(SHORT, work, found), "now")
+    (row,) = json.loads(found.path.read_text())["findings"]
+    assert "name RTX 1, driver_version 580.1" in row["value"] and "; name RTX 2" in row["value"]
 
 
 def stand_in_build(run: Any, flavour: str, precision: str, size: Any, *_: Any, dynamic: bool) -> Any:
@@ -367,6 +438,18 @@ def test_contract_finds_what_is_wrong(runner_class: Callable[[], Runner]) -> Non
             except contract.NotHere:
                 assert name in ("arrays of the device", "memory comes back")
     assert BROKEN[runner_class] in failed if runner_class in BROKEN else failed == []
+
+
+def test_that_trt_refuses_arrays_of_the_device_is_a_failure(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(contract, "on_device", lambda _: (object(), object()))
+    frames = np.zeros((2, *SIZE, 3), np.uint8)
+    with Plain().open() as runner:
+        case = contract.Case(Plain, runner, frames, frames[..., 0])
+        with pytest.raises(contract.NotHere):
+            contract.CHECKS["arrays of the device"](case)
+        monkeypatch.setattr(runner, "backend", "trt")
+        with pytest.raises(InputError):
+            contract.CHECKS["arrays of the device"](case)
 
 
 # What is to be expected
