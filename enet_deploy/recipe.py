@@ -16,8 +16,7 @@ class Recipe:
         size: (height, width) that images are resized to before augmentation, and evaluated at.
         crop: (height, width) of a training crop.
         final_crop: (height, width) of a training crop in the last part of the training.
-        final_from: share of the training after which crops have that size; 1 for never. Small crops are cheaper, and
-            learn most of what large ones do.
+        final_from: share of the training after which crops have that size; 1 for never.
         epochs: passes over the training images.
         minutes: that training and evaluations may take; the epochs are then set from the measured speed, so that the
             learning rate ends at zero when the time is over. 0: the epochs count.

@@ -195,7 +195,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     )
     parser.add_argument("--resume", action="store_true", help="continue the run in --out")
     parser.add_argument(
-        "--compile", action="store_true", help="through torch.compile: minutes to start, then faster on a GPU"
+        "--compile", action="store_true", help="through torch.compile, minutes to start, in place of CUDA graphs"
     )
     parser.add_argument(
         "--curve",
