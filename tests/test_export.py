@@ -19,6 +19,7 @@ from conftest import ROOT, SIZE
 from torch import Tensor, nn
 
 from enet_deploy import Runner, open_runner
+from enet_deploy.activations import PReLU
 from enet_deploy.artifacts import METADATA_KEY, Metadata, sha256
 from enet_deploy.data import CAMVID, UInt8Array, open_data
 from enet_deploy.errors import ArtifactError, InputError, ParityError
@@ -103,8 +104,8 @@ def test_rewriting_prelu_changes_nothing(net: ENet, image: Tensor) -> None:
     shared.share_slopes()
     shared.requires_grad_(False)
     nn.init.constant_(shared.initial.act.weight, 1.5)  # which a LeakyReLU may well have
-    forms = {nn.PReLU, nn.LeakyReLU, MaxPReLU}
-    for original, expected in ((net, {MaxPReLU}), (steep, {MaxPReLU, nn.PReLU}), (shared, {nn.LeakyReLU})):
+    forms = {PReLU, nn.LeakyReLU, MaxPReLU}
+    for original, expected in ((net, {MaxPReLU}), (steep, {MaxPReLU, PReLU}), (shared, {nn.LeakyReLU})):
         rewritten = rewrite_prelu(original)
         assert kinds(rewritten) & forms == expected
         assert torch.equal(rewritten(image), original(image))
