@@ -31,13 +31,14 @@ class Case:
 
 
 def must(holds: bool, what: str) -> None:
+    """Raise RequirementError(what) unless it holds."""
     if not holds:
         raise RequirementError(what)
 
 
 def _agrees(labels: UInt8Array, expected: UInt8Array) -> str:
-    share = float((labels == expected).mean())
     must(labels.shape == expected.shape and labels.dtype == np.uint8, f"labels {labels.dtype} {labels.shape}")
+    share = float((labels == expected).mean())
     must(share >= EQUAL, f"{share:.4%} of the labels are as expected, at least {EQUAL:.2%} have to be")
     return f"{share:.5%} equal"
 

@@ -71,6 +71,8 @@ REHEARSAL = Settings(
 
 
 class Note(Protocol):
+    """Adds figures, by column, to the row of an attempt."""
+
     def __call__(self, **figures: object) -> None: ...
 
 

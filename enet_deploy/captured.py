@@ -45,7 +45,9 @@ class CapturedGradients:
             return self._replayed(images, labels, variant)
 
     def _replayed(self, images: Tensor, labels: Tensor, variant: Variant) -> Tensor:
-        held = self.inputs.setdefault(images.shape, (torch.empty_like(images), torch.empty_like(labels)))
+        if images.shape not in self.inputs:
+            self.inputs[images.shape] = torch.empty_like(images), torch.empty_like(labels)
+        held = self.inputs[images.shape]
         held[0].copy_(images)
         held[1].copy_(labels)
         key = images.shape, variant
