@@ -18,13 +18,13 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from enet_deploy import cli
-from enet_deploy.artifacts import replacing, require_writable, sha256, write_json
+from enet_deploy.commands import cli
 from enet_deploy.data import DataSet, hold_out, join, open_data
 from enet_deploy.environment import environment
 from enet_deploy.errors import ArtifactError
-from enet_deploy.model import load_weights
-from enet_deploy.recipe import Recipe
+from enet_deploy.files import atomic_write, require_writable, sha256, write_json
+from enet_deploy.training.recipe import Recipe
+from enet_deploy.weights import load_weights
 
 SCHEMA = 1
 FOLDS = ("0001TP", "0006R0", "0016E5")
@@ -75,7 +75,7 @@ def train_and_score(
 ) -> dict[str, float]:
     """Figures of a run's last weights on `val`; a run that is there already goes on, or is only read."""
     from enet_deploy.runners.torch_runner import torch_device
-    from enet_deploy.train import Trainer, read_checkpoint
+    from enet_deploy.training.trainer import Trainer, read_checkpoint
 
     trainer = Trainer(train, val, "fold", out, recipe, torch_device(device), init, teacher)
     if (out / "checkpoint.pt").exists():
@@ -151,7 +151,7 @@ def _ablate(args: argparse.Namespace) -> None:
                 result = {"schema": SCHEMA, "environment": machine, "settings": settings, "runs": rows}
                 write_json(args.out, result)
     table = as_markdown(rows)
-    with replacing(args.out.with_suffix(".md")) as temporary:
+    with atomic_write(args.out.with_suffix(".md")) as temporary:
         temporary.write_text(table + "\n")
     print(table)
 

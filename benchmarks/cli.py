@@ -15,22 +15,24 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from enet_deploy import cli
-from enet_deploy.artifacts import BUNDLED_WEIGHTS, replacing, require_writable, sha256, write_json
-from enet_deploy.data import UInt8Array
+from enet_deploy import console
+from enet_deploy.artifacts import BUNDLED_WEIGHTS
+from enet_deploy.commands import cli
 from enet_deploy.environment import environment
 from enet_deploy.errors import BackendError, InputError
+from enet_deploy.files import atomic_write, require_writable, sha256, write_json
+from enet_deploy.images import UInt8Array
 from enet_deploy.runners import BACKENDS, Runner, backends_for, open_runner
 
-from .parity import Parity, compare
-from .plan import Artifact, Entry, Material, entries, material, named, points, start
-from .processes import Processes
-from .results import Result, Run, blamed, read, to_run
-from .timing import Timing, feed, measure
+from .measure.parity import Parity, compare
+from .measure.plan import Artifact, Entry, Material, entries, material, named, points, start
+from .measure.processes import Processes
+from .measure.timing import Timing, feed, measure
+from .run import Result, Run, blamed, read, to_run
 from .verdict import FIGURES, Requirement, check, parse_requirements, require_measurable
 
 if TYPE_CHECKING:
-    from .page import Picture
+    from .report.page import Picture
 
 PROFILED = 20  # calls that a profile's medians are taken over
 PICTURES = 4
@@ -42,8 +44,8 @@ def _exports(args: argparse.Namespace, folder: Path) -> Iterator[Artifact]:
     yield args.weights, args.weights.name if args.weights == BUNDLED_WEIGHTS else str(args.weights), points(args)
     if args.backend is not None and not set(args.backend) & set(backends_for("enet.onnx")):
         return
-    from enet_deploy.calibration.qdq import quantize
-    from enet_deploy.calibration.record import record_for
+    from enet_deploy.export.int8 import quantize
+    from enet_deploy.export.record import record_for
     from enet_deploy.export.to_onnx import to_onnx
 
     record = None
@@ -51,7 +53,7 @@ def _exports(args: argparse.Namespace, folder: Path) -> Iterator[Artifact]:
         record = record_for(sha256(args.weights), args.calibration)
     wanted = list(product(args.precision, enumerate(points(args))))
     _say(f"exporting {args.weights.name} as {', '.join(args.precision)}")
-    for precision, (number, point) in cli.progress(wanted, "exporting"):
+    for precision, (number, point) in console.progress(wanted, "exporting"):
         change = None
         if record is not None and "int8" in precision:
             change = partial(quantize, record=record, target="ort" if precision == "int8-ort" else "all")
@@ -74,7 +76,7 @@ def _time(
 ) -> tuple[dict[str, Timing], bool]:
     for entry in chosen:
         processes.ask(entry.name, feed, seen.source)
-    _say(f"timing {cli.counted(len(chosen), 'runner')}, at least {args.frames} frames each")
+    _say(f"timing {console.counted(len(chosen), 'runner')}, at least {args.frames} frames each")
     batches = {entry.name: entry.batch for entry in chosen}
     return measure(processes, batches, args.frames, args.seconds)
 
@@ -108,7 +110,7 @@ def _compare(chosen: Sequence[Entry], args: argparse.Namespace, seen: Material, 
 
 
 def _fill(found: Compared, chosen: Sequence[Entry], args: argparse.Namespace, seen: Material, stack: ExitStack) -> None:
-    for entry in cli.progress(chosen, "opening"):
+    for entry in console.progress(chosen, "opening"):
         runner = open_runner(entry.artifact, entry.backend, args.device, **entry.options)
         found.runners.append(stack.enter_context(runner))
     runners = found.runners
@@ -116,7 +118,7 @@ def _fill(found: Compared, chosen: Sequence[Entry], args: argparse.Namespace, se
         found.reference = stack.enter_context(open_runner(args.weights, "torch", size=runners[0].spec.size))
     if found.reference is not None or args.data is not None:
         _say(f"comparing labels on {len(seen.pairs)} images")
-        pairs = cli.progress(seen.pairs, "comparing labels", len(seen.pairs))
+        pairs = console.progress(seen.pairs, "comparing labels", len(seen.pairs))
         found.of_reference, found.parities, whole = compare(found.reference, runners, pairs)
         if not whole:
             return
@@ -142,7 +144,7 @@ def _add_flips(
     runners: list[Runner], parities: Sequence[Parity | None], weights: Path, images: list[UInt8Array]
 ) -> None:
     """Add what max-pooling does in each graph, as ONNX Runtime runs it. Of an engine nobody can tell."""
-    from .unpool import flips
+    from .measure.unpool_flips import flips
 
     run_graph = [(r, p) for r, p in zip(runners, parities, strict=True) if p and r.backend in ("ort", "openvino")]
     if not run_graph:
@@ -155,10 +157,10 @@ def _add_flips(
 
 def _profiles(runners: list[Runner], images: list[UInt8Array], batch: int) -> list[dict[str, Any] | None]:
     """Where the time of each runner goes, None where its backend does not tell."""
-    from .profiling import profile
+    from .measure.profiling import profile
 
     found: list[dict[str, Any] | None] = []
-    for runner in cli.progress(runners, "profiling"):
+    for runner in console.progress(runners, "profiling"):
         frames = np.concatenate([runner.preprocess(images[i % len(images)]) for i in range(batch)])
         try:
             found.append(profile(runner, frames, PROFILED))
@@ -190,7 +192,7 @@ def _results(chosen: Sequence[Entry], timings: dict[str, Timing], compared: Comp
 
 def _pictures(run: Run, compared: Compared, pairs: Any) -> list[Picture]:
     """What the runner to take says of a few frames: half of them those that it differs on most."""
-    from .page import Picture
+    from .report.page import Picture
 
     names = [result["name"] for result in run["results"]]
     taken = run["verdict"][0]["take"]
@@ -213,7 +215,7 @@ def _require(args: argparse.Namespace) -> list[Requirement]:
     """Refuse what would only be found after minutes of measuring."""
     cli.require_weights(args.weights)
     if args.weights != BUNDLED_WEIGHTS:  # which robots without PyTorch name by leaving them out
-        from enet_deploy.model import load_weights
+        from enet_deploy.weights import load_weights
 
         load_weights(args.weights)
     if args.artifacts and (args.precision or args.calibration):
@@ -241,12 +243,12 @@ def _require_outputs(args: argparse.Namespace, inputs: Sequence[Path | None]) ->
             raise InputError(f"{path} is named for two outputs, expected a file for each")
         require_writable(path)
     if args.html is not None:
-        from . import page  # noqa: F401  says which package is missing
+        from .report import page  # noqa: F401  says which package is missing
 
 
 def _bench(args: argparse.Namespace) -> None:
-    from .machine import watched
-    from .profiling import measure_peaks
+    from .measure.machine import watched
+    from .measure.profiling import measure_peaks
 
     requirements = _require(args)
     machine = environment()  # before a load of our own
@@ -255,7 +257,7 @@ def _bench(args: argparse.Namespace) -> None:
         folder = Path(stack.enter_context(tempfile.TemporaryDirectory()))
         chosen = entries(named(args) if args.artifacts else _exports(args, folder), args)
         with Processes() as processes:
-            _say(f"opening {cli.counted(len(chosen), 'runner')}, each in a process of its own")
+            _say(f"opening {console.counted(len(chosen), 'runner')}, each in a process of its own")
             start(chosen, args, processes)
             seen.require_classes(chosen[0].spec, args.data)
             require_measurable(requirements, truth=args.data is not None, reference=_is_reference(args.weights, chosen))
@@ -290,7 +292,7 @@ def _give(run: Run, args: argparse.Namespace, pictures: Sequence[Picture] = ()) 
     """Write what was asked for, and print a run: in this order, as who reads what is printed may stop."""
     from rich.console import Console
 
-    from .report import as_csv, as_markdown, show
+    from .report.tables import as_csv, as_markdown, show
 
     if args.json is not None:
         write_json(args.json, run)
@@ -299,15 +301,14 @@ def _give(run: Run, args: argparse.Namespace, pictures: Sequence[Picture] = ()) 
         (args.csv, lambda: as_csv(run)),
     ]
     if args.html is not None:
-        from .page import as_html
+        from .report.page import as_html
 
         texts.append((args.html, lambda: as_html(run, pictures)))
-    for path, text in cli.progress(texts, "writing"):
+    for path, text in console.progress(texts, "writing"):
         if path is not None:
-            with replacing(path) as temporary:
+            with atomic_write(path) as temporary:
                 temporary.write_text(text(), encoding="utf-8")
-    console = Console()
-    show(run, Console(width=max(console.width, WIDE)))  # a narrow terminal breaks lines; figures must not be cut
+    show(run, Console(width=max(Console().width, WIDE)))  # a narrow terminal breaks lines; figures must not be cut
     for path in (args.json, args.markdown, args.csv, args.html):
         if path is not None:
             print(f"wrote {path}")
@@ -324,7 +325,7 @@ def _show(args: argparse.Namespace) -> None:
 
 
 def _compare_runs(args: argparse.Namespace) -> None:
-    from .report import as_comparison
+    from .report.tables import as_comparison
 
     first, second = read(args.first), read(args.second)
     with blamed(f"{args.first} or {args.second}"):
@@ -344,8 +345,7 @@ def _bench_parser() -> argparse.ArgumentParser:
     parser = cli.Parser(
         "enet-bench",
         description="Latency, throughput and parity of runners, side by side in one run.",
-        epilog="Also: enet-bench compare FIRST.json SECOND.json; enet-bench show RUN.json, with outputs as above; "
-        "enet-bench --architectures, ENet beside SegNet and U-Net. "
+        epilog="Also: enet-bench compare FIRST.json SECOND.json; enet-bench show RUN.json, with outputs as above. "
         f"Figures of --require: {', '.join(FIGURES)}; drops are in points against PyTorch fp32, agreement, flips and "
         "accuracies are shares from 0 to 1.",
     )
@@ -401,10 +401,6 @@ def _bench_parser() -> argparse.ArgumentParser:
 
 def main(argv: Sequence[str] | None = None) -> int:
     argv = sys.argv[1:] if argv is None else list(argv)
-    if "--architectures" in argv:
-        from .architectures_cli import main as architectures
-
-        return architectures([argument for argument in argv if argument != "--architectures"])
     if argv[:1] == ["compare"]:
         parser = cli.Parser("enet-bench compare", description="Say for each runner of two runs which is faster.")
         parser.add_argument("first", type=Path, metavar="FIRST", help="a file of --json")

@@ -11,7 +11,7 @@ from typing import Any
 
 from enet_deploy.errors import InputError, RequirementError
 
-from .ratios import Speed, compare
+from .statistics import Speed, compare
 
 DROP = 0.3  # points of mIoU that a faster runner may cost
 SAME = 5e-4  # difference of mIoU, or of the share of equal labels, that is nobody's reason to take a slower runner

@@ -9,19 +9,21 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from enet_deploy import cli
-from enet_deploy.artifacts import BUNDLED_WEIGHTS, graph_metadata, replacing, require_writable, sha256
-from enet_deploy.data import DataSet, find_images, open_data, parts, read_image, require_same_classes, spread
+from enet_deploy import console
+from enet_deploy.artifacts import BUNDLED_WEIGHTS, graph_metadata
+from enet_deploy.commands import cli
+from enet_deploy.data import DataSet, find_images, open_data, parts, require_same_classes, spread
 from enet_deploy.errors import InputError
-
-from .record import METHODS, Record, cache_header, record_for
+from enet_deploy.export.record import METHODS, Record, cache_header, record_for
+from enet_deploy.files import atomic_write, require_writable, sha256
+from enet_deploy.images import read_image
 
 if TYPE_CHECKING:
     import onnx
 
     from enet_deploy.artifacts import Metadata
 
-    from .judge import Judge, Pair, Score
+    from .scoring import Judge, Pair, Score
     from .sensitivity import Damage
 
 BUDGET = {"miou": 0.3, "agreement": 2.0}  # points that int8 may cost before it is remarked upon
@@ -57,18 +59,19 @@ def _measure(
     args: argparse.Namespace, model: onnx.ModelProto, sampled: list[Path], judge: Judge
 ) -> tuple[Record, Score]:
     """Ranges by the method asked for, or by all with the best kept; what the choice scores."""
+    from enet_deploy.export.int8 import FLOAT_LAYERS, activations, float_tensors, layers, output_tensors, quantize
+
     from . import ranges
-    from .qdq import FLOAT_LAYERS, activations, float_tensors, layers, output_tensors, quantize
 
     metadata = graph_metadata(model, args.weights)
     tensors = list(activations(model.graph, layers(model.graph).values()))
     methods = METHODS if args.method == "auto" else (args.method,)
-    found = ranges.find_ranges(model, tensors, sampled, metadata.size, methods, cli.progress)
+    found = ranges.find_ranges(model, tensors, sampled, metadata.size, methods, console.progress)
     # more tensors than the others together, for one backend's layout: by one method, on fewer images
     few = spread(sampled, OUTPUT_IMAGES)
-    outputs = ranges.find_ranges(model, output_tensors(model.graph), few, metadata.size, ["percentile"], cli.progress)[
-        "percentile"
-    ]
+    outputs = ranges.find_ranges(
+        model, output_tensors(model.graph), few, metadata.size, ["percentile"], console.progress
+    )["percentile"]
     common = Record(
         weights_sha256=metadata.weights_sha256,
         method="",
@@ -111,7 +114,7 @@ def _study(
 
     def damages() -> list[Damage]:
         if not found:
-            found.extend(measure_damage(model, record, judge, folder / "sensitivity.json", cli.progress))
+            found.extend(measure_damage(model, record, judge, folder / "sensitivity.json", console.progress))
         return found
 
     kept = record, score
@@ -127,7 +130,8 @@ def _study(
 
 
 def _show(found: list[Damage], folder: Path, model: onnx.ModelProto, record: Record, judge: Judge) -> None:
-    from .qdq import layers, quantized_layers
+    from enet_deploy.export.int8 import layers, quantized_layers
+
     from .sensitivity import write_plot, write_table
 
     chosen = quantized_layers(model.graph, record.float_layers)
@@ -171,14 +175,15 @@ def _calibrate(args: argparse.Namespace) -> None:
     if args.data is None:
         _render(args)
         return
+    from enet_deploy.export.int8 import float_layers, float_tensors, quantize, quantized_layers
+
     from . import ranges
-    from .judge import Judge
-    from .qdq import float_layers, float_tensors, quantize, quantized_layers
+    from .scoring import Judge
 
     sampled = ranges.sample(find_images(args.data, args.split), args.images)
     earlier = record_for(sha256(args.weights), args.record) if args.record else None
     model, metadata = _float_graph(args)
-    judge = Judge(model, _pairs(args.data, metadata, sampled, args.split), metadata.classes, cli.progress)
+    judge = Judge(model, _pairs(args.data, metadata, sampled, args.split), metadata.classes, console.progress)
     if earlier is None:
         record, score = _measure(args, model, sampled, judge)
     else:
@@ -204,7 +209,7 @@ def _calibrate(args: argparse.Namespace) -> None:
 
 
 def _report(args: argparse.Namespace, model: onnx.ModelProto, record: Record, judge: Judge, score: Score) -> None:
-    from .qdq import layers, quantized_layers
+    from enet_deploy.export.int8 import layers, quantized_layers
 
     inside, total = len(quantized_layers(model.graph, record.float_layers)), len(layers(model.graph))
     print(
@@ -236,7 +241,7 @@ def _render(args: argparse.Namespace) -> None:
 def _write_cache(args: argparse.Namespace, record: Record) -> None:
     if args.trt_cache:
         text = record.to_trt_cache(args.trt_version)
-        with replacing(args.trt_cache) as temporary:
+        with atomic_write(args.trt_cache) as temporary:
             temporary.write_text(text, encoding="ascii")
         print(f"{args.trt_cache}  calibration cache of TensorRT {args.trt_version}, {text.count(chr(10)) - 1} tensors")
 

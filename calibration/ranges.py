@@ -14,8 +14,9 @@ import numpy as np
 import numpy.typing as npt
 import onnx
 
-from enet_deploy.data import UInt8Array, read_image, resize_image, spread
+from enet_deploy.data import spread
 from enet_deploy.errors import InputError
+from enet_deploy.images import UInt8Array, read_image, resize_image
 
 PERCENTILE = 99.99  # of the magnitudes that stay inside
 BINS = {"percentile": 2048, "entropy": 512}  # entropy's search takes their square, in Python

@@ -11,13 +11,13 @@ from pathlib import Path
 
 import onnx
 
-from enet_deploy.artifacts import replacing, write_json
 from enet_deploy.errors import ArtifactError, ParityError
+from enet_deploy.export.int8 import insert_pairs, layers, quantize, quantized_layers
+from enet_deploy.export.record import Record
+from enet_deploy.files import atomic_write, write_json
 from enet_deploy.plots import new_figure, save_figure
 
-from .judge import Judge, Score
-from .qdq import insert_pairs, layers, quantize, quantized_layers
-from .record import Record
+from .scoring import Judge, Score
 
 SCHEMA = 1
 
@@ -131,7 +131,7 @@ def write_table(path: str | Path, damages: Sequence[Damage], in_int8: Collection
     lines += [
         f"| {d.layer} | {-d.drop:+.3f} | {d.snr:.1f} | {'int8' if d.layer in in_int8 else 'float'} |" for d in damages
     ]
-    with replacing(path) as temporary:
+    with atomic_write(path) as temporary:
         temporary.write_text("\n".join(lines) + "\n", encoding="utf-8")
 
 

@@ -11,8 +11,9 @@ Importing this package loads numpy and opencv only; each backend's library is im
 import logging
 
 from .artifacts import BUNDLED_WEIGHTS
-from .data import CAMVID, ClassList, colorize
+from .classes import CAMVID, ClassList
 from .errors import ArtifactError, BackendError, DataError, EnetError, InputError, ParityError
+from .images import colorize
 from .runners import BACKENDS, Runner, Spec, open_runner
 
 __version__ = "0.1.0"

@@ -12,8 +12,6 @@ from importlib import metadata as packages
 from pathlib import Path
 from typing import Any
 
-from .artifacts import commit
-
 PACKAGES = (
     "enet-deploy",
     "torch",
@@ -130,3 +128,21 @@ def _cuda() -> tuple[str | None, int | None]:
         return torch.version.cuda, torch.backends.cudnn.version()
     except RuntimeError:  # a cuDNN that this PyTorch does not take
         return torch.version.cuda, None
+
+
+def commit() -> str:
+    """The checkout's commit, for the record; "unknown" where this is no checkout of its own, or git is not there."""
+    here = Path(__file__).parent
+    try:
+        root = _git(here, "rev-parse", "--show-toplevel")
+        if Path(root) != here.parent:  # installed somewhere inside another project's checkout
+            return "unknown"
+        changed = _git(here, "status", "--porcelain", "--untracked-files=no")
+        return _git(here, "rev-parse", "HEAD") + ("-dirty" if changed else "")
+    except (OSError, subprocess.CalledProcessError):
+        return "unknown"
+
+
+def _git(folder: Path, *arguments: str) -> str:
+    done = subprocess.run(["git", *arguments], cwd=folder, capture_output=True, text=True, check=True)
+    return done.stdout.strip()

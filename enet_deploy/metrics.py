@@ -9,8 +9,9 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from .data import ClassList, UInt8Array
+from .classes import ClassList
 from .errors import InputError
+from .images import UInt8Array
 
 
 @dataclass(frozen=True)

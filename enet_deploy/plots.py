@@ -13,8 +13,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import numpy.typing as npt
 
-from .artifacts import replacing, require_writable
 from .errors import InputError
+from .files import atomic_write, require_writable
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -203,7 +203,10 @@ def save_figure(figure: Figure, path: str | Path) -> None:
 
     kind = Path(path).suffix.lower()[1:]
     # An SVG with text as text can be searched; without date and random ids the same figures give the same file
-    with matplotlib.rc_context({"svg.fonttype": "none", "svg.hashsalt": "enet_deploy"}), replacing(path) as temporary:
+    with (
+        matplotlib.rc_context({"svg.fonttype": "none", "svg.hashsalt": "enet_deploy"}),
+        atomic_write(path) as temporary,
+    ):
         metadata = {"Date": None} if kind == "svg" else None
         figure.savefig(temporary, format=kind, dpi=150, bbox_inches="tight", metadata=metadata)
 

@@ -11,25 +11,22 @@ from typing import TYPE_CHECKING, get_args
 
 import numpy as np
 
-from enet_deploy import cli
-from enet_deploy.artifacts import BUNDLED_WEIGHTS, EngineCard, graph_metadata, require_writable, sha256
-from enet_deploy.calibration.record import Target
-from enet_deploy.data import (
-    UInt8Array,
-    find_images,
-    read_classes,
-    read_image,
-    require_same_classes,
-    resize_image,
-    spread,
-)
+from enet_deploy.artifacts import BUNDLED_WEIGHTS, graph_metadata
+from enet_deploy.classes import read_classes
+from enet_deploy.commands import cli
+from enet_deploy.data import find_images, require_same_classes, spread
 from enet_deploy.errors import ArtifactError, BackendError, EnetError, InputError
-from enet_deploy.runners.trt_common import FLAVOURS, cache_folder
+from enet_deploy.files import require_writable, sha256
+from enet_deploy.images import UInt8Array, read_image, resize_image
+from enet_deploy.runners.tensorrt.card import EngineCard
+from enet_deploy.runners.tensorrt.library import FLAVOURS, cache_folder
+
+from .record import Target
 
 if TYPE_CHECKING:
     from enet_deploy.artifacts import Metadata
+    from enet_deploy.runners.tensorrt.builder import BuildOptions
 
-    from .to_engine import BuildOptions
     from .to_onnx import Export
 
 MAX_FRAMES = 128  # of a data set to verify with, spread evenly
@@ -55,7 +52,7 @@ def _from_weights(args: argparse.Namespace) -> Path:
     path = Path(args.out) / f"{name}-{precision}.onnx"
     require_writable(path)
 
-    from enet_deploy.model import load_weights
+    from enet_deploy.weights import load_weights
 
     from .to_onnx import to_onnx
 
@@ -67,8 +64,8 @@ def _from_weights(args: argparse.Namespace) -> Path:
     size = args.size or metadata.size
     quantize = None
     if args.int8:
-        from enet_deploy.calibration.qdq import quantize as with_record
-        from enet_deploy.calibration.record import record_for
+        from .int8 import quantize as with_record
+        from .record import record_for
 
         record = record_for(sha256(weights), args.calibration)
         if tuple(record.preprocessing["size"]) != size:
@@ -110,10 +107,10 @@ def _from_graph(args: argparse.Namespace) -> Path:
 
     import onnx
 
-    from enet_deploy.calibration.qdq import quantize
-    from enet_deploy.calibration.record import record_for
     from enet_deploy.runners import open_runner
 
+    from .int8 import quantize
+    from .record import record_for
     from .to_onnx import save_verified
 
     with open_runner(model, "ort") as reference:  # also says what is wrong with a damaged file
@@ -138,7 +135,7 @@ def _report(done: Export, args: argparse.Namespace, reference: str) -> None:
 
 def _build_engine(graph: Path, args: argparse.Namespace, options: BuildOptions) -> None:
     """GRAPH.engine, or GRAPH-rtx.engine, in --out."""
-    from .to_engine import to_engine
+    from enet_deploy.runners.tensorrt.builder import to_engine
 
     path = Path(args.out) / EngineCard.engine_name(graph, options.flavour)
     build = to_engine(graph, path, options)
@@ -155,8 +152,8 @@ def _build_engine(graph: Path, args: argparse.Namespace, options: BuildOptions) 
 
 def _engine_if_possible(graph: Path, args: argparse.Namespace) -> None:
     """An engine for the GPU in this machine, or the one line that says why there is none."""
-    from enet_deploy.runners.cuda import find_gpu
-    from enet_deploy.runners.trt_common import import_tensorrt
+    from enet_deploy.runners.tensorrt.cuda import find_gpu
+    from enet_deploy.runners.tensorrt.library import import_tensorrt
 
     reason = ""
     try:
@@ -197,7 +194,7 @@ def _options(args: argparse.Namespace) -> BuildOptions | None:
 
 
 def _build_options(args: argparse.Namespace, flavour: str) -> BuildOptions:
-    from .to_engine import BuildOptions
+    from enet_deploy.runners.tensorrt.builder import BuildOptions
 
     return BuildOptions(
         flavour,
@@ -225,7 +222,7 @@ def _export(args: argparse.Namespace) -> None:
     if args.target == "ort" and args.engine:
         raise InputError("--target ort with --engine, expected one of them: TensorRT does not take that layout")
     if options is not None:
-        from .to_engine import read_graph, require_buildable
+        from enet_deploy.runners.tensorrt.builder import read_graph, require_buildable
 
         if args.model is not None:
             read_graph(args.model)

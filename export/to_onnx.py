@@ -24,19 +24,13 @@ import torch
 from torch import Tensor, nn
 
 import enet_deploy
-from enet_deploy.artifacts import (
-    check_size,
-    graph_metadata,
-    replacing,
-    require_writable,
-    set_graph_metadata,
-    sha256,
-)
-from enet_deploy.data import UInt8Array
+from enet_deploy.artifacts import check_size, graph_metadata, set_graph_metadata
+from enet_deploy.data.scenes import street_scene
 from enet_deploy.errors import InputError, ParityError
-from enet_deploy.model import load_weights
+from enet_deploy.files import atomic_write, require_writable, sha256
+from enet_deploy.images import UInt8Array
 from enet_deploy.runners import Runner, open_runner
-from enet_deploy.scenes import street_scene
+from enet_deploy.weights import load_weights
 
 from .deploy import DeploySegmenter, interleave, labels_of, to_deploy
 
@@ -92,7 +86,7 @@ def to_onnx(
         batch: frames per call, or None for any number.
         logits: whether the graph also returns them, (N, C, H, W) float32.
         frames: (K, H, W, 3) uint8 BGR to hold the file against the weights; by default drawn street scenes.
-        quantize: makes the int8 graph of this one, `enet_deploy.calibration.qdq.quantize` with its record.
+        quantize: makes the int8 graph of this one, `enet_deploy.export.int8.quantize` with its record.
         max_disagreement: share of pixels that may get another label than in PyTorch; by default `MAX_DISAGREEMENT`.
 
     Raises ArtifactError for unusable weights, InputError for an impossible size or precision, ParityError (and writes
@@ -154,7 +148,7 @@ def save_verified(
         height, width = metadata.size
         raise InputError(f"frames has shape {frames.shape}, expected (K, {height}, {width}, 3) with K >= 1")
     onnx.checker.check_model(model, full_check=True)
-    with replacing(path) as temporary:
+    with atomic_write(path) as temporary:
         onnx.save_model(model, temporary)
         with open_runner(temporary, backend="ort") as runner:
             agreement = _agreement(runner, reference, frames)

@@ -15,7 +15,7 @@ are common (flat sky, saturated pixels, anything quantised).
 A product, and not where(..., up(y), 0), which ONNX Runtime takes three times as long for. It gives 0 or -0, which are
 equal, and asks for finite values: an infinity would become NaN beside its place.
 
-The forms that were compared, in the whole network: `python -m enet_deploy.export.unpool_forms`.
+The forms that were compared, in the whole network: `python -m enet_deploy.benchmarks.studies.unpool_forms`.
 """
 
 from __future__ import annotations

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import runpy
 import signal
 
 if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:  # as in a shell's background jobs, whose children ignore it too
@@ -13,27 +12,13 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")  # networks this small lose more t
 from pathlib import Path
 
 import pytest
+from helpers import ROOT, SIZE, write_scenes
 
 import enet_deploy
-import enet_deploy.scenes
 from enet_deploy.artifacts import BUNDLED_WEIGHTS
 
-ROOT = Path(__file__).parent.parent
 if Path(enet_deploy.__file__).parent == ROOT / "enet_deploy":  # and not an installed one, which is then tested
-    checkout = ROOT / "tests" / "checkout"
-    runpy.run_path(f"{checkout / 'sitecustomize.py'}")
-    os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, [f"{checkout}", os.environ.get("PYTHONPATH")]))
-
-SIZE = (96, 128)  # of the fixtures: small enough that a test takes milliseconds
-FIRST_SEED = {"train": 0, "val": 1000}
-
-
-def write_scenes(root: Path, counts: dict[str, int]) -> Path:
-    """A data set in the SegNet layout: counts["train"] scenes in train/ and trainannot/, and so on."""
-    for split, count in counts.items():
-        first = FIRST_SEED[split]
-        enet_deploy.scenes.write_scenes(root, split, range(first, first + count), SIZE)
-    return root
+    os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, [f"{ROOT}", os.environ.get("PYTHONPATH")]))  # of children
 
 
 @pytest.fixture(scope="session")
@@ -62,10 +47,10 @@ def graphs(exported: Path, weights: Path, tmp_path_factory: pytest.TempPathFacto
     """Precision -> graph of the bundled weights and record at 96x128, any batch, with logits."""
     import onnx
 
-    from enet_deploy.artifacts import sha256
-    from enet_deploy.calibration.qdq import quantize
-    from enet_deploy.calibration.record import record_for
+    from enet_deploy.export.int8 import quantize
+    from enet_deploy.export.record import record_for
     from enet_deploy.export.to_onnx import build_graph
+    from enet_deploy.files import sha256
 
     folder = tmp_path_factory.mktemp("graphs")
     paths = {precision: folder / f"enet-{precision}.onnx" for precision in ("fp16", "int8", "fp16-int8")}

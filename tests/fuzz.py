@@ -24,22 +24,24 @@ from typing import Any
 
 import cv2
 import onnx
+from helpers import stored, write_graph
 from hypothesis import HealthCheck, Phase, given, settings
 from hypothesis import strategies as st
-from test_engine import write_graph
-from test_report import stored
 
 from enet_deploy import open_runner
-from enet_deploy.artifacts import BUNDLED_WEIGHTS, EngineCard, Metadata, graph_metadata, sha256
+from enet_deploy.artifacts import BUNDLED_WEIGHTS, Metadata, graph_metadata
 from enet_deploy.benchmarks import cli as bench_cli
-from enet_deploy.calibration.record import BUNDLED_RECORD, Record
 from enet_deploy.classes import CAMVID, LabelValues, read_classes
-from enet_deploy.data import DataSet, read_image
+from enet_deploy.data import DataSet
+from enet_deploy.data.scenes import street_scene
+from enet_deploy.data.unzip import unzip
 from enet_deploy.errors import EnetError
-from enet_deploy.export.to_engine import read_graph
-from enet_deploy.model import load_weights
-from enet_deploy.scenes import street_scene
-from enet_deploy.unzip import unzip
+from enet_deploy.export.record import BUNDLED_RECORD, Record
+from enet_deploy.files import sha256
+from enet_deploy.images import read_image
+from enet_deploy.runners.tensorrt.builder import read_graph
+from enet_deploy.runners.tensorrt.card import EngineCard
+from enet_deploy.weights import load_weights
 
 EXAMPLES = 50  # of a target, before the next has its turn
 PATIENCE = 60  # seconds that one example may take

@@ -27,10 +27,12 @@ from typing import Any
 import numpy as np
 import pytest
 
-from enet_deploy.artifacts import METADATA_KEY, EngineCard, Metadata, sha256
+from enet_deploy.artifacts import METADATA_KEY, Metadata
 from enet_deploy.errors import BackendError
-from enet_deploy.runners import cuda
-from enet_deploy.runners.trt_common import FLAVOURS, import_tensorrt, rtx_capabilities
+from enet_deploy.files import sha256
+from enet_deploy.runners.tensorrt import cuda
+from enet_deploy.runners.tensorrt.card import EngineCard
+from enet_deploy.runners.tensorrt.library import FLAVOURS, import_tensorrt, rtx_capabilities
 
 NAME, CAPABILITY = "NVIDIA Stand-In 3060", (8, 6)
 VERSIONS = {"trt": "10.13.3.9", "trt-rtx": "1.7.1.116"}

@@ -26,18 +26,18 @@ from typing import Any
 import numpy as np
 import onnx
 import pytest
-from conftest import SIZE
-from test_engine import write_graph
-from test_report import stored
+from helpers import SIZE, stored, write_graph
 
-from enet_deploy import evaluate, open_runner
-from enet_deploy.artifacts import BUNDLED_WEIGHTS, EngineCard, graph_metadata
+from enet_deploy import open_runner
+from enet_deploy.artifacts import BUNDLED_WEIGHTS, graph_metadata
 from enet_deploy.benchmarks import cli as bench_cli
 from enet_deploy.calibration import cli as calibration_cli
-from enet_deploy.calibration.record import BUNDLED_RECORD
+from enet_deploy.commands import evaluate
 from enet_deploy.errors import ArtifactError
 from enet_deploy.export import cli as export_cli
-from enet_deploy.export.to_engine import read_graph
+from enet_deploy.export.record import BUNDLED_RECORD
+from enet_deploy.runners.tensorrt.builder import read_graph
+from enet_deploy.runners.tensorrt.card import EngineCard
 
 Command = Callable[[], int]
 Prepare = Callable[[], None]
@@ -574,7 +574,15 @@ def test_record_whose_names_are_escapes(tmp_path: Path, capsys: pytest.CaptureFi
 
 def test_reader_who_leaves_costs_no_file(scenes: Path, tmp_path: Path) -> None:
     """As `| head -1` does."""
-    command = [sys.executable, "-m", "enet_deploy.data_cli", "check", str(scenes), "--json", str(tmp_path / "a.json")]
+    command = [
+        sys.executable,
+        "-m",
+        "enet_deploy.commands.data",
+        "check",
+        str(scenes),
+        "--json",
+        str(tmp_path / "a.json"),
+    ]
     with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE) as child:
         child.stdout.close()
         assert (child.stderr.read(), child.wait(30)) == (b"", 0)

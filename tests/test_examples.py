@@ -12,10 +12,10 @@ from pathlib import Path
 
 import cv2
 import pytest
-from conftest import ROOT, SIZE
+from helpers import ROOT, SIZE
 
 from enet_deploy import open_runner
-from enet_deploy.scenes import street_scene
+from enet_deploy.data.scenes import street_scene
 
 EXAMPLES = ROOT / "examples"
 FRAMES = [street_scene(seed, SIZE)[0] for seed in range(3)]

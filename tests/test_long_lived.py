@@ -14,13 +14,13 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from conftest import SIZE
+from helpers import SIZE
 
 from enet_deploy import BackendError, open_runner
-from enet_deploy.benchmarks import soak_cli
-from enet_deploy.data import UInt8Array
+from enet_deploy.benchmarks.studies import soak as soak_cli
+from enet_deploy.data.scenes import street_scene
+from enet_deploy.images import UInt8Array
 from enet_deploy.runners import Runner
-from enet_deploy.scenes import street_scene
 
 FRAMES = np.stack([street_scene(0, SIZE)[0]])
 THREADS = 8

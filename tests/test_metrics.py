@@ -10,7 +10,7 @@ from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
-from enet_deploy.data import CAMVID, ClassList
+from enet_deploy.classes import CAMVID, ClassList
 from enet_deploy.errors import InputError
 from enet_deploy.metrics import ConfusionMatrix, evaluate
 

@@ -13,17 +13,10 @@ import torch
 from torch import Tensor, nn
 
 from enet_deploy.artifacts import METADATA_KEY, Metadata
-from enet_deploy.data import CAMVID, ClassList
+from enet_deploy.classes import CAMVID, ClassList
 from enet_deploy.errors import ArtifactError
-from enet_deploy.model import (
-    DownsamplingBottleneck,
-    ENet,
-    RegularBottleneck,
-    Segmenter,
-    UpsamplingBottleneck,
-    load_weights,
-    save_weights,
-)
+from enet_deploy.model import DownsamplingBottleneck, ENet, RegularBottleneck, Segmenter, UpsamplingBottleneck
+from enet_deploy.weights import load_weights, save_weights
 
 METADATA = Metadata(CAMVID, mean=(110.0, 108.0, 105.0), std=(78.0, 79.0, 78.0), size=(64, 96), details={"epochs": 3})
 

@@ -8,10 +8,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from enet_deploy.corruptions import CORRUPTIONS
+from enet_deploy.data.corruptions import CORRUPTIONS
+from enet_deploy.data.scenes import street_scene
 from enet_deploy.errors import ArtifactError, InputError
 from enet_deploy.plots import draw_confusion, draw_curve, require_plot
-from enet_deploy.scenes import street_scene
 
 NAMES = ("sky", "wet $road$", "a < b")  # a formula and a tag to who does not look
 COUNTS = np.array([[199, 1, 0], [30, 60, 10], [0, 0, 0]])

@@ -9,10 +9,10 @@ from pathlib import Path
 
 import cv2
 import pytest
-from conftest import ROOT
+from helpers import ROOT
 from torch import nn
 
-from enet_deploy.scenes import street_scene
+from enet_deploy.data.scenes import street_scene
 
 README = (ROOT / "README.md").read_text(encoding="utf-8")
 

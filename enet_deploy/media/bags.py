@@ -15,11 +15,11 @@ from typing import Any
 from rosbags import highlevel, rosbag1, rosbag2
 from rosbags.typesys import Stores, get_typestore
 
-from ..artifacts import replacing
-from ..data import ClassList
+from ..classes import ClassList
 from ..errors import DataError, InputError
-from ..ros import image_fields, to_bgr
+from ..files import atomic_write
 from .pipeline import Segmented
+from .ros import image_fields, to_bgr
 from .sinks import Write
 from .sources import Frame, Frames, Source
 
@@ -108,7 +108,7 @@ def label_bag(path: Path, topic: str, classes: ClassList) -> Iterator[Write]:
     TOPIC/classes says once what the ids mean, as JSON. A .bag is of ROS 1, an .mcap of ROS 2; it appears when the
     block ends well. Raises ArtifactError where it cannot be written.
     """
-    with replacing(path) as temporary, TemporaryDirectory(dir=temporary.parent, prefix=f".{path.stem}-") as folder:
+    with atomic_write(path) as temporary, TemporaryDirectory(dir=temporary.parent, prefix=f".{path.stem}-") as folder:
         is_ros1 = path.suffix.lower() == ".bag"
         types = get_typestore(Stores.ROS1_NOETIC if is_ros1 else Stores.ROS2_HUMBLE)
         made = Path(folder) / path.name

@@ -7,7 +7,8 @@ from collections.abc import Sequence
 import cv2
 import numpy as np
 
-from ..data import ClassList, UInt8Array
+from ..classes import ClassList
+from ..images import UInt8Array
 
 ROW = 22  # pixels of the height of a line of text
 INK, PAPER = (40, 40, 40), (250, 250, 250)

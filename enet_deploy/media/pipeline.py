@@ -10,8 +10,8 @@ from contextlib import closing, contextmanager, suppress
 from dataclasses import dataclass
 from typing import Generic, TypeVar
 
-from ..data import UInt8Array
 from ..errors import DataError
+from ..images import UInt8Array
 from .sources import NAP, TIMEOUT_MS, Frame, Source, Stop
 
 T = TypeVar("T")

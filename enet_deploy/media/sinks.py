@@ -15,10 +15,9 @@ from typing import Any
 import cv2
 import numpy as np
 
-from ..artifacts import replacing
-from ..data import UInt8Array
 from ..errors import BackendError, DataError
-from ..imagefiles import encode
+from ..files import atomic_write
+from ..images import UInt8Array, encode
 from .pipeline import Segmented
 from .sources import BT709, Source, Stop
 
@@ -54,7 +53,7 @@ def video_file(path: Path, draw: Draw, source: Source, every: int = 1) -> Iterat
     """
     import av
 
-    with replacing(path) as temporary:
+    with atomic_write(path) as temporary:
         try:
             container = av.open(str(temporary), "w")
             try:
@@ -67,7 +66,7 @@ def video_file(path: Path, draw: Draw, source: Source, every: int = 1) -> Iterat
                 raise
             container.close()
         except av.error.FFmpegError as error:
-            raise OSError(str(error)) from None  # which `replacing` explains
+            raise OSError(str(error)) from None  # which `atomic_write` explains
 
 
 class _Encoder:
@@ -118,7 +117,7 @@ def image_files(path: Path, draw: Draw, folder: bool) -> Write:
 
     def write(item: Segmented) -> None:
         file = path / f"{item.frame.name}.png" if folder else path
-        with replacing(file) as temporary:
+        with atomic_write(file) as temporary:
             temporary.write_bytes(encode(file, draw(item)))
 
     return write
@@ -168,7 +167,7 @@ def json_lines(path: str, record: Callable[[Segmented], dict[str, Any]]) -> Iter
     if path == "-":
         yield lambda item: _print_line(json.dumps(record(item), allow_nan=False))
         return
-    with replacing(path) as temporary, temporary.open("w", encoding="utf-8") as file:
+    with atomic_write(path) as temporary, temporary.open("w", encoding="utf-8") as file:
         yield lambda item: print(json.dumps(record(item), allow_nan=False), file=file)
 
 

@@ -16,7 +16,7 @@ _REGISTRY: dict[str, tuple[str, str, tuple[str, ...]]] = {
     "torch": ("torch_runner", "TorchRunner", (".safetensors",)),
     "ort": ("ort_runner", "OrtRunner", (".onnx",)),
     "openvino": ("openvino_runner", "OpenVinoRunner", (".onnx",)),
-    "trt": ("trt_runner", "TrtRunner", (".engine", ".onnx")),
+    "trt": ("tensorrt.runner", "TrtRunner", (".engine", ".onnx")),
 }
 BACKENDS = tuple(_REGISTRY)
 SUFFIXES = tuple(dict.fromkeys(suffix for _, _, suffixes in _REGISTRY.values() for suffix in suffixes))

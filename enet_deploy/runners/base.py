@@ -16,8 +16,9 @@ import numpy as np
 import numpy.typing as npt
 
 from ..artifacts import Metadata
-from ..data import ClassList, UInt8Array, resize_image, resize_labels
+from ..classes import ClassList
 from ..errors import ArtifactError, BackendError, InputError
+from ..images import UInt8Array, resize_image, resize_labels
 
 if TYPE_CHECKING:
     from concurrent.futures import Future

@@ -19,8 +19,8 @@ import numpy as np
 import numpy.typing as npt
 
 from ..artifacts import METADATA_KEY, Metadata
-from ..data import UInt8Array
 from ..errors import ArtifactError, BackendError, InputError
+from ..images import UInt8Array
 from .base import Operation, Runner, Spec
 from .graph import check_signature, check_threads, reading_text
 

@@ -14,9 +14,10 @@ from typing import TYPE_CHECKING
 import numpy as np
 import numpy.typing as npt
 
-from ..artifacts import Metadata, check_size, sha256
-from ..data import UInt8Array
+from ..artifacts import Metadata, check_size
 from ..errors import BackendError, InputError
+from ..files import sha256
+from ..images import UInt8Array
 from .base import Runner, Spec
 
 if TYPE_CHECKING:
@@ -98,7 +99,7 @@ class TorchRunner(Runner):
 
     def _load(self) -> tuple[nn.Module, Metadata]:
         """The network and what is known of it."""
-        from ..model import load_weights
+        from ..weights import load_weights
 
         net, metadata = load_weights(self.artifact)
         return net, dataclasses.replace(metadata, weights_sha256=sha256(self.artifact))

@@ -6,8 +6,8 @@ import json
 from typing import Any
 
 from enet_deploy import Runner
-from enet_deploy.data import overlay
-from enet_deploy.ros import image_fields, to_bgr
+from enet_deploy.images import overlay
+from enet_deploy.media.ros import image_fields, to_bgr
 
 
 class Segmentation:

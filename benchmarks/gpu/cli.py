@@ -1,0 +1,280 @@
+"""A report on an NVIDIA card, to send: what runs there, whether it is right, and how fast it is.
+
+    python -m enet_deploy.benchmarks.gpu
+
+Each step (`steps.py`) runs in a process of its own with a limit: one that crashes, hangs or leaves CUDA in a
+bad state is reported, and the next one runs. Everything that is found is in files at once; nothing is sent anywhere.
+"""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import json
+import os
+import re
+import signal
+import socket
+import subprocess
+import sys
+import tempfile
+import time
+import zipfile
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+from enet_deploy import console
+from enet_deploy.commands import cli
+from enet_deploy.data import open_data
+from enet_deploy.environment import environment
+from enet_deploy.errors import BackendError, InputError, RequirementError
+from enet_deploy.files import atomic_write, require_writable, write_json
+from enet_deploy.runners.tensorrt.cuda import find_gpu
+from enet_deploy.runners.tensorrt.library import FLAVOURS
+
+from .findings import REHEARSAL, SCHEMA, Settings
+from .steps import STEPS
+
+MINUTES = 9.5  # of all steps together
+LEAST = 5.0  # seconds, with fewer left no step is begun
+KILLED = 10.0  # seconds that a killed process has to end
+
+NAME, REHEARSAL_NAME = "gpu-report", "gpu-rehearsal"  # apart, so that neither is taken for the other
+DONE, NOT_HERE, FAILED, CUT_SHORT, NOT_RUN = "done", "not here", "failed", "cut short", "not run"
+
+# In a log: where a step says why it ended. Behind it PyTorch's errors go on with advice
+_WHY = re.compile(r"^(?:steps: error: |(?=[\w.]*(?:Error|Exception)\b))(.+)", re.MULTILINE)
+
+Report = dict[str, Any]
+
+
+@dataclasses.dataclass(frozen=True)
+class Command:
+    """A step as a process.
+
+    Attributes:
+        title: for people.
+        limit: seconds that it may take.
+        arguments: the process; its findings are in `steps/NAME.json` of the report's folder.
+    """
+
+    title: str
+    limit: float
+    arguments: Sequence[str]
+
+
+def commands(names: Sequence[str], work: Path, out: Path, minutes: float) -> dict[str, Command]:
+    """The steps of those names; where all may take longer than `MINUTES`, each may."""
+    module = [sys.executable, "-m", f"{__package__}.steps"]
+    longer = max(1.0, minutes / MINUTES)
+    return {
+        name: Command(
+            STEPS[name].title, STEPS[name].limit * longer, [*module, name, str(work), str(_files(name, out)[0])]
+        )
+        for name in names
+    }
+
+
+def _files(step: str, out: Path) -> tuple[Path, Path]:
+    """Where the findings of a step are, and what it has printed."""
+    return out / "steps" / f"{step}.json", out / "logs" / f"{step}.txt"
+
+
+def run_all(chosen: Mapping[str, Command], report: Report, work: Path, out: Path, seconds: float) -> Iterator[str]:
+    """Run one step after the other, and have the whole report written after each; yields a line on each.
+
+    Args:
+        report: gets the steps, at first all as not run.
+        work: folder that the processes work in.
+        out: folder of the report.
+        seconds: that all may take together.
+    """
+    end = time.monotonic() + seconds
+    report["steps"] = [
+        {"step": name, "title": command.title, "state": NOT_RUN, "reason": "", "seconds": 0.0, "findings": []}
+        for name, command in chosen.items()
+    ]
+    for step in report["steps"]:
+        left = end - time.monotonic()
+        if left >= LEAST:
+            step |= run_step(step["step"], chosen[step["step"]], work, out, left)
+            write(report, out)
+        else:
+            step["reason"] = f"{seconds / 60:.3g} minutes were over"
+        yield f"{step['step']:<18}{step['state']:<10}{step['seconds']:6.1f} s  {step['reason']}".rstrip()
+
+
+def run_step(name: str, command: Command, work: Path, out: Path, left: float) -> dict[str, Any]:
+    """Run a step and say how it ended: `state`, `reason`, `seconds`, `findings`."""
+    findings, log = _files(name, out)
+    limit, begun = min(command.limit, left), time.monotonic()
+    code = _process(command.arguments, work, log, limit)
+    seconds = round(time.monotonic() - begun, 1)
+    log.write_text(_anonymous(log.read_text(encoding="utf-8", errors="replace"), work, out), encoding="utf-8")
+    text = findings.read_text(encoding="utf-8") if findings.exists() else "{}"
+    found = json.loads(_without_folders(text, work, out))
+    state, reason = DONE, ""
+    if code is None and limit < command.limit:
+        state, reason = CUT_SHORT, f"the time was over after {limit:.0f} s of it"
+    elif code is None:
+        state, reason = FAILED, f"stopped: it took longer than {limit:.0f} s"
+    elif code < 0:
+        state, reason = FAILED, f"it died of {signal.Signals(-code).name}"
+    elif code > 0:
+        state, reason = FAILED, _why(log) or f"exit code {code}"
+    elif found.get("skipped"):
+        state, reason = NOT_HERE, found["skipped"]
+    return {"state": state, "reason": reason, "seconds": seconds, "findings": found.get("findings", [])}
+
+
+def _process(arguments: Sequence[str], work: Path, log: Path, limit: float) -> int | None:
+    """Exit code of a process, negative for a signal; None where it had to be stopped. Nothing it started is left."""
+    # Its own session, so that Ctrl-C is this process's alone, and what it starts can be ended with it. A cache of the
+    # run's own, so that what is built is built here and now
+    changes = {"PYTHONFAULTHANDLER": "1", "PYTHONUNBUFFERED": "1", "XDG_CACHE_HOME": str(work / "cache")}
+    changes["TORCHINDUCTOR_CACHE_DIR"] = str(work / "cache" / "inductor")
+    with log.open("wb") as file:
+        process = subprocess.Popen(
+            arguments, cwd=work, env=os.environ | changes, stdin=subprocess.DEVNULL, stdout=file,
+            stderr=subprocess.STDOUT, start_new_session=True,
+        )  # fmt: skip
+        try:
+            return process.wait(limit)
+        except subprocess.TimeoutExpired:
+            return None
+        finally:
+            with suppress(ProcessLookupError):
+                os.killpg(process.pid, signal.SIGKILL)
+            with suppress(subprocess.TimeoutExpired):  # a driver that hangs keeps even a killed process
+                process.wait(KILLED)
+
+
+def _why(log: Path) -> str:
+    """The last error in a log, else its last line."""
+    text = log.read_text(encoding="utf-8").strip()
+    return console.printable((_WHY.findall(text) or text.splitlines() or [""])[-1])[:600]
+
+
+# What is sent is not to say whose machine it was
+
+
+def _without_folders(text: str, work: Path, out: Path) -> str:
+    """The text with words in place of this machine's folders, and of the user's name where it is part of a path."""
+    folders = {work: "WORK", out: "OUT", Path(__file__).parents[1]: "CODE"}
+    with suppress(RuntimeError):  # a user without a home
+        folders[Path.home()] = "~"
+    for folder, word in sorted(folders.items(), key=lambda item: len(str(item[0])), reverse=True):
+        if folder.name:  # and not the root
+            text = re.sub(rf"{re.escape(str(folder))}(?!\w)", word, text)
+            if word == "~":  # also /media/NAME/...
+                text = re.sub(rf"(?<=/){re.escape(folder.name)}(?![^\W_])", "USER", text)
+    return text
+
+
+def _anonymous(text: str, work: Path, out: Path) -> str:
+    """The same, and without the machine's name, which libraries log."""
+    return re.sub(rf"(?<![\w.-]){re.escape(socket.gethostname())}(?![\w-])", "HOST", _without_folders(text, work, out))
+
+
+# --- the report ---------------------------------------------------------------------------------------------------
+
+
+def _name(report: Report) -> str:
+    return REHEARSAL_NAME if report["rehearsal"] else NAME
+
+
+def _written(report: Report, out: Path) -> tuple[Path, Path, Path]:
+    """The JSON, the page and the zip of a report."""
+    return out / "gpu.json", out / f"{_name(report)}.html", out / f"{_name(report)}.zip"
+
+
+def write(report: Report, out: Path) -> None:
+    """gpu.json, the page and the zip with both and the logs, as far as the report has come."""
+    from .page import as_html
+
+    data, page, packed = _written(report, out)
+    write_json(data, report)
+    with atomic_write(page) as temporary:
+        temporary.write_text(as_html(report), encoding="utf-8")
+    with atomic_write(packed) as temporary, zipfile.ZipFile(temporary, "w", zipfile.ZIP_DEFLATED) as file:
+        logs = (_files(step["step"], out)[1] for step in report["steps"])
+        for path in (data, page, *(log for log in logs if log.exists())):
+            file.write(path, f"{packed.stem}/{path.relative_to(out)}")
+
+
+def _settings(args: argparse.Namespace) -> Settings:
+    settings = REHEARSAL if args.rehearse else Settings(rehearsal=False)
+    data = None
+    if args.data is not None:
+        open_data(args.data, args.split)
+        data = str(Path(args.data).resolve())
+    return dataclasses.replace(settings, data=data, split=args.split, flavour=args.engine)
+
+
+def _gpu(args: argparse.Namespace) -> None:
+    from . import page as gpu_page  # says now which package is missing
+
+    unknown = [name for name in args.steps if name not in STEPS]
+    if unknown:
+        raise InputError(f"--steps {unknown[0]}, expected some of {', '.join(STEPS)}")
+    settings, card = _settings(args), None
+    if settings.rehearsal:  # frames are so small that threads wait for each other, on a busy machine for seconds
+        os.environ.setdefault("OMP_NUM_THREADS", "1")
+    else:
+        try:
+            card = str(find_gpu())
+        except BackendError as error:
+            raise BackendError(f"{error}; --rehearse runs the same on the CPU") from None
+    report: Report = {"schema": SCHEMA, "rehearsal": settings.rehearsal, "card": card, "environment": environment()}
+    report["settings"] = dataclasses.asdict(settings) | {"data": args.data and Path(args.data).resolve().name}
+    out = (args.out or Path(_name(report))).resolve()
+    require_writable(out / "gpu.json")
+    _, page, packed = written = _written(report, out)
+    for path in (*written, *(path for name in STEPS for path in _files(name, out))):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.unlink(missing_ok=True)  # what an earlier run has left is not of this one
+    print("a rehearsal on the CPU: no figure is a GPU's" if settings.rehearsal else f"measuring {card}", flush=True)
+    with tempfile.TemporaryDirectory() as folder:
+        work = Path(folder)
+        settings.write(work)
+        try:
+            for line in run_all(commands(args.steps, work, out, args.minutes), report, work, out, 60 * args.minutes):
+                print(line, flush=True)
+        except KeyboardInterrupt:
+            raise KeyboardInterrupt(f"what was found before is in {out}") from None
+    write(report, out)
+    use = "packed" if settings.rehearsal else "to send"
+    print(f"{gpu_page.headline(report)}\nto look at: {page}\n{use}: {packed}")
+    failed = [step["step"] for step in report["steps"] if step["state"] == FAILED]
+    if failed:
+        raise RequirementError(f"{', '.join(failed)} failed; the report says why, and {out / 'logs'} has more")
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    parser = cli.Parser(
+        "python -m enet_deploy.benchmarks.gpu",
+        description="Measure this machine's NVIDIA card in under ten minutes and write a report to send. Nothing is "
+        "sent. Exit code 1 where something failed.",
+    )
+    parser.add_argument("--data", metavar="DATA", help="data set for accuracy and training (default: drawn scenes)")
+    parser.add_argument("--split", default="val", help="of --data, for accuracy (default: val)")
+    parser.add_argument("--out", type=Path, metavar="DIR", help=f"default: {NAME}, of a rehearsal {REHEARSAL_NAME}")
+    parser.add_argument("--engine", choices=FLAVOURS, help="TensorRT to measure (default: the first installed)")
+    parser.add_argument(
+        "--steps", type=cli.listed(str), default=list(STEPS), metavar="LIST", help=f"only some of {', '.join(STEPS)}"
+    )
+    parser.add_argument(
+        "--minutes",
+        type=cli.not_negative,
+        default=MINUTES,
+        metavar="N",
+        help="of all (%(default)s); with more, each step may take longer too",
+    )
+    parser.add_argument("--rehearse", action="store_true", help="the same on the CPU, to see that it works")
+    return cli.run(parser, _gpu, argv)
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())

@@ -1,0 +1,156 @@
+"""The runner contract in short, for machines where the project's tests are not: what every backend promises."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from enet_deploy.errors import BackendError, EnetError, InputError, RequirementError
+from enet_deploy.images import UInt8Array
+from enet_deploy.runners import Runner
+
+EQUAL = 0.9999  # share of fp32 labels that have to be PyTorch's: sums in another order move a few
+KEPT = 64e6  # bytes that runners which were closed may leave on the device: libraries' own pools
+
+
+class NotHere(EnetError):
+    """What was to be tried is not available on this machine, which is no failure."""
+
+
+@dataclass(frozen=True)
+class Case:
+    """A backend under the contract: what opens a runner of it, an open one, frames and PyTorch's labels of them."""
+
+    open: Callable[[], Runner]
+    runner: Runner
+    frames: UInt8Array
+    expected: UInt8Array
+
+
+def must(holds: bool, what: str) -> None:
+    """Raise RequirementError(what) unless it holds."""
+    if not holds:
+        raise RequirementError(what)
+
+
+def _agrees(labels: UInt8Array, expected: UInt8Array) -> str:
+    must(labels.shape == expected.shape and labels.dtype == np.uint8, f"labels {labels.dtype} {labels.shape}")
+    share = float((labels == expected).mean())
+    must(share >= EQUAL, f"{share:.4%} of the labels are as expected, at least {EQUAL:.2%} have to be")
+    return f"{share:.5%} equal"
+
+
+def _check_labels(case: Case) -> str:
+    return _agrees(case.runner.infer(case.frames[:1]), case.expected[:1])
+
+
+def _check_repeats(case: Case) -> str:
+    first = case.runner.infer(case.frames[:1])
+    for _ in range(8):  # from the third on it may be a CUDA graph
+        must(np.array_equal(case.runner.infer(case.frames[:1]), first), "another answer to the same frame")
+        case.runner.infer(case.frames[1:2])
+    return "9 times the same"
+
+
+def _check_batch(case: Case) -> str:
+    return _agrees(case.runner.infer(case.frames), case.expected)
+
+
+def _check_out(case: Case) -> str:
+    out = np.full(case.expected[:2].shape, 255, np.uint8)
+    must(case.runner.infer(case.frames[:2], out=out) is out, "infer did not return out")
+    return _agrees(out, case.expected[:2])
+
+
+def _check_ownership(case: Case) -> str:
+    first = case.runner.infer(case.frames[:1])
+    before = first.copy()
+    case.runner.infer(case.frames[1:2])
+    must(np.array_equal(first, before), "a later call changed the labels of an earlier one")
+    return "kept"
+
+
+def _check_refusals(case: Case) -> str:
+    height, width = case.runner.spec.size
+    wrong: tuple[Any, ...] = (
+        case.frames.astype(np.float32),
+        case.frames[0],
+        np.zeros((1, height + 8, width, 3), np.uint8),
+    )
+    for frames in wrong:
+        try:
+            case.runner.infer(frames)
+        except InputError:
+            continue
+        raise RequirementError(f"{frames.dtype} of shape {frames.shape} was not refused")
+    return f"{len(wrong)} refused"
+
+
+def _check_stream(case: Case) -> str:
+    found = list(case.runner.stream(frame[None] for frame in case.frames))
+    return _agrees(np.concatenate(found), case.expected)
+
+
+def _check_life(case: Case) -> str:
+    runner = case.open()
+    for _ in range(2):
+        with runner:
+            _agrees(runner.infer(case.frames[:1]), case.expected[:1])
+        runner.close()
+    try:
+        runner.infer(case.frames[:1])
+    except BackendError:
+        return "closed twice, opened again, closed"
+    raise RequirementError("a closed runner answered")
+
+
+def _check_zero_copy(case: Case) -> str:
+    if case.runner.backend != "trt":
+        raise NotHere(f"{case.runner.backend} takes no arrays of the device")
+    frames, out = on_device(case.frames[:2])
+    must(case.runner.infer(frames, out=out) is out, "infer did not return out")
+    return _agrees(out.cpu().numpy(), case.expected[:2])
+
+
+def _check_memory(case: Case) -> str:
+    import torch
+
+    def use() -> int:
+        with case.open() as runner:
+            runner.infer(case.frames[:1])
+        torch.cuda.empty_cache()
+        return int(torch.cuda.mem_get_info()[0])
+
+    if not torch.cuda.is_available():
+        raise NotHere("PyTorch sees no CUDA device to ask")
+    use()
+    before = use()
+    left = before - [use() for _ in range(5)][-1]
+    must(left < KEPT, f"{left / 1e6:.0f} MB of the device are lost to 5 runners that were closed")
+    return f"{max(left, 0) / 1e6:.0f} MB left behind"
+
+
+CHECKS: dict[str, Callable[[Case], str]] = {
+    "labels are PyTorch's": _check_labels,
+    "the same frame again": _check_repeats,
+    "several frames in a call": _check_batch,
+    "out= is filled": _check_out,
+    "labels are the caller's": _check_ownership,
+    "wrong frames are refused": _check_refusals,
+    "stream() in order": _check_stream,
+    "close, and open again": _check_life,
+    "arrays of the device": _check_zero_copy,
+    "memory comes back": _check_memory,
+}
+
+
+def on_device(frames: UInt8Array) -> tuple[Any, Any]:
+    """Frames, and room for their labels, as PyTorch's arrays on the device. Raises NotHere."""
+    import torch
+
+    if not torch.cuda.is_available():
+        raise NotHere("PyTorch sees no CUDA device to hold the arrays")
+    return torch.from_numpy(frames).cuda(), torch.empty(frames.shape[:3], dtype=torch.uint8, device="cuda")

@@ -1,0 +1,144 @@
+"""The report of `gpu.py` as one HTML file that needs neither scripts nor a network."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import jinja2
+
+Row = Mapping[str, Any]
+
+# Column -> its heading, and the form of its figures; the order is the page's. Others are shown as they are
+COLUMNS: dict[str, tuple[str, str]] = {
+    "what": ("", ""), "value": ("", ""), "rate": ("", ".4g"), "unit": ("", ""),
+    "backend": ("backend", ""), "form": ("network", ""), "precision": ("precision", ""), "dtype": ("type", ""),
+    "how": ("how", ""), "size": ("frames", ""), "batch": ("batch", ""), "graphs": ("CUDA graphs", ""),
+    "memory": ("arrays", ""), "check": ("check", ""), "told": ("found", ""), "merged": ("operations merged", ""),
+    "p50_ms": ("p50 ms", ".3f"), "p99_ms": ("p99 ms", ".3f"), "fps": ("frames/s", ".0f"),
+    "stream_fps": ("stream() frames/s", ".0f"), "agreement": ("labels as PyTorch's", ".4%"),
+    "boundary_flips": ("flips near edges", ".4%"), "interior_flips": ("elsewhere", ".4%"),
+    "miou_as_pytorch": ("mIoU, PyTorch as truth", ".4f"), "miou": ("mIoU", ".4f"),
+    "miou_change": ("change, points", "+.2f"), "images": ("images", ""), "layers": ("layers", ""),
+    "build_s": ("build s", ".1f"), "first_s": ("first labels s", ".1f"), "mb": ("MB", ".2f"),
+    "kernels": ("kernels", ""), "gflop": ("GFLOP", ".2f"), "least_ms": ("estimate ms", ".3f"),
+    "step_ms": ("ms per step", ".1f"), "images_s": ("images/s", ".0f"), "seconds": ("s", ".1f"),
+    "epochs": ("epochs", ""), "first_loss": ("first loss", ".3f"), "last_loss": ("last loss", ".3f"),
+    "calls": ("calls", ""), "engine": ("built by", ""),
+}  # fmt: skip
+BARS = ("p50_ms", "fps", "images_s")
+BELOW = {"failed": "failed: ", "skipped": "not here: ", "runtime": "in "}  # in a line of its own below the row
+
+# Table -> its title, and what has to be known to read it
+TABLES: dict[str, tuple[str, str]] = {
+    "engines": (
+        "Engines",
+        "Built here for this card, one frame per call, against PyTorch fp32 on the CPU. Flips: other labels within "
+        "3 pixels of where PyTorch's label changes, and elsewhere. Layers: the share that computes in each precision. "
+        "p50 and p99: frames in host memory to labels there.",
+    ),
+    "speed": (
+        "Latency, one frame per call",
+        "p50 and p99 of single calls. Host: frames and labels are numpy arrays, copies are in. Zero copy: they are on "
+        "the device. stream(): with the next frame in flight.",
+    ),
+    "batches": (
+        "Throughput",
+        "One graph for any number of frames, calls back to back. An engine of it is tuned for one.",
+    ),
+    "pytorch": (
+        "PyTorch itself",
+        "Frames and labels on the device, without TF32. Labels are held against PyTorch fp32 on the CPU.",
+    ),
+    "contract": ("The runner contract", "What every backend promises, in fp32."),
+    "training": ("Training", "Drawn scenes, where no data set was given."),
+    "estimate": (
+        "Estimate from first principles, not measured",
+        "Each kernel takes as long as its memory, its arithmetic or its launch needs, at the rates below; caches can "
+        "beat it.",
+    ),
+    "rates": ("What this machine reaches", "Of many in a row."),
+    "machine": ("The machine", ""),
+}
+
+
+@dataclass(frozen=True)
+class Table:
+    """Attributes:
+    columns: that any of the rows has, in order.
+    figures: those of them that are numbers.
+    largest: column of `BARS` -> its largest figure.
+    """
+
+    title: str
+    note: str
+    columns: list[str]
+    figures: set[str]
+    rows: list[Row]
+    largest: dict[str, float]
+
+
+def tables(report: Row) -> list[Table]:
+    """All findings by table."""
+    found: dict[str, list[Row]] = {name: [] for name in TABLES}
+    for step in report["steps"]:
+        for row in step["findings"]:
+            found.setdefault(row["table"], []).append(row)
+    made = []
+    for name, rows in found.items():
+        if rows:
+            made.append(_table(*TABLES.get(name, (name, "")), rows))
+    return made
+
+
+def _table(title: str, note: str, rows: list[Row]) -> Table:
+    there = [key for row in rows for key in row if key != "table" and key not in BELOW]
+    columns = sorted(dict.fromkeys(there), key=[*COLUMNS, *there].index)
+    figures = {key for row in rows for key, value in row.items() if isinstance(value, int | float)}
+    largest = {name: max(row.get(name) or 0.0 for row in rows) for name in BARS if name in columns}
+    return Table(title, note, columns, figures, [{**dict.fromkeys(columns), **row} for row in rows], largest)
+
+
+def headline(report: Row) -> str:
+    """The one thing to know: the fastest engine, or why there is none."""
+    rows = [row for step in report["steps"] for row in step["findings"] if row["table"] == "engines"]
+    ran = [row for row in rows if row.get("p50_ms") and row.get("agreement") and not row.get("failed")]
+    if ran:
+        best = min(ran, key=lambda row: float(row["p50_ms"]))
+        return (
+            f"{best['precision']} at {best['size']}: {best['p50_ms']:.3f} ms a frame (p99 {best['p99_ms']:.3f}), "
+            f"{best['agreement']:.3%} of the labels as PyTorch's, {best['engine']}"
+        )
+    reasons = [row["failed"] for row in rows if row.get("failed")]
+    reasons += [step["reason"] for step in report["steps"] if step["step"].startswith("engine") and step["reason"]]
+    return "No engine has run" + (f": {reasons[0]}" if reasons else "")
+
+
+def as_html(report: Row) -> str:
+    """The page of a report as far as it has come."""
+    return _TEMPLATE.render(report=report, tables=tables(report), headline=headline(report), below=BELOW)
+
+
+def _heading(column: str) -> str:
+    return COLUMNS[column][0] if column in COLUMNS else column.replace("_", " ")
+
+
+def _shown(value: Any, column: str) -> str:
+    form = COLUMNS.get(column, ("", ""))[1]
+    return "" if value is None else format(value, form) if isinstance(value, float) else str(value)
+
+
+def _plain(value: Any) -> str:
+    """A value of the environment in words."""
+    if isinstance(value, dict):
+        return ", ".join(f"{key} {each}" for key, each in value.items())
+    return ", ".join(map(str, value)) if isinstance(value, list) else str(value)
+
+
+_ENVIRONMENT = jinja2.Environment(
+    loader=jinja2.PackageLoader(__package__, "."), autoescape=True, undefined=jinja2.StrictUndefined,
+    trim_blocks=True, lstrip_blocks=True,
+)  # fmt: skip
+_ENVIRONMENT.filters |= {"heading": _heading, "shown": _shown, "plain": _plain}
+_TEMPLATE = _ENVIRONMENT.get_template("page.html.j2")  # now: the file may be another when a run ends

@@ -1,0 +1,1 @@
+"""Measuring: processes, rounds, stages, parity, memory, training speed."""

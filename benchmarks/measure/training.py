@@ -1,0 +1,148 @@
+"""Training speed: images per second of this project's trainer against the usual PyTorch loop, in one run.
+
+    python -m enet_deploy.benchmarks.measure.training CAMVID --crop 240x320
+
+The usual loop is a DataLoader that decodes every image again and augments it on the CPU (in worker processes where
+there is a GPU to feed), and an eager float32 step in PyTorch's default layout with the cross-entropy alone. The two
+take turns; medians over the turns, the first of each left out.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import statistics
+import tempfile
+import time
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+
+from enet_deploy.commands import cli
+from enet_deploy.data import DataSet, open_data
+from enet_deploy.environment import environment
+from enet_deploy.errors import InputError
+from enet_deploy.files import require_writable, write_json
+from enet_deploy.training.recipe import Recipe
+
+SCHEMA = 1
+
+
+def usual_loop(data: DataSet, recipe: Recipe, device: str) -> Iterator[None]:
+    """One training step per item: a DataLoader and an eager network."""
+    import numpy as np
+    import torch
+    from torch.nn import functional as F
+    from torch.utils.data import DataLoader, Dataset
+
+    from enet_deploy.images import resize_image, resize_labels
+    from enet_deploy.model import ENet
+    from enet_deploy.training.crops import augment, draw
+
+    class Images(Dataset[tuple[torch.Tensor, torch.Tensor]]):
+        def __len__(self) -> int:
+            return len(data)
+
+        def __getitem__(self, index: int) -> tuple[torch.Tensor, torch.Tensor]:
+            image, labels = data[index]
+            image, labels = resize_image(image, recipe.size), resize_labels(labels, recipe.size)
+            placement = draw(recipe, np.random.default_rng(), recipe.size, [])
+            pixels, ids = augment(
+                torch.from_numpy(image)[None], torch.from_numpy(labels)[None], [placement], recipe.crop, (0, 0, 0), void
+            )
+            return pixels[0].permute(2, 0, 1).contiguous() / 255, ids[0]
+
+    void = data.classes.void
+    workers = min(8, os.cpu_count() or 1) if device.startswith("cuda") else 0
+    loader = DataLoader(
+        Images(), recipe.batch, shuffle=True, drop_last=True, num_workers=workers, pin_memory=workers > 0,
+        multiprocessing_context="fork" if workers else None,  # a class in a function does not reach a fresh process
+    )  # fmt: skip
+    net = ENet(len(data.classes)).to(device)
+    optimizer = torch.optim.Adam(net.parameters(), recipe.lr)
+    while True:
+        for pixels, ids in loader:
+            loss = F.cross_entropy(net(pixels.to(device)), ids.to(device), ignore_index=void)
+            optimizer.zero_grad()
+            loss.backward()  # type: ignore[no-untyped-call]
+            optimizer.step()
+            yield
+
+
+def this_trainer(data: DataSet, recipe: Recipe, device: str, out: Path, compiled: bool) -> Iterator[None]:
+    """One step of `enet-train` per item."""
+    from enet_deploy.runners.torch_runner import torch_device
+    from enet_deploy.training.trainer import Trainer, keep_freed_memory
+
+    keep_freed_memory()
+    trainer = Trainer(data, data, "train", out, recipe, torch_device(device), compiled=compiled)
+    for epoch in range(recipe.epochs):
+        trainer.epoch = epoch
+        for _ in trainer.steps():
+            yield
+
+
+def measure(loops: dict[str, Iterator[None]], seconds: float, turns: int, wait: Callable[[], None]) -> dict[str, float]:
+    """Steps per second of each, the median over its turns; a turn's time runs until the device is done."""
+    rates: dict[str, list[float]] = {name: [] for name in loops}
+    for _ in range(turns + 1):
+        for name, loop in loops.items():
+            count, started = 0, time.perf_counter()
+            while time.perf_counter() - started < seconds:
+                next(loop)
+                count += 1
+            wait()
+            rates[name].append(count / (time.perf_counter() - started))
+    return {name: statistics.median(values[1:]) for name, values in rates.items()}
+
+
+def _run(args: argparse.Namespace) -> None:
+    import torch
+
+    # every loss from the start, and no warm-up, which is in float32
+    recipe = Recipe(crop=args.crop, batch=args.batch, amp=args.amp, epochs=10**6, warmup=0, lovasz_from=0.0)
+    data = open_data(args.data, "train")
+    if not args.seconds > 0:
+        raise InputError(f"--seconds {args.seconds}, expected more than 0")
+    if args.json is not None:
+        require_writable(args.json)
+    if len(data) < args.batch:
+        raise InputError(f"batch {args.batch} for {len(data)} training images, expected no more than there are")
+    wait = (lambda: torch.cuda.synchronize(args.device)) if args.device.startswith("cuda") else lambda: None
+    with tempfile.TemporaryDirectory() as folder:
+        loops = {
+            "usual loop": usual_loop(data, recipe, args.device),
+            "enet-train": this_trainer(data, recipe, args.device, Path(folder), args.compile),
+        }
+        rates = measure(loops, args.seconds, args.turns, wait)
+    speeds = {name: args.batch * rate for name, rate in rates.items()}
+    for name, speed in speeds.items():
+        print(f"{name:<12}{speed:>10.1f} crops of {args.crop[0]}x{args.crop[1]} a second")
+    print(f"{speeds['enet-train'] / speeds['usual loop']:.2f} times as many")
+    if args.json is not None:
+        settings = {"device": args.device, "crop": args.crop, "batch": args.batch, "amp": args.amp}
+        settings |= {"compile": args.compile, "threads": torch.get_num_threads()}
+        found = {"schema": SCHEMA, "environment": environment(), "settings": settings}
+        write_json(args.json, found | {"crops_per_second": speeds})
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    parser = cli.Parser(
+        "python -m enet_deploy.benchmarks.measure.training",
+        description="Training speed against the usual PyTorch loop.",
+    )
+    parser.add_argument("data", metavar="DATA", help="folder with train/ and trainannot/")
+    parser.add_argument("--device", default="cpu", help="cpu, cuda or cuda:N (default: %(default)s)")
+    parser.add_argument("--crop", type=cli.size, default=(360, 480), metavar="HxW", help="default: 360x480")
+    parser.add_argument("--batch", type=cli.positive, default=8, metavar="N", help="default: 8")
+    parser.add_argument("--amp", action="store_true", help="bfloat16 in enet-train")
+    parser.add_argument("--compile", action="store_true", help="torch.compile in enet-train")
+    parser.add_argument("--seconds", type=float, default=10, metavar="S", help="of a turn (default: 10)")
+    parser.add_argument(
+        "--turns", type=cli.positive, default=5, metavar="N", help="of each, after the first; default: 5"
+    )
+    parser.add_argument("--json", type=Path, metavar="FILE", help="write the figures there too")
+    return cli.run(parser, _run, argv)
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())

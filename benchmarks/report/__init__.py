@@ -1,0 +1,1 @@
+"""Reporting: tables for terminal and Markdown, charts, the HTML page."""

@@ -1,0 +1,300 @@
+"""Charts of a run, each as two SVG pictures: for light pages and paper, and for dark pages. matplotlib draws them."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import numpy.typing as npt
+
+from enet_deploy.plots import THEMED_WIDTH, confusion_on, themed
+
+from ..statistics import rounds
+from ..verdict import Result, Run, accuracy_of, front, ms_per_frame
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
+
+# Okabe and Ito's colours, which the colour-blind can tell apart too, as are the markers
+COLORS = {"torch": "#d55e00", "ort": "#0072b2", "openvino": "#009e73", "trt": "#7fa300"}
+MARKERS = {"fp32": "o", "fp16": "s", "int8": "^", "fp16-int8": "D"}
+OTHER = "#cc79a7"
+CALL_COLORS = {"decode": "#cc79a7", "pre": "#e69f00", "infer": "#56b4e9", "post": "#009e73", "overlay": "#999999"}
+STAGE_COLORS = ("#999999", "#56b4e9", "#0072b2", "#009e73", "#e69f00", "#cc79a7", "#d55e00", "#f0e442")
+
+LEAST_RANGE = 0.25  # per cent on either side of the middle: less is nobody's reason, and is not to look like one
+FACTOR = 15  # of the longest call over the shortest, from which a linear axis shows too little
+
+
+def latency(run: Run) -> tuple[str, str]:
+    """Every call of each runner as a point, over a violin of them; the bar is the median."""
+    results = run["results"]
+    what = "infer" if results[0]["timed"] == "infer" else "the whole loop"
+
+    def draw(figure: Figure) -> None:
+        axes = _rows(figure, results)
+        generator = np.random.default_rng(0)
+        for row, result in enumerate(results):
+            samples = np.array(result["samples_ms"])
+            if np.ptp(samples) > 0:
+                violin: Any = axes.violinplot(samples, [row], orientation="horizontal", widths=0.8, showextrema=False)
+                violin["bodies"][0].set(facecolor=_color(result), alpha=0.3)
+            scatter = row + generator.uniform(-0.18, 0.18, len(samples))
+            axes.plot(samples, scatter, ".", color=_color(result), markersize=2.5, alpha=0.8, rasterized=True)
+            axes.plot([np.median(samples)] * 2, [row - 0.35, row + 0.35], color=_color(result), linewidth=2)
+        if _factor(results) > FACTOR:
+            axes.set_xscale("log", subs=(2, 5))
+            axes.xaxis.set_major_formatter("{x:g}")
+            axes.xaxis.set_minor_formatter("{x:g}")
+            axes.set_xlabel(f"ms per call of {what}, logarithmic")
+        else:
+            axes.set_xlim(left=0)
+            axes.set_xlabel(f"ms per call of {what}")
+
+    return themed(draw, 0.38 * len(results) + 0.8)
+
+
+def drift(run: Run) -> tuple[str, str]:
+    """The median of each round: whether the machine stayed the same, and whether that met all runners alike."""
+    results = run["results"]
+
+    def draw(figure: Figure) -> None:
+        axes = figure.subplots()
+        for result in results:
+            medians = [np.median(block) for block in rounds(result)]
+            axes.plot(range(1, len(medians) + 1), medians, **_style(result), markersize=3, linewidth=1)
+        axes.set_ylim(bottom=0)
+        axes.set(xlabel="round", ylabel="median ms")
+        axes.locator_params(axis="x", integer=True)
+        _legend(figure, results)
+
+    return themed(draw, 3.2)
+
+
+def throughput(run: Run) -> tuple[str, str]:
+    """Frames per second of `infer` called back to back, and of the whole loop through `stream`."""
+    results = run["results"]
+
+    def draw(figure: Figure) -> None:
+        axes = _rows(figure, results)
+        for row, result in enumerate(results):
+            for offset, value, alpha in ((-0.19, result["fps"], 1.0), (0.19, result["stream_fps"], 0.5)):
+                if value is not None:
+                    axes.barh(row + offset, value, 0.36, color=_color(result), alpha=alpha)
+                    axes.annotate(
+                        f"{value:.0f}",
+                        (value, row + offset),
+                        (2, 0),
+                        textcoords="offset points",
+                        va="center",
+                        fontsize=7,
+                    )
+        axes.set_xlabel("frames per second; pale: through stream()")
+        axes.margins(x=0.08)
+
+    return themed(draw, 0.42 * len(results) + 0.8)
+
+
+def trade(run: Run) -> tuple[str, str] | None:
+    """Speed against accuracy with the Pareto front of each device; None where no accuracy is known."""
+    results = [result for result in run["results"] if accuracy_of(result) is not None]
+    if not results:
+        return None
+    truth = bool(results[0]["accuracy"])
+
+    def draw(figure: Figure) -> None:
+        axes = figure.subplots()
+        for result in results:
+            axes.plot(
+                ms_per_frame(result), 100 * (accuracy_of(result) or 0), **_style(result), linestyle="", markersize=7
+            )
+        for device in dict.fromkeys(result["device"] for result in results):
+            ahead = front([result for result in results if result["device"] == device])
+            places = [ms_per_frame(result) for result in ahead], [100 * (accuracy_of(result) or 0) for result in ahead]
+            axes.step(*places, where="post", color="0.5", linewidth=1, zorder=0)
+            axes.plot(*places, "o", markersize=13, markerfacecolor="none", markeredgecolor="0.5", markeredgewidth=1)
+        axes.set(xlabel="median ms per frame", ylabel="mIoU, %" if truth else "labels equal to PyTorch's, %")
+        axes.ticklabel_format(axis="y", useOffset=False)
+        axes.set_xlim(left=0)
+        values = [100 * (accuracy_of(result) or 0) for result in results]
+        spare = max(0.15 * np.ptp(values), LEAST_RANGE - np.ptp(values) / 2)
+        axes.set_ylim(min(values) - spare, max(values) + spare)
+        _legend(figure, results)
+
+    return themed(draw, 3.6)
+
+
+def stages(run: Run) -> tuple[str, str]:
+    """Where a camera image's time goes on its way: means, which add up."""
+    results = run["results"]
+
+    def draw(figure: Figure) -> None:
+        axes = _rows(figure, results)
+        names = [name for name in results[0]["stages_ms"] if name != "total"]
+        colors = [CALL_COLORS[name] for name in names]
+        _stack(axes, [{name: result["stages_ms"][name]["mean"] for name in names} for result in results], colors)
+        axes.set_xlabel("mean ms per call")
+        figure.legend(loc="outside lower center", ncols=len(names), fontsize=8)
+
+    return themed(draw, 0.34 * len(results) + 1.1)
+
+
+def network_stages(run: Run) -> tuple[str, str] | None:
+    """Where infer's time goes by stage of the network, as far as it was profiled."""
+    results = [result for result in run["results"] if result["profile"]]
+    if not results:
+        return None
+
+    def draw(figure: Figure) -> None:
+        axes = _rows(figure, results)
+        _stack(
+            axes, [{row["stage"]: row["ms"] for row in result["profile"]["stages"]} for result in results], STAGE_COLORS
+        )
+        axes.set_xlabel("ms per call, watched")
+        figure.legend(loc="outside lower center", ncols=4, fontsize=8)
+
+    return themed(draw, 0.34 * len(results) + 1.5)
+
+
+def classes(run: Run) -> tuple[str, str] | None:
+    """IoU of each class on PyTorch, and what each runner changes in it; without a reference the IoU of each runner."""
+    results = [result for result in run["results"] if result["accuracy"]]
+    if not results:
+        return None
+    names = list(results[0]["accuracy"]["per_class"])
+    reference = run["reference"] and run["reference"]["accuracy"]
+    own = _ious(reference, names) if reference else np.zeros(len(names))
+
+    def draw(figure: Figure) -> None:
+        if reference:
+            bars, axes = figure.subplots(1, 2, sharey=True, width_ratios=(2, 3))
+            bars.barh(range(len(names)), own, 0.6, color="0.6")
+            bars.set(xlabel="PyTorch's IoU, %", xlim=(0, 100))
+            axes.axvline(0, color="0.5", linewidth=1)
+            axes.set_xlabel("change, points")
+            axes.locator_params(axis="x", nbins=5)
+        else:
+            bars = axes = figure.subplots()
+            axes.set(xlabel="IoU, %", xlim=(0, 100))
+        for number, result in enumerate(results):
+            # side by side within a class's row: where backends agree their marks would cover each other
+            places = np.arange(len(names)) + 0.7 * ((number + 0.5) / len(results) - 0.5)
+            values = _ious(result["accuracy"], names) - own
+            axes.plot(values, places, **_style(result), linestyle="", markersize=3.5)
+        bars.set_yticks(range(len(names)), names, parse_math=False)
+        bars.invert_yaxis()
+        figure.legend(*axes.get_legend_handles_labels(), loc="outside lower center", ncols=3, fontsize=8)
+
+    return themed(draw, 0.36 * len(names) + 1.4)
+
+
+def _ious(accuracy: dict[str, Any], names: Sequence[str]) -> npt.NDArray[np.float64]:
+    """In per cent, NaN for a class that is absent."""
+    values = (accuracy["per_class"][name]["iou"] for name in names)
+    return np.array([np.nan if value is None else 100 * value for value in values])
+
+
+def confusion(result: Result) -> tuple[str, str] | None:
+    """What the pixels of each class were taken for; None where the counts were not kept."""
+    accuracy = result["accuracy"] or {}
+    if not accuracy.get("confusion"):
+        return None
+    names = list(accuracy["per_class"])
+    counts = np.array(accuracy["confusion"])[: len(names), : len(names)]
+    cell = THEMED_WIDTH / (len(names) + 3)
+    return themed(lambda figure: confusion_on(figure.subplots(), counts, names, cell), THEMED_WIDTH)
+
+
+def sweep(run: Run) -> tuple[str, str] | None:
+    """Time per frame over the frames' size, a line for each runner and batch; None where there was no sweep."""
+    if not run["sweep"]:
+        return None
+    results = [*run["results"], *run["sweep"]]
+
+    def draw(figure: Figure) -> None:
+        above, below = figure.subplots(2, 1)
+        sizes = {tuple(result["size"]) for result in results}
+        for result in run["results"]:
+            same = [r for r in results if _same_but_point(r, result)]
+            by_size = sorted((r for r in same if r["batch"] == result["batch"]), key=_pixels)
+            by_batch = sorted((r for r in same if r["size"] == result["size"]), key=lambda r: int(r["batch"]))
+            above.plot(
+                [_pixels(r) / 1e6 for r in by_size], [ms_per_frame(r) for r in by_size], **_style(result), markersize=4
+            )
+            below.plot(
+                [r["batch"] for r in by_batch],
+                [1e3 / ms_per_frame(r) for r in by_batch],
+                **_style(result),
+                markersize=4,
+            )
+        above.set(xlabel=f"megapixels ({', '.join(f'{h}x{w}' for h, w in sorted(sizes))})", ylabel="ms per frame")
+        below.set(xlabel="frames per call", ylabel="frames per second")
+        above.set_ylim(bottom=0)
+        below.set_ylim(bottom=0)
+        _legend(figure, run["results"])
+
+    return themed(draw, 5.0)
+
+
+def _same_but_point(a: Result, b: Result) -> bool:
+    return all(a[key] == b[key] for key in ("backend", "device", "precision", "layout"))
+
+
+def _pixels(result: Result) -> int:
+    return int(result["size"][0] * result["size"][1])
+
+
+def _factor(results: Sequence[Result]) -> float:
+    """The longest call of all over the shortest."""
+    samples: list[float] = [ms for result in results for ms in result["samples_ms"]]
+    return max(samples) / min(samples)
+
+
+def _color(result: Result) -> str:
+    return COLORS.get(result["backend"], OTHER)
+
+
+def _style(result: Result) -> dict[str, Any]:
+    marker = MARKERS.get(result["precision"], "v")
+    filled = result["layout"] in (None, "all")
+    return {
+        "color": _color(result),
+        "marker": marker,
+        "markerfacecolor": _color(result) if filled else "none",
+        "label": _literal(result["name"]),
+    }
+
+
+def _literal(name: str) -> str:
+    """Text that matplotlib takes for no formula, and a legend for no name to leave out: names come out of files."""
+    return name.replace("$", r"\$").lstrip("_")
+
+
+def _rows(figure: Figure, results: Sequence[Result]) -> Axes:
+    """Axes with a row for each runner, the first on top."""
+    axes = figure.subplots()
+    axes.set_yticks(range(len(results)), [result["name"] for result in results], parse_math=False)
+    axes.invert_yaxis()
+    axes.grid(axis="y", visible=False)
+    return axes
+
+
+def _stack(axes: Axes, rows: Sequence[dict[str, float]], colors: Sequence[str]) -> None:
+    """Bars of parts that add up, a colour for each part."""
+    left = np.zeros(len(rows))
+    for number, name in enumerate(dict.fromkeys(name for row in rows for name in row)):
+        values = [row.get(name, 0.0) for row in rows]
+        axes.barh(range(len(rows)), values, 0.6, left, label=name, color=colors[number % len(colors)])
+        left += values
+
+
+def _legend(figure: Figure, results: Sequence[Result]) -> None:
+    figure.legend(
+        *figure.axes[0].get_legend_handles_labels(),
+        loc="outside lower center",
+        ncols=3 if len(results) > 4 else 2,
+        fontsize=8,
+    )

@@ -1,0 +1,1 @@
+"""Studies whose figures the documentation quotes; in the checkout alone, not in the wheel."""

@@ -1,0 +1,213 @@
+"""ENet beside SegNet and U-Net, and what holds here of what a report said of them.
+
+The report that this project leaves behind says that ENet has "fewer parameters and better inference time than U-Net and
+SegNet" and is "up to 18 times faster than SegNet".
+"""
+
+from __future__ import annotations
+
+import argparse
+import tempfile
+from collections.abc import Sequence
+from dataclasses import asdict
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from rich.console import Console
+
+from enet_deploy import console
+from enet_deploy.artifacts import set_graph_metadata
+from enet_deploy.commands import cli
+from enet_deploy.data.scenes import street_scene
+from enet_deploy.environment import environment
+from enet_deploy.files import require_writable, write_json
+from enet_deploy.runners import open_runner
+
+from ..measure.machine import watched
+from ..measure.processes import Processes
+from ..measure.timing import Subject, open_subject, times, try_out
+from ..report.tables import new_table, print_table
+from ..statistics import Speed, speed
+
+ROUNDS, CALLS, DROPPED = 7, 2, 1  # few and short: a call of the large ones takes seconds
+BACKENDS = ("torch", "ort", "openvino")
+DEPLOYED = "ENet, deploy form"
+ORDER = ("ENet", "SegNet", "U-Net", DEPLOYED)
+
+
+def timed(subject: Subject, frames: np.ndarray[Any, Any]) -> list[float]:
+    """Milliseconds of a block's calls."""
+    return times(partial(subject.runner.infer, frames), CALLS, DROPPED)
+
+
+def _export(name: str, size: tuple[int, int], path: Path) -> None:
+    """The network as it is, but for an unpooling that every backend is fast at."""
+    import onnx
+    import torch
+
+    from enet_deploy.export.unpool import with_exportable_unpooling
+    from enet_deploy.model import Segmenter
+
+    from .networks import untrained
+    from .unpool_forms import export
+
+    net, metadata = untrained(name, size)
+    if name != "U-Net":
+        net = with_exportable_unpooling(net)
+    frames = torch.zeros(1, *size, 3, dtype=torch.uint8)
+    export(Segmenter(net, metadata.mean, metadata.std).eval(), frames, str(path), ("frames", "labels"))
+    model = onnx.load(path)
+    set_graph_metadata(model, metadata)
+    onnx.save(model, path)
+
+
+def _export_deployed(size: tuple[int, int], folder: Path, path: Path) -> None:
+    from enet_deploy.export.to_onnx import to_onnx
+    from enet_deploy.model import ENet
+    from enet_deploy.weights import save_weights
+
+    from .networks import untrained
+
+    weights = folder / "enet.safetensors"
+    net, metadata = untrained("ENet", size)
+    assert isinstance(net, ENet)
+    save_weights(weights, net, metadata)
+    to_onnx(weights, path, size=size, max_disagreement=1.0)
+
+
+def _measure(size: tuple[int, int], threads: int) -> tuple[list[dict[str, Any]], bool]:
+    """Figures of each network, and whether Ctrl-C did not end the rounds before."""
+    from .networks import NETS, multiply_adds, open_untrained, parameters, untrained
+
+    blocks: dict[tuple[str, str], list[list[float]]] = {}
+    found: dict[str, dict[str, Any]] = {}
+    with tempfile.TemporaryDirectory() as name, Processes() as processes:
+        folder = Path(name)
+        for net in console.progress([*NETS, DEPLOYED], "exporting and opening"):
+            plain, _ = untrained("ENet" if net == DEPLOYED else net, size)
+            path = folder / f"{len(found)}.onnx"
+            if net == DEPLOYED:
+                _export_deployed(size, folder, path)
+            else:
+                _export(net, size, path)
+                processes.start(f"{net} torch", partial(open_subject, partial(open_untrained, net, size)))
+            for backend in BACKENDS[1:]:
+                make = partial(open_runner, path, backend, threads=threads)
+                processes.start(f"{net} {backend}", partial(open_subject, make))
+            own = [backend for backend in BACKENDS if backend != "torch" or net != DEPLOYED]
+            blocks |= {(net, backend): [] for backend in own}
+            found[net] = {
+                "name": net,
+                "parameters": parameters(plain),
+                "multiply_adds": multiply_adds(plain, size),
+                "model_bytes": path.stat().st_size,
+                "peak_bytes": {backend: processes.ask(f"{net} {backend}", try_out, 1) for backend in own},
+            }
+        frames = street_scene(0, size)[0][None]
+        try:
+            for _ in console.progress(range(ROUNDS), "timing"):
+                found_now = {key: processes.ask(" ".join(key), timed, frames) for key in blocks}
+                for key, samples in blocks.items():
+                    samples.append(found_now[key])
+        except KeyboardInterrupt:
+            if not all(blocks.values()):
+                raise
+            whole = False
+        else:
+            whole = True
+    for (net, backend), samples in blocks.items():
+        found[net].setdefault("samples_ms", {})[backend] = samples
+    return list(found.values()), whole
+
+
+def with_speeds(nets: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """With the medians, and how many times faster the first network is than each, on each backend."""
+    for net in nets:
+        samples = net["samples_ms"]
+        net["ms"] = {backend: float(np.median(np.concatenate(blocks))) for backend, blocks in samples.items()}
+        net["enet_speed"] = {
+            backend: asdict(speed(blocks, nets[0]["samples_ms"][backend], side_by_side=True))
+            for backend, blocks in samples.items()
+        }
+    return nets
+
+
+def claims(nets: Sequence[dict[str, Any]]) -> list[str]:
+    """What holds of what the report said, a line each."""
+    enet, segnet, unet, deployed = (next(net for net in nets if net["name"] == name) for name in ORDER)
+    lines = []
+    fewer = [net["parameters"] / enet["parameters"] for net in (unet, segnet)]
+    holds = "holds" if min(fewer) > 1 else "does not hold"
+    lines.append(f'"fewer parameters than U-Net and SegNet": {holds}, {fewer[0]:.0f} and {fewer[1]:.0f} times fewer')
+    for net in (unet, segnet):
+        speeds = {backend: Speed(**found) for backend, found in net["enet_speed"].items()}
+        holds = "holds" if min(each.low for each in speeds.values()) > 1 else "does not hold"
+        by = ", ".join(f"{each.ratio:.1f}x in {backend}" for backend, each in speeds.items())
+        lines.append(f'"better inference time than {net["name"]}": {holds}, {by}')
+    most = max(segnet["enet_speed"].values(), key=lambda found: float(found["ratio"]))["ratio"]
+    best = max(segnet["ms"][backend] / deployed["ms"][backend] for backend in deployed["ms"])
+    text = "more than that here" if most > 18 else "not reached here"
+    lines.append(
+        f'"up to 18 times faster than SegNet": {text}, up to {most:.1f}x as trained, {best:.1f}x in deploy form'
+    )
+    return lines
+
+
+def show(result: dict[str, Any], console: Console) -> None:
+    """Print a result."""
+    nets, (height, width) = result["nets"], result["size"]
+    table = new_table("parameters, M", "multiply-adds, G", "file MB", *(f"{b} ms" for b in BACKENDS), first="network")
+    for net in nets:
+        times = (f"{net['ms'][backend]:.0f}" if backend in net["ms"] else "" for backend in BACKENDS)
+        table.add_row(
+            net["name"],
+            f"{net['parameters'] / 1e6:.2f}",
+            f"{net['multiply_adds'] / 1e9:.2f}",
+            f"{net['model_bytes'] / 1e6:.1f}",
+            *times,
+        )
+    print_table(f"{height}x{width}, 11 classes, untrained, fp32: median ms of a frame", table, console)
+    table = new_table(*BACKENDS, *(f"MB, {backend}" for backend in BACKENDS), first="faster than")
+    for net in nets:
+        speeds = (
+            f"{s['ratio']:.1f} ({s['low']:.1f}-{s['high']:.1f})" if (s := net["enet_speed"].get(backend)) else ""
+            for backend in BACKENDS
+        )
+        peaks = (f"{net['peak_bytes'][b] / 1e6:.0f}" if b in net["peak_bytes"] else "" for b in BACKENDS)
+        table.add_row(net["name"], *speeds, *peaks)
+    print_table("How many times faster ENet is as trained (95 % CI), and the peak memory of a process", table, console)
+    for line in claims(nets):
+        console.print(line, highlight=False, soft_wrap=True)
+
+
+def _architectures(args: argparse.Namespace) -> None:
+    if args.json is not None:
+        require_writable(args.json)
+    machine = environment()
+    with watched() as load:
+        nets, whole = _measure(args.size, args.threads)
+        beside = asdict(load())
+    result = {"schema": 1, "partial": not whole, "environment": machine, "load": beside, "size": list(args.size)}
+    result["nets"] = with_speeds(nets)
+    show(result, Console(width=132))
+    if args.json is not None:
+        write_json(args.json, result)
+        print(f"wrote {args.json}")
+    if not whole:
+        raise KeyboardInterrupt("what is above and in the file is partial")
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    parser = cli.Parser(
+        "python -m enet_deploy.benchmarks.studies.architectures",
+        description="ENet beside SegNet and U-Net, untrained, on the same frames and classes: parameters, "
+        "multiply-adds, size, latency, memory. Minutes: a call of the large ones takes seconds on a CPU.",
+    )
+    parser.add_argument("--size", type=cli.size, default="360x480", metavar="HxW", help="frame size (%(default)s)")
+    parser.add_argument(
+        "--threads", type=int, default=0, metavar="N", help="of ort and openvino (default: their choice)"
+    )
+    parser.add_argument("--json", type=Path, metavar="FILE", help="write the whole result there")
+    return cli.run(parser, _architectures, argv)

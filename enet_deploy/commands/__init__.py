@@ -1,0 +1,1 @@
+"""The commands enet-train, enet-eval, enet-data and enet-segment."""

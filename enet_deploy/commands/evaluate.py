@@ -1,0 +1,105 @@
+"""`enet-eval`: pixel accuracy, Dice and IoU of any artifact on any backend, also on frames made worse on purpose."""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from .. import console
+from ..data import DataSet, open_data, require_same_classes
+from ..data.corruptions import CORRUPTIONS
+from ..environment import environment
+from ..files import require_writable, write_json
+from ..metrics import Scores, evaluate
+from ..plots import draw_confusion, require_plot
+from ..runners import BACKENDS, Runner, open_runner
+from . import cli
+
+SCHEMA = 1
+
+
+def require_classes(runner: Runner, data: DataSet, folder: str) -> None:
+    """Raise DataError unless the data set has the classes that the artifact was trained on."""
+    require_same_classes(runner.spec.classes, data.classes, folder, f"{runner.artifact} knows")
+
+
+def as_text(scores: Scores) -> str:
+    """A table for people: a line per class, the means, and which convention they follow."""
+    lines = [f"{'class':<16}{'IoU':>8}{'Dice':>8}"]
+    for name, figures in scores.per_class.items():
+        iou, dice = figures["iou"], figures["dice"]
+        lines.append(f"{name:<16}" + ("  absent: in no mean" if iou is None else f"{iou:>8.4f}{dice:>8.4f}"))
+    lines.append(f"{'mean':<16}{scores.miou:>8.4f}{scores.dice:>8.4f}")
+    lines.append(f"pixel accuracy {scores.pixel_accuracy:.4f}   class average {scores.class_average:.4f}")
+    lines.append("void pixels " + ("count as mistakes (--void-counts)" if scores.void_counts else "are left out"))
+    return "\n".join(lines)
+
+
+def score_corruptions(runner: Runner, data: DataSet, clean: Scores) -> list[dict[str, Any]]:
+    """Score every corruption by the convention of `clean`, printing a line each as it is known."""
+    print(f"\n{'corruption':<12}{'severity':>10}{'mIoU':>8}{'points':>8}{'pixel accuracy':>16}")
+    print(f"{'clean':<12}{'':>10}{clean.miou:>8.4f}{'':>8}{clean.pixel_accuracy:>16.4f}")
+    results = []
+    for (name, severity), corrupt in CORRUPTIONS.items():
+        pairs = console.progress(data, f"{name} {severity:g}")
+        worse = ((corrupt(image), labels) for image, labels in pairs)
+        scores = evaluate(runner.segment, worse, data.classes).scores(clean.void_counts)
+        points = 100 * (scores.miou - clean.miou)
+        print(f"{name:<12}{severity:>10g}{scores.miou:>8.4f}{points:>+8.2f}{scores.pixel_accuracy:>16.4f}", flush=True)
+        results.append(
+            {"name": name, "severity": severity, "miou": scores.miou, "pixel_accuracy": scores.pixel_accuracy}
+        )
+    print("severity: factor (brightness, contrast), sigma in pixels (blur) and in grey levels (noise), quality (jpeg)")
+    return results
+
+
+def _evaluate(args: argparse.Namespace) -> None:
+    if args.json is not None:
+        require_writable(args.json)
+    if args.confusion is not None:
+        require_plot(args.confusion)
+    machine = environment()
+    data = open_data(args.data, args.split)
+    with open_runner(args.artifact, args.backend, args.device) as runner:
+        require_classes(runner, data, args.data)
+        confusion = evaluate(runner.segment, console.progress(data, args.split), data.classes)
+        scores = confusion.scores(args.void_counts)
+        print(f"{args.artifact} on {runner.backend}, {len(data)} images of {args.split}\n{as_text(scores)}", flush=True)
+        if args.confusion is not None:
+            draw_confusion(args.confusion, confusion.counts[:-1, :-1], data.classes.names)
+        corrupted = score_corruptions(runner, data, scores) if args.corruptions else None
+    result: dict[str, Any] = {
+        "schema": SCHEMA,
+        "environment": machine,
+        "artifact": str(args.artifact),
+        "backend": runner.backend,
+        "split": args.split,
+        "images": len(data),
+        "accuracy": scores.to_json(),
+    }
+    if corrupted is not None:
+        result["corruptions"] = corrupted
+    if args.json is not None:
+        write_json(args.json, result)
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    parser = cli.Parser("enet-eval", description="Score an artifact on a split of a data set.")
+    parser.add_argument("artifact", type=Path, metavar="ARTIFACT", help="weights, a graph (.onnx) or an engine")
+    parser.add_argument("--data", required=True, help="folder with SPLIT/ and SPLITannot/")
+    parser.add_argument("--split", default="val", help="train, val or test (default: %(default)s)")
+    parser.add_argument("--backend", choices=BACKENDS, help="default: by the artifact's suffix")
+    parser.add_argument("--device", help="cpu, cuda or cuda:N (default: the backend's own)")
+    parser.add_argument("--void-counts", action="store_true", help="count void pixels as mistakes, as some reports do")
+    parser.add_argument(
+        "--corruptions", action="store_true", help="score darker, brighter, blurred, noisy and compressed frames too"
+    )
+    parser.add_argument("--confusion", type=Path, metavar="FILE", help="draw which classes are confused (.png or .svg)")
+    parser.add_argument("--json", type=Path, metavar="FILE", help="write the figures there too")
+    return cli.run(parser, _evaluate, argv)
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())

@@ -1,0 +1,246 @@
+"""Segmentation data sets: matched images and label maps, in the SegNet layout or Cityscapes'.
+
+In the SegNet layout a data set is a folder with, for each split, `SPLIT/` (images) and `SPLITannot/` (label maps),
+matched by file stem. CamVid needs nothing more; any other data set says its classes in `classes.json`, and also there
+what its label maps hold, where it is neither class ids nor the classes' colours (see `classes`).
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, NamedTuple, TypeVar
+
+import numpy as np
+
+from ..classes import CAMVID as CAMVID
+from ..classes import ClassList as ClassList
+from ..classes import LabelValues, is_cityscapes, read_label_values
+from ..classes import read_classes as read_classes
+from ..errors import DataError, InputError
+from ..images import IMAGE_SUFFIXES as IMAGE_SUFFIXES
+from ..images import UInt8Array, read_image
+from .label_maps import read_values, translate
+
+if TYPE_CHECKING:
+    from concurrent.futures import Future
+
+T = TypeVar("T")
+
+
+@dataclass(frozen=True)
+class DataSet:
+    """One split: matched image and label files. Iterating reads `(image, labels)` pairs, one at a time.
+
+    Attributes:
+        classes: what the ids in the label maps mean.
+        pairs: (image file, label file), sorted by name.
+        values: what stands for the classes in the label files.
+    """
+
+    classes: ClassList
+    pairs: tuple[tuple[Path, Path], ...]
+    values: LabelValues
+
+    def __len__(self) -> int:
+        return len(self.pairs)
+
+    def __getitem__(self, index: int) -> tuple[UInt8Array, UInt8Array]:
+        """The image, (H, W, 3) uint8 BGR in [0, 255], and its label map, (H, W) uint8 class ids.
+
+        Raises DataError, naming the file, where one is unreadable, their sizes differ or an id is no class.
+        """
+        image_path, label_path = self.pairs[index]
+        image = read_image(image_path)
+        labels = self.read_labels(index)
+        if image.shape[:2] != labels.shape:
+            raise DataError(
+                f"{label_path} is {labels.shape[0]}x{labels.shape[1]} (height x width) but its image {image_path} is "
+                f"{image.shape[0]}x{image.shape[1]}; a label map has the size of its image"
+            )
+        return image, labels
+
+    def __iter__(self) -> Iterator[tuple[UInt8Array, UInt8Array]]:
+        return (self[index] for index in range(len(self)))
+
+    def values_in_use(self) -> Mapping[int, int]:
+        """What stands for the classes in these label maps: their ids or colours, as the first map has it."""
+        return self.values.known(read_values(self.pairs[0][1]).dtype)
+
+    def read_labels(self, index: int) -> UInt8Array:
+        """The label map alone, (H, W) uint8 class ids. Raises DataError, naming the file."""
+        path = self.pairs[index][1]
+        values = read_values(path)
+        known = self.values.known(values.dtype)
+        labels, unknown = translate(values, known, self.classes.void)
+        in_color = known is self.values.colors
+        if unknown:
+            value, pixels = next(iter(unknown)), sum(unknown.values())
+            raise DataError(
+                f"{path} holds the {self.values.described(value)} ({pixels} pixels have no known colour); expected "
+                'those of the classes: correct the label map or say what it is in classes.json, "label_values": '
+                f'{{"#{value:06x}": "NAME"}}, or null for void'
+                if in_color
+                else f"{path} holds class id {value} ({pixels} pixels have no known id); expected "
+                f"{self.values.known_ids(self.classes)}: correct the label map or declare the classes in classes.json"
+            )
+        return labels
+
+
+class Part(NamedTuple):
+    """Where the images of a split lie, or its label maps: files of `folder` that fit `pattern`.
+
+    Their stems without `ending` are the same for an image and its label map.
+    """
+
+    folder: Path
+    pattern: str = "*"
+    ending: str = ""
+
+    def by_stem(self) -> dict[str, list[Path]]:
+        """The files, sorted, by what they share with their partner; there should be one of each."""
+        files: dict[str, list[Path]] = {}
+        for path in sorted(self.folder.glob(self.pattern)):
+            # files with a dot in front are nobody's images: unfinished ones, and what macOS leaves beside each file
+            if path.suffix.lower() in IMAGE_SUFFIXES and path.stem.endswith(self.ending) and path.name[0] != ".":
+                files.setdefault(path.stem.removesuffix(self.ending), []).append(path)
+        return files
+
+    def one_by_stem(self) -> dict[str, Path]:
+        """The same with one file each. Raises DataError where there are several, none at all, or no folder."""
+        if not self.folder.is_dir():
+            raise DataError(
+                f"{self.folder} is not a folder; a data set has train/ trainannot/ val/ valannot/, or Cityscapes' "
+                "leftImg8bit/ and gtFine/ (`enet-data camvid DIR` fetches CamVid)"
+            )
+        files = self.by_stem()
+        if not files:
+            raise DataError(
+                f"{self.folder} holds no images; expected files {self.pattern}{self.ending} with one of "
+                f"{' '.join(sorted(IMAGE_SUFFIXES))}"
+            )
+        for first, *others in files.values():
+            if others:
+                raise DataError(f"{first} and {others[0]} have the same stem; keep one of them")
+        return {stem: path for stem, (path,) in files.items()}
+
+
+def parts(root: str | Path, split: str) -> tuple[Part, Part]:
+    """Where the images and the label maps of a split lie, whether there are any or not."""
+    root = Path(root)
+    if is_cityscapes(root):
+        return (
+            Part(root / "leftImg8bit" / split, "*/*", "_leftImg8bit"),
+            Part(root / "gtFine" / split, "*/*", "_gtFine_labelIds"),
+        )
+    return Part(root / split), Part(root / f"{split}annot")
+
+
+def open_data(root: str | Path, split: str) -> DataSet:
+    """Match the images and label maps of one split by file stem; nothing is decoded yet.
+
+    Args:
+        root: the data set's folder, holding `split/` and `splitannot/`, and `classes.json` unless it is CamVid; or
+            Cityscapes' `leftImg8bit/split/` and `gtFine/split/`, whose 19 classes are those of its benchmark.
+        split: "train", "val" or "test".
+
+    Raises DataError where a folder is missing or empty, or a file has no partner.
+    """
+    of_images, of_labels = parts(root, split)
+    images, labels = of_images.one_by_stem(), of_labels.one_by_stem()
+    for here, there, folder in ((images, labels, of_labels.folder), (labels, images, of_images.folder)):
+        alone = sorted(here.keys() - there.keys())
+        if alone:
+            raise DataError(
+                f"{here[alone[0]]} has no partner '{alone[0]}.*' in {folder} ({len(alone)} such files); "
+                "every image needs one label map of the same name"
+            )
+    classes, values = read_label_values(root)
+    return DataSet(classes, tuple((images[stem], labels[stem]) for stem in sorted(images)), values)
+
+
+def find_images(root: str | Path, split: str) -> list[Path]:
+    """The image files of a split, sorted by name, labelled or not; of `root` itself where it has no such folder.
+
+    Raises DataError where there are none.
+    """
+    images, itself = parts(root, split)[0], Part(Path(root))
+    if images.folder.is_dir():
+        return [*images.one_by_stem().values()]
+    if not itself.by_stem():
+        raise DataError(f"{root} has neither a folder '{split}' nor images, expected a data set or a folder of images")
+    return [*itself.one_by_stem().values()]
+
+
+def require_same_classes(known: ClassList, data: ClassList, folder: str | Path, who: str) -> None:
+    """Raise DataError unless a data set has the classes that weights, or what was made of them, know."""
+    if known.names != data.names:
+        raise DataError(
+            f"{folder} has the classes {', '.join(data.names)}, but {who} {', '.join(known.names)}; take weights of "
+            "these classes, or correct its classes.json"
+        )
+
+
+def join(sets: Sequence[DataSet]) -> DataSet:
+    """One data set with the images of all. Raises DataError unless they have the same classes and no file twice."""
+    first = sets[0]
+    files = [image.resolve() for data in sets for image, _ in data.pairs]
+    if len(set(files)) < len(files):
+        twice = next(path for path in files if files.count(path) > 1)
+        raise DataError(f"{twice} would be in the data set twice, expected every image once; leave one folder out")
+    for other in sets[1:]:
+        if other.classes.names != first.classes.names or other.classes.ignore_id != first.classes.ignore_id:
+            raise DataError(
+                f"data sets of different classes: {first.pairs[0][0].parent} has {', '.join(first.classes.names)}, "
+                f"{other.pairs[0][0].parent} has {', '.join(other.classes.names)}; expected the same, and the same void"
+            )
+        if other.values != first.values:
+            raise DataError(
+                f"{first.pairs[0][1].parent} and {other.pairs[0][1].parent} give their classes other colours or label "
+                "values, expected the same; make them so in classes.json"
+            )
+    return dataclasses.replace(first, pairs=tuple(pair for data in sets for pair in data.pairs))
+
+
+def without(data: DataSet, prefix: str) -> DataSet:
+    """The images whose file names do not begin with `prefix`; may be none."""
+    return dataclasses.replace(data, pairs=tuple(pair for pair in data.pairs if not pair[0].name.startswith(prefix)))
+
+
+def hold_out(data: DataSet, prefix: str) -> tuple[DataSet, DataSet]:
+    """The images whose file names do not begin with `prefix`, and those that do: a fold of a cross-validation.
+
+    Frames of one drive resemble each other, so a fold leaves whole drives out. CamVid's are 0001TP, 0006R0 and 0016E5.
+    Raises InputError where one side is empty.
+    """
+    held = tuple(pair for pair in data.pairs if pair[0].name.startswith(prefix))
+    rest = without(data, prefix)
+    if not held or not len(rest):
+        raise InputError(
+            f"hold-out '{prefix}' fits {len(held)} of {len(data)} images, expected some, not all; "
+            f"names look like '{data.pairs[0][0].name}'"
+        )
+    return rest, dataclasses.replace(data, pairs=held)
+
+
+def read_ahead(read: Callable[[int], T], indices: Iterable[int], ahead: int = 16) -> Iterator[T]:
+    """`read(index)` for each index, in order, computed by threads up to `ahead` items before it is asked for."""
+    from concurrent.futures import ThreadPoolExecutor  # a robot imports this file, and reads no data set
+
+    with ThreadPoolExecutor(min(8, os.cpu_count() or 1)) as pool:
+        waiting: deque[Future[T]] = deque()
+        for index in indices:
+            waiting.append(pool.submit(read, index))
+            if len(waiting) > ahead:
+                yield waiting.popleft().result()
+        while waiting:
+            yield waiting.popleft().result()
+
+
+def spread(items: Sequence[T], count: int) -> list[T]:
+    """`count` of the items, evenly over the list, first and last among them; all where there are no more."""
+    return [items[i] for i in np.linspace(0, len(items) - 1, min(count, len(items)), dtype=int)]

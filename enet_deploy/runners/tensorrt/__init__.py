@@ -1,0 +1,1 @@
+"""TensorRT: engines built, loaded and run; CUDA beneath."""

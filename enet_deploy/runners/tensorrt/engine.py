@@ -1,0 +1,237 @@
+"""From a file to a loaded engine: whether it is one for this TensorRT and this GPU, and building it where it is not."""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import logging
+import math
+import os
+import re
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from ...errors import ArtifactError, BackendError
+from ...files import atomic_write, file_lock, sha256
+from ..graph import Signature, check_signature
+from .card import EngineCard
+from .cuda import Gpu
+from .library import cache_folder, is_valid, load_engine, make_logger
+
+log = logging.getLogger(__name__)
+
+_PRODUCTS = {"trt": "TensorRT", "trt-rtx": "TensorRT-RTX"}
+_DTYPES = {"FLOAT": "float32", "HALF": "float16"}  # where numpy's name is not TensorRT's in lower case
+
+
+def check_card(trt: Any, card: EngineCard, engine: bytes, path: Path, gpu: Gpu) -> None:
+    """Raise ArtifactError unless the engine from `path` is for this TensorRT and `gpu`, in its graph's precision.
+
+    TensorRT would refuse most of these too, but only while it loads the engine, and in its own words. To be called
+    while the GPU is current.
+    """
+    version = trt.__version__
+    again = card.rebuild(path, card.flavour)
+    product = _PRODUCTS[card.flavour]
+    if version != card.version and not (card.version_compatible and _release(version) > _release(card.version)):
+        raise ArtifactError(f"{path} is of {product} {card.version}, and {version} is installed; {again}")
+    if not card.hardware_compatible:
+        here = gpu.compute_capability in card.compute_capabilities
+        # TensorRT-RTX runs some engines on later GPUs than they were built for; it alone knows which
+        if not here and not (card.flavour == "trt-rtx" and is_valid(trt, engine)):
+            raise ArtifactError(
+                f"{path} is for compute capability {', '.join(card.compute_capabilities)}, and this is {gpu}; {again}"
+            )
+        if card.flavour == "trt" and card.gpu != gpu.name:
+            raise ArtifactError(f"{path} was built on {card.gpu}, and this is {gpu}; {again}")
+    shares = card.precision_shares
+    for precision in card.metadata.precision.split("-"):
+        if shares is not None and precision != "fp32" and not shares.get(precision):
+            raise ArtifactError(
+                f"{path} is of a graph in {card.metadata.precision}, and none of its layers computes in {precision}, "
+                f"but in {', '.join(shares)}; {again}"
+            )
+
+
+def _release(version: str) -> tuple[int, ...]:
+    """10.13.3.9.post1 -> (10, 13, 3, 9)."""
+    return tuple(int(number) for number in re.findall(r"(?:^|\.)(\d+)", version))
+
+
+def cached_engine(onnx: Path, flavour: str, version: str, gpu: Gpu, index: int) -> tuple[Path, EngineCard, bytes]:
+    """The engine of a graph for this TensorRT and this GPU, built where it has not been yet, as `EngineCard.load`.
+
+    The driver is not part of the key: engines outlive its updates.
+    Raises BackendError, with the builder's words, where it cannot be built, ArtifactError where it cannot be kept.
+    """
+    from ... import __version__  # what this version's builder asks for, another's may not
+
+    key = "\n".join((sha256(onnx), flavour, version, gpu.name, gpu.compute_capability, __version__))
+    folder = cache_folder() / "engines" / hashlib.sha256(key.encode()).hexdigest()[:32]
+    engine = folder / EngineCard.engine_name(onnx, flavour)
+    with contextlib.suppress(ArtifactError):  # not there, damaged, or being written by another process
+        return engine, *EngineCard.load(engine)
+    with _locked(folder):
+        with contextlib.suppress(ArtifactError):  # the other process has built it while this one waited
+            return engine, *EngineCard.load(engine)
+        log.info("building the engine of %s for %s in %s, once", onnx, gpu, folder)
+        _build(onnx, engine, flavour, index)
+        return engine, *EngineCard.load(engine)
+
+
+@contextlib.contextmanager
+def _locked(folder: Path) -> Iterator[None]:
+    """One process at a time builds. Where nothing is held, the card refuses what it does not describe, and the next
+    open builds again."""
+    lock = folder / "lock"  # not the folder itself, which the builder locks
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        lock.touch()
+    except OSError as error:
+        raise ArtifactError(f"cannot write {folder}: {error}; set XDG_CACHE_HOME to another folder") from None
+    with file_lock(lock):
+        yield
+
+
+def _build(onnx: Path, engine: Path, flavour: str, index: int) -> None:
+    """Run the builder in a process of its own: TensorRT's builder keeps GPU memory until its process ends."""
+    command = [sys.executable, "-m", f"{__package__}.builder", f"{onnx}", f"{engine}", flavour]
+    visible = os.environ.get("CUDA_VISIBLE_DEVICES", "")  # the builder takes the first GPU that it sees
+    gpu = visible.split(",")[index] if visible else f"{index}"
+    done = subprocess.run(command, env={**os.environ, "CUDA_VISIBLE_DEVICES": gpu}, capture_output=True, text=True)
+    if done.returncode:
+        why = (done.stderr.strip() or "it gave no reason").splitlines()[-1]
+        raise BackendError(f"the engine of {onnx} was not built (exit code {done.returncode}): {why}")
+
+
+class Engine:
+    """A loaded engine. To be used, and closed, while its device is current.
+
+    Attributes:
+        batch: frames per call, None for any number up to `max_batch`.
+        frame_bytes: input or output -> its bytes per frame.
+        size: (height, width) of the frames.
+
+    Raises ArtifactError for an engine with other inputs and outputs, BackendError where it does not load.
+    """
+
+    def __init__(self, trt: Any, path: Path, card: EngineCard, content: bytes, graphs: bool) -> None:
+        self.trt = trt
+        self._config: Any = None
+        self._cache: Any = None
+        self._engine = load_engine(trt, content, host_code=card.version_compatible)
+        try:
+            signature = self._signature()
+            self.batch = check_signature(signature, card.metadata, path)
+        except ArtifactError:
+            self._engine = None  # now, while its device is there: the exception keeps this object for longer
+            raise
+        self.max_batch: int = self.batch or self._engine.get_tensor_profile_shape("frames", 0)[2][0]
+        self.frame_bytes = {
+            name: math.prod(side or 0 for side in shape[1:]) * np.dtype(dtype).itemsize
+            for name, (dtype, shape) in signature.items()
+        }
+        self.size = card.metadata.size
+        if card.flavour == "trt-rtx":
+            self._configure_rtx(cache_folder() / "runtime" / f"{card.engine_sha256[:32]}.rtx", graphs)
+
+    def _signature(self) -> Signature:
+        names = [self._engine.get_tensor_name(index) for index in range(self._engine.num_io_tensors)]
+        dtypes = {name: self._engine.get_tensor_dtype(name).name for name in names}
+        return {
+            name: (
+                _DTYPES.get(dtypes[name], dtypes[name].lower()),
+                [None if side < 0 else int(side) for side in self._engine.get_tensor_shape(name)],
+            )
+            for name in names
+        }
+
+    def _configure_rtx(self, path: Path, graphs: bool) -> None:
+        """TensorRT-RTX compiles kernels for the GPU at the first run, and keeps them here for the next process."""
+        self._config = self._rtx_config(graphs)
+        self._cache = self._config.create_runtime_cache()
+        self._cache_path = path
+        self._cached = path.read_bytes() if path.is_file() else b""
+        if self._cached:
+            self._cache.deserialize(self._cached)  # it says no to another GPU or driver, and begins anew
+        self._config.set_runtime_cache(self._cache)
+
+    def _rtx_config(self, graphs: bool) -> Any:
+        config = self._engine.create_runtime_config()
+        if graphs and hasattr(self.trt, "CudaGraphStrategy"):
+            config.cuda_graph_strategy = self.trt.CudaGraphStrategy.WHOLE_GRAPH_CAPTURE
+        if hasattr(self.trt, "DynamicShapesKernelSpecializationStrategy"):
+            # Compiled in the background, kernels would replace others between two calls: other times, other rounding
+            strategies = self.trt.DynamicShapesKernelSpecializationStrategy
+            config.dynamic_shapes_kernel_specialization_strategy = strategies.EAGER
+        return config
+
+    def create_execution(self, graphs: bool = True) -> Execution:
+        """A way to run it, with memory of its own on the device; for one stream at a time.
+
+        Without `graphs` TensorRT-RTX does not make one of it, which would hide its layers.
+        """
+        config = self._config
+        if config is not None and not graphs:
+            config = self._rtx_config(False)
+            config.set_runtime_cache(self._cache)
+        context = self._engine.create_execution_context(*(() if config is None else (config,)))
+        if context is None:
+            raise self.failed("another execution context")
+        return Execution(self, context)
+
+    def failed(self, what: str) -> BackendError:
+        told = make_logger(self.trt).told()
+        return BackendError(f"TensorRT {self.trt.__version__} refuses {what}: {told}")
+
+    def close(self) -> None:
+        """Free the engine, once its executions are; keep what TensorRT-RTX compiled."""
+        compiled = bytes(self._cache.serialize() or b"") if self._cache is not None else b""  # None: it failed
+        if compiled and compiled != self._cached:
+            with contextlib.suppress(ArtifactError), atomic_write(self._cache_path) as temporary:
+                temporary.write_bytes(compiled)
+        self._cache = self._config = self._engine = None
+
+
+class Execution:
+    """An execution context. TensorRT's own object is never held elsewhere, not by the traceback of an error either:
+    it is freed by `close`, while the device is there.
+    """
+
+    def __init__(self, engine: Engine, context: Any) -> None:
+        self._engine, self._context = engine, context
+
+    def queue(self, count: int, addresses: dict[str, int], stream: int) -> None:
+        """Queue a run over `count` frames. `addresses` has one per input and output, each a multiple of 256."""
+        if self._engine.batch is None and not self._context.set_input_shape("frames", (count, *self._engine.size, 3)):
+            raise self._engine.failed(f"{count} frames")
+        for name, address in addresses.items():
+            if not self._context.set_tensor_address(name, address):
+                raise self._engine.failed(f"the address of {name}")
+        self.queue_again(stream)
+
+    def queue_again(self, stream: int) -> None:
+        """Queue a run like the last one."""
+        if not self._context.execute_async_v3(stream):
+            raise self._engine.failed("the run")
+
+    def watch(self, report: Callable[[str, float], None]) -> None:
+        """Have each run wait for its end, and tell the name and milliseconds of every layer."""
+        trt: Any = self._engine.trt
+
+        class Profiler(trt.IProfiler):  # type: ignore[misc]
+            def __init__(self) -> None:
+                trt.IProfiler.__init__(self)
+
+            def report_layer_time(self, layer_name: str, ms: float) -> None:
+                report(layer_name, ms)
+
+        self._context.profiler = Profiler()
+
+    def close(self) -> None:
+        self._context = None

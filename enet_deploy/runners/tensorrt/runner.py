@@ -1,0 +1,286 @@
+"""TensorRT 10 and 11, and TensorRT-RTX."""
+
+from __future__ import annotations
+
+import re
+from collections import deque
+from collections.abc import Generator, Iterator
+from contextlib import ExitStack
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from ...errors import BackendError, EnetError, InputError
+from ...images import UInt8Array
+from ..base import Operation, Runner, Spec, check_frames, check_out
+from .card import EngineCard
+from .cuda import Device, find_gpu, open_device
+from .device_array import DeviceArray
+from .engine import Engine, cached_engine, check_card
+from .lane import Lane
+from .library import FLAVOURS, import_tensorrt
+
+
+class TrtRunner(Runner):
+    """Runs a TensorRT engine (.engine), or a graph (.onnx) whose engine is built once and cached.
+
+    Args:
+        artifact: a file that enet-export wrote.
+        device: "cuda" or "cuda:N".
+        flavour: of the engine that is built for a .onnx: "trt" or "trt-rtx". An .engine has its own.
+        cuda_graphs: run a batch size that comes again as one CUDA graph, which spares launching kernel by kernel. By
+            default where the package that reaches CUDA can, see `spec.runtime`; True makes it an error where not.
+    """
+
+    backend = "trt"
+
+    def __init__(
+        self, artifact: str | Path, device: str = "cuda", flavour: str = "trt", cuda_graphs: bool | None = None
+    ) -> None:
+        super().__init__(artifact, device)
+        if flavour not in FLAVOURS:
+            raise InputError(f"flavour '{flavour}', expected one of {', '.join(FLAVOURS)}")
+        self._flavour = flavour
+        self._graphs = cuda_graphs
+
+    def infer(self, frames: Any, out: Any = None) -> Any:
+        """Label a batch, as `Runner.infer` does; frames and labels may stay on the GPU.
+
+        Args:
+            frames: also an object with `__cuda_array_interface__` (torch's CUDA tensors, cupy, pycuda.gpuarray),
+                C-contiguous and on this device. It is read where it is, after what was queued on the stream that the
+                interface names, on torch's current stream for its tensors, or else on the default stream.
+            out: the same for the labels.
+
+        Returns `out`, or a new numpy array; either way the labels are there.
+        """
+        return super().infer(frames, out)
+
+    def _open(self) -> Spec:
+        index = _device_index(self.device)
+        if self.artifact.suffix == ".onnx":
+            trt, gpu = import_tensorrt(self._flavour), find_gpu(index)
+            path, card, content = cached_engine(self.artifact, self._flavour, trt.__version__, gpu, index)
+        else:
+            path, (card, content) = self.artifact, EngineCard.load(self.artifact)
+            trt = import_tensorrt(card.flavour)
+        with ExitStack() as opened:
+            device = opened.enter_context(open_device(index))
+            with device.current():
+                check_card(trt, card, content, path, device.gpu)
+                spec = self._load(trt, path, card, content, device, opened)
+            self._opened = opened.pop_all()
+        return spec
+
+    def _load(self, trt: Any, path: Path, card: EngineCard, content: bytes, device: Device, opened: ExitStack) -> Spec:
+        graphs, words = self._graph_plan(card.flavour, device)
+        engine = Engine(trt, path, card, content, graphs)
+        self._device, self._engine = device, engine
+        self._capture = graphs and card.flavour == "trt"
+        self._lanes: list[Lane] = []  # all of them
+        self._idle: list[Lane] = []
+        opened.callback(self._free)
+        self._idle.append(self._new_lane())
+        runtime = f"{trt.__name__} {trt.__version__} on {device.gpu}, {device.package}, {words}"
+        return self._make_spec(card.metadata, engine.batch, "logits" in engine.frame_bytes, runtime)
+
+    def _graph_plan(self, flavour: str, device: Device) -> tuple[bool, str]:
+        """Whether there are CUDA graphs, and that in words."""
+        if self._graphs is False:
+            return False, "no CUDA graphs"
+        if flavour == "trt-rtx":
+            return True, "CUDA graphs by TensorRT-RTX"  # it knows when its kernels have settled
+        if self._graphs and not device.can_capture:
+            raise BackendError(f"CUDA graphs, which {device.package} does not have; pip install cuda-bindings")
+        return device.can_capture, "CUDA graphs" if device.can_capture else "no CUDA graphs (cuda-bindings has them)"
+
+    def _new_lane(self) -> Lane:
+        lane = Lane(self._device, self._engine, self._capture)
+        try:
+            lane.open()
+        except BackendError:
+            lane.close()
+            raise
+        self._lanes.append(lane)
+        return lane
+
+    def _run(self, frames: UInt8Array | DeviceArray, out: UInt8Array | DeviceArray) -> None:
+        step = self._engine.max_batch
+        with self._device.current():
+            lane = self._take()
+            try:
+                for first in range(0, frames.shape[0], step):
+                    lane.start(frames[first : first + step], out[first : first + step])
+                    lane.finish()
+            finally:
+                self._give_back(lane)
+
+    def _run_logits(self, frames: UInt8Array | DeviceArray) -> npt.NDArray[np.float32]:
+        spec, step = self.spec, self._engine.max_batch
+        scores = np.empty((frames.shape[0], len(spec.classes), *spec.size), np.float32)
+        with self._device.current():
+            lane = self._take()
+            try:
+                for first in range(0, len(scores), step):
+                    part = frames[first : first + step]
+                    lane.start(part, np.empty(part.shape[:3], np.uint8))
+                    lane.finish(scores[first : first + step])
+            finally:
+                self._give_back(lane)
+        return scores
+
+    def _profile(self, frames: UInt8Array | DeviceArray, calls: int) -> Iterator[list[Operation]]:
+        with self._device.current():
+            layers: list[Operation] = []
+            # without CUDA graphs, which have no layers to tell of
+            lane = Lane(self._device, self._engine, False, lambda name, ms: layers.append(_operation(name, ms)))
+            step = self._engine.max_batch
+            try:
+                lane.open()
+                for _ in range(calls):
+                    for first in range(0, frames.shape[0], step):
+                        part = frames[first : first + step]
+                        lane.start(part, np.empty(part.shape[:3], np.uint8))
+                        lane.finish()
+                    if not layers:
+                        raise BackendError(f"{self.spec.runtime} did not tell the times of its layers")
+                    yield list(layers)
+                    layers.clear()
+            finally:
+                lane.close()
+
+    def _take(self) -> Lane:
+        return self._idle.pop() if self._idle else self._new_lane()
+
+    def _give_back(self, lane: Lane) -> None:
+        lane.settle()
+        self._idle.append(lane)
+
+    def _close(self) -> None:
+        self._opened.close()
+
+    def _free(self) -> None:
+        """Close the lanes, then the engine, each whatever became of the one before."""
+        with self._device.current(), ExitStack() as rest:
+            rest.callback(self._engine.close)
+            for lane in self._lanes:
+                rest.callback(lane.close)
+            self._lanes, self._idle = [], []
+
+    # Streaming: nothing waits for the device before its labels are asked for. Two lanes suffice: one copies in while
+    # the other computes.
+
+    def _stream(self, frames: Iterator[UInt8Array], depth: int) -> Generator[UInt8Array, None, None]:
+        pending: deque[_Flight] = deque()  # oldest first
+        try:
+            for batch in frames:
+                if sum(flight.lane is not None for flight in pending) == 2:
+                    self._land(next(flight for flight in pending if flight.lane))
+                pending.append(self._take_off(batch))
+                if len(pending) >= depth:
+                    yield self._labels(pending.popleft())
+            while pending:
+                yield self._labels(pending.popleft())
+        finally:
+            for flight in pending:
+                self._land(flight)
+
+    def _take_off(self, frames: Any) -> _Flight:
+        """Start a batch. What goes wrong is kept until it is the batch's turn."""
+        flight = _Flight()
+        try:
+            checked = self._checked(frames)
+            flight.labels = np.empty(checked.shape[:3], np.uint8)
+            with self._lock:
+                self.spec  # noqa: B018
+                if checked.shape[0] > self._engine.max_batch:
+                    self._run(checked, flight.labels)
+                else:
+                    self._start(flight, checked)
+        except Exception as error:  # noqa: BLE001
+            flight.error = error
+        return flight
+
+    def _start(self, flight: _Flight, frames: UInt8Array | DeviceArray) -> None:
+        assert flight.labels is not None
+        with self._device.current():
+            lane = self._take()
+            try:
+                lane.start(frames, flight.labels)
+                flight.lane = lane
+            finally:
+                if flight.lane is None:
+                    self._give_back(lane)
+
+    def _land(self, flight: _Flight) -> None:
+        """Wait for a batch; its labels, or its error, are there afterwards."""
+        lane, flight.lane = flight.lane, None
+        if lane is None:
+            return
+        try:
+            with self._lock:
+                self.spec  # noqa: B018
+                if lane not in self._lanes:
+                    raise BackendError(f"the runner of {self.artifact} was closed under its stream; start another")
+                with self._device.current():
+                    try:
+                        lane.finish()
+                    finally:
+                        self._give_back(lane)
+        except EnetError as error:
+            flight.error = error
+
+    def _labels(self, flight: _Flight) -> UInt8Array:
+        self._land(flight)
+        if flight.error is not None:
+            raise flight.error
+        assert flight.labels is not None
+        return flight.labels
+
+    def _checked(self, frames: Any) -> Any:
+        array = DeviceArray.of(frames, "frames")
+        if array is None:
+            return super()._checked(frames)
+        check_frames(array, self.spec, DeviceArray)
+        return array
+
+    def _checked_out(self, out: Any, shape: tuple[int, ...]) -> Any:
+        array = DeviceArray.of(out, "out")
+        if array is None:
+            return super()._checked_out(out, shape)
+        check_out(array, shape, DeviceArray)
+        if not array.writeable:
+            raise InputError("out is read-only, expected a writable array")
+        return array
+
+
+@dataclass
+class _Flight:
+    """One batch of a stream. `lane` is set while the device works on it."""
+
+    lane: Lane | None = None
+    labels: UInt8Array | None = None
+    error: Exception | None = None
+
+
+def _operation(layer: str, ms: float) -> Operation:
+    """What TensorRT calls a layer -> the operations of the graph in it, and what it is as far as the name tells.
+
+    For example "stage1.0.branch.0/Conv + stage1.0.branch.1/Relu", "PWN(stage1.0/Add, stage1.0.act/Max)",
+    "Reformatting CopyNode for Input Tensor 0 to stage1.0.branch.0/Conv" or "{ForeignNode[Cast...initial/Concat]}".
+    """
+    if layer.startswith("Reformatting"):
+        return Operation((), "Reformat", ms)
+    names = tuple(re.findall(r"[\w.]*\w(?:/\w+)+", layer))
+    kind = "ForeignNode" if "ForeignNode" in layer else " + ".join(re.sub(r".*/|_\d+$", "", name) for name in names)
+    return Operation(names, kind or layer, ms)
+
+
+def _device_index(device: str) -> int:
+    found = re.fullmatch(r"cuda(?::(\d+))?", device)
+    if found is None:
+        raise BackendError(f"device '{device}' for TensorRT, expected cuda or cuda:N; for the CPU take the .onnx")
+    return int(found[1] or 0)

@@ -1,0 +1,1 @@
+"""Training: recipe, crops, losses, the loop."""

@@ -1,0 +1,254 @@
+"""Training images on the training device: held there as uint8, cropped and augmented there, a batch at a time."""
+
+from __future__ import annotations
+
+import dataclasses
+import itertools
+import math
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from ..data import DataSet, read_ahead
+from ..errors import DataError
+from ..images import UInt8Array, resize_image, resize_labels
+from .recipe import Recipe
+
+Pair = tuple[UInt8Array, UInt8Array]
+
+# streams of random numbers, all from one seed
+ORDER, DROPOUT, PLACEMENT, NOISE, ESTIMATE = range(1, 6)
+
+SPOTS = 8  # remembered per class and image, to aim crops at
+RARE = 0.02  # of the labelled pixels: a class with less is rare
+
+
+@dataclass(frozen=True)
+class Statistics:
+    """Of the training images: BGR mean and standard deviation on [0, 255]; pixel share per class, void left out."""
+
+    mean: tuple[float, float, float]
+    std: tuple[float, float, float]
+    shares: tuple[float, ...]
+
+
+@dataclass(frozen=True)
+class Placement:
+    """Where a crop lies, and how its colours change.
+
+    Attributes:
+        zoom: of the image. top, left: of the crop in the zoomed image, in pixels; may lie outside.
+        mirror: 1 to mirror the crop, else 0.
+        brightness, contrast, saturation: factors; 1 leaves the colours alone.
+        blue, green, red: factors of the channels.
+        noise: standard deviation in grey levels of what is added to every value.
+    """
+
+    zoom: float = 1.0
+    top: float = 0.0
+    left: float = 0.0
+    mirror: float = 0.0
+    brightness: float = 1.0
+    contrast: float = 1.0
+    saturation: float = 1.0
+    blue: float = 1.0
+    green: float = 1.0
+    red: float = 1.0
+    noise: float = 0.0
+
+
+def augment(
+    images: Tensor,
+    labels: Tensor,
+    placements: Sequence[Placement],
+    crop: tuple[int, int],
+    fill: tuple[float, ...],
+    void: int,
+    generator: torch.Generator | None = None,
+) -> tuple[Tensor, Tensor]:
+    """Zoom, crop and mirror in one resampling, then change the colours.
+
+    Args:
+        images: (N, H, W, 3) uint8 BGR. labels: (N, H, W) uint8.
+        placements: one per image.
+        fill, void: BGR colour and label of what lies outside the image.
+        generator: of the noise, on the images' device.
+
+    Returns (N, h, w, 3) float32 BGR in [0, 255] and (N, h, w) int64, h x w being `crop`.
+    """
+    device = images.device
+    # one copy to the device for all that this batch needs; from pinned memory, or the GPU would be waited for
+    rows = [[*dataclasses.astuple(placement), *fill] for placement in placements]
+    table = torch.tensor(rows, dtype=torch.float32, pin_memory=device.type == "cuda").to(device, non_blocking=True)
+    shift = table[:, None, None, -3:]
+    zoom, top, left, mirror, brightness, contrast, saturation, *_, noise = table.T[:-3, :, None, None]
+    tint = table[:, None, None, -7:-4]
+    y = torch.arange(crop[0], device=device)[:, None]
+    x = torch.arange(crop[1], device=device)[None, :]
+    x = torch.where(mirror > 0, crop[1] - 1 - x, x)
+    height, width = images.shape[1:3]
+    # grid_sample's coordinates: -1 and 1 are the image's outer edges
+    across = (x + 0.5 + left) / zoom * (2 / width) - 1
+    down = (y + 0.5 + top) / zoom * (2 / height) - 1
+    grid = torch.stack([across.expand(-1, *crop), down.expand(-1, *crop)], dim=-1)
+    # outside the image grid_sample gives 0: shift so that 0 is the fill
+    pixels = F.grid_sample((images - shift).permute(0, 3, 1, 2), grid, align_corners=False).permute(0, 2, 3, 1) + shift
+    ids = F.grid_sample(labels[:, None] - float(void), grid, mode="nearest", align_corners=False)[:, 0] + void
+
+    brightness, contrast, saturation = brightness[..., None], contrast[..., None], saturation[..., None]
+    grey = 0.114 * pixels[..., 0:1] + 0.587 * pixels[..., 1:2] + 0.299 * pixels[..., 2:3]  # ITU-R BT.601
+    pixels = grey + saturation * (pixels - grey)
+    pixels = brightness * tint * (contrast * (pixels - 128) + 128)
+    if any(placement.noise for placement in placements):
+        pixels = pixels + noise[..., None] * torch.randn(pixels.shape, generator=generator, device=device)
+    # contiguous, so that the network gets channels_last: a CPU takes half as long again with anything else
+    return pixels.clamp(0, 255).contiguous(), ids.round().long()
+
+
+def stream(seed: int, epoch: int, purpose: int, number: int = 0) -> np.random.Generator:
+    """Random numbers that depend on nothing but the arguments, all four below 2**32: a resumed run repeats them."""
+    return np.random.default_rng((seed, epoch, purpose, number))
+
+
+def draw(
+    recipe: Recipe, rng: np.random.Generator, size: tuple[int, int], spots: Sequence[npt.NDArray[np.intp]]
+) -> Placement:
+    """A random crop of an image of `size` (height, width).
+
+    Args:
+        spots: for each rare class in the image (K, 2) places (row, column) where it is.
+    """
+    zoom = math.exp(rng.uniform(math.log(recipe.scale[0]), math.log(recipe.scale[1])))
+    # room to move: negative where the zoomed image is smaller than the crop
+    room = size[0] * zoom - recipe.crop[0], size[1] * zoom - recipe.crop[1]
+    top, left = rng.uniform(0, 1, 2) * room
+    if spots and rng.uniform() < recipe.rare:
+        places = spots[int(rng.integers(len(spots)))]
+        aim = (places[rng.integers(len(places))] + 0.5) * zoom - rng.uniform(0, 1, 2) * recipe.crop
+        top, left = np.clip(aim, np.minimum(0, room), np.maximum(0, room))
+    mirror = float(recipe.flip and rng.uniform() < 0.5)
+    brightness, contrast, saturation = rng.uniform(1 - recipe.color, 1 + recipe.color, 3).tolist()
+    blue, green, red = rng.uniform(1 - recipe.tint, 1 + recipe.tint, 3).tolist()
+    noise = rng.uniform(0, recipe.noise)
+    colours = (brightness, contrast, saturation, blue, green, red)
+    return Placement(zoom, float(top), float(left), mirror, *colours, noise=noise)
+
+
+class Crops:
+    """Augmented batches of a data set.
+
+    What a batch holds depends on the seed, the epoch and its image numbers alone, so a resumed run repeats it.
+
+    Args:
+        progress: wraps the first pass, which decodes every image.
+        resident: hold the images on the device; otherwise they are decoded again in every epoch, by threads, ahead of
+            their use. None decides by the memory that is free.
+    """
+
+    def __init__(
+        self,
+        data: DataSet,
+        recipe: Recipe,
+        device: torch.device,
+        void: int,
+        progress: Callable[[Iterator[Pair]], Iterable[Pair]] = iter,
+        resident: bool | None = None,
+    ) -> None:
+        self.data, self.recipe, self.device, self.void = data, recipe, device, void
+        self.noise = torch.Generator(device)
+        size = recipe.size
+        self.resident = len(data) * size[0] * size[1] * 4 < _free_memory(device) / 2 if resident is None else resident
+        if self.resident:
+            self.images = torch.empty((len(data), *size, 3), dtype=torch.uint8, device=device)
+            self.labels = torch.empty((len(data), *size), dtype=torch.uint8, device=device)
+        tally = _Tally(len(data.classes))
+        places = []
+        for index, (image, labels) in enumerate(progress(read_ahead(data.__getitem__, range(len(data))))):
+            tally.add(image, labels)
+            image, labels = self._resize(image, labels)
+            places.append(_places(labels, len(data.classes), np.random.default_rng(index)) if recipe.rare else [])
+            if self.resident:
+                self.images[index], self.labels[index] = torch.from_numpy(image), torch.from_numpy(labels)
+        self.statistics = tally.statistics()
+        self.fill: tuple[float, ...] = self.statistics.mean
+        rare = [share < RARE for share in self.statistics.shares]
+        self.spots = [[image[c] for c in np.flatnonzero(rare[: len(image)]) if len(image[c])] for image in places]
+
+    def _resize(self, image: UInt8Array, labels: UInt8Array) -> tuple[UInt8Array, UInt8Array]:
+        return resize_image(image, self.recipe.size), resize_labels(labels, self.recipe.size)
+
+    def batches(self, indices: Sequence[Sequence[int]], epoch: int) -> Iterator[tuple[Tensor, Tensor]]:
+        """For each list of image numbers its augmented images and labels (see `augment`), in the given order."""
+        seed = self.recipe.seed
+        for batch, (images, labels) in zip(indices, self._read(indices), strict=True):
+            placements = [
+                draw(self.recipe, stream(seed, epoch, PLACEMENT, i), self.recipe.size, self.spots[i]) for i in batch
+            ]
+            self.noise.manual_seed(int(stream(seed, epoch, NOISE, batch[0]).integers(1 << 62)))
+            yield augment(images, labels, placements, self.recipe.crop, self.fill, self.void, self.noise)
+
+    def _read(self, indices: Sequence[Sequence[int]]) -> Iterator[tuple[Tensor, Tensor]]:
+        if self.resident:
+            # the order of the whole epoch in one copy, without waiting for the GPU
+            pinned = self.device.type == "cuda"
+            order = torch.tensor([i for batch in indices for i in batch], pin_memory=pinned)
+            order = order.to(self.device, non_blocking=True)
+            for chosen in torch.split(order, [len(batch) for batch in indices]):
+                yield self.images[chosen], self.labels[chosen]
+            return
+        decoded = read_ahead(lambda i: self._resize(*self.data[i]), (i for batch in indices for i in batch))
+        for batch in indices:
+            pairs = list(itertools.islice(decoded, len(batch)))
+            images, labels = (torch.from_numpy(np.stack(arrays)) for arrays in zip(*pairs, strict=True))
+            yield images.to(self.device), labels.to(self.device)
+
+
+class _Tally:
+    """Sums for `Statistics`, image by image."""
+
+    def __init__(self, classes: int) -> None:
+        self.total, self.squares, self.pixels = np.zeros(3), np.zeros(3), 0
+        self.counts = np.zeros(classes)
+
+    def add(self, image: UInt8Array, labels: UInt8Array) -> None:
+        values = image.reshape(-1, 3).astype(np.float64)
+        self.total += values.sum(axis=0)
+        self.squares += (values**2).sum(axis=0)
+        self.pixels += len(values)
+        self.counts += np.bincount(labels.ravel(), minlength=256)[: len(self.counts)]
+
+    def statistics(self) -> Statistics:
+        if not self.counts.any():
+            raise DataError("every training pixel is void, expected at least one class in the label maps")
+        mean = self.total / self.pixels
+        std = np.sqrt(np.maximum(self.squares / self.pixels - mean**2, 1.0))
+        b, g, r = mean.round(3).tolist()
+        sb, sg, sr = std.round(3).tolist()
+        return Statistics((b, g, r), (sb, sg, sr), tuple((self.counts / self.counts.sum()).tolist()))
+
+
+def _places(labels: UInt8Array, classes: int, rng: np.random.Generator) -> list[npt.NDArray[np.intp]]:
+    """For each class up to `SPOTS` random (row, column) where it is: (K, 2), K may be 0."""
+    flat = labels.ravel()
+    found = []
+    for number in range(classes):
+        where = np.flatnonzero(flat == number)
+        where = rng.choice(where, min(SPOTS, len(where)), replace=False)
+        found.append(np.stack(np.unravel_index(where, labels.shape), axis=1))
+    return found
+
+
+def _free_memory(device: torch.device) -> int:
+    if device.type == "cuda":
+        return torch.cuda.mem_get_info(device)[0]
+    meminfo = Path("/proc/meminfo")
+    if not meminfo.exists():
+        return 4 << 30
+    fields = dict(line.split(":") for line in meminfo.read_text().splitlines())
+    return int(fields["MemAvailable"].split()[0]) << 10

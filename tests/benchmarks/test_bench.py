@@ -1,0 +1,519 @@
+"""`enet-bench`: what a result holds, that its parity is true, and what it refuses."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import os
+import re
+import subprocess
+import sys
+import time
+import types
+from argparse import Namespace
+from collections.abc import Callable
+from functools import partial
+from importlib.machinery import ModuleSpec
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+
+import cv2
+import numpy as np
+import numpy.typing as npt
+import pytest
+from helpers import SIZE
+
+from enet_deploy import CAMVID, Runner, Spec, open_runner
+from enet_deploy.artifacts import graph_metadata, set_graph_metadata
+from enet_deploy.benchmarks import cli
+from enet_deploy.benchmarks.measure import timing
+from enet_deploy.benchmarks.measure.machine import watched
+from enet_deploy.benchmarks.measure.parity import compare, near_edge
+from enet_deploy.benchmarks.measure.plan import backends as backends_of
+from enet_deploy.benchmarks.measure.processes import Processes
+from enet_deploy.benchmarks.measure.profiling import arithmetic, to_json
+from enet_deploy.benchmarks.measure.timing import (
+    DROPPED,
+    STAGES,
+    VIDEO_STAGES,
+    Stills,
+    Subject,
+    Video,
+    block,
+    measure,
+    open_subject,
+    spec_of,
+    try_out,
+)
+from enet_deploy.benchmarks.measure.unpool_flips import flips
+from enet_deploy.data import open_data
+from enet_deploy.data.scenes import street_scene
+from enet_deploy.errors import ParityError
+from enet_deploy.images import UInt8Array
+from enet_deploy.metrics import evaluate
+from enet_deploy.runners import Operation
+from enet_deploy.weights import load_weights, save_weights
+
+HEIGHT, WIDTH = SIZE
+ON_GRAPHS = ["ort", *(["openvino"] if find_spec("openvino") else [])]  # what runs them here unasked
+
+
+class Painter(Runner):
+    """Labels everything `label`, but the first `wrong` pixels of each frame one higher."""
+
+    backend = "painter"
+
+    def __init__(self, label: int, wrong: int = 0, batch: int | None = None) -> None:
+        super().__init__(Path(__file__))
+        self.label, self.wrong, self.batch, self.calls = label, wrong, batch, 0
+
+    def _open(self) -> Spec:
+        return Spec(self.artifact, self.backend, "cpu", "fp32", SIZE, self.batch, CAMVID, True, "")
+
+    def _run(self, frames: UInt8Array, out: UInt8Array) -> None:
+        self.calls += 1
+        out[:] = self.label
+        out.reshape(len(out), -1)[:, : self.wrong] += 1
+
+    def _run_logits(self, frames: UInt8Array) -> npt.NDArray[np.float32]:
+        return np.full((len(frames), len(CAMVID), *SIZE), self.wrong / 4, np.float32)
+
+    def _close(self) -> None:
+        pass
+
+
+def image(size: tuple[int, int] = SIZE) -> UInt8Array:
+    return np.zeros((*size, 3), np.uint8)
+
+
+@pytest.fixture(scope="module")
+def run(scenes: Path, weights: Path, exported: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
+    """The JSON of one run over PyTorch, ONNX Runtime and, where it is installed, OpenVINO on the drawn data set."""
+    path = tmp_path_factory.mktemp("bench") / "out.json"
+    artifacts = [str(weights), str(exported)]
+    options = ["--frames", "7", "--threads", "1", "--profile", "--data", str(scenes), "--json", str(path)]
+    assert cli.main([*artifacts, *options]) == 0
+    return json.loads(path.read_text())
+
+
+def test_result_holds_what_the_readme_says(run: dict[str, Any], weights: Path, exported: Path, scenes: Path) -> None:
+    assert run["schema"] == 2 and not run["partial"] and run["load"].keys() == {"others", "stolen"}
+    assert run["images"] == {"count": 4, "size": list(SIZE), "data": scenes.name, "split": "val", "video": None}
+    assert run["verdict"][0]["device"] == "cpu" and run["verdict"][0]["take"] in {r["name"] for r in run["results"]}
+    assert {"processor", "cores", "packages", "commit", "load"} <= run["environment"].keys()
+    assert [result["backend"] for result in run["results"]] == ["torch", *ON_GRAPHS]
+    options = [{"size": list(SIZE)}, *({"threads": 1} for _ in ON_GRAPHS)]
+    assert [result["options"] for result in run["results"]] == options
+    for result, artifact in zip(run["results"], (weights, *(exported for _ in ON_GRAPHS)), strict=True):
+        assert (result["artifact"], result["precision"], result["batch"]) == (str(artifact), "fp32", 1)
+        assert result["size"] == list(SIZE) and result["model_bytes"] == artifact.stat().st_size
+        assert result["blocks"] == [2] * 5 and len(result["samples_ms"]) == 10 and min(result["samples_ms"]) > 0
+        assert len(result["stream_ms"]) == 5 and result["stream_fps"] > 0 and result["warm_up"]["calls"] >= 10
+        assert result["speed"]["low"] <= result["speed"]["ratio"] <= result["speed"]["high"]
+        latency = result["latency_ms"]
+        assert latency["p50"] <= latency["p90"] <= latency["p99"] <= max(result["samples_ms"]) + 1e-3
+        assert latency == result["stages_ms"]["infer"] and set(result["stages_ms"]) == set(STAGES)
+        assert result["fps"] == pytest.approx(1e3 / np.mean(result["samples_ms"]), rel=1e-3)
+        assert result["peak_bytes"] > 20e6  # an interpreter with numpy alone is larger
+
+
+def test_profile_accounts_for_all_operations(run: dict[str, Any], exported: Path) -> None:
+    torch, *graphs = (result["profile"] for result in run["results"])
+    assert torch is None and set(run["peaks"]) == {"gflops", "copy_gb"} and min(run["peaks"].values()) > 0
+    for profile in graphs:
+        assert sum(row["count"] for row in profile["kinds"]) == len(profile["operations"])
+        for rows in ("kinds", "stages", "operations"):
+            assert sum(row["ms"] for row in profile[rows]) == pytest.approx(profile["ms"])
+        assert 0 < profile["convolution_ms"] < profile["ms"]
+        assert all(row["ms"] > 0 and row["multiply_adds"] for row in profile["stages"][1:])
+        assert profile["stages"][0]["stage"] == "frames" and profile["stages"][0]["ms"] < profile["ms"] / 4
+    # 3x3 kernels over 3 channels give 13, one for every 2x2 pixels (ENet paper, figure 2a)
+    assert arithmetic(exported)["initial"] == 16 * 3 * (9 + 1) * HEIGHT * WIDTH // 4
+
+
+def test_operations_without_a_place_count_to_the_one_before() -> None:
+    operations = [
+        Operation(("Cast",), "Cast", 1.0),
+        Operation(("x", "stage1.0.branch.0/Conv"), "Convolution", 2.0),
+        Operation((), "Reorder", 3.0),
+        Operation(("stage2.0/Add_1", "stage2.0.act/Max"), "Add + Max", 4.0),
+        Operation(("node",), "Convert", 5.0),
+    ]
+    profile = to_json(operations, {})
+    assert {row["stage"]: row["ms"] for row in profile["stages"]} == {"frames": 1, "stage1": 5, "stage2": 9}
+    assert [row["kind"] for row in profile["kinds"]] == ["Convert", "Add + Max", "Reorder", "Convolution", "Cast"]
+    assert profile["convolution_ms"] == 2.0
+
+
+def test_accuracy_is_that_of_enet_eval(run: dict[str, Any], scenes: Path, exported: Path) -> None:
+    data = open_data(scenes, "val")
+    with open_runner(exported) as runner:
+        scores = evaluate(runner.segment, data, CAMVID).scores()
+    accuracy = run["results"][1]["accuracy"]
+    counts = np.array(accuracy.pop("confusion"))
+    assert accuracy == json.loads(json.dumps(scores.to_json()))
+    assert counts.sum() == 4 * HEIGHT * WIDTH and counts.shape == (12, 12)
+
+
+def test_parity_of_a_run(run: dict[str, Any]) -> None:
+    torch, *graphs = (result["parity"] for result in run["results"])
+    assert torch["agreement"] == 1 and torch["max_abs_logit"] == 0 and torch["unpool_flips"] is None
+    for parity in graphs:
+        assert parity["agreement"] >= 0.999 and parity["max_abs_logit"] >= parity["p99_abs_logit"] > 0
+        flips = parity["flips"]
+        assert flips["boundary"] + flips["interior"] == pytest.approx(1 - parity["agreement"])
+        assert 0 < flips["band"] < 1 and len(parity["frames"]) == 4
+        assert parity["unpool_flips"].keys() == {"bottleneck1_0", "bottleneck2_0"}
+        assert max(parity["unpool_flips"].values()) < 1e-3
+    assert run["reference"]["accuracy"] == run["results"][0]["accuracy"]
+
+
+def test_parity_counts_every_differing_pixel() -> None:
+    truth = np.full(SIZE, 4, np.uint8)
+    with Painter(3).open() as reference, Painter(3, wrong=HEIGHT * WIDTH // 4, batch=2).open() as runner:
+        of_reference, (parity,), whole = compare(reference, [runner], [(image(), truth), (image(), None)])
+    assert whole
+    found = parity.parity_json()
+    assert found is not None and found["agreement"] == 0.75 and found["frames"] == [0.75, 0.75]
+    assert found["flips"] == {"boundary": 0, "interior": 0.25, "band": 0}  # the reference has no edge
+    assert found["p99_abs_logit"] == found["max_abs_logit"]
+    assert found["max_abs_logit"] == HEIGHT * WIDTH / 16
+    # one image has a truth: a quarter of it was labelled 4, and the reference hit nothing
+    assert parity.against_truth.scores().pixel_accuracy == 0.25
+    assert of_reference.against_truth.scores().pixel_accuracy == 0
+    assert of_reference.parity_json() is None
+
+
+def test_unpool_flips_are_counted_by_stage(exported: Path, weights: Path, tmp_path: Path) -> None:
+    onnx = pytest.importorskip("onnx")
+    model = onnx.load(exported)
+    winners = "bottleneck1_0.pool/winners"
+    (at,) = (index for index, node in enumerate(model.graph.node) if winners in node.output)
+    model.graph.node[at].output[0] = "first"
+    model.graph.initializer.append(onnx.numpy_helper.from_array(np.float32(5), "five"))
+    model.graph.node.insert(at + 1, onnx.helper.make_node("Sub", ["five", "first"], [winners]))
+    opposite, nameless = tmp_path / "opposite.onnx", tmp_path / "nameless.onnx"
+    onnx.save(model, opposite)  # every winner of the first stage is the place across
+    for node in model.graph.node:
+        node.input[:] = [name.replace("winners", "w") for name in node.input]
+        node.output[:] = [name.replace("winners", "w") for name in node.output]
+    onnx.save(model, nameless)
+    frames = [street_scene(seed, SIZE)[0][None] for seed in range(2)]
+    found = flips(weights, [exported, opposite, nameless], frames)
+    assert found[exported]["bottleneck1_0"] < 1e-3 and found[exported]["bottleneck2_0"] < 1e-3
+    assert found[opposite] == {"bottleneck1_0": 1, "bottleneck2_0": found[exported]["bottleneck2_0"]}
+    assert found[nameless] is None
+
+
+class Here:
+    """`Processes`, all in this one; may be interrupted, as by Ctrl-C, before a call."""
+
+    def __init__(self, subjects: dict[str, Subject], interrupted_at: int | None = None) -> None:
+        self.subjects, self.left = subjects, interrupted_at
+        self.asked: list[tuple[str, str]] = []
+
+    def ask(self, name: str, function: Callable[..., Any], *arguments: object) -> Any:
+        if len(self.asked) == self.left:
+            raise KeyboardInterrupt
+        self.asked.append((name, function.__name__))
+        return function(self.subjects[name], *arguments)
+
+
+def subject(batch: int = 1) -> Subject:
+    return Subject(Painter(0).open(), batch, Stills([image(), image((50, 70))]))
+
+
+def painter() -> Painter:
+    return Painter(0).open()
+
+
+@pytest.fixture
+def impatient(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Calls of microseconds never settle."""
+    monkeypatch.setattr(timing, "PATIENCE", 0.05)
+
+
+@pytest.mark.usefixtures("impatient")
+def test_runners_take_turns_and_warm_up_is_not_counted() -> None:
+    here = Here({"a": subject(), "b": subject(batch=4)})
+    timings, whole = measure(here, {"a": 1, "b": 4}, frames=60)  # type: ignore[arg-type]
+    assert whole and here.asked == [("a", "warm_up"), ("b", "warm_up"), *[("a", "block"), ("b", "block")] * 6]
+    a, b = timings["a"], timings["b"]
+    assert [len(block) for block in a.blocks["infer"]] == [10] * 6 and len(a.stream) == 6
+    assert [len(block) for block in b.blocks["infer"]] == [3] * 6 and list(b.blocks) == list(STAGES)
+    assert a.warm_up.calls >= 10 and a.warm_up.ms > 0
+    painted = here.subjects["a"].runner
+    assert isinstance(painted, Painter)
+    # in each of six rounds ten calls and as many in stream(), after three of each, and one or two that were in flight
+    extra = painted.calls - a.warm_up.calls - 6 * 2 * (10 + DROPPED)
+    assert 0 <= extra <= 6 * 2
+
+
+@pytest.mark.usefixtures("impatient")
+def test_seconds_are_filled() -> None:
+    here = Here({"a": subject()})
+    timings, _ = measure(here, {"a": 1}, frames=5, seconds=0.02)  # type: ignore[arg-type]
+    assert sum(map(sum, timings["a"].blocks["infer"])) >= 20
+
+
+@pytest.mark.usefixtures("impatient")
+def test_interrupted_run_keeps_whole_rounds() -> None:
+    here = Here({"a": subject(), "b": subject()}, interrupted_at=2 + 5)
+    timings, whole = measure(here, {"a": 1, "b": 1}, frames=50)  # type: ignore[arg-type]
+    assert not whole and [len(timing.blocks["infer"]) for timing in timings.values()] == [2, 2]
+    for early in (1, 3):  # in the warm-up, in the first round
+        here = Here({"a": subject(), "b": subject()}, interrupted_at=early)
+        with pytest.raises(KeyboardInterrupt):
+            measure(here, {"a": 1, "b": 1}, frames=50)  # type: ignore[arg-type]
+
+
+@pytest.fixture(scope="module")
+def video(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Five drawn scenes as Motion JPEG."""
+    path = tmp_path_factory.mktemp("video") / "drive.avi"
+    writer = cv2.VideoWriter(str(path), cv2.VideoWriter.fourcc(*"MJPG"), 10, (128, 96))
+    for seed in range(5):
+        writer.write(street_scene(seed, SIZE)[0])
+    writer.release()
+    return path
+
+
+def test_video_is_read_over_and_over(video: Path) -> None:
+    source = Video(video)
+    frames = [source.read() for _ in range(11)]
+    assert all(frame.shape == (*SIZE, 3) and seconds > 0 for frame, seconds in frames)
+    assert (frames[0][0] == frames[5][0]).all() and (frames[0][0] == frames[10][0]).all()
+    assert (frames[0][0] != frames[1][0]).any()
+    times, per_call = block(Subject(painter(), 1, source), 3)
+    assert list(times) == list(VIDEO_STAGES) and per_call > 0
+    for calls in zip(*times.values(), strict=True):
+        assert min(calls) > 0 and calls[-1] == pytest.approx(sum(calls[:-1]))
+
+
+def test_memory_is_that_of_the_runners_process(exported: Path) -> None:
+    ballast = np.ones(600_000_000, np.uint8)
+    with Processes() as processes:
+        processes.start("a", partial(open_subject, partial(open_runner, exported, "ort", threads=1)))
+        assert processes.ask("a", spec_of).backend == "ort"
+        alone, four = (processes.ask("a", try_out, batch) for batch in (1, 16))
+    assert 30e6 < alone < four < ballast.nbytes
+
+
+def test_load_beside_a_run_is_seen() -> None:
+    with watched() as load:
+        end = time.perf_counter() + 0.3
+        while time.perf_counter() < end:
+            pass
+        quiet = load()
+    assert quiet.others < 0.9 * (os.cpu_count() or 1)  # this process is not another
+    code = "import time; end = time.time() + 1.5\nwhile time.time() < end: pass"
+    shell = f"{sys.executable} -c '{code}' & sleep 0.8"  # a grandchild without a parent is another program
+    with watched() as load:
+        subprocess.run(["sh", "-c", shell], check=True)
+        assert load().others > 0.3
+
+
+def test_logits_that_are_no_number_are_an_error(monkeypatch: pytest.MonkeyPatch) -> None:
+    with Painter(3).open() as reference, Painter(3).open() as runner:
+        monkeypatch.setattr(runner, "logits", lambda frames: np.full((1, 11, *SIZE), np.nan, np.float32))
+        with pytest.raises(ParityError, match="gives logits that are no number"):
+            compare(reference, [runner], [(image(), None)])
+
+
+def test_edges_of_labels() -> None:
+    labels = np.zeros((20, 30), np.uint8)
+    labels[:, 15:] = 3
+    near = near_edge(labels)
+    assert near[:, 12:18].all() and not near[:, :12].any() and not near[:, 18:].any()
+    labels[:] = 0
+    labels[0, 0] = 1  # a corner: aslant too
+    assert near_edge(labels)[:4, :4].all() and near_edge(labels).sum() == 16
+
+
+def test_graphs_run_on_all_that_is_installed_and_weights_on_torch(monkeypatch: pytest.MonkeyPatch) -> None:
+    def backends(name: str, asked: list[str] | None = None, device: str | None = None) -> list[str]:
+        return backends_of(Path(name), Namespace(backend=asked, device=device))
+
+    openvino = types.ModuleType("openvino")
+    openvino.__spec__ = ModuleSpec("openvino", None)
+    monkeypatch.setitem(sys.modules, "openvino", openvino)  # it need not be installed
+    assert backends("a.onnx") == backends("a.onnx", device="cpu") == ["ort", "openvino"]
+    assert backends("a.onnx", device="cuda") == ["ort"]
+    assert backends("a.onnx", ["openvino", "torch"]) == ["openvino"] and backends("a.onnx", ["torch"]) == []
+    assert backends("a.onnx", ["trt"]) == backends("a.engine") == ["trt"]
+    assert backends("a.safetensors") == ["torch"]
+    monkeypatch.setitem(sys.modules, "openvino", None)
+    assert backends("a.onnx") == ["ort"]
+    monkeypatch.setitem(sys.modules, "onnxruntime", None)
+    assert backends("a.onnx") == ["ort"]  # which says how to install it
+
+
+def test_without_artifact_the_weights_are_exported_at_each_size(tmp_path: Path, weights: Path) -> None:
+    path = tmp_path / "out.json"
+    options = ["--backend", "torch", "--backend", "ort", "--frames", "5", "--size", "64x96,96x64"]
+    assert cli.main([*options, "--precision", "int8-ort", "--json", str(path)]) == 0
+    run = json.loads(path.read_text())
+    assert [result["artifact"] for result in run["results"]] == [weights.name, "enet-int8-ort.onnx"]
+    assert [(result["name"], result["size"]) for result in run["results"] + run["sweep"]] == [
+        (f"{name} {size[0]}x{size[1]}", size)
+        for size in ([64, 96], [96, 64])
+        for name in ("torch fp32", "ort int8-ort")
+    ]
+    assert all(result["parity"]["agreement"] >= 0.9 and result["accuracy"] is None for result in run["results"])
+
+
+def test_sweep_of_batches_on_a_video(
+    tmp_path: Path, weights: Path, exported: Path, video: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = tmp_path / "out.json"
+    options = ["--backend", "torch", "--backend", "ort", "--frames", "5", "--batch", "2,1", "--from-video", str(video)]
+    assert cli.main([str(weights), str(exported), *options, "--json", str(path), "--html", f"{path}.html"]) == 0
+    run = json.loads(path.read_text())
+    assert [result["name"] for result in run["results"]] == ["torch fp32 x2", "ort fp32 x2"]
+    assert [(result["name"], result["batch"]) for result in run["sweep"]] == [("torch fp32", 1), ("ort fp32", 1)]
+    assert all(result["parity"] is None for result in run["sweep"]) and run["images"]["video"] == "drive.avi"
+    assert all(result["stages_ms"].keys() == set(VIDEO_STAGES) for result in run["results"] + run["sweep"])
+    printed = capsys.readouterr().out
+    assert "2 x 96x128" in printed and "1 x 96x128" in printed and "overlay" in printed
+
+
+def test_gate(exported: Path, weights: Path, scenes: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    out = tmp_path / "out.json"
+    command = [str(exported), "--backend", "ort", "--frames", "5"]
+    command += ["--data", str(scenes), "--json", str(out)]
+    assert cli.main([*command, "--require", "agreement>=0.99, miou_drop <= 0.3,fps>1e-3"]) == 0
+    out.unlink()
+    capsys.readouterr()
+    assert cli.main([*command, "--require", "miou_drop<=0.3,model_mb<1,fps>=1e9"]) == 1
+    error = capsys.readouterr().err
+    assert re.fullmatch(
+        r"enet-bench: error: ort fp32 has model_mb 1\.5\d*, required model_mb<1; "
+        r"ort fp32 has fps \S+, required fps>=1e\+09\n",
+        error,
+    ), error
+    assert out.exists()  # what was measured is kept
+
+
+def test_ctrl_c_while_comparing_keeps_the_times(
+    exported: Path, weights: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    logits = Runner.logits
+
+    def interrupted(self: Runner, frames: UInt8Array) -> npt.NDArray[np.float32]:
+        if self.backend == "ort":
+            raise KeyboardInterrupt
+        return logits(self, frames)
+
+    monkeypatch.setattr(Runner, "logits", interrupted)
+    out = tmp_path / "out.json"
+    command = [
+        str(exported),
+        "--backend",
+        "ort",
+        "--frames",
+        "5",
+        "--json",
+        str(out),
+        "--html",
+        str(tmp_path / "a.html"),
+    ]
+    assert cli.main(command) == 130
+    printed = capsys.readouterr()
+    assert printed.err == "enet-bench: interrupted; what is above and in the files is partial\n"
+    assert "partial: the run was interrupted" in printed.out and (tmp_path / "a.html").exists()
+    run = json.loads(out.read_text())
+    assert run["partial"] and run["results"][0]["samples_ms"] and run["results"][0]["parity"] is None
+
+
+def test_foreign_weights_and_no_data(
+    weights: Path, exported: Path, scenes: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    net, metadata = load_weights(weights)
+    other = tmp_path / "other.safetensors"
+    save_weights(other, net, dataclasses.replace(metadata, details={"note": "other bytes"}))
+    path = tmp_path / "out.json"
+    options = ["--backend", "ort", "--weights", str(other), "--frames", "5", "--json", str(path)]
+    assert cli.main([str(exported), *options]) == 0
+    printed = capsys.readouterr().out
+    assert "parity is not measured" in printed and "accuracy is not measured" in printed
+    (result,) = json.loads(path.read_text())["results"]
+    assert result["parity"] is None and result["accuracy"] is None
+    # accuracy needs no reference
+    assert cli.main([str(exported), *options, "--data", str(scenes)]) == 0
+    assert "Accuracy, void left out" in capsys.readouterr().out
+    (result,) = json.loads(path.read_text())["results"]
+    assert result["parity"] is None and 0 < result["accuracy"]["miou"] < 1
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (["{weights}", "--backend", "ort"], "--backend ort, but none of the artifacts runs on it: .*safetensors"),
+        (["{exported}", "--size", "64x64"], r"takes frames of 96x128, expected 64x64"),
+        (["{tmp}/none.onnx"], "none.onnx does not exist"),
+        (["{exported}", "--weights", "{tmp}/none.safetensors"], "--weights .* is not a file"),
+        (["{exported}", "--data", "{tmp}"], "train is not a folder|val is not a folder"),
+        (["{exported}", "--device", "tpu"], "device 'tpu' for onnxruntime, expected cpu, cuda or cuda:N"),
+        (
+            ["{exported}", "--device", "cuda", "--backend", "openvino"],
+            "device 'cuda' for openvino, expected cpu|'openvino' is not installed",
+        ),
+        (["{exported}", "--threads", "-1"], "threads -1, expected a whole number, 0 for one per core"),
+        (["{exported}", "--json", "{exported}/out.json"], "cannot write"),
+        (["{exported}", "--json", "{tmp}"], "cannot write .* it is a folder or a device"),
+        (["{exported}", "--html", "{exported}/a.html"], "cannot write"),
+        (["{exported}", "--csv", "{tmp}/a", "--json", "{tmp}/a"], "a is named for two outputs"),
+        (["{exported}", "{tmp}/other.onnx"], r"other.onnx knows the classes floor, .*: one run has one class list"),
+        (["{exported}", "--size", "96x128,64x96"], "has one frame size and --size names several"),
+        (["{exported}", "--precision", "int8"], "--precision is for what is exported here, expected no ARTIFACT"),
+        (["--precision", "int8", "--calibration", "{tmp}/none.json"], "none.json"),
+        (["{exported}", "--from-video", "{weights}"], "has no frame that OpenCV can decode"),
+        (["{exported}", "--require", "speed>=1"], "--require speed, expected one of p50_ms, p90_ms"),
+        (["{exported}", "--require", "agreement"], "--require 'agreement', expected FIGURE<=NUMBER"),
+        (["{exported}", "--require", "fps>=1.2.3"], "--require fps>=1.2.3, expected a number"),
+        (["{exported}", "--require", ""], "--require '', expected FIGURE<=NUMBER"),
+        (["{exported}", "--require", "agreement>=99"], "--require agreement>=99, expected a share from 0 to 1"),
+        (["{exported}", "--require", "fps>=1e999"], "--require fps>=1e999, expected a finite number"),
+        (["{exported}", "--csv", "{exported}"], "is read in this run, expected another file for the output"),
+        (["{exported}", "--weights", "{tmp}/other.onnx"], "other.onnx"),
+        (
+            ["--backend", "torch", "--precision", "int8"],
+            "--precision is for graphs, expected a --backend of ort, openvino",
+        ),
+        (["{tmp}", "--backend", "ort"], "has the suffix ''"),
+        (["{exported}", "--require", "miou_drop<=0.3"], "--require miou_drop<=0.3 needs the truth; give --data"),
+        (["{tmp}/foreign.onnx", "--require", "agreement>=0.9"], "agreement>=0.9 needs the weights that all artifacts"),
+        (["show", "{weights}"], "is no result of enet-bench --json"),
+        (["compare", "{tmp}/none.json", "{weights}"], "none.json cannot be read"),
+        (["--architectures", "--json", "{tmp}"], "cannot write"),
+    ],
+)
+def test_refusals(
+    options: list[str], message: str, weights: Path, exported: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    onnx = pytest.importorskip("onnx")
+    metadata = graph_metadata(onnx.load(exported), exported)
+    names = ("floor", *metadata.classes.names[1:])
+    for name, changes in {
+        "other": {"classes": dataclasses.replace(metadata.classes, names=names)},
+        "foreign": {"weights_sha256": "0" * 64},
+    }.items():
+        model = onnx.load(exported)
+        set_graph_metadata(model, dataclasses.replace(metadata, **changes))
+        onnx.save(model, tmp_path / f"{name}.onnx")
+    filled = [option.format(weights=weights, exported=exported, tmp=tmp_path) for option in options]
+    assert cli.main(filled) == 2
+    error = capsys.readouterr().err
+    assert error.count("\n") == 1 and re.match(rf"enet-bench.*: error: .*({message})", error), error
+    assert not {"a", "a.html"} & {path.name for path in tmp_path.iterdir()}
+
+
+@pytest.mark.parametrize(
+    "options",
+    [["--frames", "0"], ["--backend", "nix"], ["--batch", "1,x"], ["--precision", "int4"], ["--seconds", "-1"]],
+)
+def test_refused_by_the_parser(options: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as stopped:
+        cli.main(options)
+    assert stopped.value.code == 2 and capsys.readouterr().err.count("\n") == 1

@@ -1,0 +1,410 @@
+"""What is said of a benchmark's result: whole outputs for stored runs, the verdict, and the page in a browser."""
+
+from __future__ import annotations
+
+import copy
+import json
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from helpers import ROOT, result, stored
+
+from enet_deploy import CAMVID
+from enet_deploy.benchmarks import cli
+from enet_deploy.benchmarks.report.page import Picture, as_html
+from enet_deploy.benchmarks.report.tables import as_markdown
+from enet_deploy.benchmarks.run import complete, read
+from enet_deploy.benchmarks.statistics import outliers, speed, spread, summary
+from enet_deploy.benchmarks.studies import architectures as architectures_cli
+from enet_deploy.benchmarks.verdict import FIGURES, check, figures, front, parse_requirements, stability
+from enet_deploy.data.scenes import street_scene
+from enet_deploy.errors import RequirementError
+
+
+@pytest.fixture
+def run() -> dict[str, Any]:
+    return complete(stored())
+
+
+def saved(run: dict[str, Any], folder: Path, name: str = "run.json") -> str:
+    (folder / name).write_text(json.dumps(run))
+    return str(folder / name)
+
+
+SHOWN = """\
+infer, frames of 360x480: ms per call, frames per second, speed against the first (95 % CI)
+
+  runner           p50    p90    p99   outliers   mean FPS   stream              speed   file MB   peak MB
+ ──────────────────────────────────────────────────────────────────────────────────────────────────────────
+  torch fp32      61.2   62.4   62.5       0/20       16.4     16.4   1.00 (1.00-1.00)      1.73       182
+  openvino fp32   20.4   20.8   20.9       0/20       49.1     47.6   3.00 (3.00-3.00)      1.73       182
+  openvino int8   15.3   15.6   15.7       0/20       65.4     62.5   3.99 (3.99-3.99)      1.73       182
+
+From a camera image of 360x480 to labels of its size: median ms per call
+
+  runner           pre   infer   post   total   mean FPS
+ ────────────────────────────────────────────────────────
+  torch fp32      1.00   61.20   0.50   61.50       16.3
+  openvino fp32   1.00   20.40   0.50   21.50       46.5
+  openvino int8   1.00   15.30   0.50   16.50       60.6
+
+The same network? Labels that differ from PyTorch fp32's (within 3 pixels of an edge, elsewhere), logits
+
+  runner          equal labels   near edges   elsewhere   max logit diff    p99      unpool flips
+ ─────────────────────────────────────────────────────────────────────────────────────────────────
+  torch fp32        100.00000%      0.0000%     0.0000%              0.5   0.01
+  openvino fp32      99.99999%      0.0000%     0.0000%              0.5   0.01   0.000%, 12.500%
+  openvino int8      99.40000%      0.5400%     0.0600%              0.5   0.01   0.000%, 12.500%
+
+Accuracy, void left out
+
+  runner          pixel accuracy     Dice     mIoU   their change, points
+ ─────────────────────────────────────────────────────────────────────────
+  torch fp32              0.9000   0.8420   0.7420      0.000 0.000 0.000
+  openvino fp32           0.9000   0.8420   0.7420      0.000 0.000 0.000
+  openvino int8           0.9000   0.8415   0.7415    0.000 -0.050 -0.050
+
+IoU by class: PyTorch's, and the change in points
+
+  class      PyTorch   openvino int8
+ ────────────────────────────────────
+  sky         0.7420           -0.05
+  a|<b>$x$
+
+On cpu: take openvino int8: 65 FPS, 1.33x (95 % CI 1.33 to 1.33) the speed of openvino fp32, for -0.05 points of mIoU.
+partial: the run was interrupted; what it did not get to is missing
+unstable: other programs took 0.50 cores meanwhile; close them
+wrote /a.md
+wrote /a.csv
+"""
+
+MARKDOWN = """\
+| 360x480 | p50 ms | p90 ms | FPS | stream FPS | speed (95 % CI) | MB | peak MB | equal labels | mIoU, points |
+|---|---|---|---|---|---|---|---|---|---|
+| torch fp32 | 61.2 | 62.4 | 16.4 | 16.4 | 1.00x (1.00 to 1.00) | 1.73 | 182 | 100.00000% | 0.7420 (0.00) |
+| openvino fp32 | 20.4 | 20.8 | 49.1 | 47.6 | 3.00x (3.00 to 3.00) | 1.73 | 182 | 99.99999% | 0.7420 (0.00) |
+| openvino int8 | 15.3 | 15.6 | 65.4 | 62.5 | 3.99x (3.99 to 3.99) | 1.73 | 182 | 99.40000% | 0.7415 (-0.05) |
+
+On cpu: take openvino int8: 65 FPS, 1.33x (95 % CI 1.33 to 1.33) the speed of openvino fp32, for -0.05 points of mIoU.
+Partial: the run was interrupted
+Unstable: other programs took 0.50 cores meanwhile; close them
+
+A Processor, 2 cores, Linux; commit 0123456789ab, 2026-11-23T07:00:00+0000
+"""
+
+COMPARED = """\
+torch fp32: 1.33x slower (95 % CI 1.31 to 1.36); 45.9 -> 61.2 ms; mIoU +0.00 points
+openvino fp32: 1.25x faster (95 % CI 1.22 to 1.27); 20.4 -> 16.3 ms; mIoU +0.00 points
+openvino int8: no difference, 0.99x (95 % CI 0.97 to 1.01); 15.3 -> 15.4 ms; mIoU -0.10 points
+ort fp32: only in the second
+ort fp16: only in the first
+note: cores was 2, is 4
+note: onnxruntime was absent, is 1.32
+note: openvino was 2026.4, is 2026.5
+"""
+
+CSV = """\
+name,backend,device,precision,layout,artifact,size,batch,p50_ms,p90_ms,p99_ms,fps,stream_fps,speedup,speedup_low,speedup_high,model_mb,peak_mb,agreement,boundary_flips,interior_flips,max_abs_logit,p99_abs_logit,unpool_flips,pixel_accuracy,pixel_accuracy_drop,dice,dice_drop,miou,miou_drop
+torch fp32,torch,cpu,fp32,,a/enet-fp32.onnx,360x480,1,61.2,62.41,62.5,16.3907556,16.3934426,1,1,1,1.73,182,1,0,0,0.5,0.01,,0.9,0,0.842,0,0.742,0
+openvino fp32,openvino,cpu,fp32,,a/enet-fp32.onnx,360x480,1,20.4,20.81,20.9,49.0918017,47.6190476,2.99511002,2.99501247,2.99515693,1.73,182,0.9999999,9e-08,9.99999999e-09,0.5,0.01,0.125,0.9,0,0.842,0,0.742,0
+openvino int8,openvino,cpu,int8,all,a/enet-int8.onnx,360x480,1,15.3,15.61,15.7,65.4022237,62.5,3.99022801,3.99003322,3.99032167,1.73,182,0.994,0.0054,0.0006,0.5,0.01,0.125,0.9,0,0.8415,0.05,0.7415,0.05
+"""  # noqa: E501
+
+
+def lines(text: str) -> list[str]:
+    return [line.rstrip() for line in text.split("\n")]
+
+
+def test_stored_run_is_shown_whole(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    run = stored() | {"partial": True, "load": {"others": 0.5, "stolen": 0.0}}
+    outputs = ["--markdown", str(tmp_path / "a.md"), "--csv", str(tmp_path / "a.csv")]
+    assert cli.main(["show", saved(run, tmp_path), *outputs]) == 0
+    printed = capsys.readouterr().out.replace(str(tmp_path), "")
+    assert lines(printed) == lines(SHOWN)
+    assert (tmp_path / "a.md").read_text() == MARKDOWN
+    assert (tmp_path / "a.csv").read_text() == CSV
+
+
+def test_run_of_schema_1_is_read(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    new = stored()
+    known = ("backend", "device", "precision", "artifact", "runtime", "options", "size", "batch", "latency_ms")
+    known += ("stages_ms", "samples_ms", "model_bytes", "peak_bytes", "parity", "accuracy")
+    old = {"schema": 1, "environment": new["environment"], "reference": new["reference"], "results": []}
+    for each in new["results"]:
+        kept = {name: each[name] for name in known} | {"fps": 1.0, "spread": 0.0}
+        del kept["parity"]["flips"], kept["parity"]["p99_abs_logit"], kept["accuracy"]["confusion"]
+        kept["samples_ms"] = each["samples_ms"] + [each["samples_ms"][0]] * 2
+        old["results"].append(kept)
+    run = read(saved(old, tmp_path))
+    assert [each["blocks"] for each in run["results"]] == [[4, 4, 5, 4, 5]] * 3
+    assert [each["name"] for each in run["results"]] == ["torch fp32", "openvino fp32", "openvino int8"]
+    assert run["results"][2]["stream_fps"] is None and run["results"][2]["speed"]["ratio"] == pytest.approx(4, rel=0.01)
+    assert run["verdict"][0]["take"] == "openvino int8"
+    assert cli.main(["show", saved(old, tmp_path), "--html", str(tmp_path / "a.html")]) == 0
+    assert "openvino int8: 65 FPS" in capsys.readouterr().out
+    page = (tmp_path / "a.html").read_text()
+    assert len(page) > 10_000 and "<dd>name NVIDIA H100, driver 580.159, name NVIDIA T4, driver 580.159</dd>" in page
+
+
+@pytest.mark.parametrize("path", sorted((ROOT / "benchmarks" / "results").glob("cpu-*.json")), ids=lambda p: p.stem)
+def test_kept_runs_are_read(path: Path) -> None:
+    run = read(path)
+    assert run["schema"] == 2 and run["verdict"] and as_html(run)
+
+
+@pytest.mark.parametrize("path", sorted((ROOT / "benchmarks" / "results").glob("*.json")), ids=lambda p: p.stem)
+def test_kept_results_say_where_they_come_from(path: Path) -> None:
+    kept = json.loads(path.read_text())
+    assert (
+        kept["schema"] and kept["environment"]["processor"] and len(kept["environment"]["commit"].split("-")[0]) == 40
+    )
+
+
+def test_damaged_results_are_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    wrong: list[Any] = [{}, [], {"schema": 3}, {"schema": 1}, {"schema": 2, "results": [], "sweep": []}, "x"]
+    for name in ("stages_ms", "latency_ms", "parity", "accuracy", "samples_ms", "size", "model_bytes"):
+        for value in ({}, [], "x", 0):
+            run = stored()
+            run["results"][1][name] = value
+            wrong.append(run)
+    without = stored()
+    del without["environment"]["commit"]
+    outputs = [
+        "--markdown",
+        str(tmp_path / "a.md"),
+        "--csv",
+        str(tmp_path / "a.csv"),
+        "--html",
+        str(tmp_path / "a.html"),
+    ]
+    for run in [*wrong, without]:
+        code = cli.main(["show", saved(run, tmp_path), *outputs])
+        error = capsys.readouterr().err
+        # an empty field may be one that was not measured; what is refused is refused on one line
+        assert (code == 0 and error == "") or (code == 2 and error.count("\n") == 1), (code, error)
+    for run in (*wrong[:6], without):
+        assert cli.main(["show", saved(run, tmp_path), *outputs]) == 2
+
+
+def test_comparison_of_two_runs(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    new = stored()
+    new["results"][1] = result("openvino", "fp32", 16, 0.9999999, 0.742)
+    new["results"][2] = result("openvino", "int8", 15.1, 0.994, 0.7405, "all")
+    new["results"].append(result("ort", "fp32", 40, 1.0, 0.742))
+    new["environment"] = new["environment"] | {"cores": 4, "packages": {"openvino": "2026.5", "onnxruntime": "1.32"}}
+    old = stored()
+    old["results"][0] = result("torch", "fp32", 45, 1.0, 0.742)
+    old["results"].append(result("ort", "fp16", 40, 1.0, 0.742))
+    assert cli.main(["compare", saved(old, tmp_path, "a.json"), saved(new, tmp_path, "b.json")]) == 0
+    assert capsys.readouterr().out == COMPARED
+
+
+def test_a_runner_against_itself_is_no_difference() -> None:
+    generator = np.random.default_rng(1)
+    wrong = 0
+    for _ in range(200):
+        drift = generator.normal(20, 3, 10)[:, None]  # of the machine, by round
+        a, b = (drift + generator.normal(0, 1, (10, 10)) for _ in range(2))
+        wrong += speed(a.tolist(), b.tolist(), side_by_side=True).is_difference
+    assert wrong <= 20  # one in twenty is what 95 % means; a little more with ten rounds
+
+
+def test_speed_is_the_median_of_the_rounds_ratios() -> None:
+    a, b = [[10.0, 12.0, 99.0], [30.0], [20.0]], [[6.0], [10.0], [10.0]]
+    found = speed(a, b, side_by_side=True)
+    assert found.ratio == 2 and 2 <= found.high <= 3 and found.low == 2
+    apart = speed(a, b, side_by_side=False)
+    assert apart.ratio == 2 and apart.low < 2 < apart.high
+    assert speed(a, b, side_by_side=True) == found
+
+
+def test_outliers_and_spread() -> None:
+    assert outliers([10, 11, 12, 13, 100]) == 1 and outliers([5, 5, 5]) == 0
+    assert spread([[1, 2, 3, 4], [10, 10]]) == pytest.approx((10 - 2.5) / 3.5)
+    assert summary([1, 2, 3, 4, 10, 10]) == pytest.approx({"p50": 3.5, "p90": 10, "p99": 10, "mean": 5})
+
+
+def test_every_figure_can_be_required(run: dict[str, Any]) -> None:
+    assert tuple(figures(run["results"][2], run["reference"])) == FIGURES
+    assert None not in figures(run["results"][2], run["reference"]).values()
+
+
+def test_front(run: dict[str, Any]) -> None:
+    assert [each["name"] for each in front(run["results"])] == ["openvino int8"]  # half a tenth of a point is nothing
+    run["results"][2]["accuracy"]["miou"] = 0.739
+    assert [each["name"] for each in front(run["results"])] == ["openvino int8", "openvino fp32"]
+
+
+def advice(*results: dict[str, Any], reference: bool = True) -> str:
+    run = stored() | {"results": copy.deepcopy(list(results))}
+    if not reference:
+        run["reference"] = None
+    text = complete(run)["verdict"][0]["advice"]
+    assert isinstance(text, str)
+    return text
+
+
+def test_verdict() -> None:
+    torch, plain = result("torch", "fp32", 60, 1.0, 0.742), result("openvino", "fp32", 20, 1.0, 0.742)
+    assert advice(torch, plain, result("openvino", "int8", 10, 0.99, 0.741)) == (
+        "take openvino int8: 98 FPS, 2.00x (95 % CI 2.00 to 2.00) the speed of openvino fp32, for -0.10 points of mIoU."
+    )
+    assert advice(torch, plain, result("openvino", "int8", 10, 0.99, 0.738)) == (
+        "take openvino fp32: 49 FPS, 3.00x (95 % CI 3.00 to 3.00) the speed of torch fp32, for +0.00 points of mIoU. "
+        "INT8 is not worth it here, because openvino int8 costs 0.40 points of mIoU, more than 0.3."
+    )
+    assert advice(torch, plain, result("openvino", "int8", 25, 0.99, 0.741)).endswith(
+        "because openvino int8 is at 0.80x (95 % CI 0.80 to 0.80) of openvino fp32's speed."
+    )
+
+
+def test_verdict_where_this_run_cannot_tell() -> None:
+    plain, int8 = result("openvino", "fp32", 20, 1.0, 0.742), result("openvino", "int8", 19.9, 0.99, 0.741)
+    for index in range(10):  # in half of the rounds the one is faster, in half the other
+        int8["samples_ms"][2 * index] += 3 * (-1) ** index
+        int8["samples_ms"][2 * index + 1] += 3 * (-1) ** index
+    assert advice(plain, int8).startswith("take openvino fp32: 49 FPS. INT8 is not worth it here")
+
+
+def test_verdict_without_truth_or_reference() -> None:
+    torch, plain = result("torch", "fp32", 60, 1.0, 0.742), result("openvino", "fp32", 20, 1.0, 0.742)
+    no_truth = [each | {"accuracy": None} for each in (torch, plain, result("openvino", "int8", 10, 0.992, 0.7))]
+    assert advice(*no_truth, reference=False).endswith("openvino fp32, for 99.20% of PyTorch's labels.")
+    wrong = [each | {"accuracy": None} for each in (result("ort", "fp16", 10, 0.5, 0.1),)]
+    assert advice(*wrong, reference=False) == "no runner keeps the network's labels; deploy none of them."
+    no_reference = [each | {"parity": None} for each in (plain, result("openvino", "int8", 10, 0.99, 0.1))]
+    assert advice(*no_reference, reference=False).startswith("take openvino fp32")  # mIoU is known, and is 0.1
+    unknown = [each | {"parity": None, "accuracy": None} for each in (plain, result("openvino", "int8", 10, 0.9, 0.1))]
+    assert advice(*unknown, reference=False).endswith("openvino fp32, with labels that nothing was held against.")
+
+
+def test_baseline_is_not_judged_by_its_speed_over_itself(run: dict[str, Any]) -> None:
+    run["results"] = run["results"][1:]
+    complete(run)
+    check(run, parse_requirements("speedup>=1.2,p50_ms<=21"))
+    with pytest.raises(RequirementError, match=r"^openvino int8 has speedup 1\.33"):
+        check(run, parse_requirements("speedup>=1.4"))
+
+
+def test_doubts(run: dict[str, Any]) -> None:
+    assert stability(run) == []
+    run["environment"]["governor"] = "powersave"
+    run["load"] = {"others": 0.3, "stolen": 0.2}
+    run["results"][1]["warm_up"]["settled"] = False
+    run["results"][1]["spread"] = 0.25
+    run["results"][2]["speed"] = {"ratio": 4.0, "low": 3.6, "high": 4.4}
+    assert stability(run) == [
+        "other programs took 0.30 cores meanwhile; close them",
+        "the hypervisor took 0.20 cores; measure on hardware that is not shared",
+        "the clock's governor is 'powersave'; fix it: cpupower frequency-set -g performance",
+        "rounds of openvino fp32 differ by up to 25%; read ratios, not times",
+        "openvino fp32 did not settle while warming up; see what else runs, and the temperature",
+        "the interval of openvino int8's speed is 20% of it wide; take --frames 100",
+    ]
+
+
+def test_names_tell_runners_apart() -> None:
+    run = stored()
+    plain = run["results"][1]
+    run["results"] = [
+        *(copy.deepcopy(plain) for _ in range(2)),
+        plain | {"precision": "int8", "layout": "ort"},
+        plain | {"precision": "int8", "layout": "all", "artifact": "b/[red]y.onnx"},
+        plain | {"precision": "int8", "layout": "all"},
+        plain | {"device": "cuda:1"},
+    ]
+    assert [each["name"] for each in complete(run)["results"]] == [
+        "openvino fp32 (1)",
+        "openvino fp32 (2)",
+        "openvino int8-ort",
+        "openvino int8 [red]y.onnx",
+        "openvino int8 enet-fp32.onnx",
+        "openvino fp32 cuda:1",
+    ]
+    assert r"openvino int8 \[red\]y.onnx" in as_markdown(complete(run))
+
+
+def pictures() -> list[Picture]:
+    image, labels = street_scene(0, (96, 128))
+    other = labels.copy()
+    other[:20] = 3
+    return [Picture(7, "openvino <b>", image, other, labels, labels, CAMVID)]
+
+
+@pytest.fixture(scope="module")
+def browser() -> Iterator[Any]:
+    """Chromium without a window."""
+    sync_api = pytest.importorskip("playwright.sync_api")
+    path = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
+    if path is None:
+        pytest.skip("no Chromium is installed")
+    switches = ["--no-sandbox", "--disable-gpu", "--disable-background-networking", "--disable-component-update"]
+    with sync_api.sync_playwright() as playwright:
+        chromium = playwright.chromium.launch(executable_path=path, args=[*switches, "--disable-sync"])
+        yield chromium
+        chromium.close()
+
+
+@pytest.mark.parametrize(("scheme", "width"), [("light", 1280), ("dark", 1280), ("light", 360)])
+def test_page_in_a_browser(browser: Any, run: dict[str, Any], tmp_path: Path, scheme: str, width: int) -> None:
+    run["results"][0]["name"] = "<script>document.title = 'run'</script>"  # names come out of files
+    run["results"][2]["profile"] = {"stages": [{"stage": "stage1", "ms": 2.0}, {"stage": "fullconv", "ms": 1.0}]}
+    run["sweep"] = [copy.deepcopy(run["results"][2]) | {"batch": 4, "name": "openvino int8 x4"}]
+    path = tmp_path / "page.html"
+    path.write_text(as_html(run, pictures()), encoding="utf-8")
+    page = browser.new_context(viewport={"width": width, "height": 800}, color_scheme=scheme).new_page()
+    said: list[str] = []
+    asked: list[str] = []
+    page.on("console", lambda message: said.append(message.text))
+    page.on("request", lambda request: asked.append(request.url))
+    page.goto(path.as_uri())
+    assert said == [] and [url for url in asked if not url.startswith("data:")] == [path.as_uri()]
+    assert page.title() == "enet-bench: openvino int8"
+    assert page.evaluate("document.documentElement.scrollWidth") <= width  # tables scroll, the page does not
+    charts = page.locator(".chart img")
+    assert charts.count() == 9
+    pixels = page.evaluate(DISTINCT)
+    assert len(pixels) == 9 + 5 and min(pixels[:9]) > 100 and min(pixels[9:]) > 8, pixels
+    sources = page.evaluate("[...document.querySelectorAll('.chart img')].map(i => i.currentSrc === i.src)")
+    assert all(sources) if scheme == "light" else not any(sources)
+
+
+# How many colours each picture of the page shows: an empty one has a single one
+DISTINCT = """() => Promise.all([...document.images].map(async image => {
+    await image.decode();
+    const canvas = document.createElement('canvas');
+    canvas.width = image.naturalWidth; canvas.height = image.naturalHeight;
+    const context = canvas.getContext('2d');
+    context.drawImage(image, 0, 0);
+    const data = new Uint32Array(context.getImageData(0, 0, canvas.width, canvas.height).data.buffer);
+    return new Set(data).size;
+}))"""
+
+
+NETS: list[dict[str, Any]] = [
+    {
+        "name": name, "parameters": parameters, "multiply_adds": macs, "model_bytes": 4 * parameters,
+        "peak_bytes": dict.fromkeys(times, 500_000_000),
+        "samples_ms": {backend: [[ms, ms]] * 5 for backend, ms in times.items()},
+    }
+    for name, parameters, macs, times in (
+        ("ENet", 360_000, 1.4e9, {"torch": 60.0, "ort": 45.0, "openvino": 30.0}),
+        ("SegNet", 29_440_000, 105e9, {"torch": 2400.0, "ort": 2000.0, "openvino": 1500.0}),
+        ("U-Net", 31_030_000, 145e9, {"torch": 2000.0, "ort": 2100.0, "openvino": 27.0}),
+        ("ENet, deploy form", 360_000, 1.4e9, {"ort": 40.0, "openvino": 20.0}),
+    )
+]  # fmt: skip
+
+
+def test_claims_of_the_report_are_judged() -> None:
+    nets = architectures_cli.with_speeds(copy.deepcopy(NETS))
+    assert architectures_cli.claims(nets) == [
+        '"fewer parameters than U-Net and SegNet": holds, 86 and 82 times fewer',
+        '"better inference time than U-Net": does not hold, 33.3x in torch, 46.7x in ort, 0.9x in openvino',
+        '"better inference time than SegNet": holds, 40.0x in torch, 44.4x in ort, 50.0x in openvino',
+        '"up to 18 times faster than SegNet": more than that here, up to 50.0x as trained, 75.0x in deploy form',
+    ]

@@ -1,0 +1,828 @@
+"""enet-segment and what it stands on, with real codecs: small videos and images that these tests encode themselves."""
+
+from __future__ import annotations
+
+import itertools
+import json
+import os
+import re
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator
+from fractions import Fraction
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+from typing import Any
+
+import cv2
+import numpy as np
+import pytest
+from helpers import SIZE
+
+from enet_deploy import CAMVID, DataError, colorize, open_runner
+from enet_deploy.artifacts import Metadata
+from enet_deploy.classes import CITYSCAPES
+from enet_deploy.commands.segment import main
+from enet_deploy.data.scenes import street_scene
+from enet_deploy.images import UInt8Array, overlay, read_image
+from enet_deploy.media import sinks, sources
+from enet_deploy.media.open import open_source
+from enet_deploy.media.pipeline import Pipeline, Segmented
+from enet_deploy.media.sinks import video_file
+from enet_deploy.media.sources import Capture, Frame, Raw, Source, Stop, Video
+from enet_deploy.model import ENet
+from enet_deploy.weights import save_weights
+
+av = pytest.importorskip("av")
+
+# Blurred, as a codec leaves little of noise
+FRAMES = [cv2.GaussianBlur(street_scene(seed, (96, 128))[0], (9, 9), 0) for seed in range(4)]
+
+
+def write_video(
+    path: Path,
+    codec: str = "libx264",
+    pix_fmt: str = "yuv420p",
+    pictures: list[UInt8Array] = FRAMES,
+    ticks: list[int] | None = None,
+    rotation: int = 0,
+    sound: bool = False,
+) -> Path:
+    """A video of these pictures, at 25 per second or due at these ticks of 1/1000 s."""
+    ticks = ticks or [40 * i for i in range(len(pictures))]
+    with av.open(str(path), "w") as container:
+        stream = container.add_stream(codec, rate=25)
+        stream.height, stream.width = pictures[0].shape[:2]
+        stream.pix_fmt = pix_fmt
+        stream.codec_context.time_base = Fraction(1, 1000 if path.suffix != ".avi" else 25)
+        stream.set_display_rotation(rotation)
+        if sound:
+            voice = container.add_stream("aac", rate=8000)
+            silence = av.AudioFrame.from_ndarray(np.zeros((1, 8000), np.float32), "fltp", "mono")
+            silence.sample_rate = 8000
+            container.mux(voice.encode(silence))
+            container.mux(voice.encode(None))
+        for picture, tick in zip(pictures, ticks, strict=True):
+            frame = av.VideoFrame.from_ndarray(picture, format="bgr24")
+            frame.pts, frame.time_base = tick, Fraction(1, 1000)
+            container.mux(stream.encode(frame))
+        container.mux(stream.encode(None))
+    return path
+
+
+def frames_of(source: Source) -> list[Frame]:
+    found = list(source.frames())
+    assert all(isinstance(frame, Frame) for frame in found), found
+    return [frame for frame in found if isinstance(frame, Frame)]
+
+
+def read(path: Path) -> list[Frame]:
+    return frames_of(Video(path))
+
+
+def apart(one: UInt8Array, other: UInt8Array) -> float:
+    """Mean difference of grey levels."""
+    return float(np.abs(one.astype(int) - other).mean())
+
+
+@pytest.fixture
+def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+@pytest.mark.parametrize(
+    ("name", "codec", "pix_fmt", "near"),
+    [
+        ("a.mp4", "libx264", "yuv420p", 4),
+        ("a.mov", "mjpeg", "yuvj422p", 4),
+        ("a.mkv", "libvpx-vp9", "yuv420p", 6),
+        ("a.avi", "mpeg4", "yuv420p", 6),
+        ("a.mkv", "libx264", "yuv420p10le", 4),
+        ("a.mkv", "ffv1", "bgr0", 0),
+        ("a.mkv", "ffv1", "bgra", 0),
+        ("a.mkv", "ffv1", "gray16le", None),
+    ],
+)
+def test_video_is_read_whatever_its_codec(
+    tmp_path: Path, name: str, codec: str, pix_fmt: str, near: int | None
+) -> None:
+    frames = read(write_video(tmp_path / name, codec, pix_fmt))
+    assert [frame.time for frame in frames] == [Fraction(i, 25) for i in range(4)]
+    for frame, picture in zip(frames, FRAMES, strict=True):
+        if near is None:
+            picture = cv2.cvtColor(cv2.cvtColor(picture, cv2.COLOR_BGR2GRAY), cv2.COLOR_GRAY2BGR)
+        assert frame.image.shape == picture.shape
+        assert apart(frame.image, picture) <= (3 if near is None else near)
+
+
+def test_whole_videos_are_not_called_cut_short(here: Path, exported: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    videos = [write_video(here / f"short{suffix}") for suffix in (".mp4", ".mkv", ".mov")]
+    videos += [write_video(here / "short.avi", "mpeg4"), write_video(here / "long.avi", pictures=FRAMES * 10)]
+    videos += [write_video(here / "sound.mkv", sound=True), write_video(here / "sound.mp4", sound=True)]
+    videos += [write_video(here / "late.mkv", ticks=[5000, 5040, 5080, 5200])]
+    for video in videos:
+        for source in (str(video), video.as_uri()):
+            assert main([str(exported), source, "--json", "lines"]) == 0
+            assert "decoded" not in (told := capsys.readouterr().err), (source, told)
+
+
+@pytest.mark.parametrize("rotation", [90, 180, 270])
+def test_rotated_video_is_turned_as_opencv_turns_it(tmp_path: Path, rotation: int) -> None:
+    path = write_video(tmp_path / "a.mp4", rotation=rotation)
+    _, expected = cv2.VideoCapture(str(path)).read()
+    assert apart(read(path)[0].image, expected) < 3
+
+
+@pytest.mark.parametrize("suffix", [".mp4", ".mov", ".mkv", ".webm"])
+def test_overlay_video_keeps_the_time_of_each_frame_and_no_sound(here: Path, exported: Path, suffix: str) -> None:
+    ticks = [0, 40, 200, 1000]  # a camera that stuttered
+    video = write_video(here / "drive.mkv", ticks=ticks, sound=True)
+    out = here / f"out{suffix}"
+    assert main([str(exported), str(video), "--out", str(out)]) == 0
+    with av.open(str(out)) as container:
+        assert [stream.type for stream in container.streams] == ["video"]
+    result = read(out)
+    assert [round(1000 * frame.time) for frame in result] == ticks
+    with open_runner(exported) as runner:
+        for frame, source in zip(result, read(video), strict=True):
+            assert apart(frame.image, overlay(source.image, runner.segment(source.image), CAMVID)) < 8
+
+
+def test_video_that_starts_late_counts_from_its_start(tmp_path: Path) -> None:
+    times = [frame.time for frame in read(write_video(tmp_path / "a.mkv", ticks=[5000, 5040, 5080, 5200]))]
+    assert times == [0, Fraction(1, 25), Fraction(2, 25), Fraction(1, 5)]
+
+
+def test_colours_of_a_video_are_those_of_its_matrix(here: Path, exported: Path) -> None:
+    """BT.709 where it is said, and of high pictures where nothing is; what is written says it, in the limited range."""
+    paint = np.zeros((720, 64, 3), np.uint8)
+    paint[:, :32], paint[:, 32:] = (20, 30, 220), (30, 200, 40)
+    with av.open("untagged.mkv", "w") as container:
+        stream = container.add_stream("libx264", rate=25)
+        stream.height, stream.width, stream.pix_fmt = 720, 64, "yuv420p"
+        frame = av.VideoFrame.from_ndarray(paint, format="bgr24").reformat(format="yuv420p", dst_colorspace=1)
+        frame.colorspace = 2
+        container.mux(stream.encode(frame))
+        container.mux(stream.encode(None))
+    assert apart(read(here / "untagged.mkv")[0].image, paint) < 3
+    assert main([str(exported), "untagged.mkv", "--alpha", "0", "--out", "out.mp4"]) == 0
+    with av.open("out.mp4") as container:
+        frame = next(container.decode(video=0))
+        assert (frame.colorspace, frame.color_range) == (1, 1)
+        assert apart(frame.to_ndarray(format="bgr24", src_colorspace=1), paint) < 6  # another matrix: 15
+
+
+def test_shape_of_pixels_is_kept_and_a_cover_is_no_film(here: Path, exported: Path) -> None:
+    with av.open("a.mkv", "w") as container:
+        cover = container.add_stream("mjpeg", rate=1)
+        cover.height, cover.width, cover.pix_fmt = 48, 64, "yuvj420p"
+        film = container.add_stream("libx264", rate=25)
+        film.height, film.width, film.pix_fmt = 96, 128, "yuv420p"
+        film.codec_context.sample_aspect_ratio = Fraction(16, 11)
+        picture = av.VideoFrame.from_ndarray(cv2.resize(FRAMES[0], (64, 48)), format="bgr24")
+        for packets in (cover.encode(picture.reformat(format="yuvj420p")), cover.encode(None)):
+            container.mux(packets)
+        for picture in FRAMES:
+            container.mux(film.encode(av.VideoFrame.from_ndarray(picture, format="bgr24")))
+        container.mux(film.encode(None))
+    assert main([str(exported), "a.mkv", "--out", "out.mp4"]) == 0
+    with av.open("out.mp4") as container:
+        assert container.streams.video[0].sample_aspect_ratio == Fraction(16, 11)
+        assert [frame.width for frame in container.decode(video=0)] == [128] * 4
+
+
+def test_odd_frames_get_an_even_video(here: Path, exported: Path) -> None:
+    pictures = [np.ascontiguousarray(frame[:95, :127]) for frame in FRAMES]
+    video = write_video(here / "odd.mkv", "ffv1", "bgr0", pictures)
+    assert main([str(exported), str(video), "--alpha", "0", "--out", "odd.mp4", "--labels", "ids"]) == 0
+    image = read(here / "odd.mp4")[0].image
+    assert image.shape == (96, 128, 3)
+    assert apart(image[:95, :127], pictures[0]) < 4
+    assert cv2.imread("ids/000000.png", cv2.IMREAD_UNCHANGED).shape == (95, 127)
+
+
+def test_damaged_frames_are_counted_and_skipped(here: Path, exported: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    video = write_video(here / "a.mp4", pictures=FRAMES * 3)
+    content = bytearray(video.read_bytes())
+    content[len(content) // 2 : len(content) // 2 + 60] = np.random.default_rng(0).bytes(60)
+    video.write_bytes(content)
+    assert main([str(exported), str(video), "--out", "out.mp4"]) == 0
+    assert len(read(here / "out.mp4")) == 11
+    assert "11 frames of" in (told := capsys.readouterr().err) and "1 could not be decoded" in told, told
+
+
+def test_video_of_uneven_times_by_its_address_is_whole(
+    here: Path, exported: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    video = write_video(here / "a.mkv", ticks=[0, 40, 200, 1000])
+    assert main([str(exported), video.as_uri(), "--json", "lines"]) == 0
+    assert "4 frames" in (told := capsys.readouterr().err) and "decoded" not in told
+
+
+def test_video_cut_short_gives_what_is_there(here: Path, exported: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    video = write_video(here / "a.mkv", pictures=FRAMES * 10)
+    video.write_bytes(video.read_bytes()[: video.stat().st_size // 2])  # as a robot that lost power leaves it
+    assert main([str(exported), str(video), "--out", "out.mp4"]) == 0
+    assert 10 < len(read(here / "out.mp4")) < 40
+    assert re.search(r"ended at 0\.[4-9] of about 1\.6 s; it seems cut short", capsys.readouterr().err)
+    assert main([str(exported), video.as_uri(), "--json", "lines"]) == 0  # by OpenCV, as over a network
+    assert main([str(exported), video.as_uri(), "--json", "lines"]) == 0  # and over the one that is there
+    assert re.search(r"ended at 0\.[4-9] of about 1\.6 s; it seems cut short", capsys.readouterr().err)
+
+
+def write_pictures(folder: Path) -> dict[str, UInt8Array]:
+    """Images of many kinds -> what they show."""
+    folder.mkdir()
+    picture = FRAMES[0]
+    grey = cv2.cvtColor(picture, cv2.COLOR_BGR2GRAY)
+    cv2.imwrite(str(folder / "colour.png"), picture)
+    cv2.imwrite(str(folder / "grey.png"), grey)
+    cv2.imwrite(str(folder / "deep.png"), picture.astype(np.uint16) * 257)
+    cv2.imwrite(str(folder / "alpha.png"), np.dstack([picture, np.full(picture.shape[:2], 7, np.uint8)]))
+    cv2.imwrite(str(folder / "odd.webp"), picture[:95, :127], [cv2.IMWRITE_WEBP_QUALITY, 101])
+    cv2.imwrite(str(folder / "dot.bmp"), picture[:1, :1])
+    Image = pytest.importorskip("PIL.Image")  # OpenCV reads the tag of a turned image and writes none
+
+    turned = Image.fromarray(np.rot90(picture)[:, :, ::-1])
+    exif = Image.Exif()
+    exif[0x0112] = 6  # to be turned clockwise by a quarter
+    turned.save(folder / "turned.tiff", exif=exif)
+    turned.save(folder / "turned-jpeg.jpg", exif=exif, quality=100, subsampling=0)
+    return {
+        "colour": picture,
+        "grey": cv2.cvtColor(grey, cv2.COLOR_GRAY2BGR),
+        "deep": picture,
+        "alpha": picture,
+        "odd": picture[:95, :127],
+        "dot": picture[:1, :1],
+        "turned": picture,
+        "turned-jpeg": picture,
+    }
+
+
+def test_images_of_every_kind(here: Path, exported: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    shown = write_pictures(here / "pictures")
+    for path in sorted((here / "pictures").iterdir()):
+        assert apart(read_image(path), shown[path.stem]) < 2, path.name
+    (here / "pictures" / "damaged.jpg").write_bytes(b"\xff\xd8 not a picture")
+    (here / "pictures" / "notes.txt").write_text("no image")
+    assert main([str(exported), "pictures", "--labels", "ids", "--masks", "masks", "--out", "out"]) == 0
+    assert f"{len(shown)} frames of pictures" in (told := capsys.readouterr().err)
+    assert "1 could not be decoded" in told and "damaged.jpg" in told
+    with open_runner(exported) as runner:
+        for path in sorted((here / "ids").iterdir()):
+            image = read_image(next((here / "pictures").glob(f"{path.stem}.*")))
+            ids = runner.segment(image)
+            assert np.array_equal(cv2.imread(str(path), cv2.IMREAD_UNCHANGED), ids)
+            assert np.array_equal(cv2.imread(f"masks/{path.name}"), colorize(ids, CAMVID))
+            assert np.array_equal(cv2.imread(f"out/{path.name}"), overlay(image, ids, CAMVID))
+    assert {path.stem for path in (here / "ids").iterdir()} == shown.keys()
+
+
+def test_defaults_one_image_and_glob(here: Path, exported: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    write_pictures(here / "pictures")
+    assert main([str(exported), "pictures/colour.png"]) == 0
+    assert main([str(exported), "pictures/*.png"]) == 0
+    assert main([str(exported), "pictures/grey.png", "--labels", "ids.png", "--json", "-"]) == 0
+    assert sorted(path.name for path in here.iterdir()) == [
+        "colour-segmented.png", "ids.png", "images-segmented", "pictures",
+    ]  # fmt: skip
+    assert len(list((here / "images-segmented").iterdir())) == 4
+    told = json.loads(capsys.readouterr().out)
+    assert told.keys() == {"frame", "time_s", "latency_ms", "shares"}
+    assert told["frame"] == "grey" and told["time_s"] is None and told["latency_ms"] > 0
+    ids = cv2.imread("ids.png", cv2.IMREAD_UNCHANGED)
+    assert told["shares"] == {name: (ids == id_).mean() for id_, name in enumerate(CAMVID.names)}
+
+
+def test_compare_shows_image_truth_and_labels_and_scores_them(
+    here: Path, exported: Path, scenes: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main([str(exported), str(scenes / "val"), "--compare", "--legend", "--out", "out", "--json", "a.jsonl"]) == 0
+    assert "pixel accuracy 0." in capsys.readouterr().err
+    lines = [json.loads(line) for line in Path("a.jsonl").read_text().splitlines()]
+    assert all(0 < line["pixel_accuracy"] < 1 for line in lines) and len(lines) == 4
+    picture = cv2.imread(str(next((here / "out").iterdir())))
+    name = min(path.stem for path in (here / "out").iterdir())
+    picture = cv2.imread(f"out/{name}.png")
+    top = picture.shape[0] - SIZE[0]  # captions
+    truth = cv2.imread(str(scenes / "valannot" / f"{name}.png"), cv2.IMREAD_UNCHANGED)
+    assert np.array_equal(picture[top:, : SIZE[1]], read_image(scenes / "val" / f"{name}.png"))
+    assert np.array_equal(picture[top:, SIZE[1] : 2 * SIZE[1]], colorize(truth, CAMVID))
+    assert picture.shape[1] > 3 * SIZE[1]  # the legend
+
+
+def test_compare_of_links_and_of_cityscapes(
+    here: Path, scenes: Path, exported: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (here / "val").mkdir()
+    (here / "valannot").mkdir()
+    for index, image in enumerate(sorted((scenes / "val").iterdir())):
+        (here / "val" / f"{index}.png").symlink_to(image)
+        (here / "valannot" / f"{index}.png").symlink_to(scenes / "valannot" / image.name)
+    assert main([str(exported), "val", "--compare", "--json", "lines"]) == 0
+    save_weights("city.safetensors", ENet(19), Metadata(CITYSCAPES, (0.0,) * 3, (1.0,) * 3, SIZE))
+    for city in ("ulm", "aachen"):
+        for kind, ending, pixels in (
+            ("leftImg8bit", "leftImg8bit", FRAMES[0]),
+            ("gtFine", "gtFine_labelIds", np.full(SIZE, 7, np.uint8)),
+        ):
+            folder = here / "city" / kind / "val" / city
+            folder.mkdir(parents=True)
+            cv2.imwrite(str(folder / f"{city}_0_{ending}.png"), pixels)
+    for source in ("city/leftImg8bit/val/ulm", "city/leftImg8bit/val/*/*.png"):
+        capsys.readouterr()
+        assert main(["city.safetensors", source, "--compare", "--json", "lines"]) == 0
+        assert "pixel accuracy" in capsys.readouterr().err
+
+
+def test_every_nth_frame_at_its_own_time(here: Path, exported: Path) -> None:
+    source = Fake(4, live=False)
+    source.rate = Fraction(27_000_000, 917_177)  # as phones have it; a rate of 32-bit numbers is written
+    for every in (1, 2999):
+        with video_file(here / "rate.mp4", lambda item: item.frame.image, source, every) as write:
+            write(Segmented(Frame(FRAMES[0], "", Fraction(0)), FRAMES[0][:, :, 0], 0.0))
+    video = write_video(here / "a.mp4", pictures=FRAMES * 2)
+    assert main([str(exported), str(video), "--every", "3", "--out", "b.mp4"]) == 0
+    assert [frame.time for frame in read(here / "b.mp4")] == [0, Fraction(3, 25), Fraction(6, 25)]
+
+
+def command(*arguments: str) -> list[str]:
+    return [sys.executable, "-m", "enet_deploy.commands.segment", *arguments]
+
+
+def test_raw_frames_from_pipe_to_pipe(exported: Path) -> None:
+    raw = b"".join(frame.tobytes() for frame in FRAMES) + b"torn"
+    done = subprocess.run(
+        command(str(exported), "-", "--raw", "96x128", "--labels", "-"), input=raw, capture_output=True
+    )
+    assert done.returncode == 0, done.stderr
+    with open_runner(exported) as runner:
+        assert done.stdout == b"".join(runner.segment(frame).tobytes() for frame in FRAMES)
+    assert b"4 frames of standard input" in done.stderr
+    assert b"standard input ended 4 bytes into a frame of 36864" in done.stderr
+
+
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+def test_signal_finishes_the_files(here: Path, exported: Path, number: signal.Signals, code: int) -> None:
+    """The pipe stays open, so that it is the signal that ends it: while it waits for a frame."""
+    arguments = [str(exported), "-", "--raw", "96x128", "--out", "out.mp4", "--labels", "ids", "--json", "out.jsonl"]
+    with subprocess.Popen(command(*arguments), stdin=subprocess.PIPE, stderr=subprocess.PIPE) as child:
+        child.stdin.write(b"".join(frame.tobytes() for frame in FRAMES))
+        child.stdin.flush()
+        wait_for(child, lambda: len(list(here.glob("ids/0*.png"))) == 4)
+        time.sleep(0.2)
+        child.send_signal(number)
+        told = child.stderr.read().decode()
+        assert child.wait(30) == code, told
+    assert len(list(here.glob("ids/0*.png"))) == 4
+    assert len(read(here / "out.mp4")) == len(Path("out.jsonl").read_text().splitlines()) == 4
+    assert "4 frames of standard input" in told and "wrote out.mp4" in told
+    assert not list(here.glob(".*"))
+
+
+def test_closed_pipe_finishes_the_files(here: Path, exported: Path) -> None:
+    write_video(here / "a.mp4", pictures=FRAMES * 100)
+    arguments = command(str(exported), "a.mp4", "--out", "-", "--json", "lines")  # both have what was shown last
+    with subprocess.Popen(arguments, stdout=subprocess.PIPE, stderr=subprocess.PIPE) as child:
+        child.stdout.read(1)
+        child.stdout.close()
+        assert child.wait(30) == 128 + signal.SIGPIPE, child.stderr.read()
+    assert len(Path("lines").read_text().splitlines()) >= 1
+    arguments = command(str(exported), "a.mp4", "--json", "-", "--out", "out.mp4")
+    with subprocess.Popen(arguments, stdout=subprocess.PIPE, stderr=subprocess.PIPE) as child:
+        assert json.loads(child.stdout.readline())["frame"] == "000000"
+        child.stdout.close()
+        told = child.stderr.read().decode()
+        assert child.wait(30) == 128 + signal.SIGPIPE and "wrote out.mp4" in told and told.count("\n") == 1, told
+    assert 1 <= len(read(here / "out.mp4")) < 400
+    done = subprocess.run(
+        ["sh", "-c", '"$@" >&-', "sh", *command(str(exported), "a.mp4", "--json", "-")],
+        capture_output=True,
+    )  # fmt: skip
+    assert done.returncode == 2 and b"standard output is closed" in done.stderr
+
+
+def test_signal_before_the_first_frame_leaves_what_was_there(here: Path, exported: Path) -> None:
+    Path("out.mp4").write_text("of yesterday")
+    arguments = command(str(exported), "-", "--raw", "96x128", "--out", "out.mp4", "--json", "out.jsonl")
+    with subprocess.Popen(arguments, stdin=subprocess.PIPE) as child:
+        wait_for(child, lambda: bool(list(here.glob(".out*.mp4"))))
+        time.sleep(0.2)
+        child.send_signal(signal.SIGTERM)
+        assert child.wait(30) == 143
+    assert [path.name for path in here.iterdir()] == ["out.mp4"] and Path("out.mp4").read_text() == "of yesterday"
+
+
+@pytest.mark.parametrize("suffix", [".mp4", ".mov", ".mkv", ".webm"])
+def test_camera_that_was_away_for_a_day_leaves_a_gap_of_a_day(tmp_path: Path, suffix: str) -> None:
+    times = [0, 1, 90_000, 90_001]
+    source = Fake(4, live=True)
+    source.rate = Fraction(30)
+    with video_file(tmp_path / f"a{suffix}", lambda item: item.frame.image, source) as write:
+        for index, second in enumerate(times):
+            write(Segmented(Frame(FRAMES[index], "", Fraction(second)), FRAMES[index][:, :, 0], 0.0))
+    assert [frame.time for frame in read(tmp_path / f"a{suffix}")] == times
+    with av.open(str(tmp_path / f"a{suffix}")) as container:
+        if suffix in (".mkv", ".webm"):  # the others tell the mean
+            assert container.streams.video[0].average_rate == 30
+
+
+def wait_for(child: subprocess.Popen[bytes], done: Callable[[], bool]) -> None:
+    while not done():
+        assert child.poll() is None, child.stderr.read()
+        time.sleep(0.001)
+
+
+def contents(folder: Path) -> dict[str, bytes]:
+    return {path.name: path.read_bytes() for path in sorted(folder.glob("[!.]*"))}
+
+
+def test_kill_at_any_moment_leaves_whole_files_or_none(here: Path, exported: Path) -> None:
+    write_video(here / "a.mkv", pictures=FRAMES * 6)
+    arguments = [str(exported), "a.mkv", "--labels", "ids", "--out", "out.mp4", "--json", "out.jsonl"]
+    assert main(arguments) == 0
+    expected = contents(here / "ids")
+    assert len(expected) == 24
+    for path in (Path("out.mp4"), Path("out.jsonl"), *(here / "ids").iterdir()):
+        path.unlink()
+    for seen in (0, 1, 2, 5, 11, 20):
+        with subprocess.Popen(command(*arguments), stderr=subprocess.PIPE) as child:
+            wait_for(child, lambda: len(contents(here / "ids")) >= seen)  # noqa: B023  used before the next round
+            child.kill()
+        there = contents(here / "ids")
+        assert there.items() <= expected.items()
+        assert not Path("out.mp4").exists() and not Path("out.jsonl").exists()
+        for path in (here / "ids").iterdir():
+            path.unlink()
+    assert main(arguments) == 0  # what was left behind is in nobody's way
+    assert contents(here / "ids") == expected and len(read(here / "out.mp4")) == 24
+
+
+@pytest.mark.parametrize("output", ["--out=out.mp4", "--labels=ids", "--json=out.jsonl"])
+def test_full_disk_is_said_and_leaves_no_file(here: Path, exported: Path, output: str) -> None:
+    write_video(here / "a.mkv", pictures=FRAMES * 6)
+    limited = ["import resource; resource.setrlimit(resource.RLIMIT_FSIZE, (200, 200))", "import sys"]
+    limited += ["from enet_deploy.commands.segment import main", "sys.exit(main(sys.argv[1:]))"]
+    arguments = [sys.executable, "-c", "\n".join(limited), str(exported), "a.mkv", output]
+    done = subprocess.run(arguments, capture_output=True, text=True)
+    assert done.returncode == 2 and done.stderr.count("\n") == 1, done.stderr
+    assert "error: cannot write" in done.stderr and "free space" in done.stderr
+    assert [path.name for path in here.rglob("*") if path.is_file()] == ["a.mkv"]
+
+
+class Camera(BaseHTTPRequestHandler):
+    """Motion JPEG over HTTP, as network cameras send it; every connection ends after some frames."""
+
+    frames = 40
+    connections = 0
+
+    def do_GET(self) -> None:
+        Camera.connections += 1
+        self.send_response(200)
+        self.send_header("Content-Type", "multipart/x-mixed-replace; boundary=frame")
+        self.end_headers()
+        try:
+            for index in range(self.frames):
+                jpeg = cv2.imencode(".jpg", FRAMES[index % 4])[1].tobytes()
+                head = f"--frame\r\nContent-Type: image/jpeg\r\nContent-Length: {len(jpeg)}\r\n\r\n"
+                self.wfile.write(head.encode() + jpeg + b"\r\n")
+                time.sleep(0.01)
+        except OSError:
+            pass
+
+    def log_message(self, *_: Any) -> None:
+        pass
+
+
+@pytest.fixture
+def camera() -> Iterator[str]:
+    Camera.connections = 0
+    with ThreadingHTTPServer(("127.0.0.1", 0), Camera) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        yield f"http://127.0.0.1:{server.server_port}/video.mjpg"
+        server.shutdown()
+
+
+def test_lost_camera_is_opened_again_and_says_so(
+    camera: str, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(sources, "RETRY_WAITS", (0.01,))
+    stopped = Stop()
+    source = open_source(camera, stopped)
+    assert isinstance(source, Capture) and source.live
+    frames = []
+    for frame in source.frames():
+        assert isinstance(frame, Frame)
+        assert min(apart(frame.image, picture) for picture in FRAMES) < 4
+        frames.append(frame)
+        if len(frames) == Camera.frames + 5:
+            stopped.set()
+    assert Camera.connections == 2
+    assert all(a.time < b.time for a, b in itertools.pairwise(frames))
+    assert [record.getMessage() for record in caplog.records] == [
+        f"{camera} gives no frames; opened again in 0.01 s", f"{camera} is back",
+    ]  # fmt: skip
+
+
+def test_source_that_opens_and_gives_nothing_is_left_alone_for_longer_and_longer(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(sources, "RETRY_WAITS", (0.01, 0.02, 0.03))
+    stopped = Stop()
+    given = iter([True, False, False, False, False, False, True, False])
+    released = []
+
+    class Flaky:
+        def isOpened(self) -> bool:
+            return True
+
+        def get(self, _: int) -> float:
+            return 0.0
+
+        def read(self) -> tuple[bool, UInt8Array | None]:
+            there = next(given, None)
+            if there is None:
+                stopped.set()
+            return bool(there), FRAMES[0] if there else None
+
+        def release(self) -> None:
+            released.append(self)
+
+    monkeypatch.setattr(cv2, "VideoCapture", lambda *_: Flaky())
+    assert len(frames_of(Capture("it", 0, cv2.CAP_ANY, stopped))) == 2
+    waits = [m.split()[-2] for record in caplog.records if "again" in (m := record.getMessage())]
+    assert waits == ["0.01", "0.02", "0.03", "0.03", "0.03", "0.01", "0.02"]
+    assert [record.getMessage() for record in caplog.records].count("it is back") == 1 and len(released) == 8
+
+
+@pytest.mark.parametrize(
+    ("suffix", "text"),
+    [
+        (".m3u8", "#EXTM3U\n#EXT-X-TARGETDURATION:10\n#EXTINF:10,\n{camera}\n#EXT-X-ENDLIST\n"),
+        (".mp4", "ffconcat version 1.0\nfile {camera}\n"),
+        (".mp4", "ffconcat version 1.0\nfile {video}\n"),
+    ],
+)
+def test_list_in_place_of_a_video_opens_nothing(tmp_path: Path, camera: str, suffix: str, text: str) -> None:
+    video = write_video(tmp_path / "a.mp4")
+    playlist = tmp_path / f"list{suffix}"
+    playlist.write_text(text.format(camera=camera, video=video))
+    with pytest.raises(DataError, match="is neither an image nor a video that can be read"):
+        Video(playlist)
+    assert Camera.connections == 0
+
+
+class Fake(Source):
+    """Frames that are numbers; a live one hands them out faster than anything takes them."""
+
+    def __init__(self, count: int, live: bool) -> None:
+        super().__init__("fake")
+        self.count, self.live = count, live
+
+    def frames(self) -> Iterator[Frame | DataError]:
+        for index in range(self.count):
+            yield Frame(np.full((2, 2, 3), index % 256, np.uint8), f"{index}", Fraction(index))
+
+
+def test_of_a_live_source_only_the_newest_frame_counts() -> None:
+    def label(image: UInt8Array) -> UInt8Array:
+        time.sleep(0.02)
+        return image[:, :, 0]
+
+    class Slow(Fake):
+        def frames(self) -> Iterator[Frame | DataError]:
+            for frame in super().frames():
+                time.sleep(0.002)
+                yield frame
+
+    pipeline = Pipeline(Slow(100, live=True), label, Stop())
+    names = [int(item.frame.name) for item in pipeline.run()]
+    assert names == sorted(names) and names[-1] == 99
+    assert len(names) + pipeline.dropped == 100 and pipeline.dropped > 50
+    pipeline = Pipeline(Slow(20, live=False), label, Stop())
+    assert [int(item.frame.name) for item in pipeline.run()] == list(range(20)) and pipeline.dropped == 0
+
+
+def test_pipeline_keeps_few_frames_and_raises_what_its_threads_raise() -> None:
+    alive = 0
+
+    class Counted(Fake):
+        def frames(self) -> Iterator[Frame | DataError]:
+            nonlocal alive
+            for frame in super().frames():
+                alive += 1
+                yield frame
+
+    most, done = 0, 0
+    for _ in Pipeline(Counted(5000, live=False), lambda image: image[:, :, 0], Stop()).run():
+        done += 1
+        most = max(most, alive - done)
+    assert done == 5000 and most < 15
+
+    def fail(image: UInt8Array) -> UInt8Array:
+        raise DataError("no labels today")
+
+    with pytest.raises(DataError, match="no labels today"):
+        list(Pipeline(Fake(3, live=False), fail, Stop()).run())
+    assert not {"_decode", "_label_all"} & {t.name.partition("(")[2].rstrip(")") for t in threading.enumerate()}
+
+
+def test_slow_end_of_a_live_source_gets_the_newest_frame() -> None:
+    taken, over = threading.Event(), threading.Event()
+
+    class Quick(Fake):
+        def frames(self) -> Iterator[Frame | DataError]:
+            for frame in super().frames():
+                yield frame
+                taken.wait()
+            over.set()
+
+    pipeline = Pipeline(Quick(100, live=True), lambda image: image[:, :, 0], Stop())
+    items = pipeline.run()
+    assert next(items).frame.name == "0"
+    taken.set()
+    over.wait()  # while the caller is at work all others come
+    rest = [int(item.frame.name) for item in items]
+    assert rest[-1] == 99 and len(rest) <= 3, rest  # waiting to be labelled, in hand, and waiting to be taken
+    assert pipeline.dropped == 99 - len(rest)
+
+
+def test_source_is_freed_where_nobody_takes_its_frames() -> None:
+    freed = threading.Event()
+
+    class Held(Fake):
+        def frames(self) -> Iterator[Frame | DataError]:
+            try:
+                yield from super().frames()
+            finally:
+                freed.set()
+
+    for _ in Pipeline(Held(10_000, live=False), lambda image: image[:, :, 0], Stop()).run():
+        break
+    assert freed.wait(5)
+
+
+def test_raw_reader_puts_torn_reads_together() -> None:
+    readable, writable = os.pipe()
+    source = Raw((96, 128), 30.0, Stop(), readable)
+
+    def feed() -> None:
+        with os.fdopen(writable, "wb") as pipe:
+            raw = b"".join(frame.tobytes() for frame in FRAMES)
+            for start in range(0, len(raw), 10_007):
+                pipe.write(raw[start : start + 10_007])
+                pipe.flush()
+
+    threading.Thread(target=feed).start()
+    frames = frames_of(source)
+    assert all(np.array_equal(frame.image, picture) for frame, picture in zip(frames, FRAMES, strict=True))
+    assert frames[3].time == Fraction(3, 30)
+    os.close(readable)
+
+
+def test_window_shows_the_overlay_and_q_ends_it(
+    here: Path, exported: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """No window is opened, as a test's machine may have no screen."""
+    shown: list[UInt8Array] = []
+    monkeypatch.setenv("DISPLAY", ":0")
+    monkeypatch.setattr(sinks, "_screen_answers", lambda: True)
+    monkeypatch.setattr(cv2, "namedWindow", lambda *_: None)
+    monkeypatch.setattr(cv2, "getWindowProperty", lambda *_: 1.0)
+    monkeypatch.setattr(cv2, "imshow", lambda _, picture: shown.append(picture))
+    monkeypatch.setattr(cv2, "waitKey", lambda _: ord("q") if len(shown) == 2 else -1)
+    assert main([str(exported), str(write_video(here / "a.mp4")), "--show", "--alpha", "1"]) == 0
+    assert len(shown) == 2 and "2 frames of" in capsys.readouterr().err
+    colours = {tuple(colour) for colour in np.unique(shown[0].reshape(-1, 3), axis=0)}
+    assert colours <= {color[::-1] for color in CAMVID.colors}
+
+
+def test_screen_that_does_not_answer(
+    here: Path, exported: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Qt would end the process; nothing is left of the outputs that were begun."""
+    write_video(here / "a.mp4")
+    monkeypatch.setenv("DISPLAY", ":987")
+    assert main([str(exported), "a.mp4", "--show", "--out", "b.mp4", "--json", "c"]) == 2
+    assert "--show needs" in capsys.readouterr().err and [path.name for path in here.iterdir()] == ["a.mp4"]
+
+
+def no_display(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("DISPLAY", "WAYLAND_DISPLAY"):
+        monkeypatch.delenv(name, raising=False)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["nowhere.mp4"], "nowhere.mp4 does not exist; expected an image, a folder or glob of images, a video file"),
+        (["*.gif"], "no image fits *.gif"),
+        (["text.mp4"], "text.mp4 is neither an image nor a video that can be read"),
+        (["sound.m4a"], "sound.m4a holds no video"),
+        (["empty"], "empty holds no images"),
+        (["damaged"], "damaged/a.png cannot be decoded"),
+        (["7"], "camera 7 cannot be opened; check that it is there, and that no other program has it"),
+        (["http://127.0.0.1:9/a.mjpg"], "http://127.0.0.1:9/a.mjpg cannot be opened"),
+        (["videotestsrc ! appsink"], "is a GStreamer pipeline, and this OpenCV"),
+        (["-"], "--raw HEIGHTxWIDTH missing for '-'; expected with '-', and only there"),
+        (["a.mp4", "--raw", "96x128"], "--raw HEIGHTxWIDTH given for 'a.mp4'"),
+        (["-", "--raw", "100000x100000"], "'100000x100000', expected at most 268435456 pixels, which is 16384x16384"),
+        (["-", "--raw", "96"], "'96', expected HEIGHTxWIDTH such as 720x1280"),
+        (["-", "--raw", "96x128"], "frames of standard input go nowhere"),
+        (["a.mp4", "--topic", "/a"], "--topic given for 'a.mp4'; expected with a ROS bag"),
+        (["a.mp4", "--out", "a.mp4"], "a.mp4 is what the frames are read from"),
+        (["images", "--out", "images"], "images is what the frames are read from"),
+        (
+            ["a.mp4", "--out", "b.avi"],
+            "--out b.avi, expected a folder (no dot in its name), -, an image, or a video: .mp4, .mov, .mkv, .webm",
+        ),
+        (["a.mp4", "--out", "b.png"], "--out b.png is one image, and a.mp4 has more frames; name a folder or a video"),
+        (["a.mp4", "--out", "b.bag"], "--out b.bag is a bag, and a.mp4 is none"),
+        (["a.mp4", "--labels", "b.jpg"], "--labels b.jpg, expected a folder (no dot in its name), a .png file"),
+        (["images", "--out", "b.mp4"], "--out b.mp4 for images, which have no times"),
+        (["a.mp4", "--out", "b", "--labels", "./b"], "outputs b, ./b, expected a different one for each"),
+        (["a.mp4", "--compare"], "--compare for a.mp4, expected images of one folder NAME with NAMEannot beside it"),
+        (["a.mp4", "--labels", "ids", "--legend"], "--legend without a picture to draw it into; add --out or --show"),
+        (["a.mp4", "--labels", "ids", "--alpha", "1"], "--alpha with no overlay"),
+        (["images", "--compare", "--alpha", "1"], "--alpha with --compare, which lays nothing over the image"),
+        (
+            ["images", "--out", "b.pgm"],
+            "b.pgm: OpenCV cannot write 96x128 (height x width) pixels as '.pgm'; take .png",
+        ),
+        (["wide.png", "--out", "b.gif"], "b.gif: OpenCV cannot write 2x70000"),
+        (["wide.png", "--out", "b.jpg"], "b.jpg: OpenCV cannot write 2x70000"),
+        (["nested"], "nested holds no images itself; name a folder that does, or a glob such as 'nested/**/*.png'"),
+        (["images", "--compare"], "imagesannot is not a folder"),
+        (["a.mp4", "--out", "file/b.mp4"], "file/b.mp4"),
+        (["a.mp4", "--show"], "--show needs a screen"),
+        (["a.mp4", "--fps", "30"], "--fps given for 'a.mp4', which has its own times"),
+        (["-", "--raw", "96x128", "--fps", "0.0004"], "'0.0004', expected frames per second from 0.001 to 1000"),
+        (["-", "--raw", "96x128", "--fps", "1e12"], "'1e12', expected frames per second from 0.001 to 1000"),
+        (["a.mp4", "--out", "file"], "file is a file, expected a folder; name another"),
+        (["a.mp4", "--out", ""], "argument --out: '', expected a name or a path"),
+        ([""], "argument SOURCE: '', expected a name or a path"),
+        (["model.onnx"], "SOURCE model.onnx is an artifact, expected what holds frames; the artifact comes first"),
+        (["images/a.png", "a.mp4"], "a.mp4 is one of 2 sources and no image; expected one source, or images alone"),
+        (["images/a.png", "wide.png", "--fps", "9"], "--fps given for 2 images; expected with one source"),
+        (["images/a.png", "wide.png", "--labels", "-"], "becomes 2x70000, the ones before 96x128 (height x width)"),
+        (["a.mp4", "--every", "0"], "'0', expected a whole number of at least 1"),
+    ],
+)
+def test_bad_argument_is_explained_and_leaves_no_file(
+    here: Path,
+    exported: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capfd: pytest.CaptureFixture[str],
+    arguments: list[str],
+    message: str,
+) -> None:
+    no_display(monkeypatch)
+    write_video(here / "a.mp4")
+    with av.open("sound.m4a", "w") as container:
+        stream = container.add_stream("aac", rate=8000)
+        silence = av.AudioFrame.from_ndarray(np.zeros((1, 8000), np.float32), "fltp", "mono")
+        silence.sample_rate = 8000
+        container.mux(stream.encode(silence))
+        container.mux(stream.encode(None))
+    for folder in ("empty", "images", "damaged", "nested/images"):
+        (here / folder).mkdir(parents=True)
+    for folder in ("images", "nested/images"):
+        cv2.imwrite(f"{folder}/a.png", FRAMES[0])
+    cv2.imwrite("wide.png", np.zeros((2, 70_000, 3), np.uint8))
+    (here / "damaged" / "a.png").write_bytes(b"\x89PNG no more")
+    (here / "text.mp4").write_text("no video")
+    (here / "file").write_text("no folder")
+    before = sorted(here.rglob("*"))
+    try:
+        code = main([str(exported), *arguments])
+    except SystemExit as stop:
+        code = int(stop.code or 0)
+    assert code == 2
+    # FFmpeg's own lines begin with [; the command silences them, which comes too late in a process that used it before
+    told = "\n".join(line for line in capfd.readouterr().err.splitlines() if not line.startswith("["))
+    assert message in told and told.count("\n") == 0, told
+    assert sorted(here.rglob("*")) == before
+
+
+def test_what_a_shell_makes_of_a_glob_and_folders_with_dots(here: Path, exported: Path) -> None:
+    for name in ("1", "2"):
+        cv2.imwrite(f"{name}.png", FRAMES[0])
+    (here / "v1.2").mkdir()
+    assert main([str(exported), "1.png", "2.png", "--out", "v1.2", "--labels", "v1.3/", "--masks", "masks"]) == 0
+    for folder in ("v1.2", "v1.3", "masks"):
+        assert sorted(path.name for path in (here / folder).iterdir()) == ["1.png", "2.png"]
+    assert main([str(exported), "1.png", "2.png"]) == 0
+    assert len(list((here / "images-segmented").iterdir())) == 2
+
+
+def test_same_stem_twice_in_a_glob(here: Path, exported: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    for folder in ("a", "b"):
+        (here / folder).mkdir()
+        cv2.imwrite(f"{folder}/1.png", FRAMES[0])
+    assert main([str(exported), "*/1.png"]) == 2
+    assert "a/1.png and b/1.png have the same stem" in capsys.readouterr().err

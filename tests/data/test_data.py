@@ -1,0 +1,381 @@
+"""Reading data sets: what is matched, and what is refused, naming the file."""
+
+from __future__ import annotations
+
+import json
+import zlib
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from helpers import claim, image, label_map, save
+from PIL import Image
+
+from enet_deploy.classes import CAMVID, ClassList
+from enet_deploy.commands.data import main as enet_data
+from enet_deploy.data import find_images, join, open_data
+from enet_deploy.data.scenes import street_scene
+from enet_deploy.errors import DataError, InputError
+from enet_deploy.images import colorize, read_image
+
+TWO = {"names": ["floor", "wall"], "colors": [[0, 90, 200], [200, 200, 0]], "ignore_id": 255}
+
+
+@pytest.fixture
+def root(tmp_path: Path) -> Path:
+    """Two pairs in train/: b (.png, .bmp) and a (.PPM, .png)."""
+    save(tmp_path / "train" / "b.png", image())
+    save(tmp_path / "train" / "a.PPM", image() + 100)
+    save(tmp_path / "trainannot" / "b.bmp", label_map(3))
+    save(tmp_path / "trainannot" / "a.png", label_map(11))
+    (tmp_path / "train" / "notes.txt").write_text("no image, so no partner is missed")
+    return tmp_path
+
+
+def test_pairs_are_matched_by_stem_and_sorted(root: Path) -> None:
+    data = open_data(root, "train")
+    assert [(i.name, m.name) for i, m in data.pairs] == [("a.PPM", "a.png"), ("b.png", "b.bmp")]
+    assert data.classes == CAMVID and len(data) == 2
+    (first, first_labels), (second, second_labels) = data
+    assert first.dtype == first_labels.dtype == np.uint8
+    np.testing.assert_array_equal(first, image() + 100)  # BGR, as it was written
+    np.testing.assert_array_equal(first_labels, label_map(11))
+    np.testing.assert_array_equal(second, image())
+    np.testing.assert_array_equal(second_labels, label_map(3))
+
+
+@pytest.mark.parametrize(
+    ("damage", "message"),
+    [
+        (lambda r: (r / "trainannot" / "a.png").unlink(), r"a\.PPM has no partner 'a\.\*' in .*trainannot \(1 such"),
+        (lambda r: (r / "train" / "b.png").unlink(), r"b\.bmp has no partner 'b\.\*' in .*train \(1 such"),
+        (lambda r: [p.unlink() for p in (r / "train").iterdir()], r"train holds no images; expected .*\.png"),
+        (lambda r: (r / "trainannot").rename(r / "labels"), r"trainannot is not a folder; .*enet-data camvid"),
+        (lambda r: save(r / "train" / "b.bmp", image()), r"b\.bmp and .*b\.png have the same stem; keep one"),
+    ],
+    ids=["no label map", "no image", "empty split", "no folder", "one stem twice"],
+)
+def test_incomplete_sets_are_refused_before_anything_is_decoded(
+    root: Path, damage: Callable[[Path], object], message: str
+) -> None:
+    damage(root)
+    with pytest.raises(DataError, match=message):
+        open_data(root, "train")
+
+
+@pytest.mark.parametrize(
+    ("damage", "message"),
+    [
+        (lambda r: (r / "train" / "b.png").write_bytes(b""), r"train/b\.png cannot be decoded as an image"),
+        (lambda r: (r / "train" / "b.png").write_bytes(b"\x89PNG\r\n\x1a\n"), r"b\.png cannot be decoded as an image"),
+        (lambda r: (r / "trainannot" / "b.bmp").write_bytes(b"BM"), r"b\.bmp cannot be decoded as an image"),
+        (lambda r: (r / "train" / "b.png").unlink(), r"b\.png does not exist"),
+        (
+            lambda r: save(r / "trainannot" / "b.bmp", label_map(3, 8, 6)),
+            r"b\.bmp is 8x6 \(height x width\) but its image .*b\.png is 6x8",
+        ),
+        (
+            lambda r: save(r / "trainannot" / "b.bmp", label_map(200)),
+            r"b\.bmp holds class id 200 \(48 pixels .*; expected 0 to 10 and 11 for void: .* classes\.json",
+        ),
+        (
+            lambda r: save(r / "trainannot" / "b.bmp", image()),
+            r'b\.bmp holds the colour #1e140a \(48 pixels .*; expected those .* "label_values": \{"#1e140a": "NAME"\}',
+        ),
+        (
+            lambda r: save(r / "trainannot" / "b.png", label_map().astype(np.uint16)).replace(
+                r / "trainannot" / "b.bmp"
+            ),
+            r"has 1 channel of uint16; expected an 8-bit",
+        ),
+        (
+            lambda r: save(r / "trainannot" / "b.png", np.zeros((6, 8, 4), np.uint8)).replace(
+                r / "trainannot" / "b.bmp"
+            ),
+            r"b\.bmp has 48 transparent pixels, expected none in a label map; save it without",
+        ),
+        (lambda r: [(r / "train" / "b.png").unlink(), (r / "train" / "b.png").mkdir()], r"b\.png is a folder or a dev"),
+        (lambda r: claim(r / "train" / "b.png", 20_000), r"b\.png says it is 20000x20000 .* tiles"),
+        (
+            lambda r: claim(r / "trainannot" / "b.bmp", 60_000),
+            r"b\.bmp says it is 60000x60000 .* at most 268435456 pix",
+        ),
+    ],
+    ids=[
+        *(
+            "zero bytes",
+            "cut image",
+            "cut map",
+            "gone",
+            "size",
+            "id 200",
+            "colours",
+            "16 bits",
+            "transparent",
+            "folder",
+        ),
+        *("huge", "bomb"),
+    ],
+)
+def test_bad_files_are_named_when_read(root: Path, damage: Callable[[Path], object], message: str) -> None:
+    data = open_data(root, "train")
+    damage(root)
+    data[0]  # the other pair is whole
+    with pytest.raises(DataError, match=message):
+        data[1]
+
+
+def test_an_image_that_is_not_there_is_a_data_error(tmp_path: Path) -> None:
+    with pytest.raises(DataError, match=r"none\.png does not exist"):
+        read_image(tmp_path / "none.png")
+
+
+def test_classes_json_replaces_camvid(root: Path) -> None:
+    (root / "classes.json").write_text(json.dumps(TWO))
+    data = open_data(root, "train")
+    assert data.classes == ClassList(("floor", "wall"), ((0, 90, 200), (200, 200, 0)), 255)
+    assert data.classes.to_json() == TWO
+    with pytest.raises(DataError, match=r"holds class id 11 .* expected 0 to 1 and 255 for void"):
+        data[0]
+    save(root / "trainannot" / "a.png", label_map(255))
+    assert (data[0][1] == 255).all()
+
+
+def test_without_ignore_id_every_pixel_needs_a_class(root: Path) -> None:
+    (root / "classes.json").write_text(json.dumps(TWO | {"ignore_id": None}))
+    save(root / "trainannot" / "a.png", label_map(255))
+    with pytest.raises(DataError, match=r"holds class id 255 .* expected 0 to 1: correct"):
+        open_data(root, "train")[0]
+
+
+@pytest.mark.parametrize(
+    ("value", "message"),
+    [
+        ("{", "Expecting property name"),
+        ([1, 2], r'a class list is \{"names"'),
+        ({"colors": TWO["colors"]}, "this one is not: KeyError"),
+        (TWO | {"colors": [[0, 90, 200], [200, 200]]}, "this one is not: ValueError"),
+        (TWO | {"colors": [[0, 90, 200]]}, "1 colors for 2 class names, expected one each"),
+        (TWO | {"colors": [[0, 90, 200], [200, 200, 256]]}, r"color \[200, 200, 256\] of class 'wall', .* 0 to 255"),
+        (TWO | {"names": ["floor", "floor"]}, "repeat, expected each once"),
+        ({"names": ["floor"], "colors": [[0, 0, 0]]}, "1 class names, expected 2 to 255"),
+        ({"names": [str(i) for i in range(256)], "colors": [[0, 0, 0]] * 256}, "256 class names, expected 2 to 255"),
+        (TWO | {"ignore_id": 1}, r"ignore_id 1, expected 2 to 255 \(no class has it\) or null"),
+        (TWO | {"ignore_id": 256}, "ignore_id 256, expected 2 to 255"),
+        (TWO | {"ignore_id": "none"}, "this one is not: 'none' is no int"),
+        (["floor", "wall"], r"this one is not: it is no object but \['floor', 'wall'\]"),
+        (TWO | {"colors": [[1, 2, 3], [1, 2, 3]]}, r"color \[1, 2, 3\] of several classes"),
+        (TWO | {"names": ["floor", None]}, "this one is not: None is no str"),
+        (TWO | {"colors": [[0, 90, 200], [200, 200, 1.5]]}, "this one is not: 1.5 is no int"),
+        (
+            TWO | {"label_value": {"7": "floor"}},
+            "the keys names, colors, .*label_value, expected some of colors, ignore",
+        ),
+        (TWO | {"label_values": {"7": "floor", "07": "wall"}}, "label_values has '07' in two spellings"),
+        (TWO | {"names": ["floor", "\x1b[2Jwall"]}, r"class name '\\x1b\[2Jwall', expected printable characters"),
+        (TWO | {"names": ["floor", "wall\u202e"]}, r"class name 'wall\\u202e', expected printable"),
+        (TWO | {"names": ["floor", " "]}, "class name ' ', expected printable characters, not only spaces"),
+        (TWO | {"label_values": [7, 8]}, r'label_values is \[7, 8\], expected \{"7": "NAME"'),
+        (TWO | {"label_values": {"256": "wall"}}, r'has \'256\', expected an id such as "7", 0 to 255, or a colour'),
+        (TWO | {"label_values": {"#12345": "wall"}}, r"has '#12345', expected .* a colour such as \"#0a5ac8\""),
+        (TWO | {"label_values": {"7": "door"}}, "gives 7 to 'door', expected one of floor, wall, or null"),
+        (TWO | {"label_values": {"7": ["wall"]}}, r"gives 7 to \['wall'\], expected one of"),
+        (TWO | {"ignore_id": None, "label_values": {"7": None}}, "gives 7 to None, .* where there is an ignore_id"),
+        ("[" * 100_000, "recursion"),
+    ],
+)
+def test_bad_class_lists_are_refused(root: Path, value: Any, message: str) -> None:
+    (root / "classes.json").write_text(value if isinstance(value, str) else json.dumps(value))
+    with pytest.raises(DataError, match=rf"classes\.json(:| cannot be read:) .*{message}"):
+        open_data(root, "train")
+
+
+def test_names_alone_are_a_class_list_and_html_is_a_name(root: Path) -> None:
+    (root / "classes.json").write_text(json.dumps({"names": ["<b>floor</b>", "Wände & Türen"]}))
+    assert open_data(root, "train").classes.names == ("<b>floor</b>", "Wände & Türen")
+    most = ClassList.from_json({"names": [str(i) for i in range(255)]})
+    assert most.ignore_id is None and len({*most.colors, (0, 0, 0)}) == 256  # void is black
+    few = np.array(most.colors[:20])
+    assert (np.abs(few[:, None] - few).max(axis=2) + 255 * np.eye(20, dtype=int)).min() >= 25
+
+
+THREE = {"names": ["floor", "wall", "door"], "colors": [[0, 90, 200], [200, 200, 0], [9, 0, 0]], "ignore_id": 255}
+IDS = np.array([[0, 1, 2], [255, 2, 0]], np.uint8)
+
+
+def palette_png(path: Path, ids: np.ndarray, bits: int) -> None:
+    picture = Image.fromarray(ids, "P")
+    picture.putpalette([7, 7, 7] * 256)  # colours say nothing
+    picture.info["transparency"] = 0
+    picture.save(path, bits=bits)
+
+
+def read_as(root: Path, written: Callable[[Path], object], **more: object) -> np.ndarray:
+    """The ids of the one label map of a data set of THREE, and `more` in its classes.json."""
+    save(root / "train" / "a.png", image(2, 3))
+    (root / "trainannot").mkdir(exist_ok=True)
+    written(root / "trainannot" / "a.png")
+    (root / "classes.json").write_text(json.dumps(THREE | more))
+    return open_data(root, "train")[0][1]
+
+
+def colored(void: tuple[int, int, int], alpha: bool = False) -> np.ndarray:
+    """IDS as a picture, BGR or BGRA."""
+    palette = np.full((256, 3), void, np.uint8)
+    palette[:3] = THREE["colors"]
+    pixels = palette[IDS][..., ::-1]
+    return np.dstack([pixels, np.full(IDS.shape, 255, np.uint8)]) if alpha else pixels
+
+
+def grey_png(path: Path, ids: np.ndarray, bits: int) -> None:
+    """By hand: no library at hand writes grey levels of 2 and 4 bits."""
+
+    def chunk(kind: bytes, body: bytes) -> bytes:
+        return len(body).to_bytes(4, "big") + kind + body + zlib.crc32(kind + body).to_bytes(4, "big")
+
+    levels = np.unpackbits(ids[..., None], axis=2)[..., 8 - bits :].reshape(len(ids), -1)
+    rows = b"".join(b"\0" + np.packbits(row).tobytes() for row in levels)
+    header = ids.shape[1].to_bytes(4, "big") + ids.shape[0].to_bytes(4, "big") + bytes([bits, 0, 0, 0, 0])
+    content = chunk(b"IHDR", header) + chunk(b"IDAT", zlib.compress(rows)) + chunk(b"IEND", b"")
+    path.write_bytes(b"\x89PNG\r\n\x1a\n" + content)
+
+
+@pytest.mark.parametrize("bits", [1, 2, 4, 8])
+@pytest.mark.parametrize("write", [palette_png, grey_png])
+def test_png_label_maps_hold_ids(tmp_path: Path, write: Callable[[Path, np.ndarray, int], None], bits: int) -> None:
+    ids = np.where(IDS == 255, 0, IDS) if bits < 8 else IDS
+    ids = np.minimum(ids, 2**bits - 1)
+    np.testing.assert_array_equal(read_as(tmp_path, lambda path: write(path, ids, bits)), ids)
+
+
+@pytest.mark.parametrize("alpha", [False, True])
+def test_label_maps_of_colours_are_read_by_the_classes_colours(tmp_path: Path, alpha: bool) -> None:
+    read = read_as(tmp_path, lambda path: save(path, colored((0, 0, 0), alpha)))
+    np.testing.assert_array_equal(read, IDS)
+    assert read.dtype == np.uint8
+
+
+def test_label_values_spell_out_ids_and_colours(tmp_path: Path) -> None:
+    raw = np.array([[7, 8, 33], [0, 34, 7]], np.uint8)
+    values = {"7": "floor", "8": "wall", "33": "door", "34": "door", "0": None, "#E0e0c0": None}
+    np.testing.assert_array_equal(read_as(tmp_path, lambda path: save(path, raw), label_values=values), IDS)
+    border = colored((224, 224, 192))
+    np.testing.assert_array_equal(read_as(tmp_path, lambda path: save(path, border), label_values=values), IDS)
+    with pytest.raises(
+        DataError, match=r"holds class id 2 \(3 pixels .* expected 7 to 8, 33 to 34 and 0 to 1 for void"
+    ):
+        read_as(
+            tmp_path, lambda path: save(path, np.array([[2, 2], [2, 1]], np.uint8)), label_values={**values, "1": None}
+        )
+
+
+def test_a_colour_without_a_class_is_named_by_how_often_it_comes(tmp_path: Path) -> None:
+    with pytest.raises(DataError, match=r"the colour #c0e0e0 \(1 pixels"):
+        read_as(tmp_path, lambda path: save(path, colored((192, 224, 224))))
+    with pytest.raises(DataError, match=r"the colour #000000 \(1 pixels"):  # black is void, where there is void
+        read_as(tmp_path, lambda path: save(path, colored((0, 0, 0))), ignore_id=None)
+
+
+def test_cityscapes_layout(tmp_path: Path) -> None:
+    raw = np.arange(34, dtype=np.uint8).reshape(2, 17)
+    for city in ("ulm", "aachen"):
+        stem = f"{city}/{city}_000000_000019"
+        save(tmp_path / "leftImg8bit" / "train" / f"{stem}_leftImg8bit.png", image(2, 17))
+        save(tmp_path / "gtFine" / "train" / f"{stem}_gtFine_labelIds.png", raw)
+        save(tmp_path / "gtFine" / "train" / f"{stem}_gtFine_color.png", image(2, 17))
+    data = open_data(tmp_path, "train")
+    assert [path.name[:4] for path, _ in data.pairs] == ["aach", "ulm_"]
+    assert find_images(tmp_path, "train") == [path for path, _ in data.pairs]
+    assert (len(data.classes), data.classes.names[18], data.classes.colors[18]) == (19, "bicycle", (119, 11, 32))
+    train_ids = [255] * 7 + [0, 1, 255, 255, 2, 3, 4, 255, 255, 255, 5, 255, *range(6, 16), 255, 255, 16, 17, 18]
+    np.testing.assert_array_equal(data[0][1].ravel(), train_ids)  # of cityscapesScripts' labels.py
+    save(data.pairs[0][1], raw + 1)
+    with pytest.raises(
+        DataError, match=r"class id 34 \(1 pixels .* expected 7 to 8, 11 to 13, .* and 0 to 6, .* for void"
+    ):
+        data[0]
+    data.pairs[1][1].unlink()
+    with pytest.raises(DataError, match=r"no partner 'ulm_000000_000019\.\*' in .*gtFine/train"):
+        open_data(tmp_path, "train")
+
+
+def test_images_of_every_kind_are_read_as_bgr(tmp_path: Path) -> None:
+    half = np.zeros((4, 6), np.uint16)
+    half[:2] = 0x80FF
+    np.testing.assert_array_equal(read_image(save(tmp_path / "16.png", half))[:, :, 1], half >> 8)
+    np.testing.assert_array_equal(
+        read_image(save(tmp_path / "grey.png", label_map(9))), label_map(9)[..., None].repeat(3, 2)
+    )
+    clear = np.dstack([image(), label_map(0)])  # colours count, whatever the alpha
+    np.testing.assert_array_equal(read_image(save(tmp_path / "rgba.png", clear)), image())
+    assert read_image(save(tmp_path / "one.png", image(1, 1))).shape == (1, 1, 3)
+    exif = Image.Exif()
+    exif[0x0112] = 6  # orientation: turn clockwise
+    left_white = np.zeros((8, 16, 3), np.uint8)
+    left_white[:, :8] = 255
+    Image.fromarray(left_white).save(tmp_path / "turned.jpg", exif=exif, quality=95)
+    turned = read_image(tmp_path / "turned.jpg")
+    assert turned.shape == (16, 8, 3) and turned[:8].min() > 200 and turned[8:].max() < 50
+
+
+def test_data_sets_that_mean_others_by_a_value_are_not_joined(tmp_path: Path) -> None:
+    sets = []
+    for name, values in (("one", {}), ("two", {"label_values": {"7": "floor"}})):
+        save(tmp_path / name / "train" / "a.png", image())
+        save(tmp_path / name / "trainannot" / "a.png", label_map())
+        (tmp_path / name / "classes.json").write_text(json.dumps(THREE | values))
+        sets.append(open_data(tmp_path / name, "train"))
+    with pytest.raises(
+        DataError, match=r"one/trainannot and .*two/trainannot give their classes other colours or label"
+    ):
+        join(sets)
+
+
+def test_a_class_list_of_python_values_is_checked_too() -> None:
+    with pytest.raises(InputError, match="2 colors for 3 class names"):
+        ClassList(("a", "b", "c"), ((0, 0, 0), (1, 1, 1)), None)
+
+
+def test_colorize_paints_bgr_and_void_black() -> None:
+    labels = np.array([[0, 1], [10, 11], [255, 3]], np.uint8)
+    # the palette is RGB: building (128, 0, 0) is red, bicyclist (0, 128, 192) is blue
+    expected = [[[128, 128, 128], [0, 0, 128]], [[192, 128, 0], [0, 0, 0]], [[0, 0, 0], [128, 64, 128]]]
+    painted = colorize(labels, CAMVID)
+    assert painted.dtype == np.uint8
+    np.testing.assert_array_equal(painted, expected)
+
+
+def test_scenes_are_deterministic_and_hold_what_a_street_holds() -> None:
+    image, labels = street_scene(3, (96, 128))
+    again, labels_again = street_scene(3, (96, 128))
+    np.testing.assert_array_equal(image, again)
+    np.testing.assert_array_equal(labels, labels_again)
+    assert image.shape == (96, 128, 3) and labels.shape == (96, 128) and image.dtype == labels.dtype == np.uint8
+    assert (street_scene(4, (96, 128))[0] != image).mean() > 0.5
+    # at CamVid's size, over a few scenes, every class is drawn
+    seen = np.unique(np.stack([street_scene(seed)[1] for seed in range(4)]))
+    assert set(range(len(CAMVID))) <= set(seen.tolist()) <= set(range(len(CAMVID) + 1))
+
+
+def test_camvid_is_whole(camvid: Path) -> None:
+    assert len(open_data(camvid, "train")) == 367
+    val = open_data(camvid, "val")
+    assert len(val) == 101
+    seen: set[int] = set()
+    for picture, labels in val:
+        assert picture.shape == (360, 480, 3) and labels.shape == (360, 480)
+        seen |= set(np.unique(labels).tolist())
+    assert seen == set(range(12))
+
+
+def test_drawn_data_set_is_read_back(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert enet_data(["scenes", str(tmp_path), "--count", "2", "--seed", "7", "--size", "96x128"]) == 0
+    assert "2 drawn scenes in train/" in capsys.readouterr().out
+    data = open_data(tmp_path, "train")
+    assert [path.name for path, _ in data.pairs] == ["scene0007.png", "scene0008.png"]
+    for (picture, labels), seed in zip(data, (7, 8), strict=True):
+        expected, truth = street_scene(seed, (96, 128))
+        np.testing.assert_array_equal(picture, expected)
+        np.testing.assert_array_equal(labels, truth)

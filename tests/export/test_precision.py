@@ -1,0 +1,280 @@
+"""One network, one ONNX file per precision: typed as asked, named alike, and with PyTorch's labels."""
+
+from __future__ import annotations
+
+import dataclasses
+import re
+import sys
+from pathlib import Path
+
+import numpy as np
+import onnx
+import pytest
+import torch
+from helpers import SIZE
+from onnx import TensorProto
+
+from enet_deploy import ArtifactError, BackendError, open_runner
+from enet_deploy.artifacts import Metadata
+from enet_deploy.data import open_data
+from enet_deploy.data.scenes import street_scene
+from enet_deploy.export import cli
+from enet_deploy.export.int8 import activations, layers, quantize
+from enet_deploy.export.record import BUNDLED_RECORD, Record, record_for
+from enet_deploy.export.to_onnx import build_graph, to_onnx
+from enet_deploy.files import sha256
+from enet_deploy.images import UInt8Array
+from enet_deploy.metrics import evaluate
+from enet_deploy.runners.tensorrt.card import EngineCard
+from enet_deploy.runners.tensorrt.cuda import Gpu
+from enet_deploy.runners.tensorrt.library import cache_folder
+from enet_deploy.weights import load_weights, save_weights
+
+# share of pixels with PyTorch's label, on street scenes as drawn for 360x480
+AGREEMENT = {"fp32": 0.9999, "fp16": 0.999, "int8": 0.98, "int8-ort": 0.98, "fp16-int8": 0.98}
+BACKENDS = ("ort", "openvino")
+
+
+@pytest.fixture(scope="module")
+def street_graphs(weights: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    """Precision -> graph at 360x480, written by the command line."""
+    folder = tmp_path_factory.mktemp("street")
+    flags = {
+        "fp32": [], "fp16": ["--fp16"], "int8": ["--int8"], "int8-ort": ["--int8", "--target", "ort"],
+        "fp16-int8": ["--fp16", "--int8"],
+    }  # fmt: skip
+    for options in flags.values():
+        assert cli.main([*options, "--out", str(folder)]) == 0
+    return {precision: folder / f"enet-{precision}.onnx" for precision in flags}
+
+
+@pytest.fixture(scope="module")
+def street(weights: Path) -> list[tuple[UInt8Array, UInt8Array]]:
+    """Scenes that no export was held against, each with PyTorch's labels."""
+    frames = [street_scene(seed)[0][None] for seed in range(100, 106)]
+    with open_runner(weights) as runner:
+        return [(frame, runner.infer(frame)) for frame in frames]
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize("precision", AGREEMENT)
+def test_street_scenes_get_pytorchs_labels(
+    street_graphs: dict[str, Path], street: list[tuple[UInt8Array, UInt8Array]], precision: str, backend: str
+) -> None:
+    pytest.importorskip({"ort": "onnxruntime"}.get(backend, backend))
+    with open_runner(street_graphs[precision], backend) as runner:
+        assert runner.spec.precision == precision.removesuffix("-ort")
+        same = [np.mean(runner.infer(frame) == labels) for frame, labels in street]
+    assert np.mean(same) >= AGREEMENT[precision]
+
+
+def test_camvid_gets_pytorchs_labels_in_half(street_graphs: dict[str, Path], weights: Path, camvid: Path) -> None:
+    data = open_data(camvid, "val")
+    with open_runner(street_graphs["fp16"]) as half, open_runner(weights) as reference:
+        frames = [data[index][0][None] for index in range(0, len(data), 10)]
+        assert np.mean([np.mean(half.infer(frame) == reference.infer(frame)) for frame in frames]) >= 0.999
+
+
+def test_int8_costs_at_most_three_tenths_of_a_point(street_graphs: dict[str, Path], camvid: Path) -> None:
+    data = open_data(camvid, "val")
+    miou = {}
+    for precision in ("fp32", "int8", "int8-ort"):
+        with open_runner(street_graphs[precision]) as runner:
+            miou[precision] = evaluate(runner.segment, data, data.classes).scores().miou
+    assert min(miou["int8"], miou["int8-ort"]) >= miou["fp32"] - 0.003
+
+
+# --- half --------------------------------------------------------------------------------------------------------
+
+
+def test_half_graph_is_half_from_normalisation_to_argmax(graphs: dict[str, Path]) -> None:
+    model = onnx.shape_inference.infer_shapes(onnx.load(graphs["fp16"]), strict_mode=True)
+    types = {value.name: value.type.tensor_type.elem_type for value in model.graph.value_info}
+    computed = {
+        node.name: types[node.output[0]]
+        for node in model.graph.node
+        if node.op_type not in ("Cast", "Equal", "ArgMax") and node.output[0] in types
+    }
+    floats = {name for name, type_ in computed.items() if type_ == TensorProto.FLOAT}
+    assert floats == {"Transpose", "Sub", "Div"}  # of the frames
+    weights = {i.data_type for i in model.graph.initializer if i.name.endswith(("weight", "bias", "slope"))}
+    assert weights == {TensorProto.FLOAT16}
+    for node in model.graph.node:  # the winners are found on the very tensor that is pooled
+        if node.op_type == "Equal":
+            assert {types.get(name, TensorProto.FLOAT16) for name in node.input} == {TensorProto.FLOAT16}
+
+
+def test_half_and_float_graphs_name_their_tensors_alike(graphs: dict[str, Path]) -> None:
+    names = []
+    for precision in ("fp32", "fp16"):
+        graph = onnx.load(graphs[precision]).graph
+        names.append(list(activations(graph, layers(graph).values())))
+    assert names[0] == names[1]
+    assert {"normalised", "initial.act/LeakyRelu", "stage2.3.branch.1/LeakyRelu", "bottleneck4_0.unpool/Mul"} <= set(
+        names[0]
+    )
+
+
+def test_half_logits_are_float_outside(graphs: dict[str, Path]) -> None:
+    frame = street_scene(0, SIZE)[0][None]
+    with open_runner(graphs["fp16"]) as half, open_runner(graphs["fp32"]) as full:
+        logits = half.logits(frame)
+        assert logits.dtype == np.float32 and 0 < np.abs(logits - full.logits(frame)).mean() < 0.1
+
+
+# --- the command line --------------------------------------------------------------------------------------------
+
+
+def one_line(capsys: pytest.CaptureFixture[str]) -> str:
+    captured = capsys.readouterr()
+    assert not captured.out and captured.err.count("\n") == 1
+    return captured.err
+
+
+def test_fp16_and_int8_and_an_engine_ahead_of_time(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    pytest.importorskip("tensorrt_rtx")
+    options = "--fp16 --int8 --size 96x128 --max-disagreement 1 --engine trt-rtx --compute-capability 8.6 --out"
+    assert cli.main([*options.split(), str(tmp_path)]) == 0
+    note, graph, engine = capsys.readouterr().out.splitlines()
+    assert note == "the record's ranges are of 360x480; enet-calibrate --size 96x128 makes others"
+    assert graph.startswith(f"{tmp_path}/enet-fp16-int8.onnx  ")
+    assert "for compute capability 8.6; layers: not inspected, no such GPU here" in engine
+    card = EngineCard.read(tmp_path / "enet-fp16-int8-rtx.engine")
+    assert card.onnx_sha256 == sha256(tmp_path / "enet-fp16-int8.onnx")
+    calibration = card.metadata.details["calibration"]
+    assert calibration["sha256"] == record_for(card.metadata.weights_sha256).sha256
+
+
+def test_no_engine_where_there_is_no_tensorrt(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(sys.modules, "tensorrt", None)
+    monkeypatch.setitem(sys.modules, "tensorrt_rtx", None)
+    monkeypatch.setattr("enet_deploy.runners.tensorrt.cuda.find_gpu", lambda: Gpu("Orin", "8.7"))
+    assert cli.main(["--fp16", "--size", "96x128", "--max-disagreement", "1", "--out", str(tmp_path)]) == 0
+    _, why = capsys.readouterr().out.splitlines()
+    assert why.startswith("no engine was built: engine 'trt': the package 'tensorrt' is not installed; pip install")
+    assert "enet-fp16.onnx --engine trt-rtx --compute-capability 8.6" in why
+    assert [file.name for file in tmp_path.iterdir()] == ["enet-fp16.onnx"]
+
+
+def test_no_engine_where_there_is_no_gpu(
+    graphs: dict[str, Path], tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def no_driver() -> Gpu:
+        raise BackendError("no NVIDIA driver to be used: none is here; install or update it")
+
+    monkeypatch.setattr("enet_deploy.runners.tensorrt.cuda.find_gpu", no_driver)
+    out = tmp_path / "my robot"
+    assert cli.main([str(graphs["fp32"]), "--int8", "--max-disagreement", "1", "--out", str(out)]) == 0
+    _, why = capsys.readouterr().out.splitlines()
+    assert why.startswith("no engine was built: no NVIDIA driver to be used: none is here")
+    assert f"enet-export '{out}/enet-int8.onnx' --engine trt-rtx" in why  # quoted for a shell
+
+
+def test_equal_weights_in_two_layers_have_each_their_own_int8(weights: Path, tmp_path: Path) -> None:
+    net, metadata = load_weights(weights)
+    net.stage1[1].load_state_dict(net.stage1[0].state_dict())
+    save_weights(tmp_path / "twins.safetensors", net, metadata)
+    model = build_graph(tmp_path / "twins.safetensors", size=SIZE)
+    record = dataclasses.replace(Record.read(BUNDLED_RECORD), weights_sha256=sha256(tmp_path / "twins.safetensors"))
+    onnx.checker.check_model(quantize(model, record), full_check=True)
+
+
+def test_int8_of_a_graph_without_its_weights(
+    exported: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert cli.main([str(exported), "--int8", "--out", str(tmp_path), "--max-disagreement", "1"]) == 0
+    assert f"as {exported}'s" in capsys.readouterr().out
+    with open_runner(tmp_path / "enet-int8.onnx") as runner:
+        assert runner.spec.precision == "int8"
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["INT8", "--int8"], "enet-int8.onnx is int8 already, expected fp32 or fp16; quantise the float one"),
+        (["FP32"], "nothing to do with .*enet-fp32.onnx, expected --int8 or --engine trt or trt-rtx"),
+        (["FP32", "--fp16"], "--fp16 with .*, whose name, precision, size, batch and outputs are settled; export it"),
+        (["FP32", "--int8", "--dynamic-batch"], "--dynamic-batch with .*, whose name, precision, size"),
+        (["FP32", "--int8", "--weights", "w.safetensors"], "--weights with .*, whose name, precision, size"),
+        (["FP32", "--engine", "trt-rtx", "--compute-capability", "8.6", "--data", "d"], "--data and .*expected --int8"),
+        (["none.onnx", "--int8"], "none.onnx does not exist; expected a graph of enet-export"),
+        (["r.json", "--int8"], "r.json does not exist"),
+        (["--calibration", "r.json"], "--calibration r.json without --int8, expected both"),
+        (["--target", "ort"], "--target ort without --int8, expected both"),
+        (["--int8", "--fp16", "--target", "ort"], "--target ort with --fp16, expected one of them: ONNX Runtime"),
+        (
+            ["--int8", "--target", "ort", "--engine", "trt"],
+            "--target ort with --engine, expected one of them: TensorRT",
+        ),
+        (["--int8", "--calibration", "r.json"], "r.json does not exist; expected a calibration record: make it again"),
+        (["--compute-capability", "8.6"], "--compute-capability without an engine to build, expected --engine too"),
+        (["--engine", "trt", "--compute-capability", "8.6"], "only trt-rtx builds ahead of time"),
+        (["--fp16", "--optimization-level", "3"], "--optimization-level without an engine to build"),
+    ],
+)
+def test_what_does_not_go_together(
+    graphs: dict[str, Path],
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+    arguments: list[str],
+    message: str,
+) -> None:
+    if "trt-rtx" in arguments:
+        pytest.importorskip("tensorrt_rtx", exc_type=ImportError)
+    monkeypatch.chdir(tmp_path)
+    named = {"INT8": str(graphs["int8"]), "FP32": str(graphs["fp32"])}
+    assert cli.main([named.get(argument, argument) for argument in arguments]) == 2
+    assert re.search(message, one_line(capsys))
+    assert not list(tmp_path.iterdir())
+
+
+def test_record_of_other_weights_is_refused(tmp_path: Path, weights: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    net, metadata = load_weights(weights)
+    with torch.no_grad():
+        net.fullconv.bias += 1
+    save_weights(tmp_path / "mine.safetensors", net, metadata)
+    assert cli.main(["--weights", str(tmp_path / "mine.safetensors"), "--int8", "--out", str(tmp_path)]) == 2
+    line = one_line(capsys)
+    assert f"{BUNDLED_RECORD} was calibrated with other weights" in line
+    assert "enet-calibrate DATA --weights WEIGHTS --out RECORD" in line
+    assert [file.name for file in tmp_path.iterdir()] == ["mine.safetensors"]
+
+
+def test_weights_that_are_no_numbers_are_refused(tmp_path: Path, weights: Path) -> None:
+    net, metadata = load_weights(weights)
+    with torch.no_grad():
+        net.stage2[3].branch[0].weight[0] = float("nan")
+    save_weights(tmp_path / "nan.safetensors", net, metadata)
+    with pytest.raises(ArtifactError, match=r"values in stage2.3.branch.0.weight that are NaN or infinite"):
+        to_onnx(tmp_path / "nan.safetensors", tmp_path / "enet.onnx")
+
+
+def test_metadata_says_the_precision(graphs: dict[str, Path]) -> None:
+    for precision, path in graphs.items():
+        props = {p.key: p.value for p in onnx.load(path).metadata_props}
+        metadata = Metadata.from_text(props["enet_deploy"], path)
+        assert metadata.precision == precision and ("calibration" in metadata.details) == ("int8" in precision)
+
+
+def test_data_of_other_classes_is_refused(scenes: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "val").symlink_to(scenes / "val")
+    (tmp_path / "classes.json").write_text('{"names": ["floor", "wall"], "colors": [[0, 0, 0], [9, 9, 9]]}')
+    out = tmp_path / "out"
+    assert cli.main(["--fp16", "--size", "96x128", "--data", str(tmp_path), "--out", str(out)]) == 2
+    assert "has the classes floor, wall, but the weights know sky, building" in one_line(capsys)
+    assert not out.exists()
+
+
+def test_help_where_the_user_has_no_home(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    def no_home() -> Path:
+        raise RuntimeError("Could not determine home directory.")
+
+    monkeypatch.delenv("XDG_CACHE_HOME", raising=False)
+    monkeypatch.setattr(Path, "home", no_home)
+    assert cache_folder().name.startswith("enet_deploy-")
+    with pytest.raises(SystemExit) as stopped:
+        cli.main(["--help"])
+    assert stopped.value.code == 0 and "--timing-cache" in capsys.readouterr().out

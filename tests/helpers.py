@@ -1,0 +1,137 @@
+"""What several test files build on: small data sets, image files, a graph, a stored run."""
+
+from __future__ import annotations
+
+import zlib
+from pathlib import Path
+from typing import Any
+
+import cv2
+import numpy as np
+import onnx
+from onnx import TensorProto, helper, numpy_helper
+
+import enet_deploy.data.scenes
+from enet_deploy import CAMVID
+from enet_deploy.artifacts import METADATA_KEY, Metadata
+from enet_deploy.benchmarks.statistics import summary
+
+ROOT = Path(__file__).parent.parent
+
+SIZE = (96, 128)  # of the fixtures: small enough that a test takes milliseconds
+
+FIRST_SEED = {"train": 0, "val": 1000}
+
+
+def write_scenes(root: Path, counts: dict[str, int]) -> Path:
+    """A data set in the SegNet layout: counts["train"] scenes in train/ and trainannot/, and so on."""
+    for split, count in counts.items():
+        first = FIRST_SEED[split]
+        enet_deploy.data.scenes.write_scenes(root, split, range(first, first + count), SIZE)
+    return root
+
+
+def save(path: Path, pixels: np.ndarray) -> Path:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    assert cv2.imwrite(str(path), pixels)
+    return path
+
+
+def image(height: int = 6, width: int = 8) -> np.ndarray:
+    return np.full((height, width, 3), (10, 20, 30), np.uint8)
+
+
+def label_map(value: int = 3, height: int = 6, width: int = 8) -> np.ndarray:
+    return np.full((height, width), value, np.uint8)
+
+
+def claim(path: Path, side: int) -> None:
+    """An image file of a few bytes that says it has `side` rows and columns."""
+    png = cv2.imencode(".png", label_map())[1].tobytes()
+    header = png[12:16] + side.to_bytes(4, "big") * 2 + png[24:29]
+    path.write_bytes(png[:12] + header + zlib.crc32(header).to_bytes(4, "big") + png[33:])
+
+
+def write_graph(path: Path, precision: str = "fp32", unknown_operation: bool = False) -> Path:
+    """The least graph of the deployed kind: frames (1, 16, 16, 3) uint8 -> labels (1, 16, 16) uint8."""
+    type_ = TensorProto.FLOAT16 if precision == "fp16" else TensorProto.FLOAT
+    kernel = np.random.default_rng(0).normal(size=(4, 3, 3, 3))
+    weight = numpy_helper.from_array(kernel.astype(helper.tensor_dtype_to_np_dtype(type_)), "weight")
+    nodes = [
+        helper.make_node("Cast", ["frames"], ["numbers"], to=type_),
+        helper.make_node("Transpose", ["numbers"], ["image"], perm=[0, 3, 1, 2]),
+        helper.make_node("Conv", ["image", "weight"], ["scores"], pads=[1, 1, 1, 1]),
+        helper.make_node("ArgMax", ["scores"], ["ids"], axis=1, keepdims=0),
+        helper.make_node("Cast", ["ids"], ["labels"], to=TensorProto.UINT8),
+    ]
+    if unknown_operation:
+        nodes[3].input[0] = "sharp"
+        nodes.insert(3, helper.make_node("Sharpen", ["scores"], ["sharp"], "decoder/sharpen", domain="elsewhere"))
+    graph = helper.make_graph(
+        nodes,
+        "least",
+        [helper.make_tensor_value_info("frames", TensorProto.UINT8, (1, 16, 16, 3))],
+        [helper.make_tensor_value_info("labels", TensorProto.UINT8, (1, 16, 16))],
+        [weight],
+    )
+    opsets = [helper.make_opsetid("", 18), helper.make_opsetid("elsewhere", 1)]
+    model = helper.make_model(graph, opset_imports=opsets, ir_version=10)
+    metadata = Metadata(CAMVID, (110.0, 108.0, 105.0), (78.0, 79.0, 78.0), (16, 16), precision)
+    model.metadata_props.add(key=METADATA_KEY, value=metadata.to_text())
+    onnx.save_model(model, path)
+    return path
+
+
+ROUNDS = [0, 1, 2, 0, 1] * 2  # how the machine drifts, the same for all
+
+
+def result(
+    backend: str, precision: str, ms: float, agreement: float, miou: float, layout: str | None = None
+) -> dict[str, Any]:
+    """A runner's part of a stored run: ten rounds of two calls."""
+    samples = [ms * (1 + 0.02 * drift) + extra for drift in ROUNDS for extra in (0, 0.1)]
+    stages = {"pre": [1.0], "infer": samples, "post": [0.5], "total": [ms + 1.5]}
+    return {
+        "backend": backend, "device": "cpu", "precision": precision, "layout": layout, "timed": "infer",
+        "artifact": f"a/enet-{precision}.onnx", "runtime": "", "options": {"threads": 0}, "size": [360, 480],
+        "batch": 1, "warm_up": {"calls": 10, "settled": True, "ms": ms},
+        "latency_ms": summary(samples), "stages_ms": {stage: summary(times) for stage, times in stages.items()},
+        "samples_ms": samples, "blocks": [2] * 10, "stream_ms": [ms + 1] * 10,
+        "model_bytes": 1_730_000, "peak_bytes": 182_000_000,
+        "parity": {
+            "agreement": agreement, "frames": [agreement],
+            "flips": {"boundary": 0.9 * (1 - agreement), "interior": 0.1 * (1 - agreement), "band": 0.2},
+            "max_abs_logit": 0.5, "p99_abs_logit": 0.01,
+            "unpool_flips": None if backend == "torch" else {"bottleneck1_0": 0.0, "bottleneck2_0": 0.125},
+            "miou": agreement, "dice": agreement, "per_class": {},
+        },
+        "accuracy": {
+            "pixel_accuracy": 0.9, "dice": miou + 0.1, "miou": miou, "class_average": 0.8,
+            "per_class": {"sky": {"iou": miou, "dice": 0.8}, "a|<b>$x$": {"iou": None, "dice": None}},
+            "absent": ["a|<b>$x$"], "void_counts": False, "confusion": [[90, 10, 0], [20, 80, 0], [5, 5, 0]],
+        },
+        "profile": None,
+    }  # fmt: skip
+
+
+def stored() -> dict[str, Any]:
+    """A run as `--json` has it, but for what is worked out."""
+    return {
+        "schema": 2,
+        "partial": False,
+        "environment": {
+            "time": "2026-11-23T07:00:00+0000", "processor": "A Processor", "cores": 2, "system": "Linux",
+            "governor": None, "omp_num_threads": None, "commit": "0123456789abcdef", "packages": {"openvino": "2026.4"},
+            "gpus": [{"name": "NVIDIA H100", "driver": "580.159"}, {"name": "NVIDIA T4", "driver": "580.159"}],
+        },
+        "load": {"others": 0.0, "stolen": 0.01},
+        "images": {"count": 101, "size": [360, 480], "data": "camvid", "split": "val", "video": None},
+        "peaks": None,
+        "reference": {"backend": "torch", "accuracy": result("torch", "fp32", 60, 1.0, 0.742)["accuracy"]},
+        "results": [
+            result("torch", "fp32", 60, 1.0, 0.742),
+            result("openvino", "fp32", 20, 0.9999999, 0.742),
+            result("openvino", "int8", 15, 0.994, 0.7415, "all"),
+        ],
+        "sweep": [],
+    }  # fmt: skip

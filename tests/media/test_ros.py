@@ -1,0 +1,244 @@
+"""ROS without ROS: messages of real bags, which rosbags writes and reads, the node's logic, enet-segment of a bag."""
+
+from __future__ import annotations
+
+import json
+import sys
+import zlib
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import cv2
+import numpy as np
+import numpy.typing as npt
+import pytest
+from helpers import ROOT, SIZE
+
+from enet_deploy import CAMVID, DataError, open_runner
+from enet_deploy.commands.segment import main
+from enet_deploy.data.scenes import street_scene
+from enet_deploy.images import overlay
+from enet_deploy.media.ros import image_fields, to_bgr
+
+pytest.importorskip("rosbags")
+from rosbags import highlevel, rosbag1, rosbag2
+from rosbags.typesys import Stores, get_typestore
+
+sys.path.insert(0, str(ROOT / "examples" / "ros2_node"))
+from enet_segmentation.segmentation import Segmentation
+
+TOPIC = "/camera/image_raw"
+FRAMES = [street_scene(seed, SIZE)[0] for seed in range(3)]
+STAMPS = [1_700_000_000_000_000_123, 1_700_000_000_040_000_456, 1_700_000_002_000_000_789]  # of the camera
+LATE = 7_000_000  # ns until the bag has a message
+RED = np.full((4, 6, 3), (10, 20, 200), np.uint8)
+
+
+def message_types(is_ros1: bool) -> Any:
+    return get_typestore(Stores.ROS1_NOETIC if is_ros1 else Stores.ROS2_HUMBLE)
+
+
+def make_image(types: Any, is_ros1: bool, stamp: int, fields: dict[str, Any], kind: str = "Image") -> Any:
+    sequence = {"seq": 5} if is_ros1 else {}
+    time = types.types["builtin_interfaces/msg/Time"](sec=stamp // 10**9, nanosec=stamp % 10**9)
+    header = types.types["std_msgs/msg/Header"](stamp=time, frame_id="front", **sequence)
+    return types.types[f"sensor_msgs/msg/{kind}"](header=header, **fields)
+
+
+def write_bag(
+    path: Path, kind: str = "Image", fields: list[dict[str, Any]] | None = None, more: Sequence[str] = ()
+) -> Path:
+    """A bag with these images, and topics for more; by its suffix of ROS 1, or of ROS 2 as one file or as a folder."""
+    is_ros1 = path.suffix == ".bag"
+    types = message_types(is_ros1)
+    folder = path.with_suffix("")
+    storage = rosbag2.StoragePlugin.MCAP if path.suffix == ".mcap" else rosbag2.StoragePlugin.SQLITE3
+    writer: Any = rosbag1.Writer(path) if is_ros1 else rosbag2.Writer(folder, version=9, storage_plugin=storage)
+    with writer:
+        images = writer.add_connection(TOPIC, f"sensor_msgs/msg/{kind}", typestore=types)
+        for topic in more:
+            writer.add_connection(topic, f"sensor_msgs/msg/{kind}", typestore=types)
+        names = writer.add_connection("/chatter", "std_msgs/msg/String", typestore=types)
+        for stamp, one in zip(STAMPS, fields or [image_fields(frame) for frame in FRAMES], strict=False):
+            message = make_image(types, is_ros1, stamp, one, kind)
+            text = types.types["std_msgs/msg/String"](data="hello")
+            for connection, what in ((images, message), (names, text)):
+                serialize = types.serialize_ros1 if is_ros1 else types.serialize_cdr
+                writer.write(connection, stamp + LATE, serialize(what, connection.msgtype))
+    if path.suffix == ".mcap":
+        (folder / f"{folder.name}.mcap").rename(path)
+    return path if path.suffix else folder
+
+
+def messages(path: Path, topic: str) -> Iterator[tuple[int, Any]]:
+    """When the bag had it, and the message."""
+    with highlevel.AnyReader([path]) as reader:
+        connections = [c for c in reader.connections if c.topic == topic]
+        for connection, received, data in reader.messages(connections):
+            yield received, reader.deserialize(data, connection.msgtype)
+
+
+@pytest.mark.parametrize("source", ["drive.bag", "drive.mcap", "drive"])
+@pytest.mark.parametrize("result", ["labels.bag", "labels.mcap"])
+def test_labels_of_a_bag_have_its_stamps(exported: Path, tmp_path: Path, source: str, result: str) -> None:
+    bag = write_bag(tmp_path / source)
+    out = tmp_path / result
+    assert main([str(exported), str(bag), "--topic", TOPIC, "--out", str(out)]) == 0
+    found = list(messages(out, f"{TOPIC}/labels"))
+    assert [received for received, _ in found] == [stamp + LATE for stamp in STAMPS]
+    with open_runner(exported) as runner:
+        for stamp, frame, (_, message) in zip(STAMPS, FRAMES, found, strict=True):
+            assert message.header.stamp.sec * 10**9 + message.header.stamp.nanosec == stamp
+            assert (message.header.frame_id, message.encoding, message.step) == ("front", "mono8", SIZE[1])
+            assert np.array_equal(message.data.reshape(SIZE), runner.segment(frame))
+    ((_, classes),) = messages(out, f"{TOPIC}/classes")
+    assert json.loads(classes.data) == CAMVID.to_json()
+    assert not list(tmp_path.glob(".*"))
+
+
+def test_compressed_images_of_a_bag_and_a_video_of_them(
+    exported: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    av = pytest.importorskip("av")
+    jpegs = [{"format": "jpeg", "data": cv2.imencode(".jpg", frame)[1].reshape(-1)} for frame in FRAMES]
+    bag = write_bag(tmp_path / "drive.mcap", "CompressedImage", jpegs)
+    monkeypatch.chdir(tmp_path)
+    assert main([str(exported), str(bag), "--topic", TOPIC, "--out", "drive.mp4"]) == 0
+    with av.open("drive.mp4") as video:
+        times = [float(frame.time) for frame in video.decode(video=0)]
+    assert times == pytest.approx([0, 0.040000333, 2.000000666], abs=2e-6)
+    assert main([str(exported), str(bag)]) == 0  # by default a bag, of the one topic that there is
+    assert len(list(messages(tmp_path / "drive-segmented.mcap", f"{TOPIC}/labels"))) == 3
+
+
+def test_damaged_messages_are_counted_and_skipped(
+    exported: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    fields = [image_fields(frame) for frame in FRAMES]
+    fields[0]["height"] += 1
+    fields[1]["encoding"] = "depth"
+    out = tmp_path / "labels.mcap"
+    bag = write_bag(tmp_path / "drive.bag", fields=fields)
+    assert main([str(exported), str(bag), "--topic", TOPIC, "--out", str(out)]) == 0
+    told = capsys.readouterr().err
+    assert "1 frame of" in told and "2 could not be decoded" in told and "expected 97 rows of at least 384" in told
+    assert [received for received, _ in messages(out, f"{TOPIC}/labels")] == [STAMPS[2] + LATE]
+
+
+@pytest.mark.parametrize(
+    ("name", "topic", "message"),
+    [
+        ("drive.bag", "/front", f"has no images under --topic /front, expected {TOPIC}"),
+        ("drive.bag", "/chatter", f"has no images under --topic /chatter, expected {TOPIC}"),
+        ("cut.bag", TOPIC, "cut.bag cannot be read as a ROS bag"),
+        ("cut.mcap", TOPIC, "cut.mcap cannot be read as a ROS bag"),
+        ("nowhere.mcap", TOPIC, "nowhere.mcap does not exist; expected a ROS bag"),
+        ("many.bag", None, f"many.bag needs a --topic, expected {TOPIC} or /rear"),
+    ],
+)
+def test_bad_bag_is_explained(
+    exported: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], name: str, topic: str | None, message: str
+) -> None:
+    write_bag(tmp_path / "drive.bag")
+    write_bag(tmp_path / "many.bag", more=("/rear",))
+    (tmp_path / "cut.bag").write_bytes((tmp_path / "drive.bag").read_bytes()[:5000])
+    (tmp_path / "cut.mcap").write_bytes(b"\x89MCAP0\r\n" + bytes(100))
+    options = [] if topic is None else ["--topic", topic]
+    assert main([str(exported), str(tmp_path / name), *options, "--out", str(tmp_path / "a.bag")]) == 2
+    told = capsys.readouterr().err
+    assert message in told and told.count("\n") == 1
+    assert not (tmp_path / "a.bag").exists()
+
+
+def padded(pixels: npt.NDArray[Any], encoding: str, is_bigendian: int = 0) -> dict[str, Any]:
+    """Fields of an image whose rows have four bytes more than pixels, as cameras' DMA leaves them."""
+    height, width = pixels.shape[:2]
+    rows = np.ascontiguousarray(pixels).view(np.uint8).reshape(height, -1)
+    data = np.pad(rows, ((0, 0), (0, 4)), constant_values=99)
+    return {
+        "height": height, "width": width, "encoding": encoding, "is_bigendian": is_bigendian,
+        "step": data.shape[1], "data": data.reshape(-1),
+    }  # fmt: skip
+
+
+def mosaic(pattern: str) -> npt.NDArray[np.uint8]:
+    """RED as a sensor with these filters sees it: those of the first two rows, two each."""
+    pixels = np.empty(RED.shape[:2], np.uint8)
+    for index, color in enumerate(pattern):
+        row, column = divmod(index, 2)
+        pixels[row::2, column::2] = RED[row::2, column::2, "bgr".index(color)]
+    return pixels
+
+
+GREY = cv2.cvtColor(RED, cv2.COLOR_BGR2GRAY)
+Y, U, V = cv2.cvtColor(RED, cv2.COLOR_BGR2YUV_I420).reshape(-1)[[0, 24, 30]]  # of limited range, as cameras send them
+ENCODED = {
+    "bgr8": RED,
+    "8UC3": RED,
+    "rgb8": RED[:, :, ::-1],
+    "bgra8": np.dstack([RED, GREY]),
+    "rgba8": np.dstack([RED[:, :, ::-1], GREY]),
+    "mono8": GREY,
+    "mono16": GREY.astype(np.uint16) * 256 + 77,
+    "yuv422": np.tile(np.array([[U, Y], [V, Y]], np.uint8), (4, 3, 1)),
+    "yuv422_yuy2": np.tile(np.array([[Y, U], [Y, V]], np.uint8), (4, 3, 1)),
+    **{f"bayer_{pattern}8": mosaic(pattern) for pattern in ("rggb", "bggr", "gbrg", "grbg")},
+}
+
+
+@pytest.mark.parametrize("encoding", ENCODED)
+def test_encodings_and_padded_rows(encoding: str) -> None:
+    types = message_types(is_ros1=False)
+    pixels = ENCODED[encoding].astype(np.uint16 if encoding == "mono16" else np.uint8)
+    bgr = to_bgr(make_image(types, False, STAMPS[0], padded(pixels, encoding)))
+    expected = np.dstack([GREY] * 3) if encoding.startswith("mono") else RED
+    assert bgr.dtype == np.uint8 and bgr.flags.writeable and bgr.flags.c_contiguous
+    assert np.abs(bgr.astype(int) - expected).max() <= (12 if encoding.startswith("yuv") else 1)
+    if encoding == "mono16":
+        swapped = make_image(types, False, STAMPS[0], padded(pixels.byteswap(), encoding, is_bigendian=1))
+        assert np.array_equal(to_bgr(swapped), bgr)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"encoding": "32FC1"}, "image encoding '32FC1', expected one of bgr8, 8UC3, rgb8"),
+        ({"width": 0}, "for 4x0 (height x width) pixels"),
+        ({"step": 17}, "in rows of 17 bytes, expected 4 rows of at least 18"),
+        ({"data": np.zeros(70, np.uint8)}, "image message of 70 bytes for 4x6"),
+        ({"height": 4_000_000_000}, "for 4000000000x6"),
+        ({"encoding": "yuv422", "width": 5}, "4x5 pixels of yuv422 are no picture"),
+    ],
+)
+def test_message_that_is_not_whole(change: dict[str, Any], message: str) -> None:
+    fields = image_fields(RED) | change
+    with pytest.raises(DataError) as error:
+        to_bgr(make_image(message_types(False), False, STAMPS[0], fields))
+    assert message in str(error.value)
+
+
+def test_logic_of_the_node(exported: Path) -> None:
+    types = message_types(is_ros1=False)
+    with open_runner(exported) as runner:
+        segmentation = Segmentation(runner, alpha=0.3)
+        message = make_image(types, False, STAMPS[0], padded(FRAMES[0], "bgr8"))
+        labels, picture = segmentation(message)
+        ids = runner.segment(FRAMES[0])
+        assert np.array_equal(labels.pop("data").reshape(SIZE), ids)
+        expected = {"height": 96, "width": 128, "encoding": "mono8", "is_bigendian": 0, "step": 128}
+        assert labels == expected
+        assert picture is not None and (picture["encoding"], picture["step"]) == ("bgr8", 384)
+        assert np.array_equal(picture["data"].reshape(*SIZE, 3), overlay(FRAMES[0], ids, CAMVID, 0.3))
+        assert segmentation(message, with_overlay=False)[1] is None
+        assert json.loads(segmentation.classes)["names"] == list(CAMVID.names)
+
+
+def test_compressed_image_of_a_kilobyte_does_not_take_all_memory() -> None:
+    png = cv2.imencode(".png", np.zeros((1, 1), np.uint8))[1].tobytes()
+    header = b"IHDR" + (32_000).to_bytes(4, "big") * 2 + png[24:29]
+    bomb = png[:12] + header + zlib.crc32(header).to_bytes(4, "big") + png[33:]
+    message = SimpleNamespace(format="png", data=np.frombuffer(bomb, np.uint8))
+    with pytest.raises(DataError, match=r"^compressed image of .* and format 'png' says it is 32000x32000"):
+        to_bgr(message)

@@ -1,0 +1,338 @@
+"""What is particular to one backend: its options, its devices, the precision it really computes in."""
+
+from __future__ import annotations
+
+import sys
+import time
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+import pytest
+from helpers import SIZE
+
+from enet_deploy import BackendError, InputError, open_runner
+from enet_deploy.data.scenes import street_scene
+from enet_deploy.images import UInt8Array
+from enet_deploy.runners.openvino_runner import OpenVinoRunner
+from enet_deploy.runners.ort_runner import OrtRunner, _int8_overflows
+from enet_deploy.runners.torch_runner import without_tf32
+
+
+@pytest.fixture(scope="module")
+def batches() -> list[UInt8Array]:
+    """Four different batches of one frame."""
+    return [street_scene(seed, SIZE)[0][None] for seed in range(4)]
+
+
+# PyTorch on CUDA
+
+
+def test_torch_on_cuda_computes_without_tf32(
+    weights: Path, batches: list[UInt8Array], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """On the CPU, said to be CUDA: what convolutions there would be allowed to do."""
+    torch = pytest.importorskip("torch")
+    conv = torch.backends.cudnn.conv
+    monkeypatch.setattr("enet_deploy.runners.torch_runner.torch_device", lambda _: torch.device("cpu"))
+    before, seen = conv.fp32_precision, []
+    for device in ("cuda", "cpu"):
+        with open_runner(weights, "torch", device, size=SIZE) as runner:
+            runner._segmenter.net.register_forward_hook(lambda *_: seen.append(conv.fp32_precision))  # type: ignore[attr-defined]
+            runner.infer(batches[0])
+            runner.logits(batches[0])
+            assert ("TF32 off" in runner.spec.runtime) == (device == "cuda")
+    assert seen == ["ieee", "ieee", before, before] and before != "ieee"
+    assert conv.fp32_precision == before
+
+
+def test_tf32_comes_back_after_the_last_of_several_threads() -> None:
+    torch = pytest.importorskip("torch")
+    conv = torch.backends.cudnn.conv
+    before = conv.fp32_precision
+
+    def use(_: int) -> str:
+        with without_tf32():
+            time.sleep(0.001)  # the others come
+            return str(conv.fp32_precision)
+
+    with ThreadPoolExecutor(8) as pool:
+        assert set(pool.map(use, range(32))) == {"ieee"}
+    with pytest.raises(ZeroDivisionError), without_tf32():
+        _ = 1 / 0
+    assert conv.fp32_precision == before != "ieee"
+
+
+# OpenVINO
+
+
+def test_openvino_keeps_the_precision_of_the_graph(exported: Path, weights: Path, batches: list[UInt8Array]) -> None:
+    pytest.importorskip("openvino")
+    pytest.importorskip("torch")
+    frames = np.concatenate(batches)
+    # Left to itself it computes in bfloat16 where the CPU can, and some 2 % of the labels change
+    with open_runner(exported, "openvino") as runner, open_runner(weights, size=SIZE) as reference:
+        assert (runner.infer(frames) == reference.infer(frames)).mean() >= 0.9999
+
+
+@pytest.mark.parametrize("hint", ["latency", "throughput"])
+def test_openvino_streams_what_it_infers(exported: Path, batches: list[UInt8Array], hint: str) -> None:
+    pytest.importorskip("openvino")
+    with OpenVinoRunner(exported, threads=2, hint=hint) as runner:
+        expected = [runner.infer(batch) for batch in batches]
+        # The copies that strided and read-only frames are turned into live until their labels are out
+        flipped = (batch[:, :, ::-1].copy()[:, :, ::-1] for batch in batches)
+        read_only = (np.frombuffer(batch.tobytes(), np.uint8).reshape(batch.shape) for batch in batches)
+        for frames in (flipped, read_only):
+            np.testing.assert_array_equal(list(runner.stream(frames, depth=4)), expected)
+
+
+def test_openvino_infers_while_a_stream_is_open(exported: Path, batches: list[UInt8Array]) -> None:
+    pytest.importorskip("openvino")
+    with OpenVinoRunner(exported, threads=1) as runner:
+        expected = [runner.infer(batch) for batch in batches]
+        for labels, wanted in zip(runner.stream(batches, depth=3), expected, strict=True):
+            np.testing.assert_array_equal(runner.infer(batches[0]), expected[0])
+            np.testing.assert_array_equal(labels, wanted)
+
+
+def test_openvino_caches_what_it_compiled(exported: Path, tmp_path: Path, batches: list[UInt8Array]) -> None:
+    pytest.importorskip("openvino")
+    labels = []
+    for _ in range(2):
+        with OpenVinoRunner(exported, cache=tmp_path / "a" / "b") as runner:
+            labels.append(runner.infer(batches[0]))
+    assert len(list((tmp_path / "a" / "b").iterdir())) == 1
+    np.testing.assert_array_equal(*labels)
+
+
+@pytest.mark.parametrize(
+    ("options", "error", "message"),
+    [
+        ({"device": "cuda"}, BackendError, "device 'cuda' for openvino, expected cpu"),
+        ({"hint": "speed"}, InputError, "hint 'speed', expected latency or throughput"),
+        ({"threads": -1}, InputError, "threads -1, expected a whole number, 0 for one per core"),
+        ({"threads": "all"}, InputError, "threads 'all', expected a whole number"),
+        ({"cache": "{exported}"}, InputError, "cache .*onnx: .*exists.*; expected a folder, or where one can be made"),
+    ],
+)
+def test_openvino_refuses(exported: Path, options: dict[str, Any], error: type[Exception], message: str) -> None:
+    pytest.importorskip("openvino")
+    options = {key: exported if value == "{exported}" else value for key, value in options.items()}
+    with pytest.raises(error, match=message):
+        open_runner(exported, "openvino", **options)
+
+
+# ONNX Runtime on CUDA: which calls are made, by a stand-in for the package; whether they work needs a GPU
+
+
+class Session:
+    """What `onnxruntime.InferenceSession` is made with and told; signature and metadata are the real file's."""
+
+    def __init__(self, real: Any, calls: list[Any]) -> None:
+        self.get_inputs, self.get_outputs, self.get_modelmeta = real.get_inputs, real.get_outputs, real.get_modelmeta
+        self.calls = calls
+        self.provider = ""
+
+    def get_providers(self) -> list[str]:
+        return [self.provider, "CPUExecutionProvider"]
+
+    def io_binding(self) -> SimpleNamespace:
+        return SimpleNamespace(
+            bind_ortvalue_input=lambda name, value: self.calls.append(("input", name, value)),
+            bind_output=lambda *arguments: self.calls.append(("output", *arguments)),
+        )
+
+    def run_with_iobinding(self, binding: Any) -> None:
+        self.calls.append(("run",))
+
+
+class DeviceValue:
+    """`onnxruntime.OrtValue` on a device."""
+
+    def __init__(self, array: UInt8Array, device: str, index: int) -> None:
+        self.array, self.device, self.index, self.updates = array, device, index, 0
+
+    def shape(self) -> list[int]:
+        return list(self.array.shape)
+
+    def update_inplace(self, array: UInt8Array) -> None:
+        self.updates += 1
+
+
+class FakeOrt:
+    """onnxruntime-gpu, as far as the runner calls it. `made` holds (provider, options, session config) per session, and
+    "preload" where libraries were loaded."""
+
+    __version__, __file__ = "1.99", "/site/onnxruntime/__init__.py"
+    OrtValue = SimpleNamespace(ortvalue_from_numpy=DeviceValue)
+
+    def __init__(self, real: Any) -> None:
+        self.real = real
+        self.made: list[Any] = []
+        self.calls: list[Any] = []
+        self.falls_back, self.fails = False, ""
+
+    def preload_dlls(self) -> None:
+        print("Failed to load libcurand.so.10")
+        self.made.append("preload")
+
+    def get_available_providers(self) -> list[str]:
+        return ["TensorrtExecutionProvider", "CUDAExecutionProvider", "CPUExecutionProvider"]
+
+    def SessionOptions(self) -> Any:
+        config: dict[str, str] = {}
+        return SimpleNamespace(config=config, add_session_config_entry=config.__setitem__)
+
+    def InferenceSession(self, path: str, options: Any, providers: list[Any], enable_fallback: int) -> Session:
+        assert not enable_fallback
+        session = Session(self.real.InferenceSession(path), self.calls)
+        ((session.provider, choices),) = providers
+        self.made.append((session.provider, choices, options.config))
+        if self.fails and session.provider != "CPUExecutionProvider":
+            raise RuntimeError(self.fails)
+        if self.falls_back:
+            session.provider = "CPUExecutionProvider"
+        return session
+
+
+@pytest.fixture
+def fake_ort(monkeypatch: pytest.MonkeyPatch) -> Iterator[FakeOrt]:
+    fake = FakeOrt(pytest.importorskip("onnxruntime"))
+    monkeypatch.setitem(sys.modules, "onnxruntime", fake)  # type: ignore[arg-type]
+    yield fake
+
+
+STRICT = {"session.disable_cpu_ep_fallback": "1"}
+
+
+def test_cuda_gets_its_frames_in_one_buffer_of_the_device(
+    exported: Path, fake_ort: FakeOrt, batches: list[UInt8Array]
+) -> None:
+    with open_runner(exported, "ort", "cuda:1") as runner:
+        assert (runner.spec.device, runner.spec.runtime) == ("cuda:1", "CUDAExecutionProvider")
+        outs = [runner.infer(batch) for batch in batches[:2]]
+        runner.infer(np.concatenate(batches))  # another shape: another buffer
+    assert fake_ort.made == ["preload", ("CUDAExecutionProvider", {"device_id": "1", "use_tf32": "0"}, STRICT)]
+    values = [call[2] for call in fake_ort.calls if call[:2] == ("input", "frames")]
+    assert values[0] is values[1] and values[0].updates == 1 and values[2] is not values[0]
+    assert (values[0].device, values[0].index) == ("cuda", 1)
+    bound = [call for call in fake_ort.calls if call[0] == "output"]
+    assert bound[1] == ("output", "labels", "cpu", 0, np.uint8, (1, *SIZE), outs[1].ctypes.data)
+    assert [call[0] for call in fake_ort.calls] == ["input", "output", "run"] * 3
+
+
+def test_tensorrt_provider_is_allowed_the_graphs_precision_alone(exported: Path, fake_ort: FakeOrt) -> None:
+    with open_runner(exported, "ort", "cuda", provider="tensorrt"):
+        pass
+    preloaded, only_metadata, tensorrt = fake_ort.made
+    assert preloaded == "preload"
+    assert only_metadata == ("CPUExecutionProvider", {}, {})
+    choices = {"device_id": "0", "trt_fp16_enable": "0", "trt_int8_enable": "0"}
+    assert tensorrt == ("TensorrtExecutionProvider", choices, STRICT)
+
+
+def test_onnxruntime_that_falls_back_or_fails_is_an_error(exported: Path, fake_ort: FakeOrt) -> None:
+    fake_ort.falls_back = True
+    with pytest.raises(BackendError, match="'cuda' was asked for and onnxruntime fell back to CPUExecutionProvider"):
+        open_runner(exported, "ort", "cuda")
+    fake_ort.fails = "CUDA failure 100: no CUDA-capable device is detected"
+    with pytest.raises(BackendError, match=r"does not run .* with its CUDAExecutionProvider alone on .*: CUDA failure"):
+        open_runner(exported, "ort", "cuda")
+
+
+def test_onnxruntimes_libraries_are_loaded_in_silence_where_it_can(
+    exported: Path, fake_ort: FakeOrt, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with open_runner(exported, "ort", "cuda"):
+        assert capsys.readouterr().out == ""
+    with open_runner(exported, "ort", "cpu"):
+        assert fake_ort.made.count("preload") == 1
+    monkeypatch.delattr(FakeOrt, "preload_dlls")  # before 1.21
+    with open_runner(exported, "ort", "cuda"):
+        pass
+
+
+@pytest.mark.parametrize(
+    ("provider", "library", "cure"),
+    [
+        ("cuda", "libcublasLt.so.13", r"pip install 'enet-deploy\[gpu\]'"),
+        ("cuda", "libcuda.so.1", "install the NVIDIA driver"),
+        ("tensorrt", "libnvinfer.so.10", "install the TensorRT that it was built for"),
+    ],
+)
+def test_library_that_a_provider_lacks_is_named_with_its_cure(
+    exported: Path, fake_ort: FakeOrt, monkeypatch: pytest.MonkeyPatch, provider: str, library: str, cure: str
+) -> None:
+    def load(path: str) -> None:
+        assert path == f"/site/onnxruntime/capi/libonnxruntime_providers_{provider}.so"
+        raise OSError(f"{library}: cannot open shared object file: No such file or directory")
+
+    monkeypatch.setattr("ctypes.CDLL", load)
+    fake_ort.fails = "This session contains graph nodes that are assigned to the default CPU EP"
+    with pytest.raises(BackendError, match=rf"device 'cuda': .* cannot load its .*{library}: .*; {cure}$"):
+        open_runner(exported, "ort", "cuda", provider=provider)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"provider": "cuda"}, "provider 'cuda' on device 'cpu', expected cuda or tensorrt, on a CUDA device"),
+        ({"device": "cuda", "provider": "rocm"}, "provider 'rocm' on device 'cuda', expected cuda or tensorrt"),
+        ({"threads": 1.5}, "threads 1.5, expected a whole number"),
+    ],
+)
+def test_onnxruntime_refuses(exported: Path, options: dict[str, Any], message: str) -> None:
+    with pytest.raises(InputError, match=message):
+        OrtRunner(exported, **options)
+
+
+@pytest.mark.parametrize("device", ["cuda:", "cuda:x", "gpu", "CPU"])
+def test_onnxruntime_knows_its_devices(exported: Path, device: str) -> None:
+    pytest.importorskip("onnxruntime")
+    with pytest.raises(BackendError, match=f"device '{device}' for onnxruntime, expected cpu, cuda or cuda:N"):
+        open_runner(exported, "ort", device)
+
+
+@pytest.mark.parametrize(
+    ("machine", "cpuinfo", "expected"),
+    [
+        ("x86_64", "flags : avx512f avx512_vnni", False),
+        ("AMD64", "flags : avx2 avx_vnni", False),
+        ("x86_64", "flags : avx2", True),
+        ("x86_64", None, True),  # where there is no such file
+        ("aarch64", "Features : asimd", False),
+    ],
+)
+def test_int8_kernels_that_overflow_are_known(
+    machine: str, cpuinfo: str | None, expected: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def read_text(_: Path) -> str:
+        if cpuinfo is None:
+            raise FileNotFoundError
+        return cpuinfo
+
+    monkeypatch.setattr("platform.machine", lambda: machine)
+    monkeypatch.setattr(Path, "read_text", read_text)
+    assert _int8_overflows() == expected
+
+
+@pytest.mark.parametrize("overflows", [True, False])
+def test_precise_int8_is_asked_for_where_it_overflows(
+    exported: Path, overflows: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    entries: list[str] = []
+    ort = pytest.importorskip("onnxruntime")
+
+    class Options(ort.SessionOptions):  # type: ignore[misc]
+        def add_session_config_entry(self, key: str, value: str) -> None:
+            entries.append(f"{key}={value}")
+            super().add_session_config_entry(key, value)
+
+    monkeypatch.setattr(ort, "SessionOptions", Options)
+    monkeypatch.setattr("enet_deploy.runners.ort_runner._int8_overflows", lambda: overflows)
+    with open_runner(exported):
+        assert ("session.x64quantprecision=1" in entries) == overflows
