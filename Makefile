@@ -3,12 +3,13 @@
 
 PYTHON ?= python3
 FUZZ_SECONDS ?= 60
+PARALLEL ?= -n logical --dist worksteal
 BIN := .venv/bin
 INSTALLED := .venv/installed
 WEIGHTS := enet_deploy/weights/enet-camvid.safetensors
 MINIMAL := .venv-minimal
 
-.PHONY: demo gpu test test-minimal fuzz lint clean
+.PHONY: demo gpu test test-fast test-minimal fuzz lint clean
 
 demo: $(INSTALLED) ## fp32 and int8 on PyTorch, ONNX Runtime and OpenVINO side by side with a report; an engine for an RTX 3060
 	$(BIN)/enet-export --logits --out demo
@@ -24,14 +25,17 @@ gpu: $(INSTALLED) ## measures this machine's NVIDIA card in under ten minutes: g
 	$(BIN)/python -m enet_deploy.benchmarks.gpu $(if $(CAMVID_DIR),--data $(CAMVID_DIR)) $(ARGS)
 
 test: $(INSTALLED) lint ## lint, types, tests
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest $(PARALLEL)
+
+test-fast: $(INSTALLED) lint ## the same without the tests that take seconds each
+	$(BIN)/python -m pytest $(PARALLEL) -m "not slow"
 
 # No constraints: what comes out of the index today. Not installed itself: the tests then import the checkout.
 test-minimal: ## the tests with the newest releases, a headless OpenCV, and no OpenVINO, TensorRT, PyAV or rosbags
 	test -x $(MINIMAL)/bin/python || $(PYTHON) -m venv $(MINIMAL)
 	$(MINIMAL)/bin/pip install -q --upgrade torch numpy opencv-python-headless safetensors onnx onnxscript onnxruntime \
-		tqdm jinja2 matplotlib rich psutil pytest hypothesis
-	$(MINIMAL)/bin/python -m pytest
+		tqdm jinja2 matplotlib rich psutil pytest pytest-xdist hypothesis
+	$(MINIMAL)/bin/python -m pytest $(PARALLEL)
 
 fuzz: $(INSTALLED) ## every reader of foreign files against damaged ones, for so many seconds
 	OMP_NUM_THREADS=1 $(BIN)/python tests/fuzz.py $(FUZZ_SECONDS)
