@@ -20,17 +20,19 @@ import numpy.typing as npt
 import onnx
 import pytest
 import tensorrt_standin
+import torch
 from conftest import SIZE
 from onnx import TensorProto, helper
 
 from enet_deploy import CAMVID, BackendError, InputError, Runner, Spec
 from enet_deploy.artifacts import EngineCard, Metadata
-from enet_deploy.benchmarks import contract, gpu, gpu_page, gpu_steps_cli
+from enet_deploy.benchmarks import contract, gpu, gpu_page, gpu_steps_cli, training
 from enet_deploy.benchmarks.gpu_findings import REHEARSAL, Findings, Settings
 from enet_deploy.benchmarks.profiling import Kernel, expected_seconds, kernels
 from enet_deploy.data import UInt8Array
 from enet_deploy.errors import RequirementError
 from enet_deploy.export import to_engine, to_onnx
+from enet_deploy.recipe import Recipe
 
 SHORT = dataclasses.replace(REHEARSAL, sizes=(SIZE,))
 ON_STAND_IN = dataclasses.replace(SHORT, rehearsal=False, flavour="trt")
@@ -41,7 +43,7 @@ def work(exported: Path, tmp_path: Path) -> Path:
     """A run's folder with its graphs, which take long to export."""
     folder = tmp_path / "work"
     folder.mkdir()
-    for precision in ("fp32", "fp16"):
+    for precision in ("fp32", "fp16", "int8"):
         shutil.copy(exported, folder / f"enet-{precision}-{SIZE[0]}x{SIZE[1]}-dynamic.onnx")
     return folder
 
@@ -237,7 +239,41 @@ def test_steps_of_a_rehearsal(work: Path) -> None:
     code, found = step("pytorch-compiled", SHORT, work)
     assert code == 0 and all("skipped" in row for row in found["findings"])
     code, found = step("train-speed", SHORT, work)
-    assert code == 0 and [row["images_s"] > 0 for row in found["findings"]] == [True] * 3
+    assert code == 0 and {row["how"] for row in found["findings"] if "skipped" in row} == {"CUDA graph"}
+    assert [row["images_s"] > 0 for row in found["findings"] if "skipped" not in row] == [True] * 3
+
+
+def test_training_steps_are_timed_each_way(scenes: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    asked = []
+
+    def this_trainer(data: Any, recipe: Recipe, device: str, out: Path, compiled: bool, captured: bool) -> None:
+        asked.append((recipe.amp, compiled, captured))
+
+    monkeypatch.setattr(training, "this_trainer", this_trainer)
+    monkeypatch.setattr(training, "usual_loop", lambda *_: None)
+    monkeypatch.setattr(training, "measure", lambda *_: {"it": 4.0})
+    for name in ("_require", "_require_compile"):
+        monkeypatch.setattr(gpu_steps_cli, name, lambda *_: None)
+    settings = dataclasses.replace(ON_STAND_IN, data=str(scenes))
+    found = [row for name in ("speed", "compiled") for row in step(f"train-{name}", settings, tmp_path)[1]["findings"]]
+    assert [row["step_ms"] for row in found] == [250.0] * len(gpu_steps_cli.TRAINED)
+    rest = [(True, False, True), (False, False, True), (True, False, False), (False, False, False)]
+    assert asked == [*rest, (True, True, False)]
+
+
+def test_where_torch_compile_does_not_work_its_rows_say_why(
+    scenes: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def broken(*_: object) -> None:
+        raise RuntimeError("no C compiler\nadvice")
+
+    monkeypatch.setattr(torch, "compile", broken)
+    monkeypatch.setattr(gpu_steps_cli, "_require", lambda *_: None)
+    settings = dataclasses.replace(ON_STAND_IN, data=str(scenes))
+    for name in ("train-compiled", "pytorch-compiled"):
+        code, found = step(name, settings, tmp_path)
+        assert code == 0 and found["findings"]
+        assert all(row["skipped"].endswith("no C compiler") for row in found["findings"])
 
 
 def test_rehearsal_compiles_an_engine_ahead_of_time(work: Path) -> None:
@@ -296,6 +332,9 @@ def test_engines_run_and_are_held_against_pytorch(work: Path, monkeypatch: pytes
         assert code == 0
         assert [row["graphs"] for row in rows(found, table="speed", memory="host")] == ["yes", "no"]
         assert [row["batch"] for row in rows(found, table="batches", memory="host")] == [1, 2]
+        code, found = step("throughput-int8", ON_STAND_IN, work)
+        assert code == 0 and all(row["fps"] > 0 for row in found["findings"])
+        assert [(row["precision"], row["batch"]) for row in found["findings"]] == [("int8", 1), ("int8", 2)]
     assert (card.alive(), card.complaints) == ({}, [])
 
 
@@ -485,11 +524,11 @@ def test_page_shows_what_was_found_and_names_the_fastest_engine() -> None:
         engine | {"precision": "int8", "p50_ms": 0.5, "failed": "no layer <b>computes</b> in int8"},
     ]
     steps = [{"step": "engine", "title": "t", "state": "failed", "reason": "r", "seconds": 1.0, "findings": findings}]
-    report = {"rehearsal": False, "card": "RTX <3060>", "steps": steps, "settings": {}}
+    report = {"rehearsal": False, "card": "RTX <3060>", "steps": steps, "settings": {"sizes": [(360, 480), (512, 512)]}}
     report["environment"] = {"processor": "a", "cores": 1, "time": "now", "commit": "b"}
     assert gpu_page.headline(report).startswith("fp16 at 360x480: 1.250 ms")
     page = gpu_page.as_html(report)
-    for text in ("RTX &lt;3060&gt;", "failed: no layer &lt;b&gt;computes", "99.9700%"):
+    for text in ("RTX &lt;3060&gt;", "failed: no layer &lt;b&gt;computes", "99.9700%", "360x480, 512x512"):
         assert text in page
     steps[0]["findings"] = findings[2:]
     assert gpu_page.headline(report) == "No engine has run: no layer <b>computes</b> in int8"

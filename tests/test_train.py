@@ -976,6 +976,8 @@ def test_captured_steps_are_the_eager_ones_on_a_gpu(scenes: Path, tmp_path: Path
     trainer = Trainer(*splits(scenes), tmp_path, recipe, torch.device("cuda"))
     trainer.model.train()
     captured, parameters = trainer.gradients, list(trainer.objective.parameters())
+    plain = Trainer(*splits(scenes), tmp_path, recipe, torch.device("cuda"), captured=False)
+    assert isinstance(captured, CapturedGradients) and not isinstance(plain.gradients, CapturedGradients)
     variants = [(False, False), (True, False), (True, True), (False, True), (False, False)]
     for crop in (32, 32), (48, 64):
         trainer.crops.recipe = dataclasses.replace(recipe, crop=crop)
