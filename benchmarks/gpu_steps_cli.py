@@ -658,7 +658,7 @@ STEPS: dict[str, Step] = {
     "facts": Step("The machine", 45, facts),
     **{f"contract-{name}": Step(f"The contract: {name}", 120, partial(contract, backend=name))
        for name in ("torch", "ort", "trt")},
-    "estimate": Step("What to expect, from first principles", 60, estimate),
+    "estimate": Step("What to expect, from first principles", 120, estimate),  # two exports, by the CPU
     **{f"engine-{name}": Step(f"An engine in {name}", 120, partial(engine, precision=name)) for name in PRECISIONS},
     "speed-trt": Step("Speed: trt", 150, partial(speed, backend="trt")),  # three more engines are built for it
     **{f"speed-{name}": Step(f"Speed: {name}", 90, partial(speed, backend=name)) for name in ("torch", "ort")},

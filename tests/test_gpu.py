@@ -193,15 +193,34 @@ def test_rehearsal_from_end_to_end(tmp_path: Path, capsys: pytest.CaptureFixture
         assert set(file.namelist()) == {f"gpu-rehearsal/{name}" for name in files}
 
 
-def test_without_a_card_it_says_so(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Any) -> None:
-    def none() -> None:
-        raise BackendError("no card in this machine")
+@pytest.mark.parametrize(
+    "arguments",
+    [["--steps", "facts,lunch"], ["--minutes", "0"], ["--split", "test"], ["--data", "nowhere"]],
+    ids=lambda words: " ".join(words),
+)
+def test_wrong_arguments_give_one_line_and_write_nothing(
+    arguments: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert gpu.main(["--rehearse", "--out", str(tmp_path / "out"), *arguments]) == 2
+    error = capsys.readouterr().err
+    assert error.count("\n") == 1 and arguments[1].rpartition(",")[2] in error
+    assert not (tmp_path / "out").exists()
 
-    monkeypatch.setattr(gpu, "find_gpu", none)
-    assert gpu.main(["--out", str(tmp_path / "out")]) == 2
-    assert "no card in this machine; --rehearse" in capsys.readouterr().err
-    assert gpu.main(["--rehearse", "--steps", "facts,lunch", "--out", str(tmp_path / "out")]) == 2
-    assert "--steps lunch" in capsys.readouterr().err
+
+def test_without_a_card_or_the_wanted_tensorrt_it_says_so(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def missing(*_: str) -> None:
+        raise BackendError("not in this machine")
+
+    wanted = ["--out", str(tmp_path / "out"), "--engine", "trt"]
+    monkeypatch.setattr(gpu, "import_tensorrt", missing)
+    monkeypatch.setattr(gpu, "find_gpu", lambda: "a card")
+    assert gpu.main(wanted) == 2
+    assert "not in this machine" in capsys.readouterr().err
+    monkeypatch.setattr(gpu, "find_gpu", missing)
+    assert gpu.main(wanted) == 2
+    assert "not in this machine; --rehearse" in capsys.readouterr().err
     assert not (tmp_path / "out").exists()
 
 
