@@ -91,7 +91,7 @@ def run_all(chosen: Mapping[str, Command], report: Report, work: Path, out: Path
         out: folder of the report.
         seconds: that all may take together.
     """
-    end = time.monotonic() + seconds
+    end, width = time.monotonic() + seconds, 2 + max(map(len, chosen))
     report["steps"] = [
         {"step": name, "title": command.title, "state": NOT_RUN, "reason": "", "seconds": 0.0, "findings": []}
         for name, command in chosen.items()
@@ -103,7 +103,7 @@ def run_all(chosen: Mapping[str, Command], report: Report, work: Path, out: Path
             write(report, out)
         else:
             step["reason"] = f"{seconds / 60:.3g} minutes were over"
-        yield f"{step['step']:<18}{step['state']:<10}{step['seconds']:6.1f} s  {step['reason']}".rstrip()
+        yield f"{step['step']:<{width}}{step['state']:<10}{step['seconds']:6.1f} s  {step['reason']}".rstrip()
 
 
 def run_step(name: str, command: Command, work: Path, out: Path, left: float) -> dict[str, Any]:

@@ -25,10 +25,11 @@ COLUMNS: dict[str, tuple[str, str]] = {
     "kernels": ("kernels", ""), "gflop": ("GFLOP", ".2f"), "least_ms": ("estimate ms", ".3f"),
     "step_ms": ("ms per step", ".1f"), "images_s": ("images/s", ".0f"), "seconds": ("s", ".1f"),
     "epochs": ("epochs", ""), "first_loss": ("first loss", ".3f"), "last_loss": ("last loss", ".3f"),
-    "calls": ("calls", ""), "engine": ("built by", ""),
+    "calls": ("calls", ""),
 }  # fmt: skip
 BARS = ("p50_ms", "fps", "images_s")
-BELOW = {"failed": "failed: ", "skipped": "not here: ", "runtime": "in "}  # in a line of its own below the row
+# In lines of their own below the row
+BELOW = {"failed": "failed: ", "skipped": "not here: ", "engine": "built by ", "runtime": "in "}
 
 # Table -> its title, and what has to be known to read it
 TABLES: dict[str, tuple[str, str]] = {

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import argparse
 import csv
+import dataclasses
 import gc
 import itertools
 import json
@@ -589,6 +590,8 @@ def train_speed(run: Run, rows: Sequence[tuple[str, str, str]]) -> None:
     torch.backends.cudnn.benchmark = True  # as in enet-train
     size, batch = run.settings.sizes[0], run.settings.train_batch
     data = open_data(_training_data(run), "train")
+    # no more than are needed: each trainer reads them all
+    data = dataclasses.replace(data, pairs=tuple(spread(data.pairs, run.settings.train_images)))
     for what, dtype, how in rows:
         with run.found.attempt("training", what=what, dtype=dtype, how=how, batch=batch, size=_words(size)) as note:
             rate = _steps_per_second(run, data, what, dtype, how)
