@@ -629,7 +629,7 @@ def train_minute(run: Run) -> None:
     command = [sys.executable, "-m", "enet_deploy.train_cli", _training_data(run), "--out", str(out), *options]
     shown = {"what": "enet-train, all of it", "dtype": "bfloat16", "batch": run.settings.train_batch, "size": size}
     with run.found.attempt("training", **shown) as note:
-        print(*command, flush=True)
+        print("enet-train DATA --out RUN", *options, flush=True)
         begun = time.perf_counter()
         done = subprocess.run(command, stdout=sys.stdout, stderr=subprocess.STDOUT, cwd=run.work)
         note(seconds=time.perf_counter() - begun)
