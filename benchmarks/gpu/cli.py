@@ -32,12 +32,13 @@ from enet_deploy.environment import environment
 from enet_deploy.errors import BackendError, InputError, RequirementError
 from enet_deploy.files import atomic_write, require_writable, write_json
 from enet_deploy.runners.tensorrt.cuda import find_gpu
-from enet_deploy.runners.tensorrt.library import FLAVOURS
+from enet_deploy.runners.tensorrt.library import FLAVOURS, import_tensorrt
 
 from .findings import REHEARSAL, SCHEMA, Settings
 from .steps import STEPS
 
 MINUTES = 9.5  # of all steps together
+SPLIT = "val"
 LEAST = 5.0  # seconds, with fewer left no step is begun
 KILLED = 10.0  # seconds that a killed process has to end
 
@@ -91,7 +92,7 @@ def run_all(chosen: Mapping[str, Command], report: Report, work: Path, out: Path
         out: folder of the report.
         seconds: that all may take together.
     """
-    end = time.monotonic() + seconds
+    end, width = time.monotonic() + seconds, 2 + max(map(len, chosen))
     report["steps"] = [
         {"step": name, "title": command.title, "state": NOT_RUN, "reason": "", "seconds": 0.0, "findings": []}
         for name, command in chosen.items()
@@ -103,7 +104,7 @@ def run_all(chosen: Mapping[str, Command], report: Report, work: Path, out: Path
             write(report, out)
         else:
             step["reason"] = f"{seconds / 60:.3g} minutes were over"
-        yield f"{step['step']:<18}{step['state']:<10}{step['seconds']:6.1f} s  {step['reason']}".rstrip()
+        yield f"{step['step']:<{width}}{step['state']:<10}{step['seconds']:6.1f} s  {step['reason']}".rstrip()
 
 
 def run_step(name: str, command: Command, work: Path, out: Path, left: float) -> dict[str, Any]:
@@ -207,6 +208,8 @@ def write(report: Report, out: Path) -> None:
 def _settings(args: argparse.Namespace) -> Settings:
     settings = REHEARSAL if args.rehearse else Settings(rehearsal=False)
     data = None
+    if args.data is None and args.split != SPLIT:
+        raise InputError(f"--split {args.split} without --data, expected a data set that has it")
     if args.data is not None:
         open_data(args.data, args.split)
         data = str(Path(args.data).resolve())
@@ -219,6 +222,8 @@ def _gpu(args: argparse.Namespace) -> None:
     unknown = [name for name in args.steps if name not in STEPS]
     if unknown:
         raise InputError(f"--steps {unknown[0]}, expected some of {', '.join(STEPS)}")
+    if args.minutes == 0:
+        raise InputError("--minutes 0, expected more: with none no step is begun")
     settings, card = _settings(args), None
     if settings.rehearsal:  # frames are so small that threads wait for each other, on a busy machine for seconds
         os.environ.setdefault("OMP_NUM_THREADS", "1")
@@ -227,6 +232,8 @@ def _gpu(args: argparse.Namespace) -> None:
             card = str(find_gpu())
         except BackendError as error:
             raise BackendError(f"{error}; --rehearse runs the same on the CPU") from None
+        if args.engine is not None:
+            import_tensorrt(args.engine)  # one that was asked for and is missing is said now, not in the report
     report: Report = {"schema": SCHEMA, "rehearsal": settings.rehearsal, "card": card, "environment": environment()}
     report["settings"] = dataclasses.asdict(settings) | {"data": args.data and Path(args.data).resolve().name}
     out = (args.out or Path(_name(report))).resolve()
@@ -259,7 +266,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         "sent. Exit code 1 where something failed.",
     )
     parser.add_argument("--data", metavar="DATA", help="data set for accuracy and training (default: drawn scenes)")
-    parser.add_argument("--split", default="val", help="of --data, for accuracy (default: val)")
+    parser.add_argument("--split", default=SPLIT, help="of --data, for accuracy (default: %(default)s)")
     parser.add_argument("--out", type=Path, metavar="DIR", help=f"default: {NAME}, of a rehearsal {REHEARSAL_NAME}")
     parser.add_argument("--engine", choices=FLAVOURS, help="TensorRT to measure (default: the first installed)")
     parser.add_argument(

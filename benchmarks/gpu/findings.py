@@ -35,7 +35,7 @@ class Settings:
         batches: frames per call, ascending.
         seconds: that each timing takes.
         warm_up, least, most: calls before a timing, and of one.
-        train_images, train_batch: drawn scenes to train on, and images per step.
+        train_images, train_batch: images that training speed is measured on, also scenes to draw, and images per step.
     """
 
     rehearsal: bool

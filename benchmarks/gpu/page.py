@@ -21,14 +21,15 @@ COLUMNS: dict[str, tuple[str, str]] = {
     "boundary_flips": ("flips near edges", ".4%"), "interior_flips": ("elsewhere", ".4%"),
     "miou_as_pytorch": ("mIoU, PyTorch as truth", ".4f"), "miou": ("mIoU", ".4f"),
     "miou_change": ("change, points", "+.2f"), "images": ("images", ""), "layers": ("layers", ""),
-    "build_s": ("build s", ".1f"), "first_s": ("first labels s", ".1f"), "mb": ("MB", ".2f"),
+    "build_s": ("build s", ".1f"), "first_s": ("first labels s", ".2f"), "mb": ("MB", ".2f"),
     "kernels": ("kernels", ""), "gflop": ("GFLOP", ".2f"), "least_ms": ("estimate ms", ".3f"),
     "step_ms": ("ms per step", ".1f"), "images_s": ("images/s", ".0f"), "seconds": ("s", ".1f"),
     "epochs": ("epochs", ""), "first_loss": ("first loss", ".3f"), "last_loss": ("last loss", ".3f"),
-    "calls": ("calls", ""), "engine": ("built by", ""),
+    "calls": ("calls", ""),
 }  # fmt: skip
 BARS = ("p50_ms", "fps", "images_s")
-BELOW = {"failed": "failed: ", "skipped": "not here: ", "runtime": "in "}  # in a line of its own below the row
+# In lines of their own below the row
+BELOW = {"failed": "failed: ", "skipped": "not here: ", "engine": "built by ", "runtime": "in "}
 
 # Table -> its title, and what has to be known to read it
 TABLES: dict[str, tuple[str, str]] = {
@@ -52,7 +53,11 @@ TABLES: dict[str, tuple[str, str]] = {
         "Frames and labels on the device, without TF32. Labels are held against PyTorch fp32 on the CPU.",
     ),
     "contract": ("The runner contract", "What every backend promises, in fp32."),
-    "training": ("Training", "Drawn scenes, where no data set was given."),
+    "training": (
+        "Training",
+        "Drawn scenes, where no data set was given. ms per step: back to back, with everything that enet-train does in "
+        "one. All of it: a run from reading the images to the last evaluation.",
+    ),
     "estimate": (
         "Estimate from first principles, not measured",
         "Each kernel takes as long as its memory, its arithmetic or its launch needs, at the rates below; caches can "
@@ -133,7 +138,9 @@ def _plain(value: Any) -> str:
     """A value of the environment in words."""
     if isinstance(value, dict):
         return ", ".join(f"{key} {each}" for key, each in value.items())
-    return ", ".join(map(str, value)) if isinstance(value, list) else str(value)
+    if isinstance(value, list | tuple):  # a frame size is one of two
+        return ", ".join("x".join(map(str, each)) if isinstance(each, list | tuple) else str(each) for each in value)
+    return str(value)
 
 
 _ENVIRONMENT = jinja2.Environment(

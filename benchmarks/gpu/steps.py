@@ -11,6 +11,7 @@ from __future__ import annotations
 import argparse
 import csv
 import dataclasses
+import gc
 import itertools
 import json
 import statistics
@@ -438,8 +439,15 @@ def speed(run: Run, backend: str) -> None:
                     _latency(run, backend, precision, size, cuda_graphs=graphs)
             else:
                 _latency(run, backend, precision, size)
-        _throughput(run, backend, precisions[0], size)
+        _throughput(run, backend, precisions[0], size, zero_copy=backend == "trt")
     _smi(run, f"after {backend}")
+
+
+def throughput(run: Run, precision: str) -> None:
+    """What batches bring with TensorRT in another precision; what copies cost is known from the first."""
+    _require(run, "trt")
+    for size in run.settings.sizes:
+        _throughput(run, "trt", precision, size, zero_copy=False)
 
 
 def _latency(run: Run, backend: str, precision: str, size: Size, **options: Any) -> None:
@@ -467,7 +475,7 @@ def _stream(run: Run, runner: Runner, frames: UInt8Array) -> float:
     return count * len(frames) / (time.perf_counter() - begun)
 
 
-def _throughput(run: Run, backend: str, precision: str, size: Size) -> None:
+def _throughput(run: Run, backend: str, precision: str, size: Size, *, zero_copy: bool) -> None:
     shown = {"backend": backend, "precision": precision, "size": _words(size)}
     opener = partial(_open, run, backend, precision, size)
     with run.found.attempt("batches", **shown, batch=1, memory="host") as note, opener() as runner:
@@ -478,7 +486,7 @@ def _throughput(run: Run, backend: str, precision: str, size: Size) -> None:
                 continue
             with run.found.attempt("batches", **shown, batch=batch, memory="host") as note_batch:
                 note_batch(**_timed(run, partial(runner.infer, frames), batch))
-            if backend == "trt":
+            if zero_copy:
                 with run.found.attempt("batches", **shown, batch=batch, memory="zero copy") as note_batch:
                     inside, out = on_device(frames)
                     note_batch(**_timed(run, partial(runner.infer, inside, out=out), batch))
@@ -509,8 +517,8 @@ def _time_network(
     from enet_deploy.model import Segmenter
     from enet_deploy.weights import load_weights
 
-    if how == "compiled" and run.settings.rehearsal:
-        raise NotHere("needs a card: a CPU compiles for minutes")
+    if how == "compiled":
+        _require_compile(run)
     net, metadata = load_weights(BUNDLED_WEIGHTS)
     if deployed:
         module: torch.nn.Module = to_deploy(net, metadata, half=half)
@@ -541,6 +549,19 @@ def _time_network(
         note(**_timed(run, whole, len(frames)))
 
 
+def _require_compile(run: Run) -> None:
+    """Raise NotHere unless torch.compile works on the device: it needs Triton, which needs a C compiler."""
+    if run.settings.rehearsal:
+        raise NotHere("needs a card: a CPU compiles for minutes")
+    import torch
+
+    try:
+        torch.compile(lambda x: x + 1)(torch.zeros(2, device=run.settings.device))
+    except Exception as error:  # noqa: BLE001  of any of its parts
+        why = next(iter(str(error).splitlines()), type(error).__name__)
+        raise NotHere(f"torch.compile does not work here: {why}") from None
+
+
 # --- (f) training -------------------------------------------------------------------------------------------------
 
 
@@ -555,31 +576,53 @@ def _training_data(run: Run) -> str:
     return str(root)
 
 
-def train_speed(run: Run) -> None:
-    """Images per second of enet-train's steps, beside the usual loop."""
+# What is trained by, in which type, and how its steps reach the device
+TRAINED = (
+    ("enet-train", "bfloat16", "CUDA graph"),
+    ("enet-train", "float32", "CUDA graph"),
+    ("enet-train", "bfloat16", "eager"),
+    ("enet-train", "float32", "eager"),
+    ("the usual loop", "float32", "eager"),
+    ("enet-train", "bfloat16", "compiled"),
+)
+
+
+def train_speed(run: Run, rows: Sequence[tuple[str, str, str]]) -> None:
+    """Images per second of training steps."""
     _require(run, "torch")
     import torch
 
+    torch.backends.cudnn.benchmark = True  # as in enet-train
+    size, batch = run.settings.sizes[0], run.settings.train_batch
+    data = open_data(_training_data(run), "train")
+    # no more than are needed: each trainer reads them all
+    data = dataclasses.replace(data, pairs=tuple(spread(data.pairs, run.settings.train_images)))
+    for what, dtype, how in rows:
+        with run.found.attempt("training", what=what, dtype=dtype, how=how, batch=batch, size=_words(size)) as note:
+            rate = _steps_per_second(run, data, what, dtype, how)
+            note(step_ms=1e3 / rate, images_s=batch * rate)
+        gc.collect()  # a trainer refers to itself; its graph would keep memory that the next one needs
+
+
+def _steps_per_second(run: Run, data: DataSet, what: str, dtype: str, how: str) -> float:
     from enet_deploy.training.recipe import Recipe
 
     from ..measure.training import measure, this_trainer, usual_loop
 
-    torch.backends.cudnn.benchmark = True  # as in enet-train
+    if how == "compiled":
+        _require_compile(run)
+    elif how == "CUDA graph" and run.settings.rehearsal:
+        raise NotHere("needs a card")
     size, batch, device = run.settings.sizes[0], run.settings.train_batch, run.settings.device
     # every loss from the start, and no warm-up, which is in float32
-    recipe = Recipe(size=size, crop=size, batch=batch, epochs=10**6, warmup=0, lovasz_from=0.0)
-    half = dataclasses.replace(recipe, amp=True)
-    data: DataSet = open_data(_training_data(run), "train")
-    out = partial(run.work.joinpath, "speed")
-    loops: dict[str, Callable[[], Iterator[None]]] = {
-        "enet-train, bfloat16": lambda: this_trainer(data, half, device, out("half"), compiled=False),
-        "enet-train, float32": lambda: this_trainer(data, recipe, device, out("single"), compiled=False),
-        "the usual loop, float32": lambda: usual_loop(data, recipe, device),
-    }
-    for name, make in loops.items():
-        with run.found.attempt("training", what=name, batch=batch, size=_words(size)) as note:
-            (rate,) = measure({name: make()}, 2 * run.settings.seconds, 2, _wait(run)).values()
-            note(step_ms=1e3 / rate, images_s=batch * rate)
+    recipe = Recipe(size=size, crop=size, batch=batch, epochs=10**6, warmup=0, lovasz_from=0.0, amp=dtype == "bfloat16")
+    if what == "enet-train":
+        out, compiled, captured = run.work / "speed", how == "compiled", how == "CUDA graph"
+        loop = this_trainer(data, recipe, device, out, compiled=compiled, captured=captured)
+    else:
+        loop = usual_loop(data, recipe, device)
+    (rate,) = measure({what: loop}, 2 * run.settings.seconds, 2, _wait(run)).values()
+    return rate
 
 
 def train_minute(run: Run) -> None:
@@ -589,7 +632,9 @@ def train_minute(run: Run) -> None:
     options = ["--size", size, "--device", run.settings.device, "--batch", str(run.settings.train_batch), "--amp"]
     options += ["--epochs", "1"] if run.settings.rehearsal else TRAIN_FOR
     command = [sys.executable, "-m", "enet_deploy.commands.train", _training_data(run), "--out", str(out), *options]
-    with run.found.attempt("training", what=" ".join(["enet-train DATA --out RUN", *options])) as note:
+    shown = {"what": "enet-train, all of it", "dtype": "bfloat16", "batch": run.settings.train_batch, "size": size}
+    with run.found.attempt("training", **shown) as note:
+        print("enet-train DATA --out RUN", *options, flush=True)
         begun = time.perf_counter()
         done = subprocess.run(command, stdout=sys.stdout, stderr=subprocess.STDOUT, cwd=run.work)
         note(seconds=time.perf_counter() - begun)
@@ -621,15 +666,18 @@ STEPS: dict[str, Step] = {
     "facts": Step("The machine", 45, facts),
     **{f"contract-{name}": Step(f"The contract: {name}", 120, partial(contract, backend=name))
        for name in ("torch", "ort", "trt")},
-    "estimate": Step("What to expect, from first principles", 60, estimate),
+    "estimate": Step("What to expect, from first principles", 120, estimate),  # two exports, by the CPU
     **{f"engine-{name}": Step(f"An engine in {name}", 120, partial(engine, precision=name)) for name in PRECISIONS},
     "speed-trt": Step("Speed: trt", 150, partial(speed, backend="trt")),  # three more engines are built for it
     **{f"speed-{name}": Step(f"Speed: {name}", 90, partial(speed, backend=name)) for name in ("torch", "ort")},
     "pytorch": Step("PyTorch itself", 90, partial(pytorch, forms=FORMS, ways=("eager", "CUDA graph"))),
-    "train-speed": Step("Training speed", 60, train_speed),
+    "train-speed": Step("Training speed", 90, partial(train_speed, rows=TRAINED[:-1])),
     "train-minute": Step("A minute of training", 110, train_minute),
-    # a minute for each batch size
+    **{f"throughput-{name}": Step(f"Throughput: trt in {name}", 90, partial(throughput, precision=name))
+       for name in ("int8", "fp16-int8", "fp32")},
+    # a minute for each network: batches of 1 and 64, and forward and backward
     "pytorch-compiled": Step("PyTorch, compiled", 150, partial(pytorch, forms=FORMS[-1:], ways=("compiled",))),
+    "train-compiled": Step("Training speed, compiled", 150, partial(train_speed, rows=TRAINED[-1:])),
 }  # fmt: skip
 
 

@@ -68,13 +68,15 @@ def usual_loop(data: DataSet, recipe: Recipe, device: str) -> Iterator[None]:
             yield
 
 
-def this_trainer(data: DataSet, recipe: Recipe, device: str, out: Path, compiled: bool) -> Iterator[None]:
+def this_trainer(
+    data: DataSet, recipe: Recipe, device: str, out: Path, compiled: bool = False, captured: bool = True
+) -> Iterator[None]:
     """One step of `enet-train` per item."""
     from enet_deploy.runners.torch_runner import torch_device
     from enet_deploy.training.trainer import Trainer, keep_freed_memory
 
     keep_freed_memory()
-    trainer = Trainer(data, data, "train", out, recipe, torch_device(device), compiled=compiled)
+    trainer = Trainer(data, data, "train", out, recipe, torch_device(device), compiled=compiled, captured=captured)
     for epoch in range(recipe.epochs):
         trainer.epoch = epoch
         for _ in trainer.steps():

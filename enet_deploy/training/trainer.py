@@ -114,6 +114,7 @@ class Trainer:
         teacher: weights of a network, usually a wider one, whose output is learnt beside the labels.
         compiled: through `torch.compile`.
         state: of a run to `resume`, so that one that cannot be is refused before the images are read.
+        captured: as CUDA graphs, on one GPU and where not compiled; else kernel by kernel.
     """
 
     def __init__(
@@ -128,6 +129,7 @@ class Trainer:
         teacher: str | Path | None = None,
         compiled: bool = False,
         state: dict[str, Any] | None = None,
+        captured: bool = True,
     ) -> None:
         self.recipe, self.device, self.out = recipe, device, Path(out)
         self.train, self.val, self.split = train, val, split
@@ -158,7 +160,7 @@ class Trainer:
         self._read_data()
         # the first layers of trained weights are used to their own normalisation
         known = self.crops.statistics if start is None else start
-        self._build(net, compiled)
+        self._build(net, compiled, captured)
         self._adopt(Metadata(train.classes, known.mean, known.std, recipe.size, details=details))
         self.total_steps = recipe.epochs * (len(train) // recipe.batch)
         self.optimizer = self._optimizer()
@@ -185,7 +187,7 @@ class Trainer:
         if not sum(int((labels != self.void).sum()) for _, labels in read_ahead(val.__getitem__, range(len(val)))):
             raise DataError("every val pixel is void, expected at least one class in the label maps")
 
-    def _build(self, net: ENet, compiled: bool) -> None:
+    def _build(self, net: ENet, compiled: bool, captured: bool) -> None:
         """What is trained (`model`), the network in it (`net`), and its average (`ema`)."""
         self.net = net.to(self.device)
         self.net.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
@@ -204,7 +206,7 @@ class Trainer:
                 self.model = DistributedDataParallel(self.objective, broadcast_buffers=False)
         if compiled:
             self.model.compile(dynamic=False)
-        self.captured = self.device.type == "cuda" and self.world == 1 and not compiled
+        self.captured = captured and self.device.type == "cuda" and self.world == 1 and not compiled
         self.gradients: Callable[[Tensor, Tensor, Variant], Tensor] = self._gradients
         if self.captured:
             self.gradients = CapturedGradients(self._gradients, self.objective)

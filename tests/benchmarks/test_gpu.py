@@ -20,22 +20,24 @@ import numpy.typing as npt
 import onnx
 import pytest
 import tensorrt_standin
+import torch
 from helpers import SIZE
 from onnx import TensorProto, helper
 
 from enet_deploy import CAMVID, BackendError, InputError, Runner, Spec
 from enet_deploy.artifacts import Metadata
 from enet_deploy.benchmarks.gpu import cli as gpu
-from enet_deploy.benchmarks.gpu import contract
+from enet_deploy.benchmarks.gpu import contract, steps
 from enet_deploy.benchmarks.gpu import page as gpu_page
-from enet_deploy.benchmarks.gpu import steps as gpu_steps_cli
 from enet_deploy.benchmarks.gpu.findings import REHEARSAL, Findings, Settings
+from enet_deploy.benchmarks.measure import training
 from enet_deploy.benchmarks.measure.profiling import Kernel, expected_seconds, kernels
 from enet_deploy.errors import RequirementError
 from enet_deploy.export import to_onnx
 from enet_deploy.images import UInt8Array
 from enet_deploy.runners.tensorrt import builder as to_engine
 from enet_deploy.runners.tensorrt.card import EngineCard
+from enet_deploy.training.recipe import Recipe
 
 SHORT = dataclasses.replace(REHEARSAL, sizes=(SIZE,))
 ON_STAND_IN = dataclasses.replace(SHORT, rehearsal=False, flavour="trt")
@@ -46,7 +48,7 @@ def work(exported: Path, tmp_path: Path) -> Path:
     """A run's folder with its graphs, which take long to export."""
     folder = tmp_path / "work"
     folder.mkdir()
-    for precision in ("fp32", "fp16"):
+    for precision in ("fp32", "fp16", "int8"):
         shutil.copy(exported, folder / f"enet-{precision}-{SIZE[0]}x{SIZE[1]}-dynamic.onnx")
     return folder
 
@@ -54,7 +56,7 @@ def work(exported: Path, tmp_path: Path) -> Path:
 def step(name: str, settings: Settings, work: Path) -> tuple[int, dict[str, Any]]:
     """Exit code and findings of a step in this process."""
     settings.write(work)
-    code = gpu_steps_cli.main([name, str(work), str(work / f"{name}.json")])
+    code = steps.main([name, str(work), str(work / f"{name}.json")])
     return code, json.loads((work / f"{name}.json").read_text())
 
 
@@ -151,7 +153,7 @@ def test_more_minutes_are_each_steps_too(tmp_path: Path) -> None:
         gpu.commands(["facts"], tmp_path, tmp_path, minutes)["facts"].limit
         for minutes in (gpu.MINUTES, 3 * gpu.MINUTES, gpu.MINUTES / 2)
     )
-    assert fewer == usual == gpu_steps_cli.STEPS["facts"].limit and more == 3 * usual
+    assert fewer == usual == steps.STEPS["facts"].limit and more == 3 * usual
 
 
 def is_running(process: int) -> bool:
@@ -176,7 +178,8 @@ def test_no_step_begins_after_the_end(tmp_path: Path) -> None:
 
 def test_rehearsal_from_end_to_end(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     out = tmp_path / "out"
-    assert gpu.main(["--rehearse", "--out", str(out), "--steps", "facts,contract-trt,train-minute"]) == 0
+    words = ["--rehearse", "--out", str(out), "--steps", "facts,contract-trt,train-minute", "--minutes", "60"]
+    assert gpu.main(words) == 0  # in so many minutes, as a busy machine takes longer than a step may otherwise
     shown = capsys.readouterr().out
     assert str(out / "gpu-rehearsal.zip") in shown and "to send" not in shown
     report = json.loads((out / "gpu.json").read_text())
@@ -196,15 +199,34 @@ def test_rehearsal_from_end_to_end(tmp_path: Path, capsys: pytest.CaptureFixture
         assert set(file.namelist()) == {f"gpu-rehearsal/{name}" for name in files}
 
 
-def test_without_a_card_it_says_so(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Any) -> None:
-    def none() -> None:
-        raise BackendError("no card in this machine")
+@pytest.mark.parametrize(
+    "arguments",
+    [["--steps", "facts,lunch"], ["--minutes", "0"], ["--split", "test"], ["--data", "nowhere"]],
+    ids=lambda words: " ".join(words),
+)
+def test_wrong_arguments_give_one_line_and_write_nothing(
+    arguments: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert gpu.main(["--rehearse", "--out", str(tmp_path / "out"), *arguments]) == 2
+    error = capsys.readouterr().err
+    assert error.count("\n") == 1 and arguments[1].rpartition(",")[2] in error
+    assert not (tmp_path / "out").exists()
 
-    monkeypatch.setattr(gpu, "find_gpu", none)
-    assert gpu.main(["--out", str(tmp_path / "out")]) == 2
-    assert "no card in this machine; --rehearse" in capsys.readouterr().err
-    assert gpu.main(["--rehearse", "--steps", "facts,lunch", "--out", str(tmp_path / "out")]) == 2
-    assert "--steps lunch" in capsys.readouterr().err
+
+def test_without_a_card_or_the_wanted_tensorrt_it_says_so(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def missing(*_: str) -> None:
+        raise BackendError("not in this machine")
+
+    wanted = ["--out", str(tmp_path / "out"), "--engine", "trt"]
+    monkeypatch.setattr(gpu, "import_tensorrt", missing)
+    monkeypatch.setattr(gpu, "find_gpu", lambda: "a card")
+    assert gpu.main(wanted) == 2
+    assert "not in this machine" in capsys.readouterr().err
+    monkeypatch.setattr(gpu, "find_gpu", missing)
+    assert gpu.main(wanted) == 2
+    assert "not in this machine; --rehearse" in capsys.readouterr().err
     assert not (tmp_path / "out").exists()
 
 
@@ -242,7 +264,41 @@ def test_steps_of_a_rehearsal(work: Path) -> None:
     code, found = step("pytorch-compiled", SHORT, work)
     assert code == 0 and all("skipped" in row for row in found["findings"])
     code, found = step("train-speed", SHORT, work)
-    assert code == 0 and [row["images_s"] > 0 for row in found["findings"]] == [True] * 3
+    assert code == 0 and {row["how"] for row in found["findings"] if "skipped" in row} == {"CUDA graph"}
+    assert [row["images_s"] > 0 for row in found["findings"] if "skipped" not in row] == [True] * 3
+
+
+def test_training_steps_are_timed_each_way(scenes: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    asked = []
+
+    def this_trainer(data: Any, recipe: Recipe, device: str, out: Path, compiled: bool, captured: bool) -> None:
+        asked.append((recipe.amp, compiled, captured))
+
+    monkeypatch.setattr(training, "this_trainer", this_trainer)
+    monkeypatch.setattr(training, "usual_loop", lambda *_: None)
+    monkeypatch.setattr(training, "measure", lambda *_: {"it": 4.0})
+    for name in ("_require", "_require_compile"):
+        monkeypatch.setattr(steps, name, lambda *_: None)
+    settings = dataclasses.replace(ON_STAND_IN, data=str(scenes))
+    found = [row for name in ("speed", "compiled") for row in step(f"train-{name}", settings, tmp_path)[1]["findings"]]
+    assert [row["step_ms"] for row in found] == [250.0] * len(steps.TRAINED)
+    rest = [(True, False, True), (False, False, True), (True, False, False), (False, False, False)]
+    assert asked == [*rest, (True, True, False)]
+
+
+def test_where_torch_compile_does_not_work_its_rows_say_why(
+    scenes: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def broken(*_: object) -> None:
+        raise RuntimeError("no C compiler\nadvice")
+
+    monkeypatch.setattr(torch, "compile", broken)
+    monkeypatch.setattr(steps, "_require", lambda *_: None)
+    settings = dataclasses.replace(ON_STAND_IN, data=str(scenes))
+    for name in ("train-compiled", "pytorch-compiled"):
+        code, found = step(name, settings, tmp_path)
+        assert code == 0 and found["findings"]
+        assert all(row["skipped"].endswith("no C compiler") for row in found["findings"])
 
 
 def test_rehearsal_compiles_an_engine_ahead_of_time(work: Path) -> None:
@@ -263,31 +319,31 @@ def test_queued_work_takes_as_long_as_was_asked_for(monkeypatch: pytest.MonkeyPa
         nonlocal now, queued
         now, queued = now + queued, 0
 
-    monkeypatch.setattr(gpu_steps_cli.time, "perf_counter", lambda: now)
-    assert gpu_steps_cli._seconds(queue, wait, 5.0) == 1.0
+    monkeypatch.setattr(steps.time, "perf_counter", lambda: now)
+    assert steps._seconds(queue, wait, 5.0) == 1.0
     assert now == 7
 
 
 def test_every_card_is_told(work: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     rows = (f"{name}, 580.1, 8 GiB, 1 MHz, 2 MHz, 3 MHz, 4 W, 5 W, 40\n" for name in ("RTX 1", "RTX 2"))
     done = SimpleNamespace(returncode=0, stdout="".join(rows))
-    monkeypatch.setattr(gpu_steps_cli.subprocess, "run", lambda *_, **__: done)
+    monkeypatch.setattr(steps.subprocess, "run", lambda *_, **__: done)
     found = Findings(work / "a.json", "a", rehearsal=True)
-    gpu_steps_cli._smi(gpu_steps_cli.Run(SHORT, work, found), "now")
+    steps._smi(steps.Run(SHORT, work, found), "now")
     (row,) = json.loads(found.path.read_text())["findings"]
     assert "name RTX 1, driver_version 580.1" in row["value"] and "; name RTX 2" in row["value"]
 
 
 def stand_in_build(run: Any, flavour: str, precision: str, size: Any, *_: Any, dynamic: bool) -> Any:
     """In the place of TensorRT's builder, which there is no stand-in for."""
-    graph = gpu_steps_cli._graph(run, precision, size, dynamic)
+    graph = steps._graph(run, precision, size, dynamic)
     path = tensorrt_standin.write_engine(graph, run.work / EngineCard.engine_name(graph, flavour), flavour)
     return SimpleNamespace(path=path, card=EngineCard.read(path), bytes=path.stat().st_size, seconds=1.0)
 
 
 def test_engines_run_and_are_held_against_pytorch(work: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(gpu_steps_cli, "_build", stand_in_build)
-    monkeypatch.setattr(gpu_steps_cli, "IMAGES", 2)
+    monkeypatch.setattr(steps, "_build", stand_in_build)
+    monkeypatch.setattr(steps, "IMAGES", 2)
     card = tensorrt_standin.Gpu()
     with tensorrt_standin.installed(card):
         code, found = step("engine-fp32", ON_STAND_IN, work)
@@ -301,12 +357,15 @@ def test_engines_run_and_are_held_against_pytorch(work: Path, monkeypatch: pytes
         assert code == 0
         assert [row["graphs"] for row in rows(found, table="speed", memory="host")] == ["yes", "no"]
         assert [row["batch"] for row in rows(found, table="batches", memory="host")] == [1, 2]
+        code, found = step("throughput-int8", ON_STAND_IN, work)
+        assert code == 0 and all(row["fps"] > 0 for row in found["findings"])
+        assert [(row["precision"], row["batch"]) for row in found["findings"]] == [("int8", 1), ("int8", 2)]
     assert (card.alive(), card.complaints) == ({}, [])
 
 
 def test_an_engine_with_other_labels_fails(work: Path, monkeypatch: pytest.MonkeyPatch, capsys: Any) -> None:
-    monkeypatch.setattr(gpu_steps_cli, "_build", stand_in_build)
-    monkeypatch.setattr(gpu_steps_cli, "IMAGES", 1)
+    monkeypatch.setattr(steps, "_build", stand_in_build)
+    monkeypatch.setattr(steps, "IMAGES", 1)
     monkeypatch.setitem(to_onnx.MAX_DISAGREEMENT, "fp32", -1e-9)  # as if more had to be equal than are
     with tensorrt_standin.installed(tensorrt_standin.Gpu()):
         code, found = step("engine-fp32", ON_STAND_IN, work)
@@ -490,11 +549,11 @@ def test_page_shows_what_was_found_and_names_the_fastest_engine() -> None:
         engine | {"precision": "int8", "p50_ms": 0.5, "failed": "no layer <b>computes</b> in int8"},
     ]
     steps = [{"step": "engine", "title": "t", "state": "failed", "reason": "r", "seconds": 1.0, "findings": findings}]
-    report = {"rehearsal": False, "card": "RTX <3060>", "steps": steps, "settings": {}}
+    report = {"rehearsal": False, "card": "RTX <3060>", "steps": steps, "settings": {"sizes": [(360, 480), (512, 512)]}}
     report["environment"] = {"processor": "a", "cores": 1, "time": "now", "commit": "b"}
     assert gpu_page.headline(report).startswith("fp16 at 360x480: 1.250 ms")
     page = gpu_page.as_html(report)
-    for text in ("RTX &lt;3060&gt;", "failed: no layer &lt;b&gt;computes", "99.9700%"):
+    for text in ("RTX &lt;3060&gt;", "failed: no layer &lt;b&gt;computes", "99.9700%", "360x480, 512x512"):
         assert text in page
     steps[0]["findings"] = findings[2:]
     assert gpu_page.headline(report) == "No engine has run: no layer <b>computes</b> in int8"

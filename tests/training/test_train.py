@@ -218,7 +218,8 @@ KILLED = """
 import os, signal, sys
 from pathlib import Path
 import torch
-from enet_deploy import train, train_cli
+from enet_deploy.commands import train as train_cli
+from enet_deploy.training import trainer as train
 
 torch.optim.Adam([torch.nn.Parameter(torch.zeros(1))])  # imports for seconds; now, so that no child has to
 
@@ -979,6 +980,8 @@ def test_captured_steps_are_the_eager_ones_on_a_gpu(scenes: Path, tmp_path: Path
     trainer = Trainer(*splits(scenes), tmp_path, recipe, torch.device("cuda"))
     trainer.model.train()
     captured, parameters = trainer.gradients, list(trainer.objective.parameters())
+    plain = Trainer(*splits(scenes), tmp_path, recipe, torch.device("cuda"), captured=False)
+    assert isinstance(captured, CapturedGradients) and not isinstance(plain.gradients, CapturedGradients)
     variants = [(False, False), (True, False), (True, True), (False, True), (False, False)]
     for crop in (32, 32), (48, 64):
         trainer.crops.recipe = dataclasses.replace(recipe, crop=crop)
@@ -1011,7 +1014,8 @@ SCRIPT = """
 import sys
 import torch
 import torch.distributed as dist
-from enet_deploy import train, train_cli
+from enet_deploy.commands import train as train_cli
+from enet_deploy.training import trainer as train
 
 run = train.Trainer.run
 
