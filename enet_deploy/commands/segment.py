@@ -89,8 +89,8 @@ class Artist:
         else:
             right = np.equal(item.truth, item.labels)[item.truth < len(self._classes)]
             caption = f"labels, {right.mean():.1%} of pixels right" if right.size else "labels"
-            truth, labels = (colorize(ids, self._classes) for ids in (item.truth, item.labels))
-            picture = drawing.side_by_side([("image", item.frame.image), ("truth", truth), (caption, labels)])
+            label_maps = {"truth": item.truth, caption: item.labels}
+            picture = drawing.side_by_side(drawing.panels(item.frame.image, label_maps, self._classes))
         if self._legend:
             picture = np.concatenate([picture, self._legend_of(picture.shape[0])], axis=1)
         return picture

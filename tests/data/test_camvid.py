@@ -129,7 +129,7 @@ def test_an_interrupt_leaves_whole_files_and_the_next_run_continues(
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patch:
-        patch.setattr(camvid.cli, "progress", interrupted)
+        patch.setattr(camvid.console, "progress", interrupted)
         assert enet_data(["camvid", str(tmp_path), "--from", site.url]) == 130
     assert files_in(tmp_path) == ["train/0001TP_000000.png"]
     assert sum(camvid.fetch_camvid(tmp_path, source=site.url).values()) == ALL_FILES - 1

@@ -163,7 +163,7 @@ def test_what_may_be_meant_is_a_warning(data: Path, tmp_path: Path, capsys: pyte
     assert [line for line in lines if line.startswith("warning: ")] == [
         "warning: links that lead out of the folder; a copy of it would lack these files (1 file): train/scene0001.png",
         "warning: the same picture several times in a split (1 file): train/again.png = train/scene0002.png",
-        "warning: train has images of several sizes, all to be resized to one: 96x128 (9), 96x256 (1)",
+        "warning: train has images of several sizes, which are all resized to one: 96x128 (9), 96x256 (1)",
         f"warning: classes without a pixel in test, which get no score: {', '.join(CAMVID.names)}",
     ]
     assert last == "nothing is wrong that a training would suffer from"
