@@ -28,11 +28,14 @@ from enet_deploy.classes import CITYSCAPES
 from enet_deploy.commands.segment import main
 from enet_deploy.data.scenes import street_scene
 from enet_deploy.images import UInt8Array, overlay, read_image
-from enet_deploy.media import sinks, sources
+from enet_deploy.media import capture, sinks
+from enet_deploy.media.capture import Capture
+from enet_deploy.media.frames import Frame, FrameSource, LabelledFrame, Stop
 from enet_deploy.media.open import open_source
-from enet_deploy.media.pipeline import Pipeline, Segmented
+from enet_deploy.media.pipeline import Pipeline
+from enet_deploy.media.raw import RawFrames
 from enet_deploy.media.sinks import video_file
-from enet_deploy.media.sources import Capture, Frame, Raw, Source, Stop, Video
+from enet_deploy.media.video import VideoFile
 from enet_deploy.model import ENet
 from enet_deploy.weights import save_weights
 
@@ -73,14 +76,14 @@ def write_video(
     return path
 
 
-def frames_of(source: Source) -> list[Frame]:
+def frames_of(source: FrameSource) -> list[Frame]:
     found = list(source.frames())
     assert all(isinstance(frame, Frame) for frame in found), found
     return [frame for frame in found if isinstance(frame, Frame)]
 
 
 def read(path: Path) -> list[Frame]:
-    return frames_of(Video(path))
+    return frames_of(VideoFile(path))
 
 
 def apart(one: UInt8Array, other: UInt8Array) -> float:
@@ -228,10 +231,10 @@ def test_video_cut_short_gives_what_is_there(here: Path, exported: Path, capsys:
     video.write_bytes(video.read_bytes()[: video.stat().st_size // 2])  # as a robot that lost power leaves it
     assert main([str(exported), str(video), "--out", "out.mp4"]) == 0
     assert 10 < len(read(here / "out.mp4")) < 40
-    assert re.search(r"ended at 0\.[4-9] of about 1\.6 s; it seems cut short", capsys.readouterr().err)
+    assert re.search(r"ended at 0\.[4-9] of about 1\.6 s", capsys.readouterr().err)
     assert main([str(exported), video.as_uri(), "--json", "lines"]) == 0  # by OpenCV, as over a network
     assert main([str(exported), video.as_uri(), "--json", "lines"]) == 0  # and over the one that is there
-    assert re.search(r"ended at 0\.[4-9] of about 1\.6 s; it seems cut short", capsys.readouterr().err)
+    assert re.search(r"ended at 0\.[4-9] of about 1\.6 s", capsys.readouterr().err)
 
 
 def write_pictures(folder: Path) -> dict[str, UInt8Array]:
@@ -345,7 +348,7 @@ def test_every_nth_frame_at_its_own_time(here: Path, exported: Path) -> None:
     source.rate = Fraction(27_000_000, 917_177)  # as phones have it; a rate of 32-bit numbers is written
     for every in (1, 2999):
         with video_file(here / "rate.mp4", lambda item: item.frame.image, source, every) as write:
-            write(Segmented(Frame(FRAMES[0], "", Fraction(0)), FRAMES[0][:, :, 0], 0.0))
+            write(LabelledFrame(Frame(FRAMES[0], "", Fraction(0)), FRAMES[0][:, :, 0], 0.0))
     video = write_video(here / "a.mp4", pictures=FRAMES * 2)
     assert main([str(exported), str(video), "--every", "3", "--out", "b.mp4"]) == 0
     assert [frame.time for frame in read(here / "b.mp4")] == [0, Fraction(3, 25), Fraction(6, 25)]
@@ -425,7 +428,7 @@ def test_camera_that_was_away_for_a_day_leaves_a_gap_of_a_day(tmp_path: Path, su
     source.rate = Fraction(30)
     with video_file(tmp_path / f"a{suffix}", lambda item: item.frame.image, source) as write:
         for index, second in enumerate(times):
-            write(Segmented(Frame(FRAMES[index], "", Fraction(second)), FRAMES[index][:, :, 0], 0.0))
+            write(LabelledFrame(Frame(FRAMES[index], "", Fraction(second)), FRAMES[index][:, :, 0], 0.0))
     assert [frame.time for frame in read(tmp_path / f"a{suffix}")] == times
     with av.open(str(tmp_path / f"a{suffix}")) as container:
         if suffix in (".mkv", ".webm"):  # the others tell the mean
@@ -511,7 +514,7 @@ def camera() -> Iterator[str]:
 def test_lost_camera_is_opened_again_and_says_so(
     camera: str, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    monkeypatch.setattr(sources, "RETRY_WAITS", (0.01,))
+    monkeypatch.setattr(capture, "RETRY_WAITS", (0.01,))
     stopped = Stop()
     source = open_source(camera, stopped)
     assert isinstance(source, Capture) and source.live
@@ -532,7 +535,7 @@ def test_lost_camera_is_opened_again_and_says_so(
 def test_source_that_opens_and_gives_nothing_is_left_alone_for_longer_and_longer(
     monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    monkeypatch.setattr(sources, "RETRY_WAITS", (0.01, 0.02, 0.03))
+    monkeypatch.setattr(capture, "RETRY_WAITS", (0.01, 0.02, 0.03))
     stopped = Stop()
     given = iter([True, False, False, False, False, False, True, False])
     released = []
@@ -572,12 +575,12 @@ def test_list_in_place_of_a_video_opens_nothing(tmp_path: Path, camera: str, suf
     video = write_video(tmp_path / "a.mp4")
     playlist = tmp_path / f"list{suffix}"
     playlist.write_text(text.format(camera=camera, video=video))
-    with pytest.raises(DataError, match="is neither an image nor a video that can be read"):
-        Video(playlist)
+    with pytest.raises(DataError, match=rf"list{suffix} .*video"):
+        VideoFile(playlist)
     assert Camera.connections == 0
 
 
-class Fake(Source):
+class Fake(FrameSource):
     """Frames that are numbers; a live one hands them out faster than anything takes them."""
 
     def __init__(self, count: int, live: bool) -> None:
@@ -669,7 +672,7 @@ def test_source_is_freed_where_nobody_takes_its_frames() -> None:
 
 def test_raw_reader_puts_torn_reads_together() -> None:
     readable, writable = os.pipe()
-    source = Raw((96, 128), 30.0, Stop(), readable)
+    source = RawFrames((96, 128), 30.0, Stop(), readable)
 
     def feed() -> None:
         with os.fdopen(writable, "wb") as pipe:
@@ -720,57 +723,51 @@ def no_display(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["nowhere.mp4"], "nowhere.mp4 does not exist; expected an image, a folder or glob of images, a video file"),
-        (["*.gif"], "no image fits *.gif"),
-        (["text.mp4"], "text.mp4 is neither an image nor a video that can be read"),
-        (["sound.m4a"], "sound.m4a holds no video"),
-        (["empty"], "empty holds no images"),
+        (["nowhere.mp4"], "nowhere.mp4 does not exist"),
+        (["*.gif"], r"\*\.gif"),
+        (["text.mp4"], "text.mp4 .* video"),
+        (["sound.m4a"], "sound.m4a .* video"),
+        (["empty"], "empty .* images"),
         (["damaged"], "damaged/a.png cannot be decoded"),
-        (["7"], "camera 7 cannot be opened; check that it is there, and that no other program has it"),
+        (["7"], "camera 7 cannot be opened"),
         (["http://127.0.0.1:9/a.mjpg"], "http://127.0.0.1:9/a.mjpg cannot be opened"),
-        (["videotestsrc ! appsink"], "is a GStreamer pipeline, and this OpenCV"),
-        (["-"], "--raw HEIGHTxWIDTH missing for '-'; expected with '-', and only there"),
+        (["videotestsrc ! appsink"], "videotestsrc ! appsink.* GStreamer"),
+        (["-"], "--raw HEIGHTxWIDTH missing for '-'"),
         (["a.mp4", "--raw", "96x128"], "--raw HEIGHTxWIDTH given for 'a.mp4'"),
-        (["-", "--raw", "100000x100000"], "'100000x100000', expected at most 268435456 pixels, which is 16384x16384"),
-        (["-", "--raw", "96"], "'96', expected HEIGHTxWIDTH such as 720x1280"),
-        (["-", "--raw", "96x128"], "frames of standard input go nowhere"),
-        (["a.mp4", "--topic", "/a"], "--topic given for 'a.mp4'; expected with a ROS bag"),
-        (["a.mp4", "--out", "a.mp4"], "a.mp4 is what the frames are read from"),
-        (["images", "--out", "images"], "images is what the frames are read from"),
-        (
-            ["a.mp4", "--out", "b.avi"],
-            "--out b.avi, expected a folder (no dot in its name), -, an image, or a video: .mp4, .mov, .mkv, .webm",
-        ),
-        (["a.mp4", "--out", "b.png"], "--out b.png is one image, and a.mp4 has more frames; name a folder or a video"),
-        (["a.mp4", "--out", "b.bag"], "--out b.bag is a bag, and a.mp4 is none"),
-        (["a.mp4", "--labels", "b.jpg"], "--labels b.jpg, expected a folder (no dot in its name), a .png file"),
-        (["images", "--out", "b.mp4"], "--out b.mp4 for images, which have no times"),
-        (["a.mp4", "--out", "b", "--labels", "./b"], "outputs b, ./b, expected a different one for each"),
-        (["a.mp4", "--compare"], "--compare for a.mp4, expected images of one folder NAME with NAMEannot beside it"),
-        (["a.mp4", "--labels", "ids", "--legend"], "--legend without a picture to draw it into; add --out or --show"),
-        (["a.mp4", "--labels", "ids", "--alpha", "1"], "--alpha with no overlay"),
-        (["images", "--compare", "--alpha", "1"], "--alpha with --compare, which lays nothing over the image"),
-        (
-            ["images", "--out", "b.pgm"],
-            "b.pgm: OpenCV cannot write 96x128 (height x width) pixels as '.pgm'; take .png",
-        ),
-        (["wide.png", "--out", "b.gif"], "b.gif: OpenCV cannot write 2x70000"),
-        (["wide.png", "--out", "b.jpg"], "b.jpg: OpenCV cannot write 2x70000"),
-        (["nested"], "nested holds no images itself; name a folder that does, or a glob such as 'nested/**/*.png'"),
+        (["-", "--raw", "100000x100000"], "'100000x100000'.* 268435456 .*16384x16384"),
+        (["-", "--raw", "96"], "--raw: '96'.* HEIGHTxWIDTH"),
+        (["-", "--raw", "96x128"], "standard input.* --out"),
+        (["a.mp4", "--topic", "/a"], "--topic .*'a.mp4'"),
+        (["a.mp4", "--out", "a.mp4"], "a.mp4 .*input"),
+        (["images", "--out", "images"], "images .*input"),
+        (["a.mp4", "--out", "b.avi"], "--out b.avi, .*: .mp4, .mov, .mkv, .webm"),
+        (["a.mp4", "--out", "b.png"], "--out b.png .*a.mp4"),
+        (["a.mp4", "--out", "b.bag"], "--out b.bag .*a.mp4"),
+        (["a.mp4", "--labels", "b.jpg"], "--labels b.jpg, .*.png"),
+        (["images", "--out", "b.mp4"], "--out b.mp4 for images"),
+        (["a.mp4", "--out", "b", "--labels", "./b"], "outputs b, ./b"),
+        (["a.mp4", "--compare"], "--compare for a.mp4.* NAMEannot"),
+        (["a.mp4", "--labels", "ids", "--legend"], "--legend without .* --out"),
+        (["a.mp4", "--labels", "ids", "--alpha", "1"], "--alpha without .* --out"),
+        (["images", "--compare", "--alpha", "1"], "--alpha: .*--compare"),
+        (["images", "--out", "b.pgm"], "b.pgm: .* 96x128 .*'.pgm'"),
+        (["wide.png", "--out", "b.gif"], "b.gif: .* 2x70000"),
+        (["wide.png", "--out", "b.jpg"], "b.jpg: .* 2x70000"),
+        (["nested"], r"nested .*'nested/\*\*/\*\.png'"),
         (["images", "--compare"], "imagesannot is not a folder"),
         (["a.mp4", "--out", "file/b.mp4"], "file/b.mp4"),
         (["a.mp4", "--show"], "--show needs a screen"),
-        (["a.mp4", "--fps", "30"], "--fps given for 'a.mp4', which has its own times"),
-        (["-", "--raw", "96x128", "--fps", "0.0004"], "'0.0004', expected frames per second from 0.001 to 1000"),
-        (["-", "--raw", "96x128", "--fps", "1e12"], "'1e12', expected frames per second from 0.001 to 1000"),
-        (["a.mp4", "--out", "file"], "file is a file, expected a folder; name another"),
-        (["a.mp4", "--out", ""], "argument --out: '', expected a name or a path"),
-        ([""], "argument SOURCE: '', expected a name or a path"),
-        (["model.onnx"], "SOURCE model.onnx is an artifact, expected what holds frames; the artifact comes first"),
-        (["images/a.png", "a.mp4"], "a.mp4 is one of 2 sources and no image; expected one source, or images alone"),
-        (["images/a.png", "wide.png", "--fps", "9"], "--fps given for 2 images; expected with one source"),
-        (["images/a.png", "wide.png", "--labels", "-"], "becomes 2x70000, the ones before 96x128 (height x width)"),
-        (["a.mp4", "--every", "0"], "'0', expected a whole number of at least 1"),
+        (["a.mp4", "--fps", "30"], "--fps given for 'a.mp4'"),
+        (["-", "--raw", "96x128", "--fps", "0.0004"], "'0.0004'.* 0.001 to 1000"),
+        (["-", "--raw", "96x128", "--fps", "1e12"], "'1e12'.* 0.001 to 1000"),
+        (["a.mp4", "--out", "file"], "file is a file"),
+        (["a.mp4", "--out", ""], "--out: ''"),
+        ([""], "SOURCE: ''"),
+        (["model.onnx"], "model.onnx is an artifact"),
+        (["images/a.png", "a.mp4"], "a.mp4 .* 2 sources"),
+        (["images/a.png", "wide.png", "--fps", "9"], "--fps .* 2 images"),
+        (["images/a.png", "wide.png", "--labels", "-"], "2x70000.* 96x128"),
+        (["a.mp4", "--every", "0"], "--every: '0'.* at least 1"),
     ],
 )
 def test_bad_argument_is_explained_and_leaves_no_file(
@@ -805,7 +802,7 @@ def test_bad_argument_is_explained_and_leaves_no_file(
     assert code == 2
     # FFmpeg's own lines begin with [; the command silences them, which comes too late in a process that used it before
     told = "\n".join(line for line in capfd.readouterr().err.splitlines() if not line.startswith("["))
-    assert message in told and told.count("\n") == 0, told
+    assert re.search(message, told) and told.count("\n") == 0, told
     assert sorted(here.rglob("*")) == before
 
 
