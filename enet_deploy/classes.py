@@ -190,9 +190,9 @@ class LabelValues:
         return self.ids if dtype == np.uint8 else self.colors
 
     def described(self, value: str) -> str:
-        """Describe an unknown value, as classes.json spells it: "id 7", "colour #ff8000"."""
+        """Describe an unknown value, given as classes.json spells it: "class id 7", "colour #ff8000"."""
         if not value.startswith("#"):
-            return f"id {value}"
+            return f"class id {value}"
         swapped = int(value[5:7] + value[3:5] + value[1:3], 16)
         return f"colour {value}" + " (a known one with red and blue swapped)" * (swapped in self.colors)
 

@@ -19,7 +19,7 @@ from ..errors import DataError
 from ..images import read_image
 from ..media.drawing import panels
 from ..plots import new_figure, save_figure
-from . import DataSet, parts, read_ahead, spread
+from .dataset import DataSet, parts, read_ahead, spread
 from .label_maps import read_label_map
 
 if TYPE_CHECKING:

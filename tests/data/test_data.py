@@ -389,7 +389,7 @@ def test_camvid_is_whole(camvid: Path) -> None:
 
 def test_drawn_data_set_is_read_back(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert enet_data(["scenes", str(tmp_path), "--count", "2", "--seed", "7", "--size", "96x128"]) == 0
-    assert "2 drawn scenes in train/" in capsys.readouterr().out
+    assert "2 scenes in train/" in capsys.readouterr().out
     data = open_data(tmp_path, "train")
     assert [path.name for path, _ in data.pairs] == ["scene0007.png", "scene0008.png"]
     for (picture, labels), seed in zip(data, (7, 8), strict=True):
