@@ -122,15 +122,14 @@ def test_video_is_read_whatever_its_codec(
         assert apart(frame.image, picture) <= (3 if near is None else near)
 
 
-def test_whole_videos_are_not_called_cut_short(here: Path, exported: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_whole_videos_are_not_called_cut_short(here: Path) -> None:
     videos = [write_video(here / f"short{suffix}") for suffix in (".mp4", ".mkv", ".mov")]
     videos += [write_video(here / "short.avi", "mpeg4"), write_video(here / "long.avi", pictures=FRAMES * 10)]
     videos += [write_video(here / "sound.mkv", sound=True), write_video(here / "sound.mp4", sound=True)]
     videos += [write_video(here / "late.mkv", ticks=[5000, 5040, 5080, 5200])]
     for video in videos:
         for source in (str(video), video.as_uri()):
-            assert main([str(exported), source, "--json", "lines"]) == 0
-            assert "decoded" not in (told := capsys.readouterr().err), (source, told)
+            assert len(frames_of(open_source(source, Stop()))) >= 4  # and no DataError among them
 
 
 @pytest.mark.parametrize("rotation", [90, 180, 270])
@@ -389,7 +388,7 @@ def test_signal_finishes_the_files(here: Path, exported: Path, number: signal.Si
 
 
 def test_closed_pipe_finishes_the_files(here: Path, exported: Path) -> None:
-    write_video(here / "a.mp4", pictures=FRAMES * 100)
+    write_video(here / "a.mp4", pictures=FRAMES * 60)  # their JSON is longer than a pipe holds
     arguments = command(str(exported), "a.mp4", "--out", "-", "--json", "lines")  # both have what was shown last
     with subprocess.Popen(arguments, stdout=subprocess.PIPE, stderr=subprocess.PIPE) as child:
         child.stdout.read(1)
@@ -402,7 +401,7 @@ def test_closed_pipe_finishes_the_files(here: Path, exported: Path) -> None:
         child.stdout.close()
         told = child.stderr.read().decode()
         assert child.wait(30) == 128 + signal.SIGPIPE and "wrote out.mp4" in told and told.count("\n") == 1, told
-    assert 1 <= len(read(here / "out.mp4")) < 400
+    assert 1 <= len(read(here / "out.mp4")) < 240
     done = subprocess.run(
         ["sh", "-c", '"$@" >&-', "sh", *command(str(exported), "a.mp4", "--json", "-")],
         capture_output=True,
@@ -453,7 +452,7 @@ def test_kill_at_any_moment_leaves_whole_files_or_none(here: Path, exported: Pat
     assert len(expected) == 24
     for path in (Path("out.mp4"), Path("out.jsonl"), *(here / "ids").iterdir()):
         path.unlink()
-    for seen in (0, 1, 2, 5, 11, 20):
+    for seen in (0, 1, 5, 20):
         with subprocess.Popen(command(*arguments), stderr=subprocess.PIPE) as child:
             wait_for(child, lambda: len(contents(here / "ids")) >= seen)  # noqa: B023  used before the next round
             child.kill()
@@ -466,15 +465,17 @@ def test_kill_at_any_moment_leaves_whole_files_or_none(here: Path, exported: Pat
     assert contents(here / "ids") == expected and len(read(here / "out.mp4")) == 24
 
 
-@pytest.mark.parametrize("output", ["--out=out.mp4", "--labels=ids", "--json=out.jsonl"])
-def test_full_disk_is_said_and_leaves_no_file(here: Path, exported: Path, output: str) -> None:
+def test_full_disk_is_said_and_leaves_no_file(here: Path, exported: Path) -> None:
     write_video(here / "a.mkv", pictures=FRAMES * 6)
+    outputs = ["--out=out.mp4", "--labels=ids", "--json=out.jsonl"]
     limited = ["import resource; resource.setrlimit(resource.RLIMIT_FSIZE, (200, 200))", "import sys"]
-    limited += ["from enet_deploy.commands.segment import main", "sys.exit(main(sys.argv[1:]))"]
-    arguments = [sys.executable, "-c", "\n".join(limited), str(exported), "a.mkv", output]
+    limited += ["from enet_deploy.commands.segment import main"]
+    limited += ["print(*[main([*sys.argv[1:3], output]) for output in sys.argv[3:]])"]
+    arguments = [sys.executable, "-c", "\n".join(limited), str(exported), "a.mkv", *outputs]
     done = subprocess.run(arguments, capture_output=True, text=True)
-    assert done.returncode == 2 and done.stderr.count("\n") == 1, done.stderr
-    assert "error: cannot write" in done.stderr and "free space" in done.stderr
+    assert done.stdout.split() == ["2"] * 3, done.stderr
+    for line, name in zip(done.stderr.splitlines(), ("out.mp4", "ids", "out.jsonl"), strict=True):
+        assert re.search(rf"error: cannot write .*{name}.* free space", line), line
     assert [path.name for path in here.rglob("*") if path.is_file()] == ["a.mkv"]
 
 
