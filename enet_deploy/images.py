@@ -83,32 +83,32 @@ def header_size(content: bytes) -> tuple[int, int] | None:
     return None
 
 
-def decode(what: Path | str, content: bytes, flags: int) -> npt.NDArray[Any]:
+def decode(name: Path | str, content: bytes, flags: int) -> npt.NDArray[Any]:
     """Decode an image file's content with `cv2.imdecode`.
 
     Args:
-        what: name of the file, with which error messages begin.
+        name: of the file; error messages begin with it.
         content: of the file.
         flags: of OpenCV, cv2.IMREAD_*.
 
     Raises DataError if the header claims more than MAX_PIXELS or the content cannot be decoded.
     """
-    require_bounded(what, content)
+    require_bounded(name, content)
     try:
         pixels = cv2.imdecode(np.frombuffer(content, np.uint8), flags) if content else None
     except cv2.error as error:
-        raise DataError(f"{what} is refused by OpenCV ({error.err}); it is damaged, or has over 2**30 pixels") from None
+        raise DataError(f"{name} is refused by OpenCV ({error.err}); it is damaged, or has over 2**30 pixels") from None
     if pixels is None:
-        raise DataError(f"{what} cannot be decoded as an image; the file is damaged or of a kind OpenCV does not read")
+        raise DataError(f"{name} cannot be decoded as an image; the file is damaged or of a kind OpenCV does not read")
     return pixels
 
 
-def require_bounded(what: Path | str, content: bytes) -> None:
+def require_bounded(name: Path | str, content: bytes) -> None:
     """Raise DataError if the header of an image file's content claims more than MAX_PIXELS."""
     height, width = header_size(content) or (0, 0)
     if height * width > MAX_PIXELS:
         raise DataError(
-            f"{what} says it is {height}x{width} (height x width), expected at most {MAX_PIXELS} pixels, which is "
+            f"{name} claims to be {height}x{width} (height x width), expected at most {MAX_PIXELS} pixels, which is "
             "16384x16384; scale it down or cut it into tiles"
         )
 

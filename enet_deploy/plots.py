@@ -50,7 +50,7 @@ def draw_confusion(path: str | Path, counts: npt.NDArray[np.integer[Any]], names
     figure = new_figure(cell * len(names) + 1.2, cell * len(names) + 1.5)
     axes = figure.subplots()
     confusion_on(axes, counts, names, cell)
-    axes.set_title("what each class's pixels were taken for, in %", fontsize=10)
+    axes.set_title("prediction for the pixels of each true class, in %", fontsize=10)
     save_figure(figure, path)
 
 

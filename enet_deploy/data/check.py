@@ -63,7 +63,7 @@ class Report:
 
     Attributes:
         splits: those of train, val and test that exist.
-        problems, warnings: what is wrong and how to mend it -> names of the files concerned; no files if it concerns
+        problems, warnings: what is wrong and how to correct it -> names of the files concerned; no files if it concerns
             the data set as a whole. What a warning says may be intended.
     """
 

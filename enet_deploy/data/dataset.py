@@ -17,13 +17,9 @@ from typing import TYPE_CHECKING, NamedTuple, TypeVar
 
 import numpy as np
 
-from ..classes import CAMVID as CAMVID
-from ..classes import ClassList as ClassList
-from ..classes import LabelValues, is_cityscapes, read_label_values
-from ..classes import read_classes as read_classes
+from ..classes import ClassList, LabelValues, is_cityscapes, read_label_values
 from ..errors import DataError, InputError
-from ..images import IMAGE_SUFFIXES as IMAGE_SUFFIXES
-from ..images import UInt8Array, read_image
+from ..images import IMAGE_SUFFIXES, UInt8Array, read_image
 from .label_maps import read_label_map, read_values
 
 if TYPE_CHECKING:

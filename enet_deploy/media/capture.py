@@ -1,4 +1,4 @@
-"""Frames from what OpenCV opens: cameras, network streams and GStreamer pipelines."""
+"""Frames from cameras, network streams and GStreamer pipelines, read by OpenCV."""
 
 from __future__ import annotations
 

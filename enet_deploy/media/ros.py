@@ -37,8 +37,8 @@ def to_bgr(message: Any) -> UInt8Array:
     """
     data = np.frombuffer(message.data, np.uint8)
     if hasattr(message, "format"):
-        what = f"compressed image of {data.size} bytes and format '{message.format}'"
-        return decode(what, data.tobytes(), cv2.IMREAD_COLOR).astype(np.uint8, copy=False)
+        name = f"compressed image of {data.size} bytes and format '{message.format}'"
+        return decode(name, data.tobytes(), cv2.IMREAD_COLOR).astype(np.uint8, copy=False)
     if message.encoding not in _ENCODINGS:
         raise DataError(f"image encoding '{message.encoding}', expected one of {', '.join(_ENCODINGS)}")
     size, channels, code = _ENCODINGS[message.encoding]

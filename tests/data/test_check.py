@@ -69,7 +69,7 @@ BAD_DAYS: dict[str, tuple[Callable[[Path], object], str]] = {
     ),
     "cut": (lambda r: os.truncate(r / "train" / "scene0000.png", 999), "cannot be decoded .* train/scene0000.png"),
     "terminal escapes": (lambda r: (r / "train" / "\x1b[2J.png").touch(), r"'train/\x1b[2J.png'"),
-    "bomb": (lambda r: claim(r / "train" / "scene0000.png", 60_000), "says it is 60000x60000 .* train/scene0000.png"),
+    "bomb": (lambda r: claim(r / "train" / "scene0000.png", 60_000), "60000x60000 .* train/scene0000.png"),
     "huge": (lambda r: claim(r / "trainannot" / "scene0000.png", 20_000), "20000x20000 .* trainannot/scene0000.png"),
     "one pixel": (lambda r: save(r / "train" / "scene0000.png", image(1, 1)), "under 8 pixels .* train/scene0000.png"),
     "another size": (

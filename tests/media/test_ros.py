@@ -240,5 +240,5 @@ def test_compressed_image_of_a_kilobyte_does_not_take_all_memory() -> None:
     header = b"IHDR" + (32_000).to_bytes(4, "big") * 2 + png[24:29]
     bomb = png[:12] + header + zlib.crc32(header).to_bytes(4, "big") + png[33:]
     message = SimpleNamespace(format="png", data=np.frombuffer(bomb, np.uint8))
-    with pytest.raises(DataError, match=r"^compressed image of .* and format 'png' says it is 32000x32000"):
+    with pytest.raises(DataError, match=r"^compressed image of .*'png' .*32000x32000"):
         to_bgr(message)
