@@ -211,7 +211,7 @@ def hold_out(data: DataSet, prefix: str) -> tuple[DataSet, DataSet]:
     rest = without(data, prefix)
     if not held or not len(rest):
         raise InputError(
-            f"hold-out '{prefix}' matches {len(held)} of {len(data)} images, expected some, not all; "
+            f"hold-out '{prefix}' fits {len(held)} of {len(data)} images, expected some, not all; "
             f"names look like '{data.pairs[0][0].name}'"
         )
     return rest, dataclasses.replace(data, pairs=held)

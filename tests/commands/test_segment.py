@@ -1,142 +1,39 @@
-"""enet-segment and what it stands on, with real codecs: small videos and images that these tests encode themselves."""
+"""enet-segment, with real codecs: small videos and images that these tests encode themselves."""
 
 from __future__ import annotations
 
-import itertools
 import json
-import os
 import re
 import signal
 import subprocess
 import sys
-import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from fractions import Fraction
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
-from typing import Any
 
 import cv2
 import numpy as np
 import pytest
 from helpers import SIZE
+from videos import FRAMES, Fake, apart, av, read, write_video
 
-from enet_deploy import CAMVID, DataError, colorize, open_runner
+from enet_deploy import CAMVID, colorize, open_runner
 from enet_deploy.artifacts import Metadata
 from enet_deploy.classes import CITYSCAPES
 from enet_deploy.commands.segment import main
-from enet_deploy.data.scenes import street_scene
 from enet_deploy.images import UInt8Array, overlay, read_image
-from enet_deploy.media import capture, sinks
-from enet_deploy.media.capture import Capture
-from enet_deploy.media.frames import Frame, FrameSource, LabelledFrame, Stop
-from enet_deploy.media.open import open_source
-from enet_deploy.media.pipeline import Pipeline
-from enet_deploy.media.raw import RawFrames
+from enet_deploy.media import sinks
+from enet_deploy.media.frames import Frame, LabelledFrame
 from enet_deploy.media.sinks import video_file
-from enet_deploy.media.video import VideoFile
 from enet_deploy.model import ENet
 from enet_deploy.weights import save_weights
-
-av = pytest.importorskip("av")
-
-# Blurred, as a codec leaves little of noise
-FRAMES = [cv2.GaussianBlur(street_scene(seed, (96, 128))[0], (9, 9), 0) for seed in range(4)]
-
-
-def write_video(
-    path: Path,
-    codec: str = "libx264",
-    pix_fmt: str = "yuv420p",
-    pictures: list[UInt8Array] = FRAMES,
-    ticks: list[int] | None = None,
-    rotation: int = 0,
-    sound: bool = False,
-) -> Path:
-    """A video of these pictures, at 25 per second or due at these ticks of 1/1000 s."""
-    ticks = ticks or [40 * i for i in range(len(pictures))]
-    with av.open(str(path), "w") as container:
-        stream = container.add_stream(codec, rate=25)
-        stream.height, stream.width = pictures[0].shape[:2]
-        stream.pix_fmt = pix_fmt
-        stream.codec_context.time_base = Fraction(1, 1000 if path.suffix != ".avi" else 25)
-        stream.set_display_rotation(rotation)
-        if sound:
-            voice = container.add_stream("aac", rate=8000)
-            silence = av.AudioFrame.from_ndarray(np.zeros((1, 8000), np.float32), "fltp", "mono")
-            silence.sample_rate = 8000
-            container.mux(voice.encode(silence))
-            container.mux(voice.encode(None))
-        for picture, tick in zip(pictures, ticks, strict=True):
-            frame = av.VideoFrame.from_ndarray(picture, format="bgr24")
-            frame.pts, frame.time_base = tick, Fraction(1, 1000)
-            container.mux(stream.encode(frame))
-        container.mux(stream.encode(None))
-    return path
-
-
-def frames_of(source: FrameSource) -> list[Frame]:
-    found = list(source.frames())
-    assert all(isinstance(frame, Frame) for frame in found), found
-    return [frame for frame in found if isinstance(frame, Frame)]
-
-
-def read(path: Path) -> list[Frame]:
-    return frames_of(VideoFile(path))
-
-
-def apart(one: UInt8Array, other: UInt8Array) -> float:
-    """Mean difference of grey levels."""
-    return float(np.abs(one.astype(int) - other).mean())
 
 
 @pytest.fixture
 def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.chdir(tmp_path)
     return tmp_path
-
-
-@pytest.mark.parametrize(
-    ("name", "codec", "pix_fmt", "near"),
-    [
-        ("a.mp4", "libx264", "yuv420p", 4),
-        ("a.mov", "mjpeg", "yuvj422p", 4),
-        ("a.mkv", "libvpx-vp9", "yuv420p", 6),
-        ("a.avi", "mpeg4", "yuv420p", 6),
-        ("a.mkv", "libx264", "yuv420p10le", 4),
-        ("a.mkv", "ffv1", "bgr0", 0),
-        ("a.mkv", "ffv1", "bgra", 0),
-        ("a.mkv", "ffv1", "gray16le", None),
-    ],
-)
-def test_video_is_read_whatever_its_codec(
-    tmp_path: Path, name: str, codec: str, pix_fmt: str, near: int | None
-) -> None:
-    frames = read(write_video(tmp_path / name, codec, pix_fmt))
-    assert [frame.time for frame in frames] == [Fraction(i, 25) for i in range(4)]
-    for frame, picture in zip(frames, FRAMES, strict=True):
-        if near is None:
-            picture = cv2.cvtColor(cv2.cvtColor(picture, cv2.COLOR_BGR2GRAY), cv2.COLOR_GRAY2BGR)
-        assert frame.image.shape == picture.shape
-        assert apart(frame.image, picture) <= (3 if near is None else near)
-
-
-def test_whole_videos_are_not_called_cut_short(here: Path) -> None:
-    videos = [write_video(here / f"short{suffix}") for suffix in (".mp4", ".mkv", ".mov")]
-    videos += [write_video(here / "short.avi", "mpeg4"), write_video(here / "long.avi", pictures=FRAMES * 10)]
-    videos += [write_video(here / "sound.mkv", sound=True), write_video(here / "sound.mp4", sound=True)]
-    videos += [write_video(here / "late.mkv", ticks=[5000, 5040, 5080, 5200])]
-    for video in videos:
-        for source in (str(video), video.as_uri()):
-            assert len(frames_of(open_source(source, Stop()))) >= 4  # and no DataError among them
-
-
-@pytest.mark.parametrize("rotation", [90, 180, 270])
-def test_rotated_video_is_turned_as_opencv_turns_it(tmp_path: Path, rotation: int) -> None:
-    path = write_video(tmp_path / "a.mp4", rotation=rotation)
-    _, expected = cv2.VideoCapture(str(path)).read()
-    assert apart(read(path)[0].image, expected) < 3
 
 
 @pytest.mark.parametrize("suffix", [".mp4", ".mov", ".mkv", ".webm"])
@@ -152,11 +49,6 @@ def test_overlay_video_keeps_the_time_of_each_frame_and_no_sound(here: Path, exp
     with open_runner(exported) as runner:
         for frame, source in zip(result, read(video), strict=True):
             assert apart(frame.image, overlay(source.image, runner.segment(source.image), CAMVID)) < 8
-
-
-def test_video_that_starts_late_counts_from_its_start(tmp_path: Path) -> None:
-    times = [frame.time for frame in read(write_video(tmp_path / "a.mkv", ticks=[5000, 5040, 5080, 5200]))]
-    assert times == [0, Fraction(1, 25), Fraction(2, 25), Fraction(1, 5)]
 
 
 def test_colours_of_a_video_are_those_of_its_matrix(here: Path, exported: Path) -> None:
@@ -420,20 +312,6 @@ def test_signal_before_the_first_frame_leaves_what_was_there(here: Path, exporte
     assert [path.name for path in here.iterdir()] == ["out.mp4"] and Path("out.mp4").read_text() == "of yesterday"
 
 
-@pytest.mark.parametrize("suffix", [".mp4", ".mov", ".mkv", ".webm"])
-def test_camera_that_was_away_for_a_day_leaves_a_gap_of_a_day(tmp_path: Path, suffix: str) -> None:
-    times = [0, 1, 90_000, 90_001]
-    source = Fake(4, live=True)
-    source.rate = Fraction(30)
-    with video_file(tmp_path / f"a{suffix}", lambda item: item.frame.image, source) as write:
-        for index, second in enumerate(times):
-            write(LabelledFrame(Frame(FRAMES[index], "", Fraction(second)), FRAMES[index][:, :, 0], 0.0))
-    assert [frame.time for frame in read(tmp_path / f"a{suffix}")] == times
-    with av.open(str(tmp_path / f"a{suffix}")) as container:
-        if suffix in (".mkv", ".webm"):  # the others tell the mean
-            assert container.streams.video[0].average_rate == 30
-
-
 def wait_for(child: subprocess.Popen[bytes], done: Callable[[], bool]) -> None:
     while not done():
         assert child.poll() is None, child.stderr.read()
@@ -477,216 +355,6 @@ def test_full_disk_is_said_and_leaves_no_file(here: Path, exported: Path) -> Non
     for line, name in zip(done.stderr.splitlines(), ("out.mp4", "ids", "out.jsonl"), strict=True):
         assert re.search(rf"error: cannot write .*{name}.* free space", line), line
     assert [path.name for path in here.rglob("*") if path.is_file()] == ["a.mkv"]
-
-
-class Camera(BaseHTTPRequestHandler):
-    """Motion JPEG over HTTP, as network cameras send it; every connection ends after some frames."""
-
-    frames = 40
-    connections = 0
-
-    def do_GET(self) -> None:
-        Camera.connections += 1
-        self.send_response(200)
-        self.send_header("Content-Type", "multipart/x-mixed-replace; boundary=frame")
-        self.end_headers()
-        try:
-            for index in range(self.frames):
-                jpeg = cv2.imencode(".jpg", FRAMES[index % 4])[1].tobytes()
-                head = f"--frame\r\nContent-Type: image/jpeg\r\nContent-Length: {len(jpeg)}\r\n\r\n"
-                self.wfile.write(head.encode() + jpeg + b"\r\n")
-                time.sleep(0.01)
-        except OSError:
-            pass
-
-    def log_message(self, *_: Any) -> None:
-        pass
-
-
-@pytest.fixture
-def camera() -> Iterator[str]:
-    Camera.connections = 0
-    with ThreadingHTTPServer(("127.0.0.1", 0), Camera) as server:
-        threading.Thread(target=server.serve_forever, daemon=True).start()
-        yield f"http://127.0.0.1:{server.server_port}/video.mjpg"
-        server.shutdown()
-
-
-def test_lost_camera_is_opened_again_and_says_so(
-    camera: str, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
-) -> None:
-    monkeypatch.setattr(capture, "RETRY_WAITS", (0.01,))
-    stopped = Stop()
-    source = open_source(camera, stopped)
-    assert isinstance(source, Capture) and source.live
-    frames = []
-    for frame in source.frames():
-        assert isinstance(frame, Frame)
-        assert min(apart(frame.image, picture) for picture in FRAMES) < 4
-        frames.append(frame)
-        if len(frames) == Camera.frames + 5:
-            stopped.set()
-    assert Camera.connections == 2
-    assert all(a.time < b.time for a, b in itertools.pairwise(frames))
-    assert [record.getMessage() for record in caplog.records] == [
-        f"{camera} gives no frames; opened again in 0.01 s", f"{camera} is back",
-    ]  # fmt: skip
-
-
-def test_source_that_opens_and_gives_nothing_is_left_alone_for_longer_and_longer(
-    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
-) -> None:
-    monkeypatch.setattr(capture, "RETRY_WAITS", (0.01, 0.02, 0.03))
-    stopped = Stop()
-    given = iter([True, False, False, False, False, False, True, False])
-    released = []
-
-    class Flaky:
-        def isOpened(self) -> bool:
-            return True
-
-        def get(self, _: int) -> float:
-            return 0.0
-
-        def read(self) -> tuple[bool, UInt8Array | None]:
-            there = next(given, None)
-            if there is None:
-                stopped.set()
-            return bool(there), FRAMES[0] if there else None
-
-        def release(self) -> None:
-            released.append(self)
-
-    monkeypatch.setattr(cv2, "VideoCapture", lambda *_: Flaky())
-    assert len(frames_of(Capture("it", 0, cv2.CAP_ANY, stopped))) == 2
-    waits = [m.split()[-2] for record in caplog.records if "again" in (m := record.getMessage())]
-    assert waits == ["0.01", "0.02", "0.03", "0.03", "0.03", "0.01", "0.02"]
-    assert [record.getMessage() for record in caplog.records].count("it is back") == 1 and len(released) == 8
-
-
-@pytest.mark.parametrize(
-    ("suffix", "text"),
-    [
-        (".m3u8", "#EXTM3U\n#EXT-X-TARGETDURATION:10\n#EXTINF:10,\n{camera}\n#EXT-X-ENDLIST\n"),
-        (".mp4", "ffconcat version 1.0\nfile {camera}\n"),
-        (".mp4", "ffconcat version 1.0\nfile {video}\n"),
-    ],
-)
-def test_list_in_place_of_a_video_opens_nothing(tmp_path: Path, camera: str, suffix: str, text: str) -> None:
-    video = write_video(tmp_path / "a.mp4")
-    playlist = tmp_path / f"list{suffix}"
-    playlist.write_text(text.format(camera=camera, video=video))
-    with pytest.raises(DataError, match=rf"list{suffix} .*video"):
-        VideoFile(playlist)
-    assert Camera.connections == 0
-
-
-class Fake(FrameSource):
-    """Frames that are numbers; a live one hands them out faster than anything takes them."""
-
-    def __init__(self, count: int, live: bool) -> None:
-        super().__init__("fake")
-        self.count, self.live = count, live
-
-    def frames(self) -> Iterator[Frame | DataError]:
-        for index in range(self.count):
-            yield Frame(np.full((2, 2, 3), index % 256, np.uint8), f"{index}", Fraction(index))
-
-
-def test_of_a_live_source_only_the_newest_frame_counts() -> None:
-    def label(image: UInt8Array) -> UInt8Array:
-        time.sleep(0.02)
-        return image[:, :, 0]
-
-    class Slow(Fake):
-        def frames(self) -> Iterator[Frame | DataError]:
-            for frame in super().frames():
-                time.sleep(0.002)
-                yield frame
-
-    pipeline = Pipeline(Slow(100, live=True), label, Stop())
-    names = [int(item.frame.name) for item in pipeline.run()]
-    assert names == sorted(names) and names[-1] == 99
-    assert len(names) + pipeline.dropped == 100 and pipeline.dropped > 50
-    pipeline = Pipeline(Slow(20, live=False), label, Stop())
-    assert [int(item.frame.name) for item in pipeline.run()] == list(range(20)) and pipeline.dropped == 0
-
-
-def test_pipeline_keeps_few_frames_and_raises_what_its_threads_raise() -> None:
-    alive = 0
-
-    class Counted(Fake):
-        def frames(self) -> Iterator[Frame | DataError]:
-            nonlocal alive
-            for frame in super().frames():
-                alive += 1
-                yield frame
-
-    most, done = 0, 0
-    for _ in Pipeline(Counted(5000, live=False), lambda image: image[:, :, 0], Stop()).run():
-        done += 1
-        most = max(most, alive - done)
-    assert done == 5000 and most < 15
-
-    def fail(image: UInt8Array) -> UInt8Array:
-        raise DataError("no labels today")
-
-    with pytest.raises(DataError, match="no labels today"):
-        list(Pipeline(Fake(3, live=False), fail, Stop()).run())
-    assert not {"_decode", "_label_all"} & {t.name.partition("(")[2].rstrip(")") for t in threading.enumerate()}
-
-
-def test_slow_end_of_a_live_source_gets_the_newest_frame() -> None:
-    taken, over = threading.Event(), threading.Event()
-
-    class Quick(Fake):
-        def frames(self) -> Iterator[Frame | DataError]:
-            for frame in super().frames():
-                yield frame
-                taken.wait()
-            over.set()
-
-    pipeline = Pipeline(Quick(100, live=True), lambda image: image[:, :, 0], Stop())
-    items = pipeline.run()
-    assert next(items).frame.name == "0"
-    taken.set()
-    over.wait()  # while the caller is at work all others come
-    rest = [int(item.frame.name) for item in items]
-    assert rest[-1] == 99 and len(rest) <= 3, rest  # waiting to be labelled, in hand, and waiting to be taken
-    assert pipeline.dropped == 99 - len(rest)
-
-
-def test_source_is_freed_where_nobody_takes_its_frames() -> None:
-    freed = threading.Event()
-
-    class Held(Fake):
-        def frames(self) -> Iterator[Frame | DataError]:
-            try:
-                yield from super().frames()
-            finally:
-                freed.set()
-
-    for _ in Pipeline(Held(10_000, live=False), lambda image: image[:, :, 0], Stop()).run():
-        break
-    assert freed.wait(5)
-
-
-def test_raw_reader_puts_torn_reads_together() -> None:
-    readable, writable = os.pipe()
-    source = RawFrames((96, 128), 30.0, Stop(), readable)
-
-    def feed() -> None:
-        with os.fdopen(writable, "wb") as pipe:
-            raw = b"".join(frame.tobytes() for frame in FRAMES)
-            for start in range(0, len(raw), 10_007):
-                pipe.write(raw[start : start + 10_007])
-                pipe.flush()
-
-    threading.Thread(target=feed).start()
-    frames = frames_of(source)
-    assert all(np.array_equal(frame.image, picture) for frame, picture in zip(frames, FRAMES, strict=True))
-    assert frames[3].time == Fraction(3, 30)
-    os.close(readable)
 
 
 def test_window_shows_the_overlay_and_q_ends_it(
