@@ -1,5 +1,14 @@
-"""Data sets: folders of images and label maps."""
+"""Data sets: folders of images and label maps; with what users of one need from `classes` and `images`."""
 
+from ..classes import CAMVID as CAMVID
+from ..classes import ClassList as ClassList
+from ..classes import read_classes as read_classes
+from ..images import UInt8Array as UInt8Array
+from ..images import colorize as colorize
+from ..images import overlay as overlay
+from ..images import read_image as read_image
+from ..images import resize_image as resize_image
+from ..images import resize_labels as resize_labels
 from .dataset import DataSet as DataSet
 from .dataset import Part as Part
 from .dataset import find_images as find_images
