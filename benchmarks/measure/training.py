@@ -45,7 +45,7 @@ def usual_loop(data: DataSet, recipe: Recipe, device: str) -> Iterator[None]:
         def __getitem__(self, index: int) -> tuple[torch.Tensor, torch.Tensor]:
             image, labels = data[index]
             image, labels = resize_image(image, recipe.size), resize_labels(labels, recipe.size)
-            placement = draw(recipe, np.random.default_rng(), recipe.size, [])
+            placement = draw(recipe, np.random.default_rng(), recipe.size)
             pixels, ids = augment(
                 torch.from_numpy(image)[None], torch.from_numpy(labels)[None], [placement], recipe.crop, (0, 0, 0), void
             )

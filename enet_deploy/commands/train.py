@@ -13,7 +13,6 @@ from typing import TYPE_CHECKING, Any, get_args
 
 from ..data import DataSet, hold_out, join, open_data, without
 from ..errors import ArtifactError, EnetError, InputError
-from ..images import UInt8Array
 from ..plots import SUFFIXES, draw_curve, require_plot
 from ..training.recipe import PRESETS, Recipe, Slopes, shown
 from . import cli
@@ -21,7 +20,6 @@ from . import cli
 if TYPE_CHECKING:
     from ..training.trainer import Trainer
 
-PAGE = ".html"
 CHOICES = {"optimizer": ("adam", "adamw"), "slopes": get_args(Slopes)}
 
 
@@ -41,8 +39,6 @@ def _recipe(args: argparse.Namespace) -> tuple[Recipe, dict[str, Any] | None]:
             f"--final-crop {shown(args.final_crop)} without --final-from, expected the share of the training after "
             "which crops have that size"
         )
-    if given.get("ohem"):
-        given.setdefault("prior_correction", 0.0)  # it has no class weights
     if not args.resume:
         if (Path(args.out) / "checkpoint.pt").exists() and read_checkpoint(args.out)[0]["epoch"] > 0:
             raise InputError(f"{args.out} holds a run already; --resume continues it, another --out starts a new one")
@@ -82,24 +78,20 @@ def _data(args: argparse.Namespace) -> tuple[DataSet, DataSet, str]:
 
 def _require_curve(path: Path) -> None:
     """Raise where the learning curve could not be drawn: before the long work, not in it."""
-    require_plot(path, (PAGE, *SUFFIXES))
-    if path.suffix.lower() == PAGE:
-        from ..training import curve_page  # noqa: F401  its library may be missing
+    if path.suffix.lower() == ".html":
+        raise InputError(
+            f"--curve {path} is a page, expected {' or '.join(SUFFIXES)}; for curves and pictures in a browser, pass "
+            "--tensorboard DIR"
+        )
+    require_plot(path)
 
 
 def _curve(path: Path, trainer: Trainer) -> Callable[[], None]:
     """What draws a run as far as it got."""
-    examples: list[tuple[str, UInt8Array, UInt8Array, UInt8Array]] = []
 
     def draw() -> None:
         try:
-            if path.suffix.lower() != PAGE:
-                return draw_curve(path, trainer.history, trainer.val_was_trained_on)
-            from ..training.curve_page import write_page
-
-            if trainer.history and "val_miou" in trainer.history[-1]:
-                examples[:] = trainer.examples()
-            write_page(path, trainer, examples)
+            draw_curve(path, trainer.history, trainer.val_was_trained_on)
         except ArtifactError as error:  # a picture is no reason to end a night's training
             logging.warning(f"no learning curve this time: {error}")
 
@@ -202,8 +194,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         "--curve",
         type=Path,
         metavar="FILE",
-        help="draw the learning curve there, .png or .svg, or .html: a page with classes and examples too; drawn again "
-        "whenever the state is saved",
+        help="draw the learning curve there, .png or .svg; drawn again whenever the state is saved",
     )
     parser.add_argument("--device", help="cpu, cuda or cuda:N (default: cuda where there is one)")
     group = parser.add_argument_group(

@@ -10,7 +10,6 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-import numpy.typing as npt
 import torch
 from torch import Tensor
 from torch.nn import functional as F
@@ -24,9 +23,6 @@ Pair = tuple[UInt8Array, UInt8Array]
 
 # streams of random numbers, all from one seed
 ORDER, DROPOUT, PLACEMENT, NOISE, ESTIMATE = range(1, 6)
-
-SPOTS = 8  # remembered per class and image, to aim crops at
-RARE = 0.02  # of the labelled pixels: a class with less is rare
 
 
 @dataclass(frozen=True)
@@ -116,22 +112,12 @@ def stream(seed: int, epoch: int, purpose: int, number: int = 0) -> np.random.Ge
     return np.random.default_rng((seed, epoch, purpose, number))
 
 
-def draw(
-    recipe: Recipe, rng: np.random.Generator, size: tuple[int, int], spots: Sequence[npt.NDArray[np.intp]]
-) -> Placement:
-    """A random crop of an image of `size` (height, width).
-
-    Args:
-        spots: for each rare class in the image (K, 2) places (row, column) where it is.
-    """
+def draw(recipe: Recipe, rng: np.random.Generator, size: tuple[int, int]) -> Placement:
+    """A random crop of an image of `size` (height, width)."""
     zoom = math.exp(rng.uniform(math.log(recipe.scale[0]), math.log(recipe.scale[1])))
     # room to move: negative where the zoomed image is smaller than the crop
     room = size[0] * zoom - recipe.crop[0], size[1] * zoom - recipe.crop[1]
     top, left = rng.uniform(0, 1, 2) * room
-    if spots and rng.uniform() < recipe.rare:
-        places = spots[int(rng.integers(len(spots)))]
-        aim = (places[rng.integers(len(places))] + 0.5) * zoom - rng.uniform(0, 1, 2) * recipe.crop
-        top, left = np.clip(aim, np.minimum(0, room), np.maximum(0, room))
     mirror = float(recipe.flip and rng.uniform() < 0.5)
     brightness, contrast, saturation = rng.uniform(1 - recipe.color, 1 + recipe.color, 3).tolist()
     blue, green, red = rng.uniform(1 - recipe.tint, 1 + recipe.tint, 3).tolist()
@@ -168,17 +154,13 @@ class Crops:
             self.images = torch.empty((len(data), *size, 3), dtype=torch.uint8, device=device)
             self.labels = torch.empty((len(data), *size), dtype=torch.uint8, device=device)
         tally = _Tally(len(data.classes))
-        places = []
         for index, (image, labels) in enumerate(progress(read_ahead(data.__getitem__, range(len(data))))):
             tally.add(image, labels)
-            image, labels = self._resize(image, labels)
-            places.append(_places(labels, len(data.classes), np.random.default_rng(index)) if recipe.rare else [])
             if self.resident:
+                image, labels = self._resize(image, labels)
                 self.images[index], self.labels[index] = torch.from_numpy(image), torch.from_numpy(labels)
         self.statistics = tally.statistics()
         self.fill: tuple[float, ...] = self.statistics.mean
-        rare = [share < RARE for share in self.statistics.shares]
-        self.spots = [[image[c] for c in np.flatnonzero(rare[: len(image)]) if len(image[c])] for image in places]
 
     def _resize(self, image: UInt8Array, labels: UInt8Array) -> tuple[UInt8Array, UInt8Array]:
         return resize_image(image, self.recipe.size), resize_labels(labels, self.recipe.size)
@@ -187,9 +169,7 @@ class Crops:
         """For each list of image numbers its augmented images and labels (see `augment`), in the given order."""
         seed = self.recipe.seed
         for batch, (images, labels) in zip(indices, self._read(indices), strict=True):
-            placements = [
-                draw(self.recipe, stream(seed, epoch, PLACEMENT, i), self.recipe.size, self.spots[i]) for i in batch
-            ]
+            placements = [draw(self.recipe, stream(seed, epoch, PLACEMENT, i), self.recipe.size) for i in batch]
             self.noise.manual_seed(int(stream(seed, epoch, NOISE, batch[0]).integers(1 << 62)))
             yield augment(images, labels, placements, self.recipe.crop, self.fill, self.void, self.noise)
 
@@ -231,17 +211,6 @@ class _Tally:
         b, g, r = mean.round(3).tolist()
         sb, sg, sr = std.round(3).tolist()
         return Statistics((b, g, r), (sb, sg, sr), tuple((self.counts / self.counts.sum()).tolist()))
-
-
-def _places(labels: UInt8Array, classes: int, rng: np.random.Generator) -> list[npt.NDArray[np.intp]]:
-    """For each class up to `SPOTS` random (row, column) where it is: (K, 2), K may be 0."""
-    flat = labels.ravel()
-    found = []
-    for number in range(classes):
-        where = np.flatnonzero(flat == number)
-        where = rng.choice(where, min(SPOTS, len(where)), replace=False)
-        found.append(np.stack(np.unravel_index(where, labels.shape), axis=1))
-    return found
 
 
 def _free_memory(device: torch.device) -> int:

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import math
-
 import torch
 from torch import Tensor
 from torch.nn import functional as F
@@ -20,18 +18,6 @@ def cross_entropy(logits: Tensor, labels: Tensor, weight: Tensor, void: int) -> 
     labelled = labels != void
     divisor = (weight[labels * labelled] * labelled).sum()
     return total / divisor.clamp_min(1e-6)
-
-
-def hard_cross_entropy(logits: Tensor, labels: Tensor, void: int, threshold: float, least: float = 1 / 16) -> Tensor:
-    """Online hard example mining: the mean over pixels whose class is given less than `threshold`.
-
-    At least the share `least` of all pixels counts, the hardest. Shrivastava et al. 2016, as segmentation uses it.
-    """
-    losses = F.cross_entropy(logits, labels, ignore_index=void, reduction="none").flatten()
-    kept = max(1, int(losses.numel() * least))
-    limit = losses.detach().topk(kept).values[-1].clamp_max(-math.log(threshold))
-    hard = (losses >= limit) & (labels.flatten() != void)
-    return (losses * hard).sum() / hard.sum().clamp_min(1)
 
 
 def lovasz_softmax(logits: Tensor, labels: Tensor, void: int) -> Tensor:

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from ..model import STRIDE, ENet
-from .losses import cross_entropy, distillation, hard_cross_entropy, lovasz_softmax
+from .losses import cross_entropy, distillation, lovasz_softmax
 from .recipe import Recipe
 
 STARTS = (
@@ -53,10 +53,7 @@ class Objective(nn.Module):
         with torch.autocast(images.device.type, enabled=False):
             features, corners = features.float(), by_corner(labels)
             logits = corner_logits(self.net.fullconv, features)
-            if recipe.ohem:
-                loss = hard_cross_entropy(logits, corners, void, recipe.ohem)
-            else:
-                loss = cross_entropy(logits, corners, weight, void)
+            loss = cross_entropy(logits, corners, weight, void)
             if auxiliary is not None:
                 # the label at the middle of each 8x8 block
                 small = labels[:, STRIDE // 2 :: STRIDE, STRIDE // 2 :: STRIDE]

@@ -29,7 +29,6 @@ class Recipe:
         class_weight_c: classes weigh 1 / ln(c + pixel share) (ENet paper, section 5.1, has c = 1.02).
         prior_correction: alpha; weights that are evaluated and saved have alpha ln(class weight) taken from the last
             layer's bias, as the class weights make rare classes too likely. 0 for none.
-        ohem: 0 for none; else only pixels whose class is given less than this count, unweighted.
         aux: weight of the cross-entropy of a second head, on the encoder's output at 1/8 size (the paper's encoder
             stage, done jointly); the head is not saved.
         lovasz: weight of the Lovasz-softmax loss (a smooth IoU) beside the cross-entropy.
@@ -39,8 +38,6 @@ class Recipe:
         slopes: of each PReLU: one per "layer", which deploys faster, or one per "channel" as in the authors' ENet.
         scale: smallest and largest zoom, drawn log-uniformly.
         flip: whether half of the crops are mirrored.
-        rare: share of the crops that are aimed at a pixel of a class with less than 2 % of all pixels, in images
-            that have one.
         color: strength of the brightness, contrast and saturation jitter.
         tint: strength of each channel's own jitter, as another light or white balance has it.
         noise: largest standard deviation, in grey levels, of the noise that is added; each crop draws its own.
@@ -66,7 +63,6 @@ class Recipe:
     power: float = 0.9
     class_weight_c: float = 1.02
     prior_correction: float = 0.5
-    ohem: float = 0.0
     aux: float = 0.4
     lovasz: float = 1.0
     lovasz_from: float = 0.5
@@ -75,7 +71,6 @@ class Recipe:
     slopes: Slopes = "layer"
     scale: tuple[float, float] = (0.5, 2.0)
     flip: bool = True
-    rare: float = 0.0
     color: float = 0.6
     tint: float = 0.2
     noise: float = 16.0

@@ -42,7 +42,7 @@ from ..files import atomic_write, sha256
 from ..images import UInt8Array, resize_image, resize_labels
 from ..metrics import ConfusionMatrix
 from ..model import ENet, Segmenter
-from ..weights import load_weights, save_weights
+from ..weights import save_weights
 from .captured import CapturedGradients, Variant
 from .crops import DROPOUT, ESTIMATE, ORDER, Crops, stream
 from .objective import Objective
@@ -221,8 +221,7 @@ class Trainer:
         return net, dataclasses.replace(metadata, details={**metadata.details, "sha256": sha256(path)})
 
     def _teacher(self, path: str | Path, details: dict[str, Any]) -> Segmenter:
-        # beside unweighted losses, a teacher that is sure of rare classes would be wrong
-        net, metadata = load_weights(path) if self.recipe.ohem else load_uncorrected(path)
+        net, metadata = load_uncorrected(path)
         names = self.train.classes.names
         if metadata.classes.names != names:
             raise ArtifactError(
@@ -257,17 +256,12 @@ class Trainer:
         for name in not_negative.split():
             if not 0 <= getattr(recipe, name) < math.inf:  # nan is not
                 raise InputError(f"{name} {getattr(recipe, name)}, expected 0 or more")
-        for name in ("rare", "lovasz_from", "final_from"):
+        for name in ("lovasz_from", "final_from"):
             if not 0 <= getattr(recipe, name) <= 1:
                 raise InputError(f"{name} {getattr(recipe, name)}, expected a share from 0 to 1")
-        for name in ("ema", "color", "tint", "ohem"):
+        for name in ("ema", "color", "tint"):
             if not 0 <= getattr(recipe, name) < 1:
                 raise InputError(f"{name} {getattr(recipe, name)}, expected at least 0 (none) and below 1")
-        if recipe.ohem and recipe.prior_correction:
-            raise InputError(
-                f"prior_correction {recipe.prior_correction} with ohem {recipe.ohem}, which has no class weights to "
-                "correct; expected 0 for one of them"
-            )
         if not 1 < recipe.class_weight_c < math.inf:
             raise InputError(
                 f"class_weight_c {recipe.class_weight_c}, expected above 1: ln(c + share) has to be positive"
@@ -364,7 +358,7 @@ class Trainer:
                     f"without a better val mIoU than {self.best:.4f} of epoch {self.best_epoch}"
                 )
             self._save_weights("last.safetensors", self.history[-1])
-            if not finished and not self.recipe.ohem and not self.val_was_trained_on:
+            if not finished and not self.val_was_trained_on:
                 found = "  ".join(f"{alpha:g}: {miou:.4f}" for alpha, miou in self.sweep().items())
                 log.info(f"val mIoU of the last weights by --prior-correction{self._doubt()}: {found}")
             log.info(f"done: {self.out / 'last.safetensors'}; best.safetensors had the highest mIoU, {self.best:.4f}")
@@ -685,11 +679,7 @@ class Trainer:
             for what, had, has in (
                 ("classes", ", ".join(metadata.classes.names), ", ".join(self.train.classes.names)),
                 ("training images", state["images"], self.images),
-                (
-                    "values of classes in label maps, by hash",
-                    state.get("label_values", self.label_values),
-                    self.label_values,
-                ),
+                ("values of classes in label maps, by hash", state["label_values"], self.label_values),
                 ("processes", state["processes"], self.world),
                 ("--teacher of sha256", metadata.details.get("teacher", {}).get("sha256"), self.taught_by),
             ):
@@ -751,8 +741,7 @@ def read_checkpoint(out: str | Path) -> tuple[dict[str, Any], Recipe]:
         raise ArtifactError(f"{path} does not exist; there is no run to resume in {out}: leave out --resume")
     try:
         state = torch.load(path, map_location="cpu", weights_only=True)
-        # runs of before there was a choice
-        return state, Recipe(**{"slopes": "channel", "prior_correction": 0.0} | state["recipe"])
+        return state, Recipe(**state["recipe"])
     except Exception as error:  # noqa: BLE001  torch.load raises whatever the bytes lead it to
         raise ArtifactError(
             f"{path} is not a whole checkpoint of this version ({type(error).__name__}); start again with another --out"

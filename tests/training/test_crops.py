@@ -32,7 +32,7 @@ def ramp(axis: int) -> tuple[Tensor, Tensor]:
 def test_image_and_labels_move_together(axis: int, crop: tuple[int, int]) -> None:
     recipe = dataclasses.replace(PLAIN, crop=crop, scale=(0.5, 2.0), flip=True)
     for seed in range(20):
-        placement = draw(recipe, np.random.default_rng(seed), (96, 128), [])
+        placement = draw(recipe, np.random.default_rng(seed), (96, 128))
         image, labels = augment(*ramp(axis), [placement], crop, FILL, VOID)
         assert image.shape == (1, *crop, 3) and labels.shape == (1, *crop)
         assert image.dtype == torch.float32 and labels.dtype == torch.int64
@@ -55,7 +55,7 @@ def test_a_placement_says_where_every_pixel_comes_from() -> None:
 
 def test_what_is_switched_off_changes_nothing() -> None:
     image, labels = ramp(1)
-    placement = draw(PLAIN, np.random.default_rng(0), (96, 128), [])
+    placement = draw(PLAIN, np.random.default_rng(0), (96, 128))
     assert placement == Placement()
     new, new_labels = augment(image, labels, [placement], PLAIN.crop, FILL, VOID)
     torch.testing.assert_close(new, image.float(), rtol=0, atol=2e-3)  # grid_sample's coordinates are float32
@@ -66,7 +66,7 @@ def test_half_of_the_crops_are_mirrored() -> None:
     recipe, mirrored = dataclasses.replace(PLAIN, flip=True), 0
     image, labels = ramp(1)
     for seed in range(40):
-        placement = draw(recipe, np.random.default_rng(seed), (96, 128), [])
+        placement = draw(recipe, np.random.default_rng(seed), (96, 128))
         new, new_labels = augment(image, labels, [placement], PLAIN.crop, FILL, VOID)
         expected = labels.flip(2) if placement.mirror else labels
         assert torch.equal(new_labels, expected.long())
@@ -78,7 +78,7 @@ def test_half_of_the_crops_are_mirrored() -> None:
 def test_no_label_is_invented() -> None:
     labels = torch.from_numpy(np.random.default_rng(0).choice(np.array([2, 5, 9], np.uint8), (9, 96, 128)))
     recipe = dataclasses.replace(PLAIN, scale=(0.5, 2.0), flip=True, color=0.5)
-    placements = [draw(recipe, np.random.default_rng(seed), (96, 128), []) for seed in range(9)]
+    placements = [draw(recipe, np.random.default_rng(seed), (96, 128)) for seed in range(9)]
     _, ids = augment(torch.stack([labels] * 3, -1), labels, placements, PLAIN.crop, FILL, VOID)
     assert set(ids.unique().tolist()) == {2, 5, 9, VOID}
 
@@ -100,19 +100,6 @@ def test_colours_change_and_labels_do_not() -> None:
     torch.testing.assert_close(pale[0, 4, 4], torch.tensor([grey / 2, grey / 2, grey / 2 + 100]), rtol=0, atol=0.01)
 
 
-@pytest.mark.parametrize("scale", [(0.5, 0.5), (2.0, 2.0)])
-def test_crops_are_aimed_at_rare_classes(scale: tuple[float, float]) -> None:
-    recipe = dataclasses.replace(PLAIN, crop=(32, 32), scale=scale, rare=1.0)
-    labels = torch.zeros((1, 96, 128), dtype=torch.uint8)
-    labels[0, 7, 120] = 3  # near a corner: the crop still lies within the image
-    for seed in range(20):
-        placement = draw(recipe, np.random.default_rng(seed), (96, 128), [np.array([[7, 120]])])
-        _, ids = augment(torch.stack([labels] * 3, -1), labels, [placement], (32, 32), FILL, VOID)
-        assert (ids != VOID).all()
-        if scale[0] >= 1:  # zoomed out, one pixel may fall between the samples
-            assert (ids == 3).any()
-
-
 def test_statistics_are_those_of_the_training_images(scenes: Path) -> None:
     data = open_data(scenes, "train")
     found = Crops(data, PLAIN, CPU, CAMVID.void).statistics
@@ -126,7 +113,7 @@ def test_statistics_are_those_of_the_training_images(scenes: Path) -> None:
 
 def test_images_that_do_not_fit_the_device_give_the_same_batches(tmp_path: Path) -> None:
     data = open_data(write_scenes(tmp_path, {"train": 5, "val": 1}), "train")
-    recipe = dataclasses.replace(PLAIN, size=(48, 64), crop=(40, 40), scale=(0.5, 2.0), color=0.3, rare=0.5, noise=8.0)
+    recipe = dataclasses.replace(PLAIN, size=(48, 64), crop=(40, 40), scale=(0.5, 2.0), color=0.3, noise=8.0)
     held, decoded = (Crops(data, recipe, CPU, 11, resident=resident) for resident in (True, False))
     indices = [[3, 1], [4, 0], [2]]
     for batches in zip(held.batches(indices, 1), decoded.batches(indices, 1), held.batches(indices, 1), strict=True):

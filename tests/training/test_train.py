@@ -476,7 +476,7 @@ def test_image_of_void_alone_is_passed_over(tmp_path: Path) -> None:
     assert math.isfinite(float(rows(tmp_path / "run")[0]["loss"]))
 
 
-LOSSES = ["--aux", "0.4", "--lovasz", "1", "--lovasz-from", "0", "--rare", "0.5", "--noise", "8"]
+LOSSES = ["--aux", "0.4", "--lovasz", "1", "--lovasz-from", "0", "--noise", "8"]
 
 
 def test_every_loss_at_once_still_gives_the_plain_network(
@@ -510,7 +510,7 @@ def test_interrupted_run_with_every_loss_resumes_to_the_same_bits(
 
 
 def test_other_arithmetic_trains_too(scenes: Path, tmp_path: Path) -> None:
-    assert enet_train(scenes, tmp_path, "--amp", "--ohem", "0.7", epochs=1) == 0
+    assert enet_train(scenes, tmp_path, "--amp", epochs=1) == 0
     assert math.isfinite(float(rows(tmp_path)[0]["loss"]))
 
 
@@ -765,21 +765,15 @@ def test_a_run_is_not_changed_half_way(
         ),
         (["--final-crop", "64x64"], r"--final-crop 64x64 without --final-from, expected the share"),
         (["--final-from", "2"], r"final_from 2\.0, expected a share from 0 to 1"),
-        (["--ohem", "1"], r"ohem 1\.0, expected"),
         (["--width", "0"], r"width 0, expected"),
-        (["--rare", "2"], r"rare 2\.0, expected a share from 0 to 1"),
         (["--lovasz-from", "nan"], r"lovasz_from nan, expected"),
         (["--lovasz-from", "1.5"], r"lovasz_from 1\.5, expected a share from 0 to 1"),
         (["--distill", "0.5"], r"--distill 0\.5 without --teacher, expected the weights to learn from"),
         (["--aux", "-1"], r"aux -1\.0, expected"),
         (["--hold-out", "x"], r"hold-out 'x' fits 0 of 12 images, expected some, not all; names look like 'scene0000"),
-        (["--curve", "curve.gif"], r"curve\.gif has the suffix '\.gif', expected \.html or \.png or \.svg"),
+        (["--curve", "curve.gif"], r"curve\.gif has the suffix '\.gif', expected \.png or \.svg"),
         (["--minutes", "7"], r"--minutes 7\.0 with --epochs 2, expected one of them"),
         (["--prior-correction", "-1"], r"prior_correction -1\.0, expected"),
-        (
-            ["--ohem", "0.7", "--prior-correction", "0.5"],
-            r"prior_correction 0\.5 with ohem 0\.7, which has no class weigh",
-        ),
         (["--patience", "-1"], r"patience -1, expected"),
         (["--teacher", "none.safetensors"], r"none\.safetensors is not a file; expected weights"),
         (["--init", "none.safetensors"], r"none\.safetensors is not a file; expected weights"),
