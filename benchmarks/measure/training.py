@@ -36,7 +36,7 @@ def usual_loop(data: DataSet, recipe: Recipe, device: str) -> Iterator[None]:
 
     from enet_deploy.images import resize_image, resize_labels
     from enet_deploy.model import ENet
-    from enet_deploy.training.crops import augment, draw
+    from enet_deploy.training.crops import augment, draw_params
 
     class Images(Dataset[tuple[torch.Tensor, torch.Tensor]]):
         def __len__(self) -> int:
@@ -45,9 +45,9 @@ def usual_loop(data: DataSet, recipe: Recipe, device: str) -> Iterator[None]:
         def __getitem__(self, index: int) -> tuple[torch.Tensor, torch.Tensor]:
             image, labels = data[index]
             image, labels = resize_image(image, recipe.size), resize_labels(labels, recipe.size)
-            placement = draw(recipe, np.random.default_rng(), recipe.size)
+            params = draw_params(recipe, recipe.crop, np.random.default_rng())
             pixels, ids = augment(
-                torch.from_numpy(image)[None], torch.from_numpy(labels)[None], [placement], recipe.crop, (0, 0, 0), void
+                torch.from_numpy(image)[None], torch.from_numpy(labels)[None], [params], recipe.crop, (0, 0, 0), void
             )
             return pixels[0].permute(2, 0, 1).contiguous() / 255, ids[0]
 
@@ -71,7 +71,8 @@ def usual_loop(data: DataSet, recipe: Recipe, device: str) -> Iterator[None]:
 def this_trainer(data: DataSet, recipe: Recipe, device: str, out: Path, compiled: bool) -> Iterator[None]:
     """One step of `enet-train` per item."""
     from enet_deploy.runners.torch_runner import torch_device
-    from enet_deploy.training.trainer import Trainer, keep_freed_memory
+    from enet_deploy.training.memory import keep_freed_memory
+    from enet_deploy.training.trainer import Trainer
 
     keep_freed_memory()
     trainer = Trainer(data, data, "train", out, recipe, torch_device(device), compiled=compiled)
