@@ -67,7 +67,7 @@ def test_every_loss_at_once_still_gives_the_plain_network(
     assert enet_train(scenes, tmp_path / "wide", "--width", "2", epochs=1) == 0
     teacher = tmp_path / "wide" / "last.safetensors"
     assert load_weights(teacher)[0].width == 2
-    assert enet_train(scenes, tmp_path / "run", *LOSSES, "--teacher", str(teacher)) == 0
+    assert enet_train(scenes, tmp_path / "run", *LOSSES, "--teacher", str(teacher), epochs=1) == 0
     net, metadata = load_weights(tmp_path / "run" / "last.safetensors")
     assert net.width == 1 and net.state_dict().keys() == tensors(finished / "last.safetensors").keys()
     assert metadata.details["teacher"]["width"] == 2

@@ -91,7 +91,7 @@ def test_run_stops_when_its_patience_is_at_its_end(
 ) -> None:
     """Also where it was interrupted in between, and with the same weights."""
     monkeypatch.setattr(Trainer, "_val_scores", lambda trainer: {"val_miou": MIOU[trainer.epoch]})
-    options = {"epochs": 5, "eval_every": 1, "patience": 2, "ema": 0}
+    options = {"epochs": 5, "eval_every": 1, "patience": 2, "ema": 0, "batch": 8}
     with caplog.at_level("INFO"):
         assert enet_train(scenes, tmp_path / "whole", **options) == 0
     assert "stopped after epoch 4 of 5: 2 evaluations without a better val mIoU than 0.5000 of epoch 2" in caplog.text
@@ -263,7 +263,7 @@ def repeat(module: nn.Module) -> Callable[[Callable[[], torch.Tensor]], tuple[Ca
 
 def test_captured_steps_are_the_eager_ones(scenes: Path, tmp_path: Path) -> None:
     """In float32 and bfloat16, with Lovasz-softmax and without; dropout and the statistics of BatchNorm too."""
-    recipe = Recipe(size=(48, 64), crop=(32, 32), batch=2, epochs=4, eval_every=4, warmup=2, amp=True, lovasz_from=0.5)
+    recipe = Recipe(size=(48, 64), crop=(32, 32), batch=4, epochs=5, eval_every=5, warmup=2, amp=True, lovasz_from=0.5)
     recipe = dataclasses.replace(recipe, final_crop=(48, 64), final_from=0.75)
     for name in ("eager", "captured"):
         trainer = Trainer(*splits(scenes), tmp_path / name, recipe, CPU)
@@ -320,8 +320,8 @@ from enet_deploy.training import trainer as train
 
 run = train.Trainer.run
 
-def run_and_compare(trainer):
-    run(trainer)
+def run_and_compare(trainer, report):
+    run(trainer, report)
     own = torch.cat([parameter.detach().flatten() for parameter in trainer.net.parameters()])
     both = [torch.empty_like(own) for _ in range(2)]
     dist.all_gather(both, own)
