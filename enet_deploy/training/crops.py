@@ -41,7 +41,7 @@ class Statistics:
 
 @dataclass(frozen=True)
 class CropParams:
-    """Position of a crop, and changes to its colors. The defaults change nothing.
+    """Position of a crop, and changes to its colours. The defaults change nothing.
 
     Attributes:
         zoom: scale factor of the image.
@@ -74,14 +74,14 @@ def augment(
     void: int,
     generator: torch.Generator | None = None,
 ) -> tuple[Tensor, Tensor]:
-    """Zoom, crop and mirror in one resampling, then change the colors.
+    """Zoom, crop and mirror in one resampling, then change the colours.
 
     Args:
         images: (N, H, W, 3) uint8 BGR.
         labels: (N, H, W) uint8.
         params: one per image.
         crop: (height, width) of the result.
-        fill, void: BGR color and label of what lies outside the image.
+        fill, void: BGR colour and label of what lies outside the image.
         generator: of the noise, on the images' device.
 
     Returns:

@@ -54,7 +54,7 @@ class TensorBoard:
 
     Args:
         folder: is created when the first events are written.
-        classes: of the data set, for the colors of label maps.
+        classes: of the data set, for the colours of label maps.
         epoch: the epoch that the run continues from, 0 for a new run. TensorBoard then hides events of later epochs
             that an interrupted run left in the folder. If the folder has no event file, the curves of the earlier
             epochs are written anew.

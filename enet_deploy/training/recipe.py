@@ -45,7 +45,7 @@ class Recipe:
         scale: smallest and largest zoom, drawn log-uniformly.
         flip: mirror half of the crops.
         color: strength of the brightness, contrast and saturation jitter.
-        tint: strength of the jitter of each color channel, as with another light or white balance.
+        tint: strength of the jitter of each colour channel, as with another light or white balance.
         noise: largest standard deviation of the added noise, in grey levels; each crop draws its own.
         ema: decay of the weight average that is evaluated and saved, with its own BatchNorm statistics; 0 for none.
         amp: bfloat16 autocast after the warm-up; from random weights bfloat16 learns less.

@@ -48,6 +48,25 @@ class Schedule:
         return self.recipe.amp and step >= self.warmup
 
 
+def evaluation_is_due(recipe: Recipe, epoch: int) -> bool:
+    """Whether to score on val after this epoch, counted from 1."""
+    timed = recipe.minutes > 0 and epoch == 1  # to know how long an evaluation takes
+    return timed or epoch % recipe.eval_every == 0 or epoch == recipe.epochs
+
+
+def best_epoch(history: Sequence[Mapping[str, float]]) -> int:
+    """The first epoch with the highest val mIoU; 0 before the first evaluation."""
+    scored = [row for row in history if "val_miou" in row]
+    return int(max(scored, key=lambda row: row["val_miou"])["epoch"]) if scored else 0
+
+
+def out_of_patience(recipe: Recipe, history: Sequence[Mapping[str, float]]) -> bool:
+    """Whether the recipe's patience has run out."""
+    best = best_epoch(history)
+    since = sum("val_miou" in row for row in history if row["epoch"] > best)
+    return 0 < recipe.patience <= since
+
+
 def epochs_in_time(recipe: Recipe, history: Sequence[Mapping[str, float]]) -> int:
     """The number of epochs that fit into the recipe's minutes, judged by the epochs in `history`.
 

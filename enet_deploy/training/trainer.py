@@ -38,7 +38,7 @@ from .logs import log_epoch, write_csv
 from .memory import halved_batch_that_fits, is_out_of_memory
 from .objective import Objective
 from .recipe import Recipe
-from .schedule import Schedule, epochs_in_time, with_epochs
+from .schedule import Schedule, best_epoch, epochs_in_time, evaluation_is_due, out_of_patience, with_epochs
 from .start import StartingPoint, starting_point
 
 T = TypeVar("T")
@@ -126,13 +126,12 @@ class Trainer:
         data, device = self.train, self.device
         self.void = data.classes.void
         self.crops = Crops(
-            data, self.recipe, device, self.void, lambda all_: self._progress(all_, "reading", len(data))
+            data, self.recipe, device, self.void, lambda pairs: self._progress(pairs, "reading", len(data))
         )
         shares = torch.tensor(self.crops.statistics.shares)
         self.class_weights = (1 / torch.log(self.recipe.class_weight_c + shares)).to(device)
-        if not sum(
-            int((labels != self.void).sum()) for _, labels in read_ahead(self.val.__getitem__, range(len(self.val)))
-        ):
+        val_labels = (labels for _, labels in read_ahead(self.val.__getitem__, range(len(self.val))))
+        if not sum(int((labels != self.void).sum()) for labels in val_labels):
             raise DataError("every val pixel is void, expected at least one class in the label maps")
 
     def _metadata(self, start: StartingPoint) -> Metadata:
@@ -189,7 +188,7 @@ class Trainer:
             row = self._train_epoch()
             if self.recipe.minutes:
                 self._plan_epochs()
-            if self._evaluation_is_due():
+            if evaluation_is_due(self.recipe, self.epoch):
                 row |= self._evaluate()
             if self.rank == 0:
                 log_epoch(row, self.recipe.epochs)
@@ -290,25 +289,9 @@ class Trainer:
     # --- how long -------------------------------------------------------------------------------------------------
 
     @property
-    def best_epoch(self) -> int:
-        """The first epoch with the highest val mIoU; 0 before the first evaluation."""
-        scored = [row for row in self.history if "val_miou" in row]
-        return int(max(scored, key=lambda row: row["val_miou"])["epoch"]) if scored else 0
-
-    @property
-    def out_of_patience(self) -> bool:
-        """Whether the recipe's patience has run out. It follows from the history, also after a resume."""
-        since = sum("val_miou" in row for row in self.history if row["epoch"] > self.best_epoch)
-        return 0 < self.recipe.patience <= since
-
-    @property
     def over(self) -> bool:
         """Whether there is nothing left to train."""
-        return self.epoch >= self.recipe.epochs or self.out_of_patience
-
-    def _evaluation_is_due(self) -> bool:
-        timed = self.recipe.minutes > 0 and self.epoch == 1  # to know how long an evaluation takes
-        return timed or self.epoch % self.recipe.eval_every == 0 or self.epoch == self.recipe.epochs
+        return self.epoch >= self.recipe.epochs or out_of_patience(self.recipe, self.history)
 
     def _plan_epochs(self) -> None:
         """Set the number of epochs to what the recipe's minutes allow; the first process decides for all."""
@@ -420,10 +403,10 @@ class Trainer:
     def _finish(self, was_over: bool) -> None:
         """Save the last weights, and log what was found."""
         recipe = self.recipe
-        if self.out_of_patience and self.epoch < recipe.epochs:
+        if self.epoch < recipe.epochs:
             log.info(
                 f"stopped after epoch {self.epoch} of {recipe.epochs}: {recipe.patience} evaluations without a better "
-                f"val mIoU than {self.best:.4f} of epoch {self.best_epoch}"
+                f"val mIoU than {self.best:.4f} of epoch {best_epoch(self.history)}"
             )
         self._save_weights("last.safetensors", self.history[-1])
         if not was_over and not self.val_was_trained_on:
@@ -447,7 +430,7 @@ class Trainer:
             return f"{problem}, nor does one of its halves; pass a smaller --batch or --crop, or another --device"
         # a resumed run keeps its batch, so another batch needs another run
         start = f" in another --out, where --init {self.out / 'best.safetensors'} goes on from here"
-        return f"{problem}; --batch {fits} does{start if self.best_epoch else ''}"
+        return f"{problem}; --batch {fits} does{start if best_epoch(self.history) else ''}"
 
     def _largest_step(self, batch: int) -> None:
         """Do the step that takes most memory: every loss, float32, the larger crops."""

@@ -72,7 +72,7 @@ def test_interrupted_run_resumes_to_the_same_bits(
         assert row | TIMES == expected | TIMES
 
 
-# Trains in children of a process that has torch already, each killed at another event; prints how many there are.
+# Trains in child processes of one that has imported torch, each killed at another event; prints the number of events.
 # An event is a step, a file half written, and a file about to get its name or just named.
 KILLED = """
 import os, signal, sys
@@ -130,7 +130,7 @@ def killed_after(events: list[int], data: Path, out: Path) -> str:
 
 
 def assert_whole(out: Path) -> None:
-    """Whatever stands under a final name is; names with a dot in front are nobody's."""
+    """Every file with a final name is whole; names that start with a dot are temporary."""
     for path in out.glob("[!.]*"):
         if path.suffix == ".safetensors":
             load_weights(path)
@@ -145,7 +145,7 @@ def assert_whole(out: Path) -> None:
 def test_run_killed_at_any_moment_resumes_to_the_same_bits(scenes: Path, tmp_path: Path) -> None:
     count = int(killed_after([1000], scenes, tmp_path / "run"))
     whole = tmp_path / "run-1000"
-    # half of them where the last files get their names, and nothing but the end of the run is left to do
+    # half of them while the last files are renamed, when only the end of the run is left to do
     moments = [1, 4, count // 2, count - 8, count - 6, count - 4]
     assert killed_after(moments, scenes, tmp_path / "run") == ""
     for moment in moments:

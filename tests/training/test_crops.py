@@ -1,4 +1,4 @@
-"""Augmentation: image and labels stay together, nothing is invented, and a batch can be had again."""
+"""Augmentation: image and labels move together, no label is invented, and batches can be repeated."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ def test_image_and_labels_move_together(axis: int, crop: tuple[int, int]) -> Non
         image, labels = augment(*ramp(axis), [params], crop, FILL, VOID)
         assert image.shape == (1, *crop, 3) and labels.shape == (1, *crop)
         assert image.dtype == torch.float32 and labels.dtype == torch.int64
-        # only where the image ends does linear interpolation blend in what lies outside
+        # linear interpolation blends in what lies outside at the image's edges only
         assert ((image - labels[..., None]).abs() <= 1).float().mean() > 0.9
 
 

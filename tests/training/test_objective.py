@@ -1,4 +1,4 @@
-"""What training minimises against the plain way: the network's logits as an image, and `torch.nn.functional`."""
+"""The training objective against the plain form: the network's logits as an image, and `torch.nn.functional`."""
 
 from __future__ import annotations
 
