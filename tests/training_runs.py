@@ -13,7 +13,7 @@ import torch
 
 from enet_deploy.commands import train as train_cli
 from enet_deploy.data import DataSet, open_data
-from enet_deploy.training.trainer import Trainer
+from enet_deploy.training.step import TrainingStep
 from enet_deploy.weights import load_weights
 
 CPU = torch.device("cpu")
@@ -84,14 +84,14 @@ def assert_refused(code: int, capsys: pytest.CaptureFixture[str], *values: str) 
 @contextlib.contextmanager
 def interrupted_in_the_second_epoch(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     """Ctrl-C at the first step after a checkpoint was written."""
-    original = Trainer._step
+    original = TrainingStep.__call__
 
-    def interrupted(trainer: Trainer, *args: Any) -> Any:
-        if trainer.epoch == 1:
+    def interrupted(step: TrainingStep, *args: Any) -> Any:
+        if step.done == step.schedule.steps_per_epoch:
             raise KeyboardInterrupt
-        return original(trainer, *args)
+        return original(step, *args)
 
     with monkeypatch.context() as patch:
-        patch.setattr(Trainer, "_step", interrupted)
+        patch.setattr(TrainingStep, "__call__", interrupted)
         patch.setattr("enet_deploy.training.trainer.CHECKPOINT_SECONDS", 0.0)
         yield

@@ -1,4 +1,4 @@
-"""The training loop: `Trainer.run` goes through the epochs, `Trainer._step` is one step.
+"""The training loop: `Trainer.run` goes through the epochs, `step.TrainingStep` does one step.
 
 One process, or several under `torchrun` (with OMP_NUM_THREADS=1 also the faster way on a CPU). A run's folder holds
 `checkpoint.pt` (everything to resume from), `best.safetensors` (highest val mIoU), `last.safetensors` and `log.csv`.
@@ -12,7 +12,6 @@ import logging
 import math
 import statistics
 import time
-import warnings
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import TypeVar
@@ -20,26 +19,23 @@ from typing import TypeVar
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
-from torch.nn.parallel import DistributedDataParallel
 
 from .. import console
 from ..artifacts import Metadata
 from ..data import DataSet, read_ahead
 from ..environment import commit
 from ..errors import DataError, EnetError, InputError
-from ..model import ENet, Segmenter
+from ..model import ENet
 from ..weights import save_weights
 from . import evaluation, prior
-from .averaging import WeightAverage
-from .captured import CapturedGradients, Variant
 from .checkpoint import CHECKPOINT, Checkpoint, RunIdentity, reading_checkpoint
 from .crops import DROPOUT, ESTIMATE, ORDER, Crops, stream
 from .logs import log_epoch, write_csv
 from .memory import halved_batch_that_fits, is_out_of_memory
-from .objective import Objective
 from .recipe import Recipe
 from .schedule import Schedule, best_epoch, epochs_in_time, evaluation_is_due, out_of_patience, with_epochs
 from .start import StartingPoint, starting_point
+from .step import TrainingStep
 
 T = TypeVar("T")
 
@@ -87,17 +83,20 @@ class Trainer:
 
         torch.manual_seed(recipe.seed)
         start = starting_point(init, teacher, train.classes, recipe, device)
-        self.teacher = start.teacher
         self.identity = RunIdentity.of(train, val, self.world, start.details.get("teacher", {}).get("sha256"))
         if checkpoint is not None:
             self.identity.require_same(checkpoint.identity, self.out)
         self._read_images()
         self.metadata = self._metadata(start) if checkpoint is None else checkpoint.metadata
+        if checkpoint is not None:
+            with reading_checkpoint(self.out):
+                self.class_weights = checkpoint.class_weights.to(device)
         self.crops.fill = self.metadata.mean
-        self._build_model(start.net, compiled)
-        self.optimizer = self.objective.configure_optimizer()
-        self.schedule = Schedule(recipe, len(train) // recipe.batch)
-        self.epoch, self.step, self.best = 0, 0, -1.0
+        schedule = Schedule(recipe, len(train) // recipe.batch)
+        self.step = TrainingStep(
+            start.net, start.teacher, schedule, self.metadata, self.class_weights, device, self.world, compiled
+        )
+        self.epoch, self.best = 0, -1.0
         self.crop = recipe.crop
         self.history: list[dict[str, float]] = []
         self.saved, self.saved_epoch = time.monotonic(), 0
@@ -139,29 +138,6 @@ class Trainer:
         known = self.crops.statistics if start.metadata is None else start.metadata
         return Metadata(self.train.classes, known.mean, known.std, self.recipe.size, details=start.details)
 
-    def _build_model(self, net: ENet, compiled: bool) -> None:
-        """Set `net` (the network), `average` (of its weights), `model` (network and losses), `compute_gradients`."""
-        self.net = net.to(self.device)
-        self.net.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
-        self.average = WeightAverage(self.net, self.recipe.ema) if self.recipe.ema else None
-        if self.world > 1 and self.device.type == "cuda":
-            self.net = nn.SyncBatchNorm.convert_sync_batchnorm(self.net)  # type: ignore[no-untyped-call]
-        self.segmenter = Segmenter(self.net, self.metadata.mean, self.metadata.std).to(self.device)
-        self.objective = Objective(self.net, self.recipe, self.void).to(self.device)
-        self.model: nn.Module = self.objective
-        if self.world > 1:
-            # on a CPU each process keeps its own BatchNorm statistics; losses are means over each process's share
-            with warnings.catch_warnings():
-                # torch 2.13 announces another name, which 2.9 does not know
-                warnings.filterwarnings("ignore", "`broadcast_buffers`", FutureWarning)
-                self.model = DistributedDataParallel(self.objective, broadcast_buffers=False)
-        if compiled:
-            self.model.compile(dynamic=False)
-        self.captured = self.device.type == "cuda" and self.world == 1 and not compiled
-        self.compute_gradients: Callable[[Tensor, Tensor, Variant], Tensor] = self._forward_backward
-        if self.captured:
-            self.compute_gradients = CapturedGradients(self._forward_backward, self.objective)
-
     # --- the loop -------------------------------------------------------------------------------------------------
 
     def run(self, report: Callable[[], None] = lambda: None) -> None:
@@ -201,7 +177,7 @@ class Trainer:
 
     def _train_epoch(self) -> dict[str, float]:
         """Train for one epoch; returns its row of the history."""
-        started, rate = time.perf_counter(), self.schedule.learning_rate(self.step)
+        started, rate = time.perf_counter(), self.step.schedule.learning_rate(self.step.done)
         loss = self._mean_loss_of_epoch()
         self.epoch += 1
         seconds = round(time.perf_counter() - started, 2)
@@ -233,45 +209,12 @@ class Trainer:
         """Train through epoch `self.epoch`; yields each step's loss, a scalar on the device."""
         # dropout's random numbers depend on the epoch, not on what ran before: no generator state has to be saved
         torch.manual_seed(self._draw_seed(DROPOUT, self.rank))
-        self.model.train()
-        self.crop = self.schedule.crop(self.step)
+        self.step.model.train()
+        self.crop = self.step.schedule.crop(self.step.done)
         batches = self._batches()
         crops = self.crops.batches(batches, self.epoch, self.crop)
         for images, labels in self._progress(crops, f"epoch {self.epoch + 1}/{self.recipe.epochs}", len(batches)):
-            yield self._step(images, labels)
-
-    def _step(self, images: Tensor, labels: Tensor) -> Tensor:
-        """One optimizer step; returns the loss, a scalar on the device.
-
-        Args:
-            images: (N, H, W, 3) float32 BGR in [0, 255]. labels: (N, H, W) int64.
-        """
-        for group in self.optimizer.param_groups:
-            group["lr"] = self.schedule.learning_rate(self.step)
-        variant = self.schedule.in_bfloat16(self.step), self.schedule.with_lovasz(self.step)
-        loss = self.compute_gradients(images, labels, variant)  # `_forward_backward`; on a GPU one CUDA graph
-        self.optimizer.step()
-        if self.average is not None:
-            self.average.update(self.step)
-        self.step += 1
-        return loss
-
-    def _forward_backward(self, images: Tensor, labels: Tensor, variant: Variant) -> Tensor:
-        """Compute the loss, returned detached, and the gradients, left in the parameters' `grad`.
-
-        Args:
-            variant: whether to compute in bfloat16, and whether to add the Lovasz-softmax loss.
-        """
-        bfloat16, lovasz = variant
-        self.optimizer.zero_grad()
-        # no cache of cast weights: a captured graph has to do the casts itself
-        with torch.autocast(self.device.type, torch.bfloat16, enabled=bfloat16, cache_enabled=not self.captured):
-            with torch.no_grad():
-                teacher = None if self.teacher is None else self.teacher.logits(images)
-            x = self.segmenter.normalise(images)
-            loss: Tensor = self.model(x, labels, self.class_weights, teacher, lovasz)
-        loss.backward()  # type: ignore[no-untyped-call]
-        return loss.detach()
+            yield self.step(images, labels)
 
     def _batches(self) -> list[list[int]]:
         """This epoch's image numbers for this process: each image once; the few that fill no batch are left out."""
@@ -298,8 +241,9 @@ class Trainer:
         agreed = [epochs_in_time(self.recipe, self.history)]
         if self.world > 1:
             dist.broadcast_object_list(agreed)
-        self.recipe = with_epochs(self.recipe, agreed[0], self.epoch, self.schedule.steps_per_epoch)
-        self.schedule = dataclasses.replace(self.schedule, recipe=self.recipe)
+        schedule = self.step.schedule
+        self.recipe = with_epochs(self.recipe, agreed[0], self.epoch, schedule.steps_per_epoch)
+        self.step.schedule = dataclasses.replace(schedule, recipe=self.recipe)
 
     # --- evaluation and files -------------------------------------------------------------------------------------
 
@@ -319,22 +263,20 @@ class Trainer:
         return scores[0] | {"val_seconds": round(time.perf_counter() - started, 2)}
 
     def _val_scores(self) -> dict[str, float]:
-        if self.average is not None:
+        if self.step.average is not None:
             torch.manual_seed(self._draw_seed(ESTIMATE))
             batches = self.crops.batches(self._batches()[:ESTIMATE_BATCHES], self.epoch, self.crop)
-            self.average.estimate_statistics(self.segmenter.normalise(images) for images, _ in batches)
+            images = (self.step.segmenter.normalise(images) for images, _ in batches)
+            self.step.average.estimate_statistics(images)
         return evaluation.val_scores(self._corrected(), self.val, self.metadata)
 
     def examples(self) -> list[evaluation.Example]:
         """A few val images with the predictions of the evaluated weights."""
         return evaluation.examples(self._corrected(), self.val, self.metadata)
 
-    def _averaged(self) -> ENet:
-        return self.net if self.average is None else self.average.net
-
     def _corrected(self) -> ENet:
         """A copy of the network, as it is evaluated and saved."""
-        return prior.corrected(self._averaged(), self.class_weights, self.recipe.prior_correction)
+        return prior.corrected(self.step.averaged(), self.class_weights, self.recipe.prior_correction)
 
     def _save_weights(self, name: str, figures: dict[str, float]) -> None:
         net = self._corrected()
@@ -353,7 +295,7 @@ class Trainer:
         save_weights(self.out / name, net, dataclasses.replace(self.metadata, details=details))
 
     def _save_checkpoint(self) -> None:
-        self._require_finite(self.objective)
+        self._require_finite(self.step.objective)
         if self.rank == 0:
             if self.history:
                 write_csv(self.out / "log.csv", self.history)  # first: nothing writes it after the last checkpoint
@@ -366,23 +308,23 @@ class Trainer:
             metadata=self.metadata,
             identity=self.identity,
             epoch=self.epoch,
-            step=self.step,
+            step=self.step.done,
             best=self.best,
             history=self.history,
             class_weights=self.class_weights.cpu(),
-            net=self.objective.state_dict(),
-            ema=None if self.average is None else self.average.net.state_dict(),
-            optimizer=self.optimizer.state_dict(),
+            net=self.step.objective.state_dict(),
+            ema=None if self.step.average is None else self.step.average.net.state_dict(),
+            optimizer=self.step.optimizer.state_dict(),
         )
 
     def _load(self, state: Checkpoint) -> None:
-        self.epoch, self.step, self.best, self.history = state.epoch, state.step, state.best, state.history
+        self.epoch, self.best, self.history = state.epoch, state.best, state.history
         self.saved_epoch = state.epoch
-        self.class_weights = state.class_weights.to(self.device)
-        self.objective.load_state_dict(state.net)
-        if self.average is not None:
-            self.average.net.load_state_dict(state.ema or {})
-        self.optimizer.load_state_dict(state.optimizer)
+        self.step.done = state.step
+        self.step.objective.load_state_dict(state.net)
+        if self.step.average is not None:
+            self.step.average.net.load_state_dict(state.ema or {})
+        self.step.optimizer.load_state_dict(state.optimizer)
 
     def _require_finite(self, module: nn.Module) -> None:
         if not all(tensor.isfinite().all() for tensor in module.state_dict().values()):
@@ -394,7 +336,7 @@ class Trainer:
     # --- start, end, out of memory --------------------------------------------------------------------------------
 
     def _log_start(self) -> None:
-        steps, classes = self.schedule.steps_per_epoch, self.metadata.classes.names
+        steps, classes = self.step.schedule.steps_per_epoch, self.metadata.classes.names
         log.info(
             f"{len(self.train)} training images ({self.split}), {len(self.val)} to score on, {self.device}, "
             f"{console.counted(steps, 'step')} an epoch; {len(classes)} classes: {', '.join(classes)}"
@@ -410,7 +352,7 @@ class Trainer:
             )
         self._save_weights("last.safetensors", self.history[-1])
         if not was_over and not self.val_was_trained_on:
-            args = self._averaged(), self.class_weights, recipe.prior_correction, self.val, self.metadata
+            args = self.step.averaged(), self.class_weights, recipe.prior_correction, self.val, self.metadata
             mious = "  ".join(f"{a:g}: {miou:.4f}" for a, miou in evaluation.correction_sweep(*args).items())
             starts = [str(self.metadata.details.get(name, {}).get("split", "")) for name in ("init", "teacher")]
             # that val may be this one
@@ -434,12 +376,12 @@ class Trainer:
 
     def _largest_step(self, batch: int) -> None:
         """Do the step that takes most memory: every loss, float32, the larger crops."""
-        self.step = self.schedule.total_steps  # every loss is added from here on
-        self.recipe = dataclasses.replace(self.recipe, amp=False)
-        self.schedule = dataclasses.replace(self.schedule, recipe=self.recipe)
-        self.compute_gradients = self._forward_backward  # a graph for each size would hold its memory
+        step, schedule = self.step, self.step.schedule
+        step.done = schedule.total_steps  # every loss is added from here on
+        step.schedule = dataclasses.replace(schedule, recipe=dataclasses.replace(self.recipe, amp=False))
+        step.compute_gradients = step.forward_backward  # a graph for each size would hold its memory
         crop = max(self.recipe.crop, self.recipe.final_crop if self.recipe.final_from < 1 else (0, 0))
-        self.optimizer.zero_grad()
+        step.optimizer.zero_grad()
         if self.device.type == "cuda":
             torch.cuda.empty_cache()
-        self._step(*next(self.crops.batches([self._batches()[0][:batch]], self.epoch, crop)))
+        step(*next(self.crops.batches([self._batches()[0][:batch]], self.epoch, crop)))

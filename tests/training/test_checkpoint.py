@@ -31,6 +31,7 @@ from training_runs import (
 
 from enet_deploy.commands import train as train_cli
 from enet_deploy.training.checkpoint import Checkpoint
+from enet_deploy.training.step import TrainingStep
 from enet_deploy.training.trainer import Trainer
 from enet_deploy.weights import load_weights, save_weights
 
@@ -38,8 +39,8 @@ from enet_deploy.weights import load_weights, save_weights
 @pytest.mark.parametrize(
     ("owner", "name", "call"),
     [
-        (Trainer, "_step", 1),
-        (Trainer, "_step", STEPS + 1),
+        (TrainingStep, "__call__", 1),
+        (TrainingStep, "__call__", STEPS + 1),
         (Trainer, "_evaluate", 0),
         (Path, "write_bytes", 3),
     ],
@@ -79,7 +80,8 @@ import os, signal, sys
 from pathlib import Path
 import torch
 from enet_deploy.commands import train as train_cli
-from enet_deploy.training import evaluation, trainer as train
+from enet_deploy.training import evaluation
+from enet_deploy.training.step import TrainingStep
 
 evaluation.ALPHAS = ()
 
@@ -101,7 +103,7 @@ def train_until(last, out):
             return result
         setattr(owner, name, wrapped)
     write = Path.write_bytes
-    wrap(train.Trainer, "_step", lambda *_: None, False)
+    wrap(TrainingStep, "__call__", lambda *_: None, False)
     wrap(Path, "write_bytes", lambda path, content: write(path, content[: len(content) // 2]), False)
     wrap(Path, "write_text", lambda path, text: write(path, text.encode()[: len(text) // 2]), False)
     wrap(Path, "replace", lambda *_: None, True)

@@ -19,10 +19,10 @@ def test_evaluation_leaves_cudnn_on(scenes: Path, tmp_path: Path) -> None:
     seen = []
     trainer = Trainer(*splits(scenes), tmp_path, Recipe(size=(48, 64), crop=(32, 32), batch=4), CPU)
     cudnn = torch.backends.cudnn
-    trainer.net.register_forward_hook(lambda *_: seen.append((cudnn.enabled, cudnn.benchmark)))
+    trainer.step.net.register_forward_hook(lambda *_: seen.append((cudnn.enabled, cudnn.benchmark)))
     before, cudnn.benchmark = cudnn.benchmark, True
     try:
-        evaluation.confusion(trainer.net, trainer.val, trainer.metadata)
+        evaluation.confusion(trainer.step.net, trainer.val, trainer.metadata)
         assert {*seen} == {(True, False)} and cudnn.benchmark
     finally:
         cudnn.benchmark = before

@@ -42,6 +42,7 @@ from enet_deploy.model import Segmenter
 from enet_deploy.training.captured import CapturedGradients
 from enet_deploy.training.checkpoint import Checkpoint
 from enet_deploy.training.recipe import Recipe
+from enet_deploy.training.step import TrainingStep
 from enet_deploy.training.trainer import Trainer
 from enet_deploy.weights import load_weights
 
@@ -150,7 +151,7 @@ def test_weights_that_are_no_numbers_are_not_saved(
     def poisoned() -> float:
         loss = train_epoch()
         if trainer.epoch == 1:
-            trainer.net.fullconv.weight.data[0] = math.nan
+            trainer.step.net.fullconv.weight.data[0] = math.nan
         return loss
 
     monkeypatch.setattr(trainer, "_mean_loss_of_epoch", poisoned)
@@ -175,14 +176,14 @@ def test_lovasz_is_added_when_the_recipe_says(scenes: Path, tmp_path: Path) -> N
 def steps(monkeypatch: pytest.MonkeyPatch) -> list[tuple[Any, dict[str, Any]]]:
     """Of every training step: the images, and the network's tensors after it."""
     seen: list[tuple[Any, dict[str, Any]]] = []
-    step = Trainer._step
+    step = TrainingStep.__call__
 
-    def watched(self: Trainer, images: Any, labels: Any) -> Any:
+    def watched(self: TrainingStep, images: Any, labels: Any) -> Any:
         loss = step(self, images, labels)
         seen.append((images, {name: value.clone() for name, value in self.net.state_dict().items()}))
         return loss
 
-    monkeypatch.setattr(Trainer, "_step", watched)
+    monkeypatch.setattr(TrainingStep, "__call__", watched)
     return seen
 
 
@@ -223,8 +224,8 @@ def test_steps_take_the_schedule_s_learning_rate(scenes: Path, tmp_path: Path) -
     recipe = Recipe(size=(48, 64), crop=(32, 32), batch=4, epochs=10, warmup=2)
     trainer = Trainer(*splits(scenes), tmp_path, recipe, CPU)
     for step, _ in enumerate(trainer.steps()):
-        rates = {group["lr"] for group in trainer.optimizer.param_groups}
-        assert rates == {trainer.schedule.learning_rate(step)} == {recipe.lr * (step + 1) / 2}
+        rates = {group["lr"] for group in trainer.step.optimizer.param_groups}
+        assert rates == {trainer.step.schedule.learning_rate(step)} == {recipe.lr * (step + 1) / 2}
 
 
 def test_other_arithmetic_trains_too(scenes: Path, tmp_path: Path) -> None:
@@ -268,9 +269,10 @@ def test_captured_steps_are_the_eager_ones(scenes: Path, tmp_path: Path) -> None
     for name in ("eager", "captured"):
         trainer = Trainer(*splits(scenes), tmp_path / name, recipe, CPU)
         if name == "captured":
-            record = repeat(trainer.objective)
-            gradients = CapturedGradients(trainer._forward_backward, trainer.objective, record)
-            trainer.captured, trainer.compute_gradients = True, gradients
+            step = trainer.step
+            record = repeat(step.objective)
+            gradients = CapturedGradients(step.forward_backward, step.objective, record)
+            step.captured, step.compute_gradients = True, gradients
         trainer.run()
     found = [(shape[1], *variant) for shape, variant in gradients.recorded]
     assert found == [(32, False, False), (32, True, False), (32, True, True), (48, True, True)]
@@ -282,14 +284,14 @@ def test_captured_steps_are_the_eager_ones_on_a_gpu(scenes: Path, tmp_path: Path
     """The gradients of one batch, of every variant and size, and of the first again: all graphs share their memory."""
     recipe = Recipe(size=(48, 64), crop=(32, 32), batch=4)
     trainer = Trainer(*splits(scenes), tmp_path, recipe, torch.device("cuda"))
-    trainer.model.train()
-    captured, parameters = trainer.compute_gradients, list(trainer.objective.parameters())
+    trainer.step.model.train()
+    captured, parameters = trainer.step.compute_gradients, list(trainer.step.objective.parameters())
     variants = [(False, False), (True, False), (True, True), (False, True), (False, False)]
     for crop in (32, 32), (48, 64):
         images, labels = next(trainer.crops.batches([[0, 1, 2, 3]], 0, crop))
         for variant in variants:
             found = []
-            for gradients in (captured, trainer._forward_backward):
+            for gradients in (captured, trainer.step.forward_backward):
                 torch.manual_seed(0)  # dropout
                 loss = gradients(images, labels, variant).item()
                 found.append((loss, torch.cat([p.grad.flatten().clone() for p in parameters if p.grad is not None])))
@@ -303,10 +305,10 @@ def test_a_step_never_waits_for_the_gpu(scenes: Path, tmp_path: Path) -> None:
     recipe = dataclasses.replace(recipe, warmup=0)
     trainer = Trainer(*splits(scenes), tmp_path, recipe, torch.device("cuda"))
     batches = trainer.crops.batches([[0, 1], [2, 3]], 0, recipe.crop)
-    trainer._step(*next(batches))  # kernels are chosen and memory is taken
+    trainer.step(*next(batches))  # kernels are chosen and memory is taken
     torch.cuda.set_sync_debug_mode("error")
     try:
-        trainer._step(*next(batches))
+        trainer.step(*next(batches))
     finally:
         torch.cuda.set_sync_debug_mode("default")
 
@@ -322,7 +324,7 @@ run = train.Trainer.run
 
 def run_and_compare(trainer, report):
     run(trainer, report)
-    own = torch.cat([parameter.detach().flatten() for parameter in trainer.net.parameters()])
+    own = torch.cat([parameter.detach().flatten() for parameter in trainer.step.net.parameters()])
     both = [torch.empty_like(own) for _ in range(2)]
     dist.all_gather(both, own)
     print("the same weights" if torch.equal(*both) else "other weights", flush=True)
