@@ -26,13 +26,13 @@ BLUE = (0.13, 0.44, 0.71)
 SHOWN = 0.5  # per cent of a class from which a cell shows its number
 
 
-def require_plot(path: str | Path, suffixes: Sequence[str] = SUFFIXES) -> None:
+def require_plot(path: str | Path) -> None:
     """Check before the long work that a picture can be drawn at `path` after it.
 
-    Raises InputError for another suffix than these, ArtifactError if the file cannot be written, and
+    Raises InputError for a suffix other than .png and .svg, ArtifactError if the file cannot be written, and
     ModuleNotFoundError without matplotlib; the commands then say how to install it.
     """
-    _require_suffix(path, suffixes)
+    _require_suffix(path)
     require_writable(path)
     import matplotlib  # noqa: F401
 

@@ -13,8 +13,8 @@ import numpy as np
 
 from ..classes import ClassList
 from ..files import atomic_write
-from ..images import UInt8Array, colorize, resize_image, resize_labels
-from ..media.drawing import side_by_side
+from ..images import UInt8Array
+from ..media.drawing import panels, side_by_side
 from .evaluation import CLASS_IOU, Example
 
 if TYPE_CHECKING:
@@ -98,13 +98,5 @@ def _tag(column: str) -> str:
 
 def example_picture(example: Example, classes: ClassList) -> UInt8Array:
     """Image, truth and prediction side by side: (h, w, 3) uint8 BGR."""
-    height, width = example.labels.shape
-    shrink = min(1.0, PICTURE_SIDE / max(height, width))
-    size = max(1, round(height * shrink)), max(1, round(width * shrink))
-    label_maps = (("truth", example.labels), ("prediction", example.predicted))
-    return side_by_side(
-        [
-            ("image", resize_image(example.frame, size)),
-            *((title, colorize(resize_labels(labels, size), classes)) for title, labels in label_maps),
-        ]
-    )
+    label_maps = {"truth": example.labels, "prediction": example.predicted}
+    return side_by_side(panels(example.frame, label_maps, classes, PICTURE_SIDE))
