@@ -27,7 +27,8 @@ from enet_deploy.runners import open_runner
 
 from ..measure.machine import watched
 from ..measure.processes import Processes
-from ..measure.timing import Subject, open_subject, times, try_out
+from ..measure.timing import times
+from ..measure.worker import Worker, open_worker, try_out
 from ..report.tables import new_table, print_table
 from ..statistics import Speed, speed
 
@@ -37,9 +38,9 @@ DEPLOYED = "ENet, deploy form"
 ORDER = ("ENet", "SegNet", "U-Net", DEPLOYED)
 
 
-def timed(subject: Subject, frames: np.ndarray[Any, Any]) -> list[float]:
+def timed(worker: Worker, frames: np.ndarray[Any, Any]) -> list[float]:
     """Milliseconds of a block's calls."""
-    return times(partial(subject.runner.infer, frames), CALLS, DROPPED)
+    return times(partial(worker.runner.infer, frames), CALLS, DROPPED)
 
 
 def _export(name: str, size: tuple[int, int], path: Path) -> None:
@@ -92,10 +93,10 @@ def _measure(size: tuple[int, int], threads: int) -> tuple[list[dict[str, Any]],
                 _export_deployed(size, folder, path)
             else:
                 _export(net, size, path)
-                processes.start(f"{net} torch", partial(open_subject, partial(open_untrained, net, size)))
+                processes.start(f"{net} torch", partial(open_worker, partial(open_untrained, net, size)))
             for backend in BACKENDS[1:]:
                 make = partial(open_runner, path, backend, threads=threads)
-                processes.start(f"{net} {backend}", partial(open_subject, make))
+                processes.start(f"{net} {backend}", partial(open_worker, make))
             own = [backend for backend in BACKENDS if backend != "torch" or net != DEPLOYED]
             blocks |= {(net, backend): [] for backend in own}
             found[net] = {
