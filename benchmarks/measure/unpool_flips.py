@@ -11,7 +11,6 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 
-from enet_deploy import console
 from enet_deploy.images import UInt8Array
 
 STAGES = ("bottleneck1_0", "bottleneck2_0")
@@ -30,8 +29,7 @@ def flips(weights: Path, graphs: list[Path], frames: list[UInt8Array]) -> dict[P
     A graph that does not name its winners, such as one of an earlier version, has None.
     """
     expected = list(_of_weights(weights, frames))
-    watched = console.progress(graphs, "counting unpool flips")
-    return {graph: _share(expected, _of_graph(graph, frames)) for graph in watched}
+    return {graph: _share(expected, _of_graph(graph, frames)) for graph in graphs}
 
 
 def _share(expected: list[Winners], found: Iterator[Winners] | None) -> dict[str, float] | None:
