@@ -20,8 +20,9 @@ from .plan import BenchInputs, OpenCase
 from .processes import Processes
 from .profiling import Profile
 from .unpool_flips import flips
-from .worker import RemoteRunner, open_worker, spec_of
+from .worker import RemoteRunner, Worker, open_worker, spec_of
 
+ON_GRAPHS = ("ort", "openvino")
 PROFILED = 20  # calls that a profile's medians are taken over
 
 
@@ -71,8 +72,8 @@ def compare_runners(
                 return found
         if profiled:  # before anything else is started that could disturb it
             found.profiles = _profiles(found.runners, inputs.images, cases[0].batch)
-        if reference is not None:
-            _add_flips(found, reference, inputs.images, processes)
+        if found.reference is not None:
+            _add_flips(found, found.reference, inputs.images)
         found.complete = True
     return found
 
@@ -96,16 +97,22 @@ def _profiles(runners: Sequence[RemoteRunner], images: Sequence[UInt8Array], bat
     return found
 
 
-def _add_flips(found: Comparison, weights: Path, images: Sequence[UInt8Array], processes: Processes) -> None:
-    """Add the unpool flips of each graph, as ONNX Runtime runs it. An engine does not show its winners."""
+def _add_flips(found: Comparison, reference: RemoteRunner, images: Sequence[UInt8Array]) -> None:
+    """Add the unpool flips of each graph, as ONNX Runtime runs it. An engine does not show its winners.
+
+    They are counted in the reference's process, which has PyTorch loaded.
+    """
     graphs = [(r, p) for r, p in zip(found.runners, found.parities, strict=True) if r.spec.backend in ON_GRAPHS]
     if not graphs:
         return
     frames = [found.runners[0].preprocess(image) for image in images]
     paths = list(dict.fromkeys(runner.artifact for runner, _ in graphs))
-    shares = processes.run("unpool flips", partial(flips, weights, paths, frames))
+    shares = reference.processes.ask(reference.name, _count_flips, paths, frames)
     for runner, parity in graphs:
         parity.unpool_flips = shares[runner.artifact]
 
 
-ON_GRAPHS = ("ort", "openvino")
+def _count_flips(
+    reference: Worker, graphs: list[Path], frames: list[UInt8Array]
+) -> dict[Path, dict[str, float] | None]:
+    return flips(reference.runner.artifact, graphs, frames)

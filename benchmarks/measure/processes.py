@@ -65,11 +65,6 @@ class Processes:
             raise error if isinstance(error, EnetError) else EnetError(f"{name}: {error}")
         return answer
 
-    def run(self, name: str, function: Callable[[], Any]) -> Any:
-        """Call a function in a process of its own and return its answer. Raises the same errors as `ask`."""
-        self.start(name, function)
-        return self.ask(name, _itself)
-
     def _how(self, name: str) -> str:
         """Why a process has ended, in words."""
         if name not in self._processes:
@@ -99,10 +94,6 @@ def _serve(connection: Connection, make: Callable[[], object]) -> None:
 
 def _wait(made: object) -> None:
     """Do nothing: the first question only waits until the object is made."""
-
-
-def _itself(made: object) -> object:
-    return made
 
 
 @contextmanager
