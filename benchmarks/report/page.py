@@ -47,29 +47,29 @@ class Picture:
         """(class, its colour in CSS)."""
         return [(n, f"rgb({r} {g} {b})") for n, (r, g, b) in zip(self.classes.names, self.classes.colors, strict=True)]
 
-    def panels(self) -> list[tuple[str, UInt8Array]]:
-        """(caption, (H, W, 3) uint8 BGR), from the input to the differences."""
-        panels = [("input", self.frame)]
+    def panels(self) -> dict[str, UInt8Array]:
+        """Caption -> (H, W, 3) uint8 BGR, from the input to the differences."""
+        panels = {"input": self.frame}
         if self.truth is not None:
-            truth = resize_labels(self.truth, self.labels.shape[:2])
-            panels.append(("truth", colorize(truth, self.classes)))
+            truth = resize_labels(self.truth, (self.labels.shape[0], self.labels.shape[1]))
+            panels["truth"] = colorize(truth, self.classes)
         if self.reference is not None:
-            panels.append(("PyTorch fp32", colorize(self.reference, self.classes)))
-        panels.append((self.runner, colorize(self.labels, self.classes)))
+            panels["PyTorch fp32"] = colorize(self.reference, self.classes)
+        panels[self.runner] = colorize(self.labels, self.classes)
         if self.reference is not None:
             differs = self.labels != self.reference
             dark = cv2.cvtColor(cv2.cvtColor(self.frame, cv2.COLOR_BGR2GRAY), cv2.COLOR_GRAY2BGR) // 2
             marked = np.where(differs[..., None], np.array([80, 0, 255], np.uint8), dark.astype(np.uint8))
-            panels.append((f"differing: {differs.mean():.2%}", marked))
+            panels[f"differing: {differs.mean():.2%}"] = marked
         return panels
 
     def captions(self) -> str:
-        """For readers who do not see the picture."""
-        return ", ".join(caption for caption, _ in self.panels())
+        """Text in place of the picture."""
+        return ", ".join(self.panels())
 
     def uri(self) -> str:
         """The panels side by side, as a data URI."""
-        return image_uri(side_by_side(self.panels()), ".png")
+        return image_uri(side_by_side(list(self.panels().items())), ".png")
 
 
 @dataclass(frozen=True)
