@@ -92,7 +92,7 @@ def _charts(run: Run) -> list[Chart]:
         ("Where the network's time goes", "By stage of ENet, as the backend tells it.", charts.network_stages(run)),
         ("IoU by class", "Where PyTorch stands, and what each runner changes.", charts.classes(run)),
         (f"Confusion, {taken.name}", "What each class's pixels were taken for, in %.", charts.confusion(taken)),
-        ("Rounds", "Runners take turns; where all lines move together the machine did.", charts.drift(run)),
+        ("Rounds", "Runners take turns; if all lines move together, the machine drifted.", charts.drift(run)),
         ("Sizes and batches", "Timed in the same rounds.", charts.sweep(run)),
     )  # fmt: skip
     return [
