@@ -69,7 +69,7 @@ class Picture:
 
     def uri(self) -> str:
         """The panels side by side, as a data URI."""
-        return image_uri(side_by_side(list(self.panels().items())), ".png")
+        return image_uri(side_by_side(self.panels()), ".png")
 
 
 @dataclass(frozen=True)
