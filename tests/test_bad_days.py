@@ -458,20 +458,47 @@ def test_graph_that_names_other_files(location: str, tmp_path: Path, capsys: pyt
     assert sorted(file.name for file in folder.iterdir()) == ["enet-fp32.onnx", "link.bin"]
 
 
-@pytest.mark.parametrize("inside", [False, True], ids=["weights", "attribute"])
-def test_no_engine_is_built_of_other_files(inside: bool, tmp_path: Path) -> None:
-    """Found by this test: TensorRT opens whatever a graph names, in the folder that the command runs in."""
+def in_subgraph(graph: onnx.GraphProto) -> onnx.TensorProto:
+    branch = graph.node.add(op_type="If").attribute.add(name="then_branch", type=onnx.AttributeProto.GRAPH).g
+    return branch.initializer.add()
+
+
+def in_subgraphs(graph: onnx.GraphProto) -> onnx.TensorProto:
+    attribute = graph.node.add(op_type="If").attribute.add(name="branches", type=onnx.AttributeProto.GRAPHS)
+    return attribute.graphs.add().initializer.add()
+
+
+# Where a tensor can be in an ONNX file -> a new one there
+PLACES: dict[str, Callable[[onnx.ModelProto], onnx.TensorProto]] = {
+    "initializer": lambda model: model.graph.initializer.add(),
+    "sparse values": lambda model: model.graph.sparse_initializer.add().values,
+    "sparse indices": lambda model: model.graph.sparse_initializer.add().indices,
+    "attribute": lambda model: model.graph.node[0].attribute.add().t,
+    "attribute, several": lambda model: model.graph.node[0].attribute.add().tensors.add(),
+    "attribute, sparse": lambda model: model.graph.node[0].attribute.add().sparse_tensor.values,
+    "attribute, several sparse": lambda model: model.graph.node[0].attribute.add().sparse_tensors.add().indices,
+    "subgraph": lambda model: in_subgraph(model.graph),
+    "subgraphs": lambda model: in_subgraphs(model.graph),
+    "function": lambda model: model.functions.add().node.add().attribute.add().t,
+    "function's default": lambda model: model.functions.add().attribute_proto.add().t,
+}
+
+
+@pytest.mark.parametrize("add_tensor", PLACES.values(), ids=PLACES.keys())
+def test_no_engine_is_built_of_other_files(
+    add_tensor: Callable[[onnx.ModelProto], onnx.TensorProto], tmp_path: Path
+) -> None:
+    """Found by this test: TensorRT opens any file that a graph names, relative to the current folder."""
     path = write_graph(tmp_path / "enet-fp32.onnx")
-    model = onnx.load(path)
-    weight = model.graph.initializer[0]
-    if inside:
-        model.graph.node.insert(0, onnx.helper.make_node("Constant", [], ["weight"], value=weight))
-        del model.graph.initializer[:]
-        weight = model.graph.node[0].attribute[0].t
-    name_other_file(weight, "secret.bin")
-    path.write_bytes(model.SerializeToString())
-    with pytest.raises(ArtifactError, match=r"enet-fp32.onnx names other files for its weights, expected them inside"):
-        read_graph(path)
+    read_graph(path)
+    for location in (onnx.TensorProto.EXTERNAL, onnx.TensorProto.DEFAULT):
+        model = onnx.load(path)
+        tensor = add_tensor(model)
+        tensor.external_data.add(key="location", value="secret.bin")
+        tensor.data_location = location
+        path.with_name("other.onnx").write_bytes(model.SerializeToString())
+        with pytest.raises(ArtifactError, match=r"other\.onnx names other files"):
+            read_graph(path.with_name("other.onnx"))
 
 
 @pytest.mark.parametrize("kind", [".onnx", ".engine"])

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import enum
 import json
+import os
 import subprocess
 import sys
 from collections.abc import Callable
@@ -96,12 +97,13 @@ def test_one_engine_for_several_generations(graph: Path, engine: Path) -> None:
 
 
 @pytest.mark.usefixtures("rtx")
-def test_building_needs_neither_torch_nor_onnx(graph: Path, engine: Path) -> None:
+def test_building_needs_no_torch(graph: Path, engine: Path) -> None:
     code = f"""
 import sys
 from enet_deploy.runners.tensorrt.builder import BuildOptions, to_engine
+assert "onnx" not in sys.modules, "imported before a graph is read"
 to_engine({str(graph)!r}, {str(engine)!r}, BuildOptions("trt-rtx", ("8.6",)))
-assert not {{"torch", "onnx", "onnxruntime"}} & sys.modules.keys()
+assert not {{"torch", "onnxruntime"}} & sys.modules.keys()
 """
     subprocess.run([sys.executable, "-c", code], check=True)
     EngineCard.read(engine)
@@ -286,6 +288,31 @@ def test_file_that_is_no_graph_of_ours(graph: Path, engine: Path, spoil: Callabl
     with pytest.raises(ArtifactError, match=message):
         to_engine(graph, engine, AHEAD)
     assert not engine.parent.exists()
+
+
+def test_building_without_onnx(graph: Path, engine: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "onnx", None)
+    with pytest.raises(BackendError, match="pip install onnx"):
+        to_engine(graph, engine, AHEAD)
+
+
+@pytest.mark.parametrize(
+    ("graph_name", "flavour", "expected"),
+    [
+        ("none.onnx", "trt", "none.onnx"),
+        ("enet-fp32.onnx", "onnx", "engine 'onnx'"),
+        ("enet-fp32.onnx", "trt-rtx", ""),  # TensorRT-RTX or the GPU is missing
+    ],
+)
+def test_builder_as_a_process_fails_on_one_line(
+    graph: Path, engine: Path, graph_name: str, flavour: str, expected: str
+) -> None:
+    """The last line on stderr is all that `cached_engine` reports."""
+    command = [sys.executable, "-m", BUILDER.__name__, graph.with_name(graph_name), engine, flavour]
+    environment = os.environ | {"CUDA_VISIBLE_DEVICES": ""}
+    done = subprocess.run(command, env=environment, capture_output=True, text=True)
+    assert (done.returncode, done.stdout, done.stderr.count("\n")) == (2, "", 1)
+    assert expected in done.stderr and not engine.parent.exists()
 
 
 def test_place_that_cannot_be_written_is_refused_before_the_build(graph: Path, tmp_path: Path) -> None:
