@@ -63,7 +63,7 @@ class Result:
             "backend": spec.backend,
             "device": spec.device,
             "precision": spec.precision,
-            "layout": spec.layout or None,
+            "layout": spec.qdq_layout or None,
             "artifact": self.artifact,
             "runtime": spec.runtime,
             "options": self.options,
