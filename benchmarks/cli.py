@@ -56,7 +56,7 @@ def _exports(args: argparse.Namespace, folder: Path) -> Iterator[Artifact]:
     for precision, (number, point) in console.progress(wanted, "exporting"):
         change = None
         if record is not None and "int8" in precision:
-            change = partial(quantize, record=record, target="ort" if precision == "int8-ort" else "all")
+            change = partial(quantize, record=record, qdq_layout="ort" if precision == "int8-ort" else "all")
         path = folder / str(number) / f"enet-{precision}.onnx"
         to_onnx(
             args.weights,

@@ -20,10 +20,16 @@ from helpers import SIZE
 from onnx import TensorProto, helper, numpy_helper
 
 from enet_deploy import open_runner
-from enet_deploy.artifacts import BUNDLED_WEIGHTS, METADATA_KEY, Metadata, graph_metadata
+from enet_deploy.artifacts import BUNDLED_WEIGHTS, METADATA_KEY, Metadata, QdqLayout, graph_metadata
 from enet_deploy.calibration import cli, ranges
-from enet_deploy.calibration.scoring import Judge, Score
-from enet_deploy.calibration.sensitivity import Damage, keep_budget, measure_damage, write_plot, write_table
+from enet_deploy.calibration.scoring import Evaluator, Score
+from enet_deploy.calibration.sensitivity import (
+    LayerSensitivity,
+    keep_budget,
+    measure_sensitivity,
+    write_plot,
+    write_table,
+)
 from enet_deploy.classes import CAMVID
 from enet_deploy.data import find_images, open_data
 from enet_deploy.data.scenes import street_scene
@@ -40,7 +46,7 @@ from enet_deploy.export.int8 import (
     quantize_weights,
     quantized_layers,
 )
-from enet_deploy.export.record import BUNDLED_RECORD, METHODS, Record, Target, record_for
+from enet_deploy.export.record import BUNDLED_RECORD, METHODS, Record, record_for
 from enet_deploy.export.to_onnx import build_graph
 from enet_deploy.files import sha256
 from enet_deploy.images import UInt8Array, read_image
@@ -307,7 +313,7 @@ def test_graph_says_what_it_is(dtype: str, precision: str, tmp_path: Path) -> No
 
 
 def test_ort_layout_leaves_no_operation_between_int8_ones_in_float(model: onnx.ModelProto, record: Record) -> None:
-    result = quantize(model, record, target="ort")
+    result = quantize(model, record, qdq_layout="ort")
     onnx.checker.check_model(result, full_check=True)
     values, made = arrays(result), {output: node for node in result.graph.node for output in node.output}
     users: dict[str, list[onnx.NodeProto]] = {}
@@ -346,7 +352,7 @@ def test_ort_layout_gives_onnx_runtime_its_int8_kernels(model: onnx.ModelProto, 
     options = ort.SessionOptions()
     options.optimized_model_filepath = str(tmp_path / "optimised.onnx")
     options.log_severity_level = 3
-    result = quantize(model, record, target="ort")
+    result = quantize(model, record, qdq_layout="ort")
     ort.InferenceSession(result.SerializeToString(), options, providers=["CPUExecutionProvider"])
     kinds = Counter(node.op_type for node in onnx.load(tmp_path / "optimised.onnx").graph.node)
     assert kinds["QLinearConv"] == len(in_int8(result)) > 70
@@ -359,7 +365,7 @@ def test_ort_layout_keeps_the_bias_of_a_channel_that_is_all_but_off() -> None:
     values = numpy_helper.to_array(weights).copy()
     values[0], values[1] = 0, values[1] * 1e-12
     weights.CopyFrom(numpy_helper.from_array(values, weights.name))
-    result = quantize(model, small_record(model), target="ort")
+    result = quantize(model, small_record(model), qdq_layout="ort")
     after = arrays(result)
     stored = after["stage1.1/Conv/bias/int32"] * after["stage1.1/Conv/bias/scale"].astype(np.float64)
     np.testing.assert_allclose(stored, arrays(model)["stage1.1.bias"], atol=1e-3)
@@ -371,15 +377,15 @@ def test_ort_layout_leaves_nothing_to_quantise(model: onnx.ModelProto, record: R
     one = dataclasses.replace(record, float_layers=rest)
     assert in_int8(quantize(model, one)) == {"bottleneck4_0.shortcut.0"}
     with pytest.raises(InputError, match="float_layers of the record and of this layout covers every layer"):
-        quantize(model, one, target="ort")
+        quantize(model, one, qdq_layout="ort")
 
 
 def test_every_layer_can_be_quantised_alone(model: onnx.ModelProto, record: Record) -> None:
-    for target in get_args(Target):
+    for qdq_layout in get_args(QdqLayout):
         for name in layers(model.graph):
             one = onnx.ModelProto()
             one.CopyFrom(model)
-            insert_pairs(one.graph, [layers(one.graph)[name]], record.ranges, target)
+            insert_pairs(one.graph, [layers(one.graph)[name]], record.ranges, qdq_layout)
             assert in_int8(one) == {name}
             onnx.checker.check_model(one)
 
@@ -387,7 +393,7 @@ def test_every_layer_can_be_quantised_alone(model: onnx.ModelProto, record: Reco
 def test_ort_layout_is_for_float32(tmp_path: Path) -> None:
     model = least_graph("float16")
     with pytest.raises(InputError, match="the graph is fp16; ONNX Runtime's int8 kernels want fp32 around them"):
-        quantize(model, small_record(model), target="ort")
+        quantize(model, small_record(model), qdq_layout="ort")
 
 
 def labels_of(model: onnx.ModelProto, folder: Path, backend: str = "ort") -> UInt8Array:
@@ -406,7 +412,7 @@ def test_int8_gives_the_labels_of_fp32(
     expected = labels_of(model, tmp_path)
     # Drawn, a quarter of the trained size, ranges of four images: 93 % was seen. CamVid has its own test below
     assert np.mean(labels_of(quantized, tmp_path, backend) == expected) >= 0.8
-    assert np.mean(labels_of(quantize(model, record, target="ort"), tmp_path, backend) == expected) >= 0.8
+    assert np.mean(labels_of(quantize(model, record, qdq_layout="ort"), tmp_path, backend) == expected) >= 0.8
     if backend == "ort":
         narrow = dataclasses.replace(record, amax={tensor: amax / 20 for tensor, amax in record.amax.items()})
         assert np.mean(labels_of(quantize(model, narrow), tmp_path) == expected) < 0.5
@@ -644,7 +650,7 @@ def test_least_squares_finds_the_least_squared_error() -> None:
 # --- what int8 costs ---------------------------------------------------------------------------------------------
 
 
-def test_judge_by_labels(model: onnx.ModelProto, quantized: onnx.ModelProto, scenes: Path, exported: Path) -> None:
+def test_evaluator_by_labels(model: onnx.ModelProto, quantized: onnx.ModelProto, scenes: Path, exported: Path) -> None:
     pairs = []
     for image, labels in open_data(scenes, "val"):
         labels = cv2.resize(labels, (160, 120), interpolation=cv2.INTER_NEAREST)  # of another size than the graph
@@ -654,25 +660,25 @@ def test_judge_by_labels(model: onnx.ModelProto, quantized: onnx.ModelProto, sce
     with open_runner(exported) as runner:
         for image, labels in pairs:
             confusion.update(labels, runner.segment(image))
-    judge = Judge(model, pairs, CAMVID)
-    assert (judge.measure, judge.count, judge.float_value) == ("miou", 4, confusion.scores().miou)
-    assert judge.score(model, "again") == Score(judge.float_value, float("inf"), 1.0)
-    score = judge.score(quantized, "int8")
-    assert 0 < score.value != judge.float_value and 0 < score.snr < 60
-    assert judge.drop(score) == pytest.approx(100 * (judge.float_value - score.value))
+    evaluator = Evaluator(model, pairs, CAMVID)
+    assert (evaluator.measure, evaluator.count, evaluator.float_value) == ("miou", 4, confusion.scores().miou)
+    assert evaluator.score(model, "again") == Score(evaluator.float_value, float("inf"), 1.0)
+    score = evaluator.score(quantized, "int8")
+    assert 0 < score.value != evaluator.float_value and 0 < score.snr < 60
+    assert evaluator.drop(score) == pytest.approx(100 * (evaluator.float_value - score.value))
 
 
-def test_judge_by_agreement_where_there_are_no_labels(
+def test_evaluator_by_agreement_where_there_are_no_labels(
     model: onnx.ModelProto, quantized: onnx.ModelProto, tmp_path: Path
 ) -> None:
-    judge = Judge(model, [(street_scene(1000 + i, SIZE)[0], None) for i in range(2)], CAMVID)
-    assert (judge.measure, judge.float_value) == ("agreement", 1.0)
+    evaluator = Evaluator(model, [(street_scene(1000 + i, SIZE)[0], None) for i in range(2)], CAMVID)
+    assert (evaluator.measure, evaluator.float_value) == ("agreement", 1.0)
     expected = np.mean(labels_of(model, tmp_path) == labels_of(quantized, tmp_path))
-    assert judge.score(quantized, "int8").value == pytest.approx(expected, abs=1e-3)
+    assert evaluator.score(quantized, "int8").value == pytest.approx(expected, abs=1e-3)
 
 
-class Costs(Judge):
-    """A judge by whom each layer in int8 costs what the test says, in points, and whose titles are remembered."""
+class Costs(Evaluator):
+    """A evaluator by whom each layer in int8 costs what the test says, in points, and whose titles are remembered."""
 
     measure, count, float_value, sha256 = "miou", 4, 0.8, "these images"
 
@@ -693,16 +699,16 @@ LAYERS = ["initial.conv", "stage1.0.branch.0", "stage1.0.branch.2", "stage1.1", 
 POINTS = {"stage1_1": 2.0, "fullconv": 9.0, "stage1_0_branch_0": 0.5}
 
 
-def test_damage_of_each_layer_alone(tmp_path: Path) -> None:
+def test_sensitivity_of_each_layer_alone(tmp_path: Path) -> None:
     model = least_graph()
     assert list(layers(model.graph)) == LAYERS
-    damages = measure_damage(model, small_record(model), Costs(**POINTS), tmp_path / "state.json")
-    assert damages[:3] == [  # worst first, and those that stay float by default too
-        Damage("fullconv", 9.0, 31.0),
-        Damage("stage1.1", 2.0, 38.0),
-        Damage("stage1.0.branch.0", 0.5, 39.5),
+    sensitivities = measure_sensitivity(model, small_record(model).ranges, Costs(**POINTS), tmp_path / "state.json")
+    assert sensitivities[:3] == [  # worst first, and those that stay float by default too
+        LayerSensitivity("fullconv", 9.0, 31.0),
+        LayerSensitivity("stage1.1", 2.0, 38.0),
+        LayerSensitivity("stage1.0.branch.0", 0.5, 39.5),
     ]
-    assert sorted(damage.layer for damage in damages) == sorted(LAYERS)
+    assert sorted(each.layer for each in sensitivities) == sorted(LAYERS)
 
 
 def interrupt_at(layer: str) -> Callable[[Sequence[str], str], Iterator[str]]:
@@ -718,25 +724,25 @@ def interrupt_at(layer: str) -> Callable[[Sequence[str], str], Iterator[str]]:
 def test_study_goes_on_where_it_was_interrupted(tmp_path: Path) -> None:
     model = least_graph()
     record = small_record(model)
-    undisturbed = measure_damage(model, record, Costs(**POINTS), tmp_path / "undisturbed.json")
+    undisturbed = measure_sensitivity(model, record.ranges, Costs(**POINTS), tmp_path / "undisturbed.json")
     first, second = Costs(**POINTS), Costs(**POINTS)
     with pytest.raises(KeyboardInterrupt):
-        measure_damage(model, record, first, tmp_path / "state.json", interrupt_at(LAYERS[2]))
-    assert measure_damage(model, record, second, tmp_path / "state.json") == undisturbed
+        measure_sensitivity(model, record.ranges, first, tmp_path / "state.json", interrupt_at(LAYERS[2]))
+    assert measure_sensitivity(model, record.ranges, second, tmp_path / "state.json") == undisturbed
     assert (first.titles, second.titles) == (LAYERS[:2], LAYERS[2:])
 
     other = dataclasses.replace(record, amax={tensor: 2 * amax for tensor, amax in record.amax.items()})
     third = Costs(**POINTS)
-    measure_damage(model, other, third, tmp_path / "state.json")
+    measure_sensitivity(model, other.ranges, third, tmp_path / "state.json")
     assert third.titles == LAYERS  # another study is begun anew
 
 
 def test_study_of_other_images_is_begun_anew(tmp_path: Path) -> None:
     model, other = least_graph(), Costs(fullconv=1.0)
-    measure_damage(model, small_record(model), Costs(**POINTS), tmp_path / "state.json")
+    measure_sensitivity(model, small_record(model).ranges, Costs(**POINTS), tmp_path / "state.json")
     other.sha256 = "other images"
-    damages = measure_damage(model, small_record(model), other, tmp_path / "state.json")
-    assert other.titles == LAYERS and damages[0] == Damage("fullconv", 1.0, 39.0)
+    sensitivities = measure_sensitivity(model, small_record(model).ranges, other, tmp_path / "state.json")
+    assert other.titles == LAYERS and sensitivities[0] == LayerSensitivity("fullconv", 1.0, 39.0)
 
 
 @pytest.mark.parametrize("content", [b"", b"{", b"[]", b"null", b"{}", b"\xff"])
@@ -744,17 +750,24 @@ def test_damaged_state_of_a_study(tmp_path: Path, content: bytes) -> None:
     model = least_graph()
     (tmp_path / "state.json").write_bytes(content)
     with pytest.raises(ArtifactError, match=r"state.json is no sensitivity study: .*; remove it, or name another"):
-        measure_damage(model, small_record(model), Costs(), tmp_path / "state.json")
+        measure_sensitivity(model, small_record(model).ranges, Costs(), tmp_path / "state.json")
     assert (tmp_path / "state.json").read_bytes() == content
 
 
-def kept_within(points: float, judge: Costs, folder: Path) -> tuple[Record, Score]:
+def kept_within(points: float, evaluator: Costs, folder: Path) -> tuple[Record, Score]:
     model = least_graph()
     record = small_record(model)
-    score = judge.score(quantize(model, record), "int8")
-    return keep_budget(
-        model, record, score, judge, lambda: measure_damage(model, record, judge, folder / "state.json"), points
+    score = evaluator.score(quantize(model, record), "int8")
+    float_layers, score = keep_budget(
+        model,
+        record.ranges,
+        record.float_layers,
+        score,
+        evaluator,
+        lambda: measure_sensitivity(model, record.ranges, evaluator, folder / "state.json"),
+        points,
     )
+    return dataclasses.replace(record, float_layers=float_layers), score
 
 
 def test_worst_layers_are_left_in_float_until_the_budget_holds(tmp_path: Path) -> None:
@@ -772,9 +785,9 @@ def test_worst_layers_are_left_in_float_until_the_budget_holds(tmp_path: Path) -
 
 
 def test_budget_that_holds_costs_no_study(tmp_path: Path) -> None:
-    judge = Costs(**POINTS)
-    record, score = kept_within(2.5, judge, tmp_path)
-    assert (record, judge.drop(score), judge.titles) == (small_record(least_graph()), 2.5, ["int8"])
+    evaluator = Costs(**POINTS)
+    record, score = kept_within(2.5, evaluator, tmp_path)
+    assert (record, evaluator.drop(score), evaluator.titles) == (small_record(least_graph()), 2.5, ["int8"])
 
 
 def test_budget_that_never_holds(tmp_path: Path) -> None:
@@ -782,11 +795,11 @@ def test_budget_that_never_holds(tmp_path: Path) -> None:
         kept_within(0.3, Costs(stage1_0_branch_0=1.0, stage1_0_branch_2=1.0, stage1_1=1.0), tmp_path)
 
 
-DAMAGES = [Damage("fullconv", 1.25, 12.34), Damage("stage1.1", -0.01, 200.0)]
+SENSITIVITIES = [LayerSensitivity("fullconv", 1.25, 12.34), LayerSensitivity("stage1.1", -0.01, 200.0)]
 
 
-def test_table_of_damages(tmp_path: Path) -> None:
-    write_table(tmp_path / "table.md", DAMAGES, ["stage1.1"], "miou")
+def test_table_of_sensitivities(tmp_path: Path) -> None:
+    write_table(tmp_path / "table.md", SENSITIVITIES, ["stage1.1"], "miou")
     assert (tmp_path / "table.md").read_text() == (
         "| layer, alone in int8 | miou, points | logits, dB | in the record |\n|---|---|---|---|\n"
         "| fullconv | -1.250 | 12.3 | float |\n| stage1.1 | +0.010 | 200.0 | int8 |\n"
@@ -794,9 +807,9 @@ def test_table_of_damages(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(("name", "start"), [("plot.png", b"\x89PNG"), ("plot.svg", b"<?xml")])
-def test_plot_of_damages(tmp_path: Path, name: str, start: bytes) -> None:
+def test_plot_of_sensitivities(tmp_path: Path, name: str, start: bytes) -> None:
     pytest.importorskip("matplotlib")
-    write_plot(tmp_path / name, DAMAGES, ["stage1.1", "fullconv"], ["stage1.1"], "miou")
+    write_plot(tmp_path / name, SENSITIVITIES, ["stage1.1", "fullconv"], ["stage1.1"], "miou")
     assert (tmp_path / name).read_bytes().startswith(start)
     assert [file.name for file in tmp_path.iterdir()] == [name]
 
@@ -897,7 +910,7 @@ def test_sensitivity_and_a_budget(
     capsys: pytest.CaptureFixture[str],
 ) -> None:
     pytest.importorskip("matplotlib")
-    monkeypatch.setattr(sys.modules[Judge.__module__], "Judge", lambda *_: Costs(**POINTS))
+    monkeypatch.setattr(sys.modules[Evaluator.__module__], "Evaluator", lambda *_: Costs(**POINTS))
     made = [tmp_path / "record.json", tmp_path / "kept.json"]
     arguments = [str(scenes), "--images", "4", "--method", "minmax", "--sensitivity", str(tmp_path / "study")]
     assert cli.main([*arguments, "--out", str(made[0])]) == 0
@@ -1059,7 +1072,7 @@ def test_interrupted_study_is_said_and_kept(
 ) -> None:
     small_record(least).write(tmp_path / "record.json")
     monkeypatch.setattr(
-        cli.cli, "progress", lambda items, title: interrupt_at(LAYERS[3])(items, "") if title == "layers" else items
+        cli.console, "progress", lambda items, title: interrupt_at(LAYERS[3])(items, "") if title == "layers" else items
     )
     arguments = [scenes, "--images", 4, "--record", tmp_path / "record.json", "--sensitivity", tmp_path / "study"]
     assert cli.main([*map(str, arguments), "--out", str(out)]) == 130
