@@ -205,12 +205,14 @@ def built_already(path: str) -> None:
 # --- killed, on a full disk, and two at once ---------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_graph_is_built_the_same_again(exported: Path) -> None:
     from enet_deploy.export.to_onnx import build_graph
 
     assert build_graph(BUNDLED_WEIGHTS, "fp32", SIZE, None, logits=True).SerializeToString() == exported.read_bytes()
 
 
+@pytest.mark.slow
 def test_export_killed_starved_and_met_by_another(tmp_path: Path, exported: Path) -> None:
     alone(_export, tmp_path / "out", exported)
 
@@ -258,6 +260,7 @@ def met(folder: Path, one: Command, other: Command, number: int) -> bool:
     return stopped.si_status == signal.SIGSTOP
 
 
+@pytest.mark.slow
 def test_engine_killed_starved_and_met_by_another(tmp_path: Path) -> None:
     pytest.importorskip("tensorrt_rtx", exc_type=ImportError)
     alone(_engine, tmp_path)
@@ -316,6 +319,7 @@ def built_engines(graphs: list[Path], engines: list[bytes]) -> None:
     builder._build = lambda _trt, model, *_: known[model]
 
 
+@pytest.mark.slow
 def test_calibration_killed_and_starved(tmp_path: Path, scenes: Path) -> None:
     onnx.save(least_graph(), tmp_path / "least.onnx")
     alone(_calibration, tmp_path / "out", scenes, tmp_path / "least.onnx")

@@ -88,6 +88,7 @@ def test_child_process_opens_its_own(exported: Path, method: str, backend: str) 
             assert pool.apply_async(label_in_child, (exported, backend)).get(60) == expected
 
 
+@pytest.mark.slow
 def test_soak_command_finds_what_is_kept(
     exported: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -323,7 +323,7 @@ def test_ort_layout_leaves_nothing_to_quantise(model: onnx.ModelProto, record: R
     rest = {name: "" for name in everything if name != "bottleneck4_0.shortcut.0"}
     one = dataclasses.replace(record, float_layers=rest)
     assert in_int8(quantize(model, one)) == {"bottleneck4_0.shortcut.0"}
-    with pytest.raises(InputError, match="float_layers of the record and of this layout covers every layer"):
+    with pytest.raises(InputError, match="float_layers of the record and of this layout"):
         quantize(model, one, qdq_layout="ort")
 
 
@@ -339,7 +339,7 @@ def test_every_layer_can_be_quantised_alone(model: onnx.ModelProto, record: Reco
 
 def test_ort_layout_is_for_float32(tmp_path: Path) -> None:
     model = least_graph("float16")
-    with pytest.raises(InputError, match="the graph is fp16; ONNX Runtime's int8 kernels want fp32 around them"):
+    with pytest.raises(InputError, match="the graph is fp16"):
         quantize(model, small_record(model), qdq_layout="ort")
 
 
@@ -372,10 +372,10 @@ def without_first(amax: dict[str, float]) -> dict[str, float]:
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        (lambda r: {"weights_sha256": "f" * 64}, r"calibrated with other weights .*enet-calibrate DATA --weights"),
-        (lambda r: {"amax": {**r.amax, "strange": 1.0}}, r"this graph does not have: strange \(1 in all\).*make it ag"),
-        (lambda r: {"amax": without_first(r.amax)}, r"no ranges for tensors that this graph has: \S+ \(1 in all\).*"),
-        (lambda r: {"float_layers": {"*": "all"}}, r"float_layers of the record covers every layer"),
+        (lambda r: {"weights_sha256": "f" * 64}, "ffffffffffff"),
+        (lambda r: {"amax": {**r.amax, "strange": 1.0}}, r"strange \(1 in all\)"),
+        (lambda r: {"amax": without_first(r.amax)}, r"normalised \(1 in all\)"),
+        (lambda r: {"float_layers": {"*": "all"}}, "float_layers of the record"),
     ],
 )
 def test_record_that_does_not_fit_the_graph(change: Callable[[Record], dict[str, object]], message: str) -> None:
@@ -388,11 +388,11 @@ def test_record_that_does_not_fit_the_graph(change: Callable[[Record], dict[str,
 def test_quantised_graph_is_not_quantised_again(
     quantized: onnx.ModelProto, record: Record, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    with pytest.raises(ArtifactError, match="the graph is int8 already, expected fp32 or fp16; quantise the float one"):
+    with pytest.raises(ArtifactError, match="the graph is int8"):
         quantize(quantized, record)
     onnx.save_model(quantized, tmp_path / "enet-int8.onnx")
     assert export_cli.main([str(tmp_path / "enet-int8.onnx"), "--int8", "--out", str(tmp_path / "out")]) == 2
-    assert "is int8 already, expected fp32 or fp16" in capsys.readouterr().err
+    assert "enet-int8.onnx is int8" in capsys.readouterr().err
     assert [file.name for file in tmp_path.iterdir()] == ["enet-int8.onnx"]
 
 
@@ -430,33 +430,31 @@ def test_record_is_read_as_it_was_written(tmp_path: Path) -> None:
 def test_damaged_record(tmp_path: Path, change: dict[str, object]) -> None:
     path = tmp_path / "record.json"
     path.write_text(json.dumps({**json.loads(make_record({"a": 1.0}).to_text()), **change}))
-    with pytest.raises(ArtifactError, match=r"record.json is no calibration record: .*; make it again: enet-calibrate"):
+    with pytest.raises(ArtifactError, match=r"record\.json .*enet-calibrate"):
         Record.read(path)
 
 
 @pytest.mark.parametrize("content", [b"", b"{", b"[]", b"null", b'{"schema": 2}', b"\xff\xfe"])
 def test_file_that_is_no_record(tmp_path: Path, content: bytes) -> None:
     (tmp_path / "record.json").write_bytes(content)
-    with pytest.raises(ArtifactError, match=r"record.json is no calibration record"):
+    with pytest.raises(ArtifactError, match=r"record\.json"):
         Record.read(tmp_path / "record.json")
 
 
 def test_record_of_another_version(tmp_path: Path) -> None:
     path = tmp_path / "record.json"
     path.write_text(json.dumps({**json.loads(make_record({"a": 1.0}).to_text()), "schema": 1}))
-    with pytest.raises(
-        ArtifactError, match=r"record.json has schema 1, expected 2: another version made it; make it ag"
-    ):
+    with pytest.raises(ArtifactError, match=r"record\.json has schema 1, expected 2"):
         Record.read(path)
 
 
 def test_missing_record_and_record_of_other_weights(tmp_path: Path) -> None:
-    with pytest.raises(ArtifactError, match=r"none.json does not exist; .*enet-calibrate DATA --weights WEIGHTS"):
+    with pytest.raises(ArtifactError, match=r"none\.json .*enet-calibrate"):
         record_for("", tmp_path / "none.json")
     make_record({"a": 1.0}).write(tmp_path / "record.json")
-    with pytest.raises(ArtifactError, match=r"enet-calibrate DATA --weights WEIGHTS .*name it with --calibration"):
+    with pytest.raises(ArtifactError, match=r"record\.json .*ffffffffffff.*--calibration"):
         record_for("f" * 64, tmp_path / "record.json")
-    with pytest.raises(ArtifactError, match=r"enet-camvid.json was calibrated with other weights"):
+    with pytest.raises(ArtifactError, match=r"enet-camvid\.json .*ffffffffffff"):
         record_for("f" * 64)
 
 
@@ -477,10 +475,10 @@ def test_calibration_cache_of_tensorrt_10() -> None:
 @pytest.mark.parametrize(
     ("version", "message"),
     [
-        ("11.0.0", "TensorRT version '11.0.0', expected 10.x: 11 takes no calibration cache"),
-        ("abc", "TensorRT version 'abc', expected MAJOR.MINOR.PATCH such as 10.3.0"),
-        ("10.3", "expected MAJOR.MINOR.PATCH"),
-        ("", "expected MAJOR.MINOR.PATCH"),
+        ("11.0.0", "'11.0.0', expected 10.x"),
+        ("abc", "'abc', expected MAJOR.MINOR.PATCH"),
+        ("10.3", "'10.3', expected MAJOR.MINOR.PATCH"),
+        ("", "'', expected MAJOR.MINOR.PATCH"),
     ],
 )
 def test_version_without_a_calibration_cache(version: str, message: str) -> None:
@@ -500,9 +498,7 @@ def test_sample_is_spread_over_all_images() -> None:
     assert ranges.sample(files, 1000) == files and ranges.sample(files[:4], 4) == files[:4]
 
 
-@pytest.mark.parametrize(
-    ("there", "asked", "message"), [(1, 100, "1 image to"), (3, 9, "3 images"), (9, 2, "2 images")]
-)
+@pytest.mark.parametrize(("there", "asked", "message"), [(1, 100, "1 image "), (3, 9, "3 images"), (9, 2, "2 images")])
 def test_too_few_images(there: int, asked: int, message: str) -> None:
     with pytest.raises(InputError, match=rf"{message}.* expected at least 4"):
         ranges.sample([Path(f"{i}.png") for i in range(there)], asked)
@@ -696,7 +692,7 @@ def test_study_of_other_images_is_begun_anew(tmp_path: Path) -> None:
 def test_damaged_state_of_a_study(tmp_path: Path, content: bytes) -> None:
     model = least_graph()
     (tmp_path / "state.json").write_bytes(content)
-    with pytest.raises(ArtifactError, match=r"state.json is no sensitivity study: .*; remove it, or name another"):
+    with pytest.raises(ArtifactError, match=r"state\.json"):
         measure_sensitivity(model, small_record(model).ranges, Costs(), tmp_path / "state.json")
     assert (tmp_path / "state.json").read_bytes() == content
 
@@ -738,7 +734,7 @@ def test_budget_that_holds_costs_no_study(tmp_path: Path) -> None:
 
 
 def test_budget_that_never_holds(tmp_path: Path) -> None:
-    with pytest.raises(ParityError, match=r"int8 costs 1.00 points of miou, expected at most 0.3, also with all but"):
+    with pytest.raises(ParityError, match=r"1\.00 points of miou, expected at most 0\.3"):
         kept_within(0.3, Costs(stage1_0_branch_0=1.0, stage1_0_branch_2=1.0, stage1_1=1.0), tmp_path)
 
 
@@ -846,7 +842,7 @@ def test_all_methods_are_tried_and_the_best_is_kept(
     assert record.accuracy["int8"] == tried[record.method] < record.accuracy["fp32"] == 1
     assert record.accuracy["measure"] == "agreement"
     assert record.accuracy["images"] == 3  # not those that the ranges come from
-    assert "has no labelled val split, so int8 is judged by its agreement with fp32" in printed
+    assert "agreement with fp32" in printed
 
 
 def test_sensitivity_and_a_budget(
@@ -863,7 +859,7 @@ def test_sensitivity_and_a_budget(
     assert cli.main([*arguments, "--out", str(made[0])]) == 0
     printed = capsys.readouterr().out
     assert Record.read(made[0]).float_layers == FLOAT_LAYERS
-    assert "int8 costs more than 0.3 points: --max-drop 0.3 leaves the worst layers" in printed
+    assert "--max-drop 0.3" in printed
     assert "stage1.1                    -2.000 points of miou, logits at 38.0 dB" in printed
     assert {file.name for file in (tmp_path / "study").iterdir()} == {f"sensitivity.{s}" for s in ("json", "md", "png")}
 
@@ -909,19 +905,19 @@ def refused(arguments: Sequence[object], out: Path, capsys: pytest.CaptureFixtur
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ([], "no DATA to calibrate with, expected a data set, or --trt-cache"),
-        (["{scenes}/none"], "none has neither a folder 'train' nor images"),
-        (["{scenes}", "--split", "test"], "has neither a folder 'test' nor images"),
-        (["{scenes}", "--images", "2"], "2 images to calibrate with, expected at least 4"),
-        (["{scenes}", "--record", "{scenes}/none.json"], "none.json does not exist; expected a calibration record"),
-        (["--trt-cache", "{out}2", "--weights", "none.safetensors"], "--weights none.safetensors is not a file"),
+        ([], "DATA"),
+        (["{scenes}/none"], "/none has neither a folder 'train'"),
+        (["{scenes}", "--split", "test"], "folder 'test'"),
+        (["{scenes}", "--images", "2"], "2 images"),
+        (["{scenes}", "--record", "{scenes}/none.json"], "none.json does not exist"),
+        (["--trt-cache", "{out}2", "--weights", "none.safetensors"], "none.safetensors"),
         (["--trt-cache", "{out}"], "--trt-cache and --out are both"),
-        (["--trt-cache", "{out}2", "--trt-version", "11.0.0"], "expected 10.x: 11 takes no calibration cache"),
-        (["--trt-cache", "{out}2", "--record", "{scenes}/train/scene0000.png"], "is no calibration record"),
-        (["{scenes}", "--record", "r.json", "--method", "mse"], "--method mse with --record r.json, whose ranges are"),
-        (["--trt-cache", "{out}2", "--max-drop", "1"], "--method, --sensitivity and --max-drop measure on images"),
-        (["{scenes}", "--record", "{out}"], "record.json would overwrite what it is made from; name another file"),
-        (["{scenes}", "--max-drop", "-1"], "--max-drop -1.0, expected points such as 0.3"),
+        (["--trt-cache", "{out}2", "--trt-version", "11.0.0"], "11.0.0"),
+        (["--trt-cache", "{out}2", "--record", "{scenes}/train/scene0000.png"], "scene0000.png"),
+        (["{scenes}", "--record", "r.json", "--method", "mse"], "--method mse with --record r.json"),
+        (["--trt-cache", "{out}2", "--max-drop", "1"], "--max-drop"),
+        (["{scenes}", "--record", "{out}"], "record.json would overwrite"),
+        (["{scenes}", "--max-drop", "-1"], "--max-drop -1.0"),
     ],
 )
 def test_refusals(
@@ -936,9 +932,9 @@ def test_refusals(
     ("arguments", "message"),
     [
         # Found by this test: each was refused after all was measured, or not at all
-        (["--trt-cache", "{cache}", "--trt-version", "11.0.0"], "expected 10.x: 11 takes no calibration cache"),
-        (["--sensitivity", "{file}/study"], "cannot write"),
-        (["--max-drop", "nan"], "max-drop"),
+        (["--trt-cache", "{cache}", "--trt-version", "11.0.0"], "11.0.0"),
+        (["--sensitivity", "{file}/study"], "{file}/study"),
+        (["--max-drop", "nan"], "--max-drop nan"),
     ],
 )
 def test_refusals_before_the_long_work(
@@ -956,7 +952,7 @@ def test_refusals_before_the_long_work(
     monkeypatch.setattr(ranges, "find_ranges", measured)
     (tmp_path / "file").write_text("not a folder")
     filled = [argument.format(file=tmp_path / "file", cache=tmp_path / "enet.cache") for argument in arguments]
-    assert message in refused([scenes, *filled, "--out", out], out, capsys)
+    assert message.format(file=tmp_path / "file") in refused([scenes, *filled, "--out", out], out, capsys)
     assert [file.name for file in tmp_path.iterdir()] == ["file"]
 
 
@@ -967,35 +963,35 @@ def test_folder_that_cannot_be_made(
 ) -> None:
     (tmp_path / "file").write_text("not a folder")
     arguments = [scenes, "--out", out, option, tmp_path / "file" / "folder" / "record"]
-    assert "cannot write" in refused(arguments, out, capsys)
+    assert f"{tmp_path}/file/folder/record" in refused(arguments, out, capsys)
     assert [file.name for file in tmp_path.iterdir()] == ["file"]
 
 
 def spoil_one_image(data: Path) -> str:
     for image in sorted((data / "train").iterdir())[1:]:
         image.unlink()
-    return "1 image to calibrate with, expected at least 4"
+    return "1 image "
 
 
 def spoil_no_labels(data: Path) -> str:
     sorted((data / "valannot").iterdir())[1].unlink()
-    return "scene1001.png has no partner 'scene1001.*'"
+    return "scene1001.png"
 
 
 def spoil_classes(data: Path) -> str:
     names = [f"class {i}" for i in range(12)]
     (data / "classes.json").write_text(json.dumps({"names": names, "colors": [[0, 0, i] for i in range(12)]}))
-    return "has the classes class 0, class 1"
+    return "class 0, class 1"
 
 
 def spoil_an_image(data: Path) -> str:
     (data / "train" / "scene0000.png").write_bytes(b"no image")
-    return "scene0000.png cannot be decoded as an image"
+    return "scene0000.png"
 
 
 def spoil_a_label(data: Path) -> str:
     cv2.imwrite(str(data / "valannot" / "scene1000.png"), np.full(SIZE, 77, np.uint8))
-    return "holds class id 77"
+    return "77"
 
 
 @pytest.mark.usefixtures("least")

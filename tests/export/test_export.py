@@ -291,6 +291,7 @@ def test_logits(runner: Runner, reference: Runner) -> None:
     np.testing.assert_array_equal(logits.argmax(axis=1), runner.infer(frames))
 
 
+@pytest.mark.slow
 def test_command_line_exports_a_fixed_batch_and_verifies_on_data(
     tmp_path: Path, scenes: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -305,6 +306,7 @@ def test_command_line_exports_a_fixed_batch_and_verifies_on_data(
     assert shapes(onnx.load(out / "robot-fp32.onnx")) == {"frames": (2, 64, 96, 3), "labels": (2, 64, 96)}
 
 
+@pytest.mark.slow
 def test_real_images_get_pytorchs_labels(tmp_path: Path, weights: Path, camvid: Path) -> None:
     data = open_data(camvid, "val")
     frames = np.stack([data[index][0] for index in np.linspace(0, len(data) - 1, 12, dtype=int)])

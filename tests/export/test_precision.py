@@ -59,6 +59,7 @@ def street(weights: Path) -> list[tuple[UInt8Array, UInt8Array]]:
         return [(frame, runner.infer(frame)) for frame in frames]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("backend", BACKENDS)
 @pytest.mark.parametrize("precision", AGREEMENT)
 def test_street_scenes_get_pytorchs_labels(
@@ -71,6 +72,7 @@ def test_street_scenes_get_pytorchs_labels(
     assert np.mean(same) >= AGREEMENT[precision]
 
 
+@pytest.mark.slow
 def test_camvid_gets_pytorchs_labels_in_half(street_graphs: dict[str, Path], weights: Path, camvid: Path) -> None:
     data = open_data(camvid, "val")
     with open_runner(street_graphs["fp16"]) as half, open_runner(weights) as reference:
@@ -78,6 +80,7 @@ def test_camvid_gets_pytorchs_labels_in_half(street_graphs: dict[str, Path], wei
         assert np.mean([np.mean(half.infer(frame) == reference.infer(frame)) for frame in frames]) >= 0.999
 
 
+@pytest.mark.slow
 def test_int8_costs_at_most_three_tenths_of_a_point(street_graphs: dict[str, Path], camvid: Path) -> None:
     data = open_data(camvid, "val")
     miou = {}
@@ -128,6 +131,7 @@ def test_half_logits_are_float_outside(graphs: dict[str, Path]) -> None:
 # --- the command line --------------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_fp16_and_int8_and_an_engine_ahead_of_time(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     pytest.importorskip("tensorrt_rtx")
     options = "--fp16 --int8 --size 96x128 --max-disagreement 1 --engine trt-rtx --compute-capability 8.6 --out"
