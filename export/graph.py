@@ -48,8 +48,8 @@ def clean(model: onnx.ModelProto) -> None:
     del graph.value_info[:]
     _compare_without_casts(graph)
     _share_equal_constants(graph)
-    _separate_biases(graph)
     remove_unused_initializers(graph)
+    _separate_biases(graph)
 
 
 def remove_unused_initializers(graph: onnx.GraphProto) -> None:
