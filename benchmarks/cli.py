@@ -178,19 +178,21 @@ def _exports(options: BenchOptions, weights_sha256: str, folder: Path) -> Iterat
     from enet_deploy.export.int8 import quantize
     from enet_deploy.export.record import record_for
     from enet_deploy.export.to_onnx import to_onnx
+    from enet_deploy.weights import Weights
 
     record = None
     if any("int8" in precision for precision in options.precisions):
         record = record_for(weights_sha256, options.calibration)
     wanted = list(product(options.precisions, enumerate(options.points)))
     _say(f"exporting {weights.name} as {', '.join(options.precisions)}")
+    opened = Weights.read(weights)
     for precision, (number, point) in console.progress(wanted, "exporting"):
         change = None
         if record is not None and "int8" in precision:
-            change = partial(quantize, record=record, target="ort" if precision == "int8-ort" else "all")
+            change = partial(quantize, record=record, qdq_layout="ort" if precision == "int8-ort" else "all")
         path = folder / str(number) / f"enet-{precision}.onnx"
         to_onnx(
-            weights,
+            opened,
             path,
             precision="fp16" if "fp16" in precision else "fp32",
             size=point[0],
@@ -236,7 +238,7 @@ def _results(cases: Sequence[OpenCase], timings: dict[str, Timing], comparison: 
                 backend=spec.backend,
                 device=spec.device,
                 precision=spec.precision,
-                qdq_layout=spec.layout or None,
+                qdq_layout=spec.qdq_layout or None,
                 artifact=case.shown,
                 runtime=spec.runtime,
                 options=case.options,

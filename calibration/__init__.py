@@ -1,1 +1,1 @@
-"""INT8: ranges from images, the record of them, Q/DQ graphs, sensitivity. Installed as `enet_deploy.calibration`."""
+"""INT8: ranges measured on images, accuracy and sensitivity of int8 graphs. Installed as `enet_deploy.calibration`."""

@@ -1,9 +1,8 @@
-"""`enet-calibrate`: images -> the record that int8 graphs are made from, sensitivity per layer, TensorRT 10's cache."""
+"""`enet-calibrate`: images -> calibration record for int8 graphs, sensitivity per layer, TensorRT 10's cache."""
 
 from __future__ import annotations
 
 import argparse
-import dataclasses
 import math
 from collections.abc import Sequence
 from pathlib import Path
@@ -21,45 +20,39 @@ from enet_deploy.images import read_image
 if TYPE_CHECKING:
     import onnx
 
-    from enet_deploy.artifacts import Metadata
+    from enet_deploy.classes import ClassList
 
-    from .scoring import Judge, Pair, Score
-    from .sensitivity import Damage
+    from .ranges import MeasuredRanges
+    from .scoring import Evaluator, Pair, Score
+    from .sensitivity import LayerSensitivity
 
-BUDGET = {"miou": 0.3, "agreement": 2.0}  # points that int8 may cost before it is remarked upon
-OUTPUT_IMAGES = 25  # of the sampled ones, for the tensors that ONNX Runtime's layout has besides
-UNLABELLED = 32  # images to compare labels on where none has a true label
+BUDGET = {"miou": 0.3, "agreement": 2.0}  # points that int8 may cost before a note is printed
+OUTPUT_IMAGES = 25  # images for the tensors that only the layout "ort" quantises
+UNLABELLED = 32  # images to compare labels on if the data set has no labels
 
 
-def _pairs(data: str, metadata: Metadata, sampled: list[Path], split: str) -> Sequence[Pair] | DataSet:
-    """What graphs are judged on: val with its labels, else images without, as far as can be not those sampled."""
+def _pairs(data: str, classes: ClassList, sampled: list[Path], split: str) -> Sequence[Pair] | DataSet:
+    """Return what graphs are scored on: val with labels; else images without, other than the sampled if possible."""
     of_images, of_labels = parts(data, "val")
     if of_labels.folder.is_dir():
         val = open_data(data, "val")
-        require_same_classes(metadata.classes, val.classes, data, "the weights know")
+        require_same_classes(classes, val.classes, data, "the weights know")
         return val
     images = find_images(data, "val") if of_images.folder.is_dir() else find_images(data, split)
     others = [image for image in images if image not in set(sampled)] or sampled
     step = -(-len(others) // UNLABELLED)
     print(
         f"{data} has no labelled val split, so int8 is judged by its agreement with fp32, not by mIoU"
-        + ("; on the very images that the ranges come from, as there are no others" if others == sampled else "")
+        + ("; on the images of the ranges, because there are no others" if others == sampled else "")
     )
     return [(read_image(image), None) for image in others[::step]]
 
 
-def _float_graph(args: argparse.Namespace) -> tuple[onnx.ModelProto, Metadata]:
-    from enet_deploy.export.to_onnx import build_graph
-
-    model = build_graph(args.weights, size=args.size, logits=True)
-    return model, graph_metadata(model, args.weights)
-
-
 def _measure(
-    args: argparse.Namespace, model: onnx.ModelProto, sampled: list[Path], judge: Judge
-) -> tuple[Record, Score]:
-    """Ranges by the method asked for, or by all with the best kept; what the choice scores."""
-    from enet_deploy.export.int8 import FLOAT_LAYERS, activations, float_tensors, layers, output_tensors, quantize
+    args: argparse.Namespace, model: onnx.ModelProto, sampled: list[Path], evaluator: Evaluator
+) -> tuple[MeasuredRanges, Score]:
+    """Measure ranges by --method, or by all methods and keep the best. Returns the ranges and their score."""
+    from enet_deploy.export.int8 import FLOAT_LAYERS, activations, layers, output_tensors, quantized_copy
 
     from . import ranges
 
@@ -67,14 +60,20 @@ def _measure(
     tensors = list(activations(model.graph, layers(model.graph).values()))
     methods = METHODS if args.method == "auto" else (args.method,)
     found = ranges.find_ranges(model, tensors, sampled, metadata.size, methods, console.progress)
-    # more tensors than the others together, for one backend's layout: by one method, on fewer images
+    # The layout "ort" needs more tensors than all others together: for these one method, on fewer images
     few = spread(sampled, OUTPUT_IMAGES)
-    outputs = ranges.find_ranges(
+    of_outputs = ranges.find_ranges(
         model, output_tensors(model.graph), few, metadata.size, ["percentile"], console.progress
-    )["percentile"]
-    common = Record(
-        weights_sha256=metadata.weights_sha256,
-        method="",
+    )
+    outputs = _rounded(of_outputs["percentile"])
+    amax = {method: _rounded(values) for method, values in found.items()}
+    scores = {
+        method: evaluator.score(quantized_copy(model, {**amax[method], **outputs}, FLOAT_LAYERS), method)
+        for method in amax
+    }
+    best = max(scores, key=lambda method: scores[method].value)
+    measured = ranges.MeasuredRanges(
+        method=best,
         images={
             "count": len(sampled),
             "split": args.split,
@@ -82,21 +81,12 @@ def _measure(
             "of_outputs": len(few),
         },
         preprocessing={"size": list(metadata.size), "mean": list(metadata.mean), "std": list(metadata.std)},
-        accuracy={},
-        float_layers=FLOAT_LAYERS,
-        amax={},
-        float_tensors=float_tensors(model.graph, FLOAT_LAYERS),
-        outputs=_rounded(outputs),
+        amax=amax[best],
+        outputs=outputs,
+        tried={method: round(score.value, 6) for method, score in scores.items()},
         versions=metadata.details["versions"],
     )
-    tried: dict[str, tuple[Record, Score]] = {}
-    for method, amax in found.items():
-        record = dataclasses.replace(common, method=method, amax=_rounded(amax))
-        tried[method] = record, judge.score(quantize(model, record), method)
-    best = max(tried, key=lambda method: tried[method][1].value)
-    record, score = tried[best]
-    values = {method: round(score.value, 6) for method, (_, score) in tried.items()}
-    return dataclasses.replace(record, accuracy={"tried": values}), score
+    return measured, scores[best]
 
 
 def _rounded(amax: dict[str, float]) -> dict[str, float]:
@@ -104,42 +94,59 @@ def _rounded(amax: dict[str, float]) -> dict[str, float]:
 
 
 def _study(
-    args: argparse.Namespace, model: onnx.ModelProto, record: Record, score: Score, judge: Judge
-) -> tuple[Record, Score]:
-    """Sensitivity per layer where it was asked for or the budget needs it; the record that keeps the budget."""
-    from .sensitivity import keep_budget, measure_damage
+    args: argparse.Namespace,
+    model: onnx.ModelProto,
+    ranges: dict[str, float],
+    float_layers: dict[str, str],
+    score: Score,
+    evaluator: Evaluator,
+) -> tuple[dict[str, str], Score]:
+    """Measure the sensitivity of each layer if --sensitivity or the budget needs it.
+
+    Returns the layers that stay float to keep the budget -> reason, and the score with them.
+    """
+    from .sensitivity import keep_budget, measure_sensitivity
 
     folder = _study_folder(args)
-    found: list[Damage] = []
+    measured: list[LayerSensitivity] = []
 
-    def damages() -> list[Damage]:
-        if not found:
-            found.extend(measure_damage(model, record, judge, folder / "sensitivity.json", console.progress))
-        return found
+    def sensitivities() -> list[LayerSensitivity]:
+        if not measured:
+            measured.extend(
+                measure_sensitivity(model, ranges, evaluator, folder / "sensitivity.json", console.progress)
+            )
+        return measured
 
-    kept = record, score
     if args.sensitivity:
-        damages()
+        sensitivities()
     try:
         if args.max_drop is not None:
-            kept = keep_budget(model, record, score, judge, damages, args.max_drop)
+            float_layers, score = keep_budget(
+                model, ranges, float_layers, score, evaluator, sensitivities, args.max_drop
+            )
     finally:
-        if found:  # also where no choice of layers keeps the budget: it shows why
-            _show(found, folder, model, kept[0], judge)
-    return kept
+        if measured:  # also if no choice of layers keeps the budget: it shows why
+            _show(measured, folder, model, float_layers, evaluator.measure)
+    return float_layers, score
 
 
-def _show(found: list[Damage], folder: Path, model: onnx.ModelProto, record: Record, judge: Judge) -> None:
+def _show(
+    sensitivities: list[LayerSensitivity],
+    folder: Path,
+    model: onnx.ModelProto,
+    float_layers: dict[str, str],
+    measure: str,
+) -> None:
     from enet_deploy.export.int8 import layers, quantized_layers
 
     from .sensitivity import write_plot, write_table
 
-    chosen = quantized_layers(model.graph, record.float_layers)
-    write_table(folder / "sensitivity.md", found, chosen, judge.measure)
-    write_plot(folder / "sensitivity.png", found, list(layers(model.graph)), chosen, judge.measure)
-    print(f"{folder}/sensitivity.md, .png and .json: each layer alone in int8; the worst that are:")
-    for damage in [damage for damage in found if damage.layer in chosen][:5]:
-        print(f"  {damage.layer:<28}{-damage.drop:+.3f} points of {judge.measure}, logits at {damage.snr:.1f} dB")
+    chosen = quantized_layers(model.graph, float_layers)
+    write_table(folder / "sensitivity.md", sensitivities, chosen, measure)
+    write_plot(folder / "sensitivity.png", sensitivities, list(layers(model.graph)), chosen, measure)
+    print(f"{folder}/sensitivity.md, .png and .json: each layer alone in int8; the most sensitive that are in int8:")
+    for each in [each for each in sensitivities if each.layer in chosen][:5]:
+        print(f"  {each.layer:<28}{-each.drop:+.3f} points of {measure}, logits at {each.snr:.1f} dB")
 
 
 def _study_folder(args: argparse.Namespace) -> Path:
@@ -147,7 +154,7 @@ def _study_folder(args: argparse.Namespace) -> Path:
 
 
 def _require(args: argparse.Namespace) -> None:
-    """Refuse what would only be found after minutes of measuring."""
+    """Refuse impossible arguments before minutes of measuring."""
     cli.require_weights(args.weights)
     if args.record and args.method != "auto":
         raise InputError(f"--method {args.method} with --record {args.record}, whose ranges are settled; drop one")
@@ -158,7 +165,7 @@ def _require(args: argparse.Namespace) -> None:
     inputs = {path.resolve() for path in (args.weights, args.record) if path}
     for option, path in (("--out", args.out), ("--trt-cache", args.trt_cache)):
         if path and path.resolve() in inputs:
-            raise InputError(f"{option} {path} would overwrite what it is made from; name another file")
+            raise InputError(f"{option} {path} would overwrite an input of this command; name another file")
     if args.trt_cache:
         require_writable(args.trt_cache)
         cache_header(args.trt_version)
@@ -175,66 +182,89 @@ def _calibrate(args: argparse.Namespace) -> None:
     if args.data is None:
         _render(args)
         return
-    from enet_deploy.export.int8 import float_layers, float_tensors, quantize, quantized_layers
+    from enet_deploy.export.int8 import FLOAT_LAYERS, float_tensors, quantize
+    from enet_deploy.export.to_onnx import build_graph
+    from enet_deploy.weights import Weights
 
     from . import ranges
-    from .scoring import Judge
+    from .scoring import Evaluator
 
     sampled = ranges.sample(find_images(args.data, args.split), args.images)
-    earlier = record_for(sha256(args.weights), args.record) if args.record else None
-    model, metadata = _float_graph(args)
-    judge = Judge(model, _pairs(args.data, metadata, sampled, args.split), metadata.classes, console.progress)
+    weights = Weights.read(args.weights)
+    earlier = record_for(weights.sha256, args.record) if args.record else None
+    model = build_graph(weights, size=args.size, logits=True)
+    classes = weights.metadata.classes
+    evaluator = Evaluator(model, _pairs(args.data, classes, sampled, args.split), classes, console.progress)
     if earlier is None:
-        record, score = _measure(args, model, sampled, judge)
+        float_layers = FLOAT_LAYERS
+        measured, score = _measure(args, model, sampled, evaluator)
     else:
-        record, score = earlier, judge.score(quantize(model, earlier), earlier.method)
-    record, score = _study(args, model, record, score, judge)
-    in_ort = None
-    if quantized_layers(model.graph, float_layers(record, "ort")):
-        in_ort = judge.score(quantize(model, record, target="ort"), "in ONNX Runtime's layout")
-    ort = in_ort and {name: judge.to_json(in_ort)[name] for name in ("int8", "agreement")}
-    record = dataclasses.replace(
-        record,
-        accuracy={**record.accuracy, **judge.to_json(score), "ort": ort},
-        float_tensors=float_tensors(model.graph, record.float_layers),
+        float_layers, measured = earlier.float_layers, ranges.MeasuredRanges.of(earlier)
+        score = evaluator.score(quantize(model, earlier), earlier.method)
+    float_layers, score = _study(args, model, measured.all, float_layers, score, evaluator)
+    in_ort = _score_in_ort(model, measured.all, float_layers, evaluator)
+    ort = in_ort and {name: evaluator.to_json(in_ort)[name] for name in ("int8", "agreement")}
+    record = Record(
+        weights_sha256=weights.sha256,
+        method=measured.method,
+        images=measured.images,
+        preprocessing=measured.preprocessing,
+        accuracy={"tried": measured.tried, **evaluator.to_json(score), "ort": ort},
+        float_layers=float_layers,
+        amax=measured.amax,
+        float_tensors=float_tensors(model.graph, float_layers),
+        outputs=measured.outputs,
+        versions=measured.versions,
     )
     record.write(args.out)
     _write_cache(args, record)
-    _report(args, model, record, judge, score)
+    _report(args, model, record, evaluator, score)
     if in_ort is not None:
         print(
             f"in ONNX Runtime's layout (enet-export --int8 --target ort): {in_ort.value:.4f} "
-            f"({-judge.drop(in_ort):+.2f} points), {in_ort.agreement:.2%}"
+            f"({-evaluator.drop(in_ort):+.2f} points), {in_ort.agreement:.2%}"
         )
 
 
-def _report(args: argparse.Namespace, model: onnx.ModelProto, record: Record, judge: Judge, score: Score) -> None:
+def _score_in_ort(
+    model: onnx.ModelProto, ranges: dict[str, float], float_layers: dict[str, str], evaluator: Evaluator
+) -> Score | None:
+    """Score the layout "ort"; None if it has no layer to quantise."""
+    from enet_deploy.export.int8 import in_float, quantized_copy, quantized_layers
+
+    if not quantized_layers(model.graph, in_float(float_layers, "ort")):
+        return None
+    return evaluator.score(quantized_copy(model, ranges, float_layers, "ort"), "in ONNX Runtime's layout")
+
+
+def _report(
+    args: argparse.Namespace, model: onnx.ModelProto, record: Record, evaluator: Evaluator, score: Score
+) -> None:
     from enet_deploy.export.int8 import layers, quantized_layers
 
     inside, total = len(quantized_layers(model.graph, record.float_layers)), len(layers(model.graph))
     print(
         f"{args.out}  {record.method} ranges of {record.images['count']} images, {inside} of {total} layers in int8; "
-        f"{judge.measure} on {judge.count} images: fp32 {judge.float_value:.4f}, int8 {score.value:.4f} "
-        f"({-judge.drop(score):+.2f} points); {score.agreement:.2%} of the labels are fp32's"
+        f"{evaluator.measure} on {evaluator.count} images: fp32 {evaluator.float_value:.4f}, int8 {score.value:.4f} "
+        f"({-evaluator.drop(score):+.2f} points); {score.agreement:.2%} of the labels are fp32's"
     )
-    budget = BUDGET[judge.measure]
-    if args.max_drop is None and judge.drop(score) > budget:
+    budget = BUDGET[evaluator.measure]
+    if args.max_drop is None and evaluator.drop(score) > budget:
         print(f"int8 costs more than {budget} points: --max-drop {budget} leaves the worst layers in float")
     elif 100 * (1 - score.agreement) > BUDGET["agreement"]:
         print(
-            f"fewer labels are fp32's than the {100 - BUDGET['agreement']:g} % that enet-export asks for: a network "
-            "that has not learnt for long decides by little; train on, or export with another --max-disagreement"
+            f"fewer labels are fp32's than the {100 - BUDGET['agreement']:g} % that enet-export requires: a network "
+            "that was not trained for long decides many pixels by small margins; train on, or export with another "
+            "--max-disagreement"
         )
 
 
 def _render(args: argparse.Namespace) -> None:
-    """No data: a record that is there already, as TensorRT's cache."""
+    """Write an existing record as TensorRT's calibration cache; needs no data."""
     if args.max_drop is not None or args.sensitivity or args.method != "auto":
         raise InputError("--method, --sensitivity and --max-drop measure on images, expected DATA too")
     if not args.trt_cache:
-        raise InputError(
-            "no DATA to calibrate with, expected a data set, or --trt-cache to render a record that is there"
-        )
+        raise InputError("no DATA to calibrate with, expected a data set, or --trt-cache to convert an existing record")
     _write_cache(args, record_for(sha256(args.weights), args.record))
 
 
@@ -249,7 +279,7 @@ def _write_cache(args: argparse.Namespace, record: Record) -> None:
 def main(argv: Sequence[str] | None = None) -> int:
     parser = cli.Parser(
         "enet-calibrate",
-        description="Measure the ranges that int8 needs, and what it costs, and keep both as a readable record.",
+        description="Measure the ranges for int8 and its cost in accuracy; write both to a readable record.",
     )
     parser.add_argument("data", nargs="?", metavar="DATA", help="data set, or a folder of images without labels")
     parser.add_argument(
@@ -259,12 +289,16 @@ def main(argv: Sequence[str] | None = None) -> int:
         "--method",
         choices=("auto", *METHODS),
         default="auto",
-        help="auto, the default, tries all and keeps the best on val",
+        help="auto (default) tries all and keeps the best on val",
     )
     parser.add_argument(
-        "--images", type=cli.positive, default=100, metavar="N", help="sampled, spread over the split (default: 100)"
+        "--images",
+        type=cli.positive,
+        default=100,
+        metavar="N",
+        help="images, spread over the split (default: 100)",
     )
-    parser.add_argument("--split", default="train", help="of DATA to sample (default: train)")
+    parser.add_argument("--split", default="train", help="split of DATA to sample (default: train)")
     parser.add_argument(
         "--out",
         type=Path,
@@ -272,17 +306,19 @@ def main(argv: Sequence[str] | None = None) -> int:
         metavar="RECORD",
         help="file to write (default: calibration.json)",
     )
-    parser.add_argument("--record", type=Path, help="take the ranges of this record in place of measuring any")
-    parser.add_argument("--size", type=cli.size, metavar="HxW", help="frame size (default: what the weights are for)")
-    parser.add_argument("--sensitivity", metavar="DIR", help="quantise each layer alone; table and plot go there")
+    parser.add_argument("--record", type=Path, help="take the ranges of this record instead of measuring them")
+    parser.add_argument(
+        "--size", type=cli.size, metavar="HxW", help="frame size (default: as the weights were trained)"
+    )
+    parser.add_argument("--sensitivity", metavar="DIR", help="quantise each layer alone; folder for table and plot")
     parser.add_argument(
         "--max-drop",
         type=float,
         metavar="POINTS",
-        help="leave the worst layers in float until int8 costs no more (study in RECORD-sensitivity/)",
+        help="leave the most sensitive layers in float until int8 costs at most this (study in RECORD-sensitivity/)",
     )
-    parser.add_argument("--trt-cache", type=Path, metavar="FILE", help="write the record as TensorRT 10's cache too")
-    parser.add_argument("--trt-version", default="10.3.0", help="that reads the cache (default: 10.3.0)")
+    parser.add_argument("--trt-cache", type=Path, metavar="FILE", help="also write TensorRT 10's calibration cache")
+    parser.add_argument("--trt-version", default="10.3.0", help="TensorRT that reads the cache (default: 10.3.0)")
     return cli.run(parser, _calibrate, argv)
 
 

@@ -1,4 +1,4 @@
-"""Images -> the range of each tensor, by ONNX Runtime's calibrators."""
+"""Images -> the range of each tensor, measured with ONNX Runtime's calibrators."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ import hashlib
 import io
 import tempfile
 from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -16,29 +17,30 @@ import onnx
 
 from enet_deploy.data import spread
 from enet_deploy.errors import InputError
+from enet_deploy.export.record import Record
 from enet_deploy.images import UInt8Array, read_image, resize_image
 
-PERCENTILE = 99.99  # of the magnitudes that stay inside
-BINS = {"percentile": 2048, "entropy": 512}  # entropy's search takes their square, in Python
-LEVELS = 255  # of symmetric int8
+PERCENTILE = 99.99  # share of the magnitudes inside the range, in percent
+BINS = {"percentile": 2048, "entropy": 512}  # the entropy search is quadratic in them, in Python
+LEVELS = 255  # values of symmetric int8
 LEAST_IMAGES = 4
 
 
 def sample(images: Sequence[Path], count: int) -> list[Path]:
-    """`count` of the images, spread evenly over the sorted list; all of them where there are no more.
+    """Return `count` images, spread evenly over the sorted list, or all if there are fewer.
 
-    Raises InputError where there are fewer than `LEAST_IMAGES`.
+    Raises InputError if there are fewer than `LEAST_IMAGES`.
     """
     if min(len(images), count) < LEAST_IMAGES:
         raise InputError(
             f"{min(len(images), count)} image{'s' * (min(len(images), count) != 1)} to calibrate with, expected at "
-            f"least {LEAST_IMAGES} and better 100: ranges of so few do not hold for the next"
+            f"least {LEAST_IMAGES}, better 100: ranges of so few images do not hold for others"
         )
     return spread(images, count)
 
 
 def digest(images: Iterable[Path]) -> str:
-    """SHA-256 over names and contents."""
+    """Return the SHA-256 over names and contents of these files, in hex."""
     total = hashlib.sha256()
     for image in images:
         total.update(image.name.encode() + b"\0" + hashlib.sha256(image.read_bytes()).digest())
@@ -53,16 +55,16 @@ def find_ranges(
     methods: Sequence[str],
     progress: Callable[[Sequence[Path], str], Iterable[Path]] = lambda images, _: images,
 ) -> dict[str, dict[str, float]]:
-    """Range of each tensor by each method: method -> tensor -> amax.
+    """Measure the range of each tensor by each method. Returns method -> tensor -> amax.
 
     Args:
         model: a float32 graph, frames (1, H, W, 3) uint8.
-        tensors: whose range is wanted.
-        images: files; each is resized to `size` = (H, W).
-        methods: of `record.METHODS`. "minmax" takes the largest magnitude seen; "percentile" leaves 0.01 % of the
+        tensors: names of the tensors.
+        images: image files; each is resized to `size` = (H, W).
+        methods: some of `record.METHODS`. "minmax" takes the largest magnitude; "percentile" leaves 0.01 % of the
             values outside; "entropy" loses the least information (KL divergence, Migacz, "8-bit inference with
-            TensorRT", GTC 2017); "mse" makes the mean squared error of rounding and clipping least.
-        progress: wraps the images of a pass, with its title.
+            TensorRT", GTC 2017); "mse" has the smallest mean squared error of rounding and clipping.
+        progress: wraps the images of one pass; called with its title.
     """
     found: dict[str, dict[str, float]] = {}
     # percentile and mse come from one histogram
@@ -71,7 +73,7 @@ def find_ranges(
             calibrator = _calibrator(kind, model, tensors, Path(folder))
             for image in progress(images, f"{kind} ranges"):
                 frame = resize_image(read_image(image), size)[None]
-                # One at a time: what a pass collects is kept whole until it is counted
+                # One image at a time: a call keeps all its values in memory before it counts them
                 _quietly(calibrator.collect_data, _Reader(frame))
             if kind in methods:
                 ranges = _quietly(calibrator.compute_data)
@@ -83,11 +85,11 @@ def find_ranges(
 
 
 def least_squares(counts: npt.NDArray[Any], edges: npt.NDArray[Any]) -> float:
-    """The amax that makes the squared error of int8 least, of a histogram of magnitudes.
+    """Return the amax with the smallest squared error of int8, for a histogram of magnitudes.
 
     Args:
-        counts, edges: as `numpy.histogram` gives them, edges from 0 up; of a tensor that is always zero they are
-            from -0.5 to 0.5.
+        counts, edges: histogram as from `numpy.histogram`, with edges from 0 up; from -0.5 to 0.5 for a tensor that is
+            always zero.
     """
     centers = (edges[:-1] + edges[1:]).astype(np.float64) / 2
     best, least = float(edges[-1]), np.inf
@@ -100,8 +102,42 @@ def least_squares(counts: npt.NDArray[Any], edges: npt.NDArray[Any]) -> float:
     return best
 
 
+@dataclass(frozen=True)
+class MeasuredRanges:
+    """Ranges by one method, and how they were measured: the part of a `Record` that float layers do not change.
+
+    Attributes are as in `Record`; `tried` is its accuracy["tried"].
+    """
+
+    method: str
+    images: dict[str, Any]
+    preprocessing: dict[str, Any]
+    amax: dict[str, float]
+    outputs: dict[str, float]
+    tried: dict[str, float]
+    versions: dict[str, str]
+
+    @classmethod
+    def of(cls, record: Record) -> MeasuredRanges:
+        """Take the ranges of a record."""
+        return cls(
+            record.method,
+            record.images,
+            record.preprocessing,
+            record.amax,
+            record.outputs,
+            record.accuracy.get("tried", {}),
+            record.versions,
+        )
+
+    @property
+    def all(self) -> dict[str, float]:
+        """The ranges of all tensors that any layout may quantise."""
+        return {**self.amax, **self.outputs}
+
+
 class _Reader:
-    """One frame, as ONNX Runtime's calibrators read data."""
+    """One frame, in the form that ONNX Runtime's calibrators read."""
 
     def __init__(self, frame: UInt8Array) -> None:
         self._feed: dict[str, UInt8Array] | None = {"frames": frame}
@@ -128,7 +164,7 @@ def _calibrator(kind: str, model: onnx.ModelProto, tensors: Sequence[str], folde
     }
     calibrator = made[kind]()
     infos = {value.name: value for value in calibrator.model.graph.value_info}
-    # It selects by kind of operation, and would collect twice as many tensors as get a scale
+    # By default it selects tensors by type of operation: twice as many as need a range
     calibrator.select_tensors_to_calibrate = lambda _: (set(tensors), infos)
     calibrator.augment_graph()
     calibrator.create_inference_session()
@@ -136,12 +172,12 @@ def _calibrator(kind: str, model: onnx.ModelProto, tensors: Sequence[str], folde
 
 
 def _quietly(call: Callable[..., Any], *args: Any) -> Any:
-    """ONNX Runtime's calibrators print as they go."""
+    """Call without output: ONNX Runtime's calibrators print their progress."""
     with contextlib.redirect_stdout(io.StringIO()):
         return call(*args)
 
 
 def _amax(low: Any, high: Any) -> float:
-    """Symmetric: the larger magnitude. A tensor that is always zero gets 1: any scale is right for it."""
+    """Return the larger magnitude. A tensor that is always zero gets 1, because any scale is correct for it."""
     amax = max(abs(float(np.min(low))), abs(float(np.max(high))))
     return amax or 1.0

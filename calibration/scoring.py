@@ -1,4 +1,4 @@
-"""How good is a quantised graph? By mIoU where there are labels, else by agreement with the float graph."""
+"""The accuracy of a quantised graph: mIoU if there are labels, else agreement with the float graph."""
 
 from __future__ import annotations
 
@@ -21,17 +21,17 @@ from enet_deploy.metrics import ConfusionMatrix
 from enet_deploy.runners import Runner, open_runner
 
 Pair = tuple[UInt8Array, UInt8Array | None]  # image (h, w, 3) uint8 BGR, labels (h, w) uint8 or None
-SNR_BYTES = 256 << 20  # of logits that are kept: 35 frames at 360x480, never fewer than one
+SNR_BYTES = 256 << 20  # logits of the float graph kept in memory: 35 frames at 360x480, at least one
 
 
 @dataclass(frozen=True)
 class Score:
-    """How a graph does.
+    """The accuracy of a graph.
 
     Attributes:
-        value: of the judge's measure, in [0, 1].
-        snr: of the logits against the float graph's, in dB.
-        agreement: share of pixels with the float graph's label, which enet-export has a limit for.
+        value: mIoU or agreement, in [0, 1]; see `Evaluator.measure`.
+        snr: signal-to-noise ratio of the logits, against the float graph's, in dB.
+        agreement: share of pixels with the float graph's label, in [0, 1]. enet-export has a limit for it.
     """
 
     value: float
@@ -39,18 +39,19 @@ class Score:
     agreement: float
 
 
-class Judge:
-    """Scores quantised forms of one float graph on one set of images, by ONNX Runtime on the CPU.
+class Evaluator:
+    """Scores quantised forms of one float graph on one set of images, with ONNX Runtime on the CPU.
 
     Args:
         model: the float graph, frames (1, H, W, 3) -> labels and logits.
-        pairs: images, all with labels or all without.
-        progress: wraps the pairs of one run, with its title.
+        pairs: images (h, w, 3) uint8 BGR with labels (h, w) uint8, or all with None.
+        classes: the classes of the labels.
+        progress: wraps the pairs of one run; called with its title.
 
     Attributes:
-        measure: "miou" or "agreement".
-        count: images.
-        float_value: what the float graph itself scores.
+        measure: "miou" if there are labels, else "agreement".
+        count: number of images.
+        float_value: score of the float graph itself.
     """
 
     def __init__(
@@ -69,16 +70,16 @@ class Judge:
         self.float_value = self.score(model, "fp32").value
 
     def drop(self, score: Score) -> float:
-        """What quantising costs, in points (hundredths)."""
+        """Return what quantising costs, in points (hundredths) of the measure."""
         return 100 * (self.float_value - score.value)
 
     @property
     def sha256(self) -> str:
-        """Of what the float graph says to the images: the same for the same study alone."""
+        """Hash of the float graph's outputs on these images; identifies a study."""
         return self._digest.hexdigest()
 
     def to_json(self, score: Score) -> dict[str, Any]:
-        """What a record keeps of it."""
+        """Return the part of `Record.accuracy` that describes this score."""
         return {
             "measure": self.measure,
             "images": self.count,
@@ -88,7 +89,7 @@ class Judge:
         }
 
     def score(self, model: onnx.ModelProto, title: str) -> Score:
-        """Run a graph on every image; the first to be run, the float one, is what the others are held against."""
+        """Run a graph on all images. The first graph, the float one, is the reference for the others."""
         confusion = ConfusionMatrix(self._classes)
         signal = noise = same = 0.0
         first = not self._labels
@@ -110,7 +111,7 @@ class Judge:
         return Score(value, 10 * math.log10(signal / noise) if noise else math.inf, same / self.count)
 
     def _keep(self, labels: UInt8Array, logits: npt.NDArray[np.float32]) -> None:
-        """What the float graph says is what the others are held against."""
+        """Keep the outputs of the float graph as the reference."""
         self._labels.append(labels)
         self._digest.update(logits.tobytes())
         if not self._logits or (len(self._logits) + 1) * logits.nbytes <= SNR_BYTES:

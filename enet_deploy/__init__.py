@@ -18,7 +18,7 @@ from .runners import BACKENDS, Runner, Spec, open_runner
 
 __version__ = "0.1.0"
 
-logging.getLogger(__name__).addHandler(logging.NullHandler())  # a library is silent until its user configures logging
+logging.getLogger(__name__).addHandler(logging.NullHandler())  # silent until the application configures logging
 
 __all__ = [
     "BACKENDS",

@@ -1,4 +1,4 @@
-"""What weights and exported files say about themselves, and writing them so that no half file is ever seen."""
+"""The metadata that weights, exported graphs and engines carry."""
 
 from __future__ import annotations
 
@@ -7,23 +7,27 @@ import math
 import re
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from .classes import ClassList
 from .errors import ArtifactError, InputError
 
-METADATA_KEY = "enet_deploy"  # the one key, in safetensors' and in ONNX's metadata; its value is JSON
+METADATA_KEY = "enet_deploy"  # the only key in the metadata of safetensors and ONNX files; its value is JSON
 SCHEMA = 1
 
 BUNDLED_WEIGHTS = Path(__file__).parent / "weights" / "enet-camvid.safetensors"
 
 PRECISIONS = ("fp32", "fp16", "int8", "fp16-int8")
-LARGEST = 8192  # side of a frame, more than a camera gives: no file is to name a size that takes all memory
+LARGEST = 8192  # pixels per side, more than any camera has: a damaged file must not claim all memory
+
+QdqLayout = Literal["all", "ort"]  # the backends that an int8 graph is laid out for; `export.int8` explains both
 
 
 def check_size(size: tuple[int, int]) -> None:
-    """Raise InputError unless both sides are positive multiples of 8, as the encoder halves the image three times, and
-    no larger than `LARGEST`."""
+    """Raise InputError unless both sides are positive multiples of 8 and at most `LARGEST`.
+
+    Multiples of 8, because the encoder halves the image three times.
+    """
     if max(size) > LARGEST:
         raise InputError(f"size {size[0]}x{size[1]}, expected at most {LARGEST} a side; take a smaller one")
     if any(side < 8 or side % 8 for side in size):
@@ -33,15 +37,17 @@ def check_size(size: tuple[int, int]) -> None:
 
 @dataclass(frozen=True)
 class Metadata:
-    """All that a runner has to know beside the tensors.
+    """What a runner needs to know in addition to the tensors.
 
     Attributes:
         classes: names, colours, void id.
-        mean, std: per channel, BGR, on the scale of [0, 255]; the network sees (frame - mean) / std.
-        size: (height, width) that the weights were trained for or the graph was exported at.
+        mean, std: per channel, BGR, in the range [0, 255]; the network sees (frame - mean) / std.
+        size: (height, width) that the weights were trained at, or that the graph was exported at.
         precision: one of `PRECISIONS`.
-        weights_sha256: of the weights file an exported graph came from; "" in the weights themselves.
+        weights_sha256: hash of the weights file that a graph was exported from; "" in the weights file itself.
         details: facts for people: recipe, figures, commit, tool versions.
+
+    Raises InputError for an impossible value.
     """
 
     classes: ClassList
@@ -58,12 +64,12 @@ class Metadata:
         if self.precision not in PRECISIONS:
             raise InputError(f"precision {self.precision!r:.40}, expected one of {', '.join(PRECISIONS)}")
         if not re.fullmatch("([0-9a-f]{64})?", self.weights_sha256):
-            raise InputError(f"weights_sha256 {self.weights_sha256!r:.80}, expected 64 hex digits, or none")
+            raise InputError(f"weights_sha256 {self.weights_sha256!r:.80}, expected 64 hex digits or ''")
         check_size(self.size)
 
     @property
-    def layout(self) -> str:
-        """Of an int8 graph, whose kernels it was made for: "all", or "ort"; else ""."""
+    def qdq_layout(self) -> QdqLayout | Literal[""]:
+        """The layout of an int8 graph, "all" or "ort"; "" if the graph is not quantised."""
         calibration = self.details.get("calibration")
         if not isinstance(calibration, dict):
             return ""
@@ -86,7 +92,7 @@ class Metadata:
 
     @classmethod
     def from_text(cls, text: str | None, source: str | Path) -> Metadata:
-        """The inverse of `to_text`. Raises ArtifactError, naming `source`, where `text` is not of that form."""
+        """Parse what `to_text` wrote. Raises ArtifactError that names `source` if `text` is missing or invalid."""
         if text is None:
             raise ArtifactError(
                 f"{source} carries no '{METADATA_KEY}' metadata (classes, mean, std, size); expected a file written "
@@ -113,12 +119,12 @@ class Metadata:
 
 
 def graph_metadata(model: Any, source: str | Path) -> Metadata:
-    """What an onnx.ModelProto says about itself. Raises ArtifactError, naming `source`, where it does not."""
+    """Return the metadata of an onnx.ModelProto. Raises ArtifactError that names `source` if there is none."""
     return Metadata.from_text({p.key: p.value for p in model.metadata_props}.get(METADATA_KEY), source)
 
 
 def set_graph_metadata(model: Any, metadata: Metadata) -> None:
-    """Let an onnx.ModelProto say this about itself, and nothing else."""
+    """Replace all metadata of an onnx.ModelProto."""
     del model.metadata_props[:]
     model.metadata_props.add(key=METADATA_KEY, value=metadata.to_text())
 

@@ -1,4 +1,4 @@
-"""What a figure was measured on: machine, GPUs, load and versions."""
+"""The environment of a measurement: machine, GPUs, load and versions."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ PACKAGES = (
     "opencv-python-headless",
 )
 
-# What nvidia-smi tells of a GPU -> its name in the record; what ends in a unit is a number
+# Field of nvidia-smi -> its key in the result; a key that ends in a unit has a number
 _GPU = {
     "name": "name",
     "driver_version": "driver",
@@ -45,7 +45,7 @@ _UNITS = ("_mhz", "_w")
 
 
 def environment() -> dict[str, Any]:
-    """Machine, GPUs, load and versions, for the JSON result. Loads no library; see `_gpus` and `_cuda`."""
+    """Return machine, GPUs, load and versions for a JSON result. Imports no backend library."""
     gpus = _gpus()
     cuda, cudnn = _cuda() if gpus else (None, None)
     return {
@@ -69,7 +69,7 @@ def environment() -> dict[str, Any]:
 
 def _processor() -> str:
     try:
-        with open("/proc/cpuinfo", encoding="utf-8") as file:  # noqa: PTH123  no file on a disk
+        with open("/proc/cpuinfo", encoding="utf-8") as file:  # noqa: PTH123  not a file on disk
             names = [line.split(":", 1)[1].strip() for line in file if line.startswith("model name")]
     except OSError:
         names = []
@@ -87,7 +87,7 @@ def _versions() -> dict[str, str]:
 
 
 def _governor() -> str | None:
-    """How the clock frequency of the first core is chosen; None where the system does not tell."""
+    """Return the frequency governor of the first core; None if the system does not report it."""
     try:
         return Path("/sys/devices/system/cpu/cpu0/cpufreq/scaling_governor").read_text(encoding="ascii").strip()
     except OSError:
@@ -95,15 +95,15 @@ def _governor() -> str | None:
 
 
 def _gpus() -> list[dict[str, str | float | None]] | None:
-    """What nvidia-smi tells of each GPU, in MHz and W; None for what it does not tell, and where there is no GPU."""
+    """Ask nvidia-smi about each GPU (MHz, W). A value that it does not report is None; without a GPU, all is None."""
     if shutil.which("nvidia-smi") is None:
         return None
     command = ["nvidia-smi", f"--query-gpu={','.join(_GPU)}", "--format=csv,noheader,nounits"]
     try:
-        told = subprocess.run(command, capture_output=True, text=True, timeout=10, check=True).stdout
+        output = subprocess.run(command, capture_output=True, text=True, timeout=10, check=True).stdout
     except (OSError, subprocess.SubprocessError):
         return None
-    rows = [line.split(", ") for line in told.splitlines()]
+    rows = [line.split(", ") for line in output.splitlines()]
     gpus = [dict(zip(_GPU.values(), row, strict=True)) for row in rows if len(row) == len(_GPU)]
     return [{name: _value(name, text) for name, text in gpu.items()} for gpu in gpus] or None
 
@@ -120,22 +120,22 @@ def _value(name: str, text: str) -> str | float | None:
 
 
 def _cuda() -> tuple[str | None, int | None]:
-    """Versions of CUDA and cuDNN (91900 is 9.19.0) that PyTorch uses, where it is loaded; others are packages."""
+    """Return the CUDA and cuDNN versions (91900 is 9.19.0) of PyTorch if it is loaded; others are in `packages`."""
     torch = sys.modules.get("torch")
     if torch is None:
         return None, None
     try:
         return torch.version.cuda, torch.backends.cudnn.version()
-    except RuntimeError:  # a cuDNN that this PyTorch does not take
+    except RuntimeError:  # PyTorch rejects this version of cuDNN
         return torch.version.cuda, None
 
 
 def commit() -> str:
-    """The checkout's commit, for the record; "unknown" where this is no checkout of its own, or git is not there."""
+    """Return this checkout's commit, with "-dirty" if files changed; "unknown" outside a checkout or without git."""
     here = Path(__file__).parent
     try:
         root = _git(here, "rev-parse", "--show-toplevel")
-        if Path(root) != here.parent:  # installed somewhere inside another project's checkout
+        if Path(root) != here.parent:  # installed inside the checkout of another project
             return "unknown"
         changed = _git(here, "status", "--porcelain", "--untracked-files=no")
         return _git(here, "rev-parse", "HEAD") + ("-dirty" if changed else "")

@@ -1,26 +1,26 @@
-"""What can go wrong, as one tree.
+"""All errors that this package raises on purpose, as one tree.
 
 EnetError
-├── InputError        an argument or a frame is not what was asked for (also a ValueError)
+├── InputError        an argument or a frame is not what the call expects (also a ValueError)
 ├── DataError         a data set is incomplete, inconsistent or unreadable
-├── ArtifactError     weights, an ONNX file or an engine is missing, damaged or not ours
-├── BackendError      a backend, device or precision cannot be had on this machine
+├── ArtifactError     weights, an ONNX file or an engine is missing, damaged or not from this package
+├── BackendError      a backend, device or precision is not available on this machine
 ├── ParityError       an exported file does not compute what the weights compute
-└── RequirementError  a benchmark's figures, or a data set, are not what was required
+└── RequirementError  a benchmark or a data set misses a stated requirement
 
-Every message names the value, what was expected and how to mend it; the command lines print it on one line and
-exit with 2, with 1 for the last.
+Every message names the value, what was expected and how to fix it. The command lines print it on one line and exit
+with code 2; RequirementError exits with code 1.
 """
 
 
 class EnetError(Exception):
     """Base of every error that this package raises on purpose."""
 
-    exit_code = 2  # of a command that ends with it
+    exit_code = 2  # of a command that ends with this error
 
 
 class InputError(EnetError, ValueError):
-    """An argument or a frame is not what was asked for."""
+    """An argument or a frame is not what the call expects."""
 
 
 class DataError(EnetError):
@@ -28,11 +28,11 @@ class DataError(EnetError):
 
 
 class ArtifactError(EnetError):
-    """Weights, an ONNX file or an engine is missing, damaged or not ours."""
+    """Weights, an ONNX file or an engine is missing, damaged or not from this package."""
 
 
 class BackendError(EnetError):
-    """A backend, device or precision cannot be had on this machine."""
+    """A backend, device or precision is not available on this machine."""
 
 
 class ParityError(EnetError):
@@ -40,12 +40,12 @@ class ParityError(EnetError):
 
 
 class RequirementError(EnetError):
-    """A benchmark's figures, or a data set, are not what was required."""
+    """A benchmark or a data set misses a stated requirement."""
 
     exit_code = 1
 
 
-# module -> the extra of this package that brings it
+# module -> the extra of this package that installs it
 EXTRAS = {
     **dict.fromkeys(("torch", "safetensors", "onnx", "onnxscript"), "torch"),
     **dict.fromkeys(("onnxruntime", "openvino"), "cpu"),
@@ -59,5 +59,5 @@ EXTRAS = {
 
 
 def missing(module: str) -> str:
-    """How to get a module that is not installed."""
+    """Return the message for a module that is not installed: its name and the pip command."""
     return f"the package '{module}' is not installed; pip install 'enet-deploy[{EXTRAS[module]}]'"

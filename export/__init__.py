@@ -1,4 +1,5 @@
-"""Train form -> deploy form -> ONNX, verified. Installed as `enet_deploy.export`.
+"""Weights -> deploy form -> verified ONNX -> int8 and TensorRT engines. Installed as `enet_deploy.export`.
 
-`unpool` has the exportable max-unpooling, `deploy` the deploy form, `to_onnx` the export.
+`unpool` has the exportable max-unpooling, `deploy` the deploy form, `to_onnx` the export, `graph` its clean-up, `int8`
+the quantised graph, `record` the calibration record that it is made from, `to_engine` the engine builder.
 """

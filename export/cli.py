@@ -1,4 +1,4 @@
-"""`enet-export`: weights -> verified ONNX, in the precision asked for -> TensorRT engine."""
+"""`enet-export`: weights -> verified ONNX graph in any precision -> TensorRT engine."""
 
 from __future__ import annotations
 
@@ -11,29 +11,28 @@ from typing import TYPE_CHECKING, get_args
 
 import numpy as np
 
-from enet_deploy.artifacts import BUNDLED_WEIGHTS, graph_metadata
+from enet_deploy.artifacts import BUNDLED_WEIGHTS, QdqLayout, graph_metadata
 from enet_deploy.classes import read_classes
 from enet_deploy.commands import cli
 from enet_deploy.data import find_images, require_same_classes, spread
 from enet_deploy.errors import ArtifactError, BackendError, EnetError, InputError
-from enet_deploy.files import require_writable, sha256
+from enet_deploy.files import require_writable
 from enet_deploy.images import UInt8Array, read_image, resize_image
 from enet_deploy.runners.tensorrt.card import EngineCard
 from enet_deploy.runners.tensorrt.library import FLAVOURS, cache_folder
-
-from .record import Target
 
 if TYPE_CHECKING:
     from enet_deploy.artifacts import Metadata
     from enet_deploy.runners.tensorrt.builder import BuildOptions
 
+    from .record import Record
     from .to_onnx import Export
 
-MAX_FRAMES = 128  # of a data set to verify with, spread evenly
+MAX_FRAMES = 128  # images of --data to verify with, spread evenly
 
 
 def _frames(args: argparse.Namespace, metadata: Metadata, size: tuple[int, int]) -> UInt8Array | None:
-    """Images of --data at the size of the graph. Raises DataError where they are of other classes."""
+    """Return images of --data at the size of the graph, (K, H, W, 3) uint8. Raises DataError for other classes."""
     if args.data is None:
         return None
     if (Path(args.data) / "classes.json").exists():
@@ -43,37 +42,30 @@ def _frames(args: argparse.Namespace, metadata: Metadata, size: tuple[int, int])
 
 
 def _from_weights(args: argparse.Namespace) -> Path:
-    """Weights -> NAME-PRECISION.onnx."""
-    weights, name = args.weights or BUNDLED_WEIGHTS, args.name or "enet"
+    """Export weights to NAME-PRECISION.onnx."""
+    name = args.name or "enet"
     if Path(name).name != name:
         raise InputError(f"--name '{name}', expected the beginning of a file's name; the folder is --out")
-    parts = {"fp16": args.fp16, "int8": args.int8, "ort": args.target == "ort"}
+    parts = {"fp16": args.fp16, "int8": args.int8, "ort": args.qdq_layout == "ort"}
     precision = "-".join(part for part, wanted in parts.items() if wanted) or "fp32"
     path = Path(args.out) / f"{name}-{precision}.onnx"
     require_writable(path)
 
-    from enet_deploy.weights import load_weights
+    from enet_deploy.weights import Weights
 
+    from .int8 import quantize
+    from .record import record_for
     from .to_onnx import to_onnx
 
-    net, metadata = load_weights(weights)
-    if args.target == "ort" and net.slopes == "channel":
+    weights = Weights.read(args.weights or BUNDLED_WEIGHTS)
+    if args.qdq_layout == "ort" and weights.net.slopes == "channel":
         print(
-            "the PReLUs have a slope per channel, which ONNX Runtime has no int8 kernel for: enet-train --slopes layer"
+            "the PReLUs have a slope per channel, and ONNX Runtime has no int8 kernel for it: enet-train --slopes layer"
         )
-    size = args.size or metadata.size
-    quantize = None
-    if args.int8:
-        from .int8 import quantize as with_record
-        from .record import record_for
-
-        record = record_for(sha256(weights), args.calibration)
-        if tuple(record.preprocessing["size"]) != size:
-            height, width = record.preprocessing["size"]
-            print(
-                f"the record's ranges are of {height}x{width}; enet-calibrate --size {size[0]}x{size[1]} makes others"
-            )
-        quantize = partial(with_record, record=record, target=args.target)
+    size = args.size or weights.metadata.size
+    record = record_for(weights.sha256, args.calibration) if args.int8 else None
+    if record is not None:
+        _note_size(record, size)
     done = to_onnx(
         weights,
         path,
@@ -81,26 +73,32 @@ def _from_weights(args: argparse.Namespace) -> Path:
         size=size,
         batch=None if args.dynamic_batch else args.batch or 1,
         logits=args.logits,
-        frames=_frames(args, metadata, size),
-        quantize=quantize,
+        frames=_frames(args, weights.metadata, size),
+        quantize=None if record is None else partial(quantize, record=record, qdq_layout=args.qdq_layout),
         max_disagreement=args.max_disagreement,
     )
     _report(done, args, "PyTorch")
     return path
 
 
+def _note_size(record: Record, size: tuple[int, int]) -> None:
+    height, width = record.preprocessing["size"]
+    if (height, width) != size:
+        print(f"the record's ranges are of {height}x{width}; enet-calibrate --size {size[0]}x{size[1]} makes others")
+
+
 def _from_graph(args: argparse.Namespace) -> Path:
-    """A float graph -> the int8 one beside it, where that was asked for; else the graph itself."""
+    """Quantise the graph MODEL with --int8; return the path of the new graph. Without --int8 return MODEL."""
     model: Path = args.model
     given = [n for n in ("fp16", "size", "batch", "dynamic_batch", "logits", "weights", "name") if getattr(args, n)]
     if given:
         raise InputError(
             f"--{given[0].replace('_', '-')} with {model}, whose name, precision, size, batch and outputs are "
-            "settled; export it anew from weights"
+            "settled; export it again from weights"
         )
     if not args.int8:
         if args.data is not None or args.max_disagreement is not None:
-            raise InputError("--data and --max-disagreement hold a new graph against an old one, expected --int8 too")
+            raise InputError("--data and --max-disagreement compare a new graph with the old one, expected --int8 too")
         if args.engine is None:
             raise InputError(f"nothing to do with {model}, expected --int8 or --engine {' or '.join(FLAVOURS)}")
         return model
@@ -113,12 +111,12 @@ def _from_graph(args: argparse.Namespace) -> Path:
     from .record import record_for
     from .to_onnx import save_verified
 
-    with open_runner(model, "ort") as reference:  # also says what is wrong with a damaged file
+    with open_runner(model, "ort") as reference:  # its errors explain what is wrong with a damaged file
         graph = onnx.load(model)
         metadata = graph_metadata(graph, model)
         record = record_for(metadata.weights_sha256, args.calibration)
-        quantized = quantize(graph, record, model, args.target)
-        stem = model.stem.removesuffix("-fp32") + "-int8" + "-ort" * (args.target == "ort")
+        quantized = quantize(graph, record, model, args.qdq_layout)
+        stem = model.stem.removesuffix("-fp32") + "-int8" + "-ort" * (args.qdq_layout == "ort")
         path = Path(args.out) / f"{stem}.onnx"
         frames = _frames(args, metadata, metadata.size)
         _report(save_verified(quantized, path, reference, frames, args.max_disagreement), args, str(model))
@@ -134,14 +132,14 @@ def _report(done: Export, args: argparse.Namespace, reference: str) -> None:
 
 
 def _build_engine(graph: Path, args: argparse.Namespace, options: BuildOptions) -> None:
-    """GRAPH.engine, or GRAPH-rtx.engine, in --out."""
+    """Build GRAPH.engine, or GRAPH-rtx.engine, in --out."""
     from enet_deploy.runners.tensorrt.builder import to_engine
 
     path = Path(args.out) / EngineCard.engine_name(graph, options.flavour)
     build = to_engine(graph, path, options)
     card = build.card
     shares = card.precision_shares
-    layers = "the inspector told no types" if build.inspected else "not inspected, no such GPU here"
+    layers = "the inspector reported no types" if build.inspected else "not inspected, no such GPU here"
     if shares is not None:
         layers = ", ".join(f"{share:.0%} {precision}" for precision, share in shares.items())
     print(
@@ -151,7 +149,7 @@ def _build_engine(graph: Path, args: argparse.Namespace, options: BuildOptions) 
 
 
 def _engine_if_possible(graph: Path, args: argparse.Namespace) -> None:
-    """An engine for the GPU in this machine, or the one line that says why there is none."""
+    """Build an engine for the GPU in this machine, or print on one line why that is impossible."""
     from enet_deploy.runners.tensorrt.cuda import find_gpu
     from enet_deploy.runners.tensorrt.library import import_tensorrt
 
@@ -169,14 +167,15 @@ def _engine_if_possible(graph: Path, args: argparse.Namespace) -> None:
         reason = str(error)
     path = shlex.quote(str(graph))
     print(
-        f"no engine was built: {reason}. Where TensorRT and the GPU are: enet-export {shlex.quote(graph.name)} "
-        f"--engine trt; here, for another machine: enet-export {path} --engine trt-rtx --compute-capability 8.6"
+        f"no engine was built: {reason}. On the machine with TensorRT and the GPU: enet-export "
+        f"{shlex.quote(graph.name)} --engine trt; here, for another machine: enet-export {path} --engine trt-rtx "
+        "--compute-capability 8.6"
     )
     return None
 
 
 def _options(args: argparse.Namespace) -> BuildOptions | None:
-    """What engine to build; None where none was asked for. Before the export, so that it is refused at once."""
+    """Return the engine to build, None without --engine. Called before the export, to refuse bad options at once."""
     named = {
         "compute_capability": args.compute_capability,
         "version_compatible": args.version_compatible,
@@ -210,16 +209,16 @@ def _build_options(args: argparse.Namespace, flavour: str) -> BuildOptions:
 
 def _export(args: argparse.Namespace) -> None:
     if args.model is not None and (not args.model.is_file() or args.model.suffix != ".onnx"):
-        what = "is no .onnx file" if args.model.exists() else "does not exist"
-        raise ArtifactError(f"{args.model} {what}; expected a graph of enet-export, or --weights WEIGHTS")
+        problem = "is no .onnx file" if args.model.exists() else "does not exist"
+        raise ArtifactError(f"{args.model} {problem}; expected a graph of enet-export, or --weights WEIGHTS")
     options = _options(args)
     if args.calibration is not None and not args.int8:
         raise InputError(f"--calibration {args.calibration} without --int8, expected both")
-    if args.target == "ort" and not args.int8:
+    if args.qdq_layout == "ort" and not args.int8:
         raise InputError("--target ort without --int8, expected both: it is a layout of int8 graphs")
-    if args.target == "ort" and args.fp16:
-        raise InputError("--target ort with --fp16, expected one of them: ONNX Runtime's int8 kernels want fp32 around")
-    if args.target == "ort" and args.engine:
+    if args.qdq_layout == "ort" and args.fp16:
+        raise InputError("--target ort with --fp16, expected one of them: ONNX Runtime's int8 kernels need fp32 around")
+    if args.qdq_layout == "ort" and args.engine:
         raise InputError("--target ort with --engine, expected one of them: TensorRT does not take that layout")
     if options is not None:
         from enet_deploy.runners.tensorrt.builder import read_graph, require_buildable
@@ -230,76 +229,91 @@ def _export(args: argparse.Namespace) -> None:
     graph = _from_weights(args) if args.model is None else _from_graph(args)
     if options is not None:
         _build_engine(graph, args, options)
-    elif args.target == "all" and (args.fp16 or args.int8):
+    elif args.qdq_layout == "all" and (args.fp16 or args.int8):
         _engine_if_possible(graph, args)
 
 
 def _capabilities(text: str) -> tuple[str, ...]:
-    """argparse type: "8.6,8.9" -> ("8.6", "8.9"); which there are is TensorRT's to say."""
+    """argparse type: "8.6,8.9" -> ("8.6", "8.9"). TensorRT knows which of them exist."""
     return tuple(part.strip() for part in text.split(","))
 
 
 def _parser() -> cli.Parser:
     parser = cli.Parser(
         "enet-export",
-        description="Weights to ONNX, uint8 BGR frames in, uint8 labels out, held against PyTorch; build engines.",
+        description="Export weights to ONNX (uint8 BGR in, uint8 labels out), compare with PyTorch, build engines.",
     )
     parser.add_argument(
-        "model", nargs="?", type=Path, metavar="MODEL.onnx", help="start from this graph in place of weights"
+        "model", nargs="?", type=Path, metavar="MODEL.onnx", help="start from this graph instead of weights"
     )
-    parser.add_argument("--weights", type=Path, help="a .safetensors file of enet-train; else the bundled ones")
+    parser.add_argument("--weights", type=Path, help="a .safetensors file of enet-train (default: the bundled weights)")
     parser.add_argument("--out", default=".", metavar="DIR", help="folder to write to (default: here)")
-    parser.add_argument("--name", help="the file is NAME-PRECISION.onnx; else enet")
+    parser.add_argument("--name", help="beginning of the file name NAME-PRECISION.onnx (default: enet)")
 
     graph = parser.add_argument_group("graph")
     graph.add_argument(
-        "--fp16", action="store_true", help="half weights and arithmetic; an engine too, where one can be built"
+        "--fp16", action="store_true", help="half-precision weights and arithmetic; also an engine if possible"
     )
     graph.add_argument(
-        "--int8", action="store_true", help="int8 where it pays, over fp32 or, with --fp16, half; an engine as well"
+        "--int8",
+        action="store_true",
+        help="int8 layers, the rest in fp32, or in half with --fp16; also an engine",
     )
     graph.add_argument(
-        "--calibration", type=Path, metavar="RECORD", help="of enet-calibrate; else that of the bundled weights"
+        "--calibration",
+        type=Path,
+        metavar="RECORD",
+        help="file of enet-calibrate (default: of the bundled weights)",
     )
     graph.add_argument(
         "--target",
-        choices=get_args(Target),
+        dest="qdq_layout",
+        choices=get_args(QdqLayout),
         default="all",
-        help="layout of --int8: all, the default, or ort, which ONNX Runtime's CPU kernels want and TensorRT refuses",
+        help="backends of --int8: all (default), or ort for ONNX Runtime's CPU kernels, which TensorRT refuses",
     )
-    graph.add_argument(
-        "--size", type=cli.size, metavar="HxW", help="frame size; else what the weights were trained for"
-    )
+    graph.add_argument("--size", type=cli.size, metavar="HxW", help="frame size (default: as the weights were trained)")
     batch = graph.add_mutually_exclusive_group()
-    batch.add_argument("--batch", type=cli.positive, metavar="N", help="frames per call; else 1")
-    batch.add_argument("--dynamic-batch", action="store_true", help="take any number of frames per call")
-    graph.add_argument("--logits", action="store_true", help="return the logits too")
-    graph.add_argument("--data", help="data set whose images to verify with; else drawn street scenes")
-    graph.add_argument("--split", default="val", help="of --data (default: val)")
+    batch.add_argument("--batch", type=cli.positive, metavar="N", help="frames per call (default: 1)")
+    batch.add_argument("--dynamic-batch", action="store_true", help="accept any number of frames per call")
+    graph.add_argument("--logits", action="store_true", help="the graph also returns the logits")
+    graph.add_argument("--data", help="data set with images to verify on (default: synthetic street scenes)")
+    graph.add_argument("--split", default="val", help="split of --data (default: val)")
     graph.add_argument(
         "--max-disagreement",
         type=cli.share,
         metavar="SHARE",
-        help="of the pixels may get another label; else fp32 0.0001, fp16 0.001, int8 0.02",
+        help="share of pixels that may get another label (default: fp32 0.0001, fp16 0.001, int8 0.02)",
     )
 
     engine = parser.add_argument_group("engine")
     engine.add_argument(
-        "--engine", choices=FLAVOURS, help="trt: for the GPU in this machine; trt-rtx: also ahead of time"
+        "--engine",
+        choices=FLAVOURS,
+        help="trt: for the GPU in this machine; trt-rtx: also ahead of time",
     )
     engine.add_argument(
-        "--compute-capability", type=_capabilities, default=(), metavar="LIST", help="for trt-rtx, such as 8.6,8.9"
+        "--compute-capability",
+        type=_capabilities,
+        default=(),
+        metavar="LIST",
+        help="GPUs of trt-rtx, such as 8.6,8.9",
     )
-    engine.add_argument("--version-compatible", action="store_true", help="later versions may load it")
+    engine.add_argument("--version-compatible", action="store_true", help="later versions of TensorRT may load it")
     engine.add_argument("--hardware-compatible", action="store_true", help="other GPUs, Ampere and later, may load it")
-    engine.add_argument("--workspace", type=cli.positive, metavar="MIB", help="memory that a layer may use")
+    engine.add_argument("--workspace", type=cli.positive, metavar="MIB", help="scratch memory that a layer may use")
     engine.add_argument("--optimization-level", type=int, metavar="N", help="0 fast to build, to 5 fast to run")
-    engine.add_argument("--max-batch", type=cli.positive, metavar="N", help="of a graph with --dynamic-batch; else 8")
+    engine.add_argument(
+        "--max-batch", type=cli.positive, metavar="N", help="frames of a --dynamic-batch graph (default: 8)"
+    )
     timing = engine.add_mutually_exclusive_group()
     timing.add_argument(
-        "--timing-cache", type=Path, metavar="DIR", help="kept between builds; else in the user's cache"
+        "--timing-cache",
+        type=Path,
+        metavar="DIR",
+        help="kernel timings of earlier builds (default: the user's cache)",
     )
-    timing.add_argument("--no-timing-cache", action="store_true", help="measure everything anew")
+    timing.add_argument("--no-timing-cache", action="store_true", help="measure all kernels again")
     return parser
 
 

@@ -1,6 +1,6 @@
-"""Train form -> deploy form: the same function of the frames, as fewer and exportable operations.
+"""Train form -> deploy form: the same function of the frames, with fewer and exportable operations.
 
-Each rewrite takes a network in eval mode and returns a copy; the caller's network is never edited.
+Each rewrite takes a network in eval mode and returns a copy. The caller's network is never changed.
 """
 
 from __future__ import annotations
@@ -20,11 +20,11 @@ from .unpool import with_exportable_unpooling
 
 
 class SummedInitialBlock(nn.Module):
-    """`InitialBlock` without its BatchNorm, and with a sum in place of the concatenation.
+    """`InitialBlock` with folded BatchNorm, and with a sum instead of the concatenation.
 
-    The convolution makes as many maps as the block, of which those of the pooled channels are zeros; a 1x1 convolution
-    puts the pooled channels there, and both have their share of the BatchNorm. Joining 13 maps and 3 costs OpenVINO
-    two changes of layout; a sum is part of the convolution.
+    The convolution has as many output maps as the block; the maps of the pooled channels are zero. A 1x1 convolution
+    adds the pooled channels there. Both contain their part of the BatchNorm. To concatenate 13 and 3 maps costs
+    OpenVINO two changes of layout; the sum is fused with the convolution.
     """
 
     def __init__(self, block: InitialBlock) -> None:
@@ -42,17 +42,17 @@ class SummedInitialBlock(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """(N, 3, H, W) -> (N, 16, H/2, W/2)"""
-        # each channel as an image of its own: to pool three together, OpenVINO would make them 16
+        # pool each channel as an image of its own: OpenVINO would pad three channels to 16
         pooled = self.pool(x.flatten(0, 1).unsqueeze(1)).squeeze(1).unflatten(0, (-1, x.shape[1]))
         y: Tensor = self.act(self.conv(x) + self.place(pooled))
         return y
 
 
 class SummedDownsampling(nn.Module):
-    """`DownsamplingBottleneck` whose shortcut is widened by a 1x1 convolution of ones, in place of padding.
+    """`DownsamplingBottleneck` whose shortcut is widened by a 1x1 convolution of ones instead of padding.
 
-    As fast in float on the CPU, and int8 kernels take it: with the padding ONNX Runtime changed the layout around every
-    sum behind it, for a tenth of its int8 graph's time.
+    It is as fast in float on a CPU, and int8 kernels support it. With the padding, ONNX Runtime changed the layout
+    around each later sum, which took a tenth of the time of its int8 graph.
     """
 
     def __init__(self, block: DownsamplingBottleneck) -> None:
@@ -65,7 +65,7 @@ class SummedDownsampling(nn.Module):
         self.place.weight = nn.Parameter(ones.to(first.weight.dtype))
 
     def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        """As `DownsamplingBottleneck`."""
+        """Compute the same as `DownsamplingBottleneck`."""
         shortcut, indices = self.pool(x)
         return self.act(self.place(shortcut) + self.branch(x)), indices
 
@@ -77,14 +77,14 @@ def _copy_in_eval_mode(net: ENet) -> ENet:
 
 
 def _affine(bn: nn.BatchNorm2d) -> tuple[Tensor, Tensor]:
-    """The scale and shift per channel that a BatchNorm in eval mode applies."""
+    """Return scale and shift per channel of a BatchNorm in eval mode."""
     assert bn.running_mean is not None and bn.running_var is not None
     scale = bn.weight * torch.rsqrt(bn.running_var + bn.eps)
     return scale.detach(), (bn.bias - bn.running_mean * scale).detach()
 
 
 def fold_batchnorm(net: ENet) -> ENet:
-    """A copy in which every BatchNorm has gone into the convolution before it. Raises InputError in train mode."""
+    """Return a copy with each BatchNorm folded into the convolution before it. Raises InputError in train mode."""
     net = _copy_in_eval_mode(net)
     net.initial = SummedInitialBlock(net.initial)  # type: ignore[assignment]
     for module in list(net.modules()):
@@ -103,7 +103,7 @@ def _fold_sequence(sequence: nn.Sequential) -> None:
 
 
 def _fold_into(layer: nn.Module, bn: nn.BatchNorm2d) -> None:
-    if isinstance(layer, nn.Sequential):  # the asymmetric pair: only its second half meets the BatchNorm
+    if isinstance(layer, nn.Sequential):  # the asymmetric pair: the BatchNorm follows its second convolution
         layer = layer[-1]
     assert isinstance(layer, nn.Conv2d | nn.ConvTranspose2d)
     folded = fuse_conv_bn_eval(layer, bn, transpose=isinstance(layer, nn.ConvTranspose2d))
@@ -111,7 +111,7 @@ def _fold_into(layer: nn.Module, bn: nn.BatchNorm2d) -> None:
 
 
 def drop_inactive(net: ENet) -> ENet:
-    """A copy without the layers that do nothing in eval mode: dropout, and the places folding left empty.
+    """Return a copy without the layers that do nothing in eval mode: dropout, and identities left by folding.
 
     Raises InputError in train mode.
     """
@@ -125,10 +125,10 @@ def drop_inactive(net: ENet) -> ENet:
 
 
 class MaxPReLU(nn.Module):
-    """`nn.PReLU` with slopes of at most 1, written max(x, slope * x): for x > 0 the first is larger, else the second.
+    """`nn.PReLU` with slopes of at most 1, as max(x, slope * x): for x > 0 the first is larger, else the second.
 
-    ONNX Runtime's PRelu is slow on a CPU: with this form the whole network took 53 ms where it took 73 before, in one
-    interleaved run at 360x480 on 2 cores (1.32.0), and OpenVINO 2026.4.1 the same 35 ms with both.
+    ONNX Runtime's PRelu is slow on a CPU: with this form the network took 53 ms instead of 73 ms, in one interleaved
+    run at 360x480 on 2 cores (1.32.0). OpenVINO 2026.4.1 took 35 ms with both.
     """
 
     slope: Tensor
@@ -142,9 +142,9 @@ class MaxPReLU(nn.Module):
 
 
 def rewrite_prelu(net: ENet) -> ENet:
-    """A copy in which a PReLU of one slope is a LeakyReLU, and one with a slope per channel a maximum.
+    """Return a copy with each PReLU rewritten: one slope to a LeakyReLU, a slope per channel to a `MaxPReLU`.
 
-    Of the latter, one with a slope above 1 stays: there the maximum would not be the same.
+    A PReLU with slopes per channel of which one is above 1 stays: the maximum would be another function.
     """
     net = _copy_in_eval_mode(net)
     for parent in list(net.modules()):
@@ -157,7 +157,7 @@ def rewrite_prelu(net: ENet) -> ENet:
 
 
 def sum_in_downsampling(net: ENet) -> ENet:
-    """A copy whose downsampling bottlenecks are a `SummedDownsampling`."""
+    """Return a copy with each downsampling bottleneck replaced by a `SummedDownsampling`."""
     net = _copy_in_eval_mode(net)
     for name, child in list(net.named_children()):
         if isinstance(child, DownsamplingBottleneck):
@@ -166,11 +166,11 @@ def sum_in_downsampling(net: ENet) -> ENet:
 
 
 class HalfSizeHead(nn.Module):
-    """ENet's last layer, a transposed convolution of kernel and stride 2, without the step to the frame's size.
+    """ENet's last layer (transposed convolution, kernel and stride 2) without the step to the frame's size.
 
-    Each of the 2x2 pixels that it makes of one pixel has weights of its own: a 1x1 convolution for each of the four.
-    Four and not one to 4 C maps, because OpenVINO is slow to bring between 16 and 64 maps into planes, as the search
-    for the largest wants them: 6 ms of 40 at 512x512, in four parts 0.6.
+    The layer makes 2x2 pixels of one pixel, each with its own weights: so it equals four 1x1 convolutions. They are
+    four and not one convolution to 4 C maps, because OpenVINO needs planes for the argmax and is slow to convert 16 to
+    64 maps to planes: 6 ms of 40 ms at 512x512, in four parts 0.6 ms.
     """
 
     def __init__(self, head: nn.ConvTranspose2d) -> None:
@@ -184,12 +184,12 @@ class HalfSizeHead(nn.Module):
             self.pixels.append(conv)
 
     def forward(self, x: Tensor) -> Tensor:
-        """(N, 16, H/2, W/2) -> (N, 4, C, H/2, W/2), which `interleave` puts side by side."""
+        """(N, 16, H/2, W/2) -> (N, 4, C, H/2, W/2), for `interleave`."""
         return torch.stack([conv(x) for conv in self.pixels], dim=1)
 
 
 def head_at_half_size(net: ENet) -> ENet:
-    """A copy that gives the logits of every place's four pixels: (N, 3, H, W) -> (N, 4, C, H/2, W/2)."""
+    """Return a copy that gives the logits of the four pixels of each place: (N, 3, H, W) -> (N, 4, C, H/2, W/2)."""
     net = _copy_in_eval_mode(net)
     assert isinstance(net.fullconv, nn.ConvTranspose2d)
     net.fullconv = HalfSizeHead(net.fullconv)  # type: ignore[assignment]
@@ -197,23 +197,23 @@ def head_at_half_size(net: ENet) -> ENet:
 
 
 def interleave(x: Tensor) -> Tensor:
-    """The four pixels of each place, in reading order, side by side: (N, 4, ..., H, W) -> (N, ..., 2H, 2W)."""
+    """Put the four pixels of each place side by side, in reading order: (N, 4, ..., H, W) -> (N, ..., 2H, 2W)."""
     height, width = x.shape[-2:]
     between = x.shape[2:-2]
-    # one axis at a time, first into the columns, then into the rows: ONNX Runtime is slow where several move at once
+    # one axis at a time, first the columns, then the rows: ONNX Runtime is slow if several axes move at once
     wide = x.reshape(-1, 2, 2, *x.shape[2:]).movedim(2, -1).reshape(-1, 2, *between, height, 2 * width)
     return wide.movedim(1, -2).reshape(-1, *between, 2 * height, 2 * width)
 
 
 class DeploySegmenter(Segmenter):
-    """`Segmenter` of a network with its `head_at_half_size`.
+    """`Segmenter` for a network with `head_at_half_size`.
 
-    The largest score is found at half size too, so that nothing of the frame's size is ever a float: only the labels
-    are put side by side. They become uint8 last, the one place where TensorRT has that type.
+    The argmax runs at half size too, so no float tensor has the frame's size; only the labels are interleaved. The cast
+    to uint8 comes last, because TensorRT supports this type only at inputs and outputs.
     """
 
     def scores(self, frames: Tensor) -> Tensor:
-        """(N, H, W, 3) uint8 BGR in [0, 255] -> (N, 4, C, H/2, W/2): the logits of every place's four pixels."""
+        """(N, H, W, 3) uint8 BGR in [0, 255] -> (N, 4, C, H/2, W/2): the logits of the four pixels of each place."""
         return super().logits(frames)
 
     def logits(self, frames: Tensor) -> Tensor:
@@ -224,17 +224,19 @@ class DeploySegmenter(Segmenter):
 
 
 def labels_of(scores: Tensor) -> Tensor:
-    """What `DeploySegmenter.scores` gives -> labels (N, H, W) uint8."""
+    """Turn the output of `DeploySegmenter.scores` into labels (N, H, W) uint8."""
     return interleave(scores.argmax(dim=2).to(torch.int32)).to(torch.uint8)
 
 
 def to_deploy(net: ENet, metadata: Metadata, half: bool = False) -> DeploySegmenter:
-    """The deploy form of a network in eval mode.
+    """Return the deploy form of a network in eval mode. Raises InputError in train mode.
 
-    frames (N, H, W, 3) uint8 BGR in [0, 255] -> labels (N, H, W) uint8, with normalisation and argmax inside,
-    BatchNorm folded, dropout gone, PReLU as LeakyReLU or a maximum, unpooling in exportable operations and the head at
-    half size.
-    `half` makes the weights and all arithmetic between normalisation and argmax float16.
+    It maps frames (N, H, W, 3) uint8 BGR in [0, 255] to labels (N, H, W) uint8. Normalisation and argmax are inside,
+    BatchNorm is folded, dropout is removed, PReLU is a LeakyReLU or a maximum, unpooling has exportable operations, and
+    the head works at half size.
+
+    Args:
+        half: float16 weights, and float16 arithmetic between normalisation and argmax.
     """
     for rewrite in (fold_batchnorm, drop_inactive, rewrite_prelu, sum_in_downsampling, head_at_half_size):
         net = rewrite(net)

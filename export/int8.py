@@ -1,25 +1,25 @@
 """Float graph + calibration record -> explicit Q/DQ graph.
 
-Symmetric throughout, one scale per activation tensor, one per output channel of a weight. Where the pairs stand is
-for the backends to say, and they do not agree:
+All quantisation is symmetric, with one scale per activation tensor and one per output channel of a weight. The backends
+disagree on where QuantizeLinear/DequantizeLinear pairs must be. So there are two layouts (`QdqLayout`):
 
-"all", the layout that every backend runs: int8, zero points 0, no quantised bias.
+"all" runs on every backend: int8, zero points 0, no quantised bias. Pairs are
 
-- on what a quantised convolution takes, and on its weights: Q/DQ + Conv becomes an int8 convolution in TensorRT and in
-  OpenVINO. Its output gets none: BatchNorm is folded and the activation follows in float, at whose end the next
-  convolution's pair stands. That is where TensorRT's guide wants it for the fusion of Conv + activation + Q.
-- on the other operand of a sum that a quantised convolution ends in: TensorRT and OpenVINO fuse Conv + Add only where
-  the operand that is added is int8 too. Where both are convolutions, on the first, the shortcut.
-- on nothing that decides the unpooling: pooling and winners see the float tensor, the convolution beside them its pair,
-  and the sum before them adds floats. (With a pair there OpenVINO moves its scale behind the sum, and in half compares
-  what it has rounded with what it has not: 92 % of fp32's labels in place of 99.)
+- on the input and the weights of each quantised convolution: Q/DQ + Conv becomes an int8 convolution in TensorRT and
+  OpenVINO. Its output has no pair: BatchNorm is folded, the activation is computed in float, and the pair of the next
+  convolution follows it. TensorRT's guide recommends this for the fusion of Conv + activation + Q.
+- on the other operand of a sum after a quantised convolution: TensorRT and OpenVINO fuse Conv + Add only if the added
+  operand is int8 too. If both operands come from convolutions, the first one, the shortcut, gets the pair.
+- on no tensor that decides the unpooling: pooling and winners use the float tensor, the convolution beside them uses
+  the pair, and the sum before them adds floats. (With a pair there, OpenVINO moves its scale behind the sum, and in
+  fp16 compares a rounded tensor with an unrounded one: 92 % of fp32's labels instead of 99 %.)
 
-"ort", which ONNX Runtime's CPU kernels want, and TensorRT refuses: its int8 kernels take and give int8 and nothing
-else, so there is a pair behind every quantised convolution, sum and activation too, and biases are int32. What lacks
-one of them is computed in float, with its weights turned back at every call: that is what ONNX Runtime does with the
-other layout. Activations are uint8 around 128; behind a ReLU from 0 up, which is then part of the rounding. What is
-made in int8 is there as int8 alone, so the second pooling decides on rounded values. Max with a slope per channel has
-no int8 kernel: this layout is for networks with one slope per layer.
+"ort" is for ONNX Runtime's CPU kernels, and TensorRT refuses it. These kernels have int8 inputs and int8 outputs only.
+So there is also a pair behind each quantised convolution, sum and activation, and biases are int32. An operation that
+lacks one of them is computed in float and its weights are dequantised at each call, which is what ONNX Runtime does
+with the layout "all". Activations are uint8 with zero point 128; behind a ReLU with zero point 0, so that the rounding
+includes the ReLU. The second pooling decides on rounded values, because its input exists as int8 only. Max with a slope
+per channel has no int8 kernel: this layout is for networks with one slope per layer.
 
 On x86 without VNNI, ONNX Runtime's kernels for uint8 with int8 overflow unless `session.x64quantprecision` is set, as
 this project's runner does there.
@@ -37,15 +37,16 @@ import numpy.typing as npt
 import onnx
 from onnx import numpy_helper
 
-from enet_deploy.artifacts import graph_metadata, set_graph_metadata
+from enet_deploy.artifacts import QdqLayout, graph_metadata, set_graph_metadata
 from enet_deploy.errors import ArtifactError, InputError
 
-from .record import Record, Target
+from .graph import remove_unused_initializers
+from .record import Record
 
-# Operations that can be quantised -> the axis of the output channels in their weights
+# Operation that can be quantised -> axis of the output channels in its weights
 CHANNEL_AXIS = {"Conv": 0, "ConvTranspose": 1}
 
-# What stays float unless a record says otherwise: layers, by pattern, and why
+# Layers that stay float by default: pattern -> reason. A record may say otherwise
 FLOAT_LAYERS = {
     "initial.*": "3 input channels: no faster in int8, and what the first pooling decides on",
     "bottleneck4_0.branch.2": "transposed convolution: int8 kernels for it are slow, wrong or missing",
@@ -53,7 +54,7 @@ FLOAT_LAYERS = {
     "stage5.*": "4 channels within, at half the frame's size: conversions would cost more than they save",
     "fullconv*": "its outputs are compared with each other by the argmax",
 }
-# ... and for ONNX Runtime besides
+# The same in the layout "ort", in addition
 FLOAT_FOR_ORT = {
     "bottleneck?_0.shortcut.0": "the unpooling behind it is float, and faster in the layout of a float convolution",
 }
@@ -61,13 +62,13 @@ _INT8_OF = {"fp32": "int8", "fp16": "fp16-int8"}
 
 
 def layers(graph: onnx.GraphProto) -> dict[str, onnx.NodeProto]:
-    """Layers that can be quantised: path of the module, such as "stage2.3.branch.0" -> its node."""
+    """Return the layers that can be quantised: path of the module, such as "stage2.3.branch.0" -> its node."""
     return {node.name.rpartition("/")[0]: node for node in graph.node if node.op_type in CHANNEL_AXIS}
 
 
-def quantized_layers(graph: onnx.GraphProto, left_out: Iterable[str]) -> dict[str, onnx.NodeProto]:
-    """`layers` without those that match a name or pattern of `left_out`."""
-    patterns = list(left_out)
+def quantized_layers(graph: onnx.GraphProto, float_layers: Iterable[str]) -> dict[str, onnx.NodeProto]:
+    """Return `layers` without those that match a name or pattern in `float_layers`."""
+    patterns = list(float_layers)
     return {
         name: node
         for name, node in layers(graph).items()
@@ -76,14 +77,14 @@ def quantized_layers(graph: onnx.GraphProto, left_out: Iterable[str]) -> dict[st
 
 
 def activations(
-    graph: onnx.GraphProto, nodes: Iterable[onnx.NodeProto], target: Target = "all"
+    graph: onnx.GraphProto, nodes: Iterable[onnx.NodeProto], qdq_layout: QdqLayout = "all"
 ) -> dict[str, list[onnx.NodeProto]]:
-    """Tensors that get a pair where `nodes` are quantised -> the operations that take the pair's output.
+    """Return the tensors that get a pair if `nodes` are quantised -> the operations that take the pair's output.
 
-    In the order of the graph; a tensor may go to others beside these, which take it as it is.
+    In the order of the graph. Other operations may take the same tensor without the pair.
     """
     quantized = {node.name for node in nodes}
-    return _for_ort(graph, quantized) if target == "ort" else _for_all(graph, quantized)
+    return _for_ort(graph, quantized) if qdq_layout == "ort" else _for_all(graph, quantized)
 
 
 def _for_all(graph: onnx.GraphProto, quantized: set[str]) -> dict[str, list[onnx.NodeProto]]:
@@ -101,7 +102,7 @@ def _for_all(graph: onnx.GraphProto, quantized: set[str]) -> dict[str, list[onnx
 
 
 def _pooled_sums(graph: onnx.GraphProto) -> set[str]:
-    """Names of the sums that a pooling decides on, behind no more than their activation."""
+    """Return the names of the sums that are pooled, directly or after their activation."""
     makers = {output: node for node in graph.node for output in node.output}
     tensors = [node.input[0] for node in graph.node if node.op_type == "MaxPool"]
     sums = set()
@@ -120,57 +121,46 @@ def _for_ort(graph: onnx.GraphProto, quantized: set[str]) -> dict[str, list[onnx
         for name in node.input:
             users.setdefault(name, []).append(node)
     made = {output for node in graph.node for output in node.output}
-    computed: set[str] = set()  # in int8
+    computed: set[str] = set()  # tensors that int8 kernels compute
     takers: dict[str, list[onnx.NodeProto]] = {}
     for node in graph.node:
         follows = node.op_type in ("Add", "LeakyRelu", "Relu") and computed & set(node.input) and made >= {*node.input}
         if node.name in quantized or follows:
             for name in node.input if follows else node.input[:1]:
-                if name not in computed:  # made in float, for whoever else takes it
+                if name not in computed:  # computed in float, and taken as float by others
                     takers.setdefault(name, []).append(node)
             (output,) = node.output
             computed.add(output)
-            if [user.op_type for user in users[output]] != ["Relu"]:  # which would be part of this kernel
+            if [user.op_type for user in users[output]] != ["Relu"]:  # a single ReLU is part of this kernel
                 takers[output] = users[output]
     return takers
 
 
-def float_tensors(graph: onnx.GraphProto, left_out: Iterable[str]) -> list[str]:
-    """Tensors that would get a pair if every layer were quantised, and get none as those of `left_out` are not."""
-    chosen = activations(graph, quantized_layers(graph, left_out).values())
+def float_tensors(graph: onnx.GraphProto, float_layers: Iterable[str]) -> list[str]:
+    """Return the tensors that get no pair because these layers stay float."""
+    chosen = activations(graph, quantized_layers(graph, float_layers).values())
     return [tensor for tensor in activations(graph, layers(graph).values()) if tensor not in chosen]
 
 
 def quantize(
-    model: onnx.ModelProto, record: Record, source: str | Path = "the graph", target: Target = "all"
+    model: onnx.ModelProto, record: Record, source: str | Path = "the graph", qdq_layout: QdqLayout = "all"
 ) -> onnx.ModelProto:
-    """A copy of a float graph that computes in int8 where the record says, and says so in its metadata.
+    """Return an int8 copy of a float graph, with the record in its metadata. Errors name the graph `source`.
 
-    `source` names the graph in errors; `target` is the layout.
-
-    Raises InputError for half and "ort", whose kernels take float32 scales alone; ArtifactError where the graph is
-    quantised already, came from other weights than the record, or the record lacks a tensor of the graph or has one
-    that the graph lacks.
+    Raises InputError for an fp16 graph in the layout "ort", whose kernels need float32 scales, or if no layer is left
+    to quantise; ArtifactError if the graph is quantised already, or if the record is of other weights or of another
+    form of the network.
     """
     metadata = graph_metadata(model, source)
     if metadata.precision not in _INT8_OF:
         raise ArtifactError(f"{source} is {metadata.precision} already, expected fp32 or fp16; quantise the float one")
-    if target == "ort" and metadata.precision != "fp32":
+    if qdq_layout == "ort" and metadata.precision != "fp32":
         raise InputError(f"{source} is {metadata.precision}; ONNX Runtime's int8 kernels want fp32 around them")
     record.require_weights(metadata.weights_sha256, "the calibration record")
-    result = onnx.ModelProto()
-    result.CopyFrom(model)
-    graph = result.graph
-    _require_tensors(graph, record)
-    chosen = quantized_layers(graph, float_layers(record, target))
-    if not chosen:
-        raise InputError(
-            f"float_layers of the record{' and of this layout' * (target == 'ort')} covers every layer, expected some "
-            "to quantise; export without --int8"
-        )
-    insert_pairs(graph, list(chosen.values()), record.ranges, target)
+    _require_tensors(model.graph, record)
+    result = quantized_copy(model, record.ranges, record.float_layers, qdq_layout)
     calibration = {
-        "sha256": record.sha256, "method": record.method, "images": record.images["count"], "target": target
+        "sha256": record.sha256, "method": record.method, "images": record.images["count"], "target": qdq_layout
     }  # fmt: skip
     metadata = dataclasses.replace(
         metadata,
@@ -181,13 +171,36 @@ def quantize(
     return result
 
 
-def float_layers(record: Record, target: Target) -> list[str]:
-    """Layers, or patterns of layers, that stay float in a layout."""
-    return [*record.float_layers, *(FLOAT_FOR_ORT if target == "ort" else ())]
+def quantized_copy(
+    model: onnx.ModelProto, ranges: dict[str, float], float_layers: Iterable[str], qdq_layout: QdqLayout = "all"
+) -> onnx.ModelProto:
+    """Return a copy of a float graph in which all but these layers are quantised. Its metadata is not changed.
+
+    Args:
+        ranges: tensor -> largest magnitude that int8 represents.
+
+    Raises InputError if no layer is left to quantise.
+    """
+    chosen = quantized_layers(model.graph, in_float(float_layers, qdq_layout))
+    if not chosen:
+        raise InputError(
+            f"float_layers of the record{' and of this layout' * (qdq_layout == 'ort')} covers every layer, expected "
+            "some to quantise; export without --int8"
+        )
+    result = onnx.ModelProto()
+    result.CopyFrom(model)
+    nodes = layers(result.graph)
+    insert_pairs(result.graph, [nodes[name] for name in chosen], ranges, qdq_layout)
+    return result
+
+
+def in_float(float_layers: Iterable[str], qdq_layout: QdqLayout) -> list[str]:
+    """Return the layers, or patterns of layers, that stay float in a layout, given those of the record."""
+    return [*float_layers, *(FLOAT_FOR_ORT if qdq_layout == "ort" else ())]
 
 
 def output_tensors(graph: onnx.GraphProto) -> list[str]:
-    """Tensors that get a pair in the layout "ort" alone, if every layer is quantised."""
+    """Return the tensors that get a pair only in the layout "ort", if every layer is quantised."""
     everything = list(layers(graph).values())
     both = activations(graph, everything)
     return [tensor for tensor in activations(graph, everything, "ort") if tensor not in both]
@@ -208,9 +221,9 @@ def _require_tensors(graph: onnx.GraphProto, record: Record) -> None:
 
 
 def insert_pairs(
-    graph: onnx.GraphProto, nodes: list[onnx.NodeProto], amax: dict[str, float], target: Target = "all"
+    graph: onnx.GraphProto, nodes: list[onnx.NodeProto], ranges: dict[str, float], qdq_layout: QdqLayout = "all"
 ) -> None:
-    """Quantise `nodes` of `graph` in place."""
+    """Quantise `nodes` of `graph` in place. `ranges`: tensor -> largest magnitude that int8 represents."""
     initializers = {i.name: i for i in graph.initializer}
     dtype = numpy_helper.to_array(initializers[nodes[0].input[1]]).dtype
     kinds = {output: node.op_type for node in graph.node for output in node.output}
@@ -219,31 +232,29 @@ def insert_pairs(
         "ort": _add(graph, "zero_point/128", np.full((), 128, np.uint8)),
         "Relu": _add(graph, "zero_point/0", np.zeros((), np.uint8)),
     }
-    scales: dict[str, np.ndarray] = {}  # of what a kernel takes, by the name of the dequantised tensor
-    after: dict[str, list[onnx.NodeProto]] = {}  # tensor -> what is inserted behind its maker
-    for tensor, takers in activations(graph, nodes, target).items():
-        positive = target == "ort" and kinds[tensor] == "Relu"
-        step = np.asarray(max(amax[tensor] / (255 if positive else 127), np.finfo(dtype).tiny), dtype)
-        pair = _pair(tensor, _add(graph, f"{tensor}/scale", step), zeros["Relu" if positive else target])
+    scales: dict[str, np.ndarray] = {}  # dequantised tensor -> its scale
+    after: dict[str, list[onnx.NodeProto]] = {}  # tensor -> nodes to insert behind its maker
+    for tensor, takers in activations(graph, nodes, qdq_layout).items():
+        positive = qdq_layout == "ort" and kinds[tensor] == "Relu"
+        step = np.asarray(max(ranges[tensor] / (255 if positive else 127), np.finfo(dtype).tiny), dtype)
+        pair = _pair(tensor, _add(graph, f"{tensor}/scale", step), zeros["Relu" if positive else qdq_layout])
         scales[pair[1].output[0]] = step
         after[tensor] = pair
         for taker in takers:
             taker.input[:] = [pair[1].output[0] if name == tensor else name for name in taker.input]
     ordered = []
-    for name in dict.fromkeys(node.input[1] for node in nodes):  # equal weights are stored once, for several layers
+    for name in dict.fromkeys(node.input[1] for node in nodes):  # several layers may share equal weights
         users = [node for node in nodes if node.input[1] == name]
-        least = _least_scale(users, initializers, scales) if target == "ort" else 0.0
+        least = _least_scale(users, initializers, scales) if qdq_layout == "ort" else 0.0
         node, scales[node.output[0]] = _weights(graph, users, initializers[name], least)
         ordered.append(node)
-    if target == "ort":
+    if qdq_layout == "ort":
         ordered += _biases(graph, nodes, initializers, scales)
     for node in graph.node:
         ordered += [node, *(new for output in node.output for new in after.get(output, ()))]
     del graph.node[:]
     graph.node.extend(ordered)
-    used = {name for node in graph.node for name in node.input}
-    for initializer in [i for i in graph.initializer if i.name not in used]:
-        graph.initializer.remove(initializer)
+    remove_unused_initializers(graph)
 
 
 def _add(graph: onnx.GraphProto, name: str, values: np.ndarray) -> str:
@@ -265,7 +276,7 @@ def _weights(
 ) -> tuple[onnx.NodeProto, np.ndarray]:
     """Store the weights of `users` as int8.
 
-    Returns the node that turns them back, which the backend folds into its kernel, and their scale.
+    Returns the DequantizeLinear node, which the backend folds into its kernel, and the scale.
     """
     axis = CHANNEL_AXIS[users[0].op_type]
     values, scale = quantize_weights(numpy_helper.to_array(weight), axis, least)
@@ -283,7 +294,7 @@ def _weights(
 def _least_scale(
     users: list[onnx.NodeProto], initializers: dict[str, onnx.TensorProto], scales: dict[str, np.ndarray]
 ) -> npt.NDArray[np.float64]:
-    """Scale per output channel that the weights of `users` may not fall below, or int32 would not hold the biases."""
+    """Return the smallest scale per output channel for which int32 can hold the biases of `users`."""
     least = np.zeros(1)
     for node in users:
         if len(node.input) > 2:
@@ -298,7 +309,7 @@ def _biases(
     initializers: dict[str, onnx.TensorProto],
     scales: dict[str, np.ndarray],
 ) -> list[onnx.NodeProto]:
-    """Store the biases of `nodes` as int32, in the steps that sums are counted in: input scale times weight scale."""
+    """Store the biases of `nodes` as int32, with the scale of the sums: input scale times weight scale."""
     new = []
     for node in nodes:
         if len(node.input) > 2:
@@ -315,10 +326,11 @@ def _biases(
 
 
 def quantize_weights(weights: np.ndarray, axis: int, least: npt.ArrayLike = 0.0) -> tuple[np.ndarray, np.ndarray]:
-    """Weights -> int8 in [-127, 127] and a scale per channel along `axis`, of the weights' dtype.
+    """Return weights as int8 in [-127, 127], and a scale per channel along `axis` in the weights' dtype.
 
-    The scale is rounded to that dtype first, so that what is divided by is what will be multiplied with. A channel of
-    zeros, or one too small for a half's scale, becomes zeros of scale `least`, or 1. No scale is below `least`.
+    The scale is rounded to that dtype before it is used, so that the backend multiplies with exactly the divisor. A
+    channel that is zero, or too small for an fp16 scale, becomes zeros with scale `least` or 1. No scale is below
+    `least`.
     """
     others = tuple(a for a in range(weights.ndim) if a != axis)
     scale = (np.abs(weights.astype(np.float32)).max(axis=others) / 127).astype(weights.dtype)

@@ -1,4 +1,4 @@
-"""The calibration record: for each tensor the largest value that int8 shall hold, and where the figures come from."""
+"""The calibration record: for each tensor the largest magnitude that int8 represents, and how it was measured."""
 
 from __future__ import annotations
 
@@ -8,35 +8,34 @@ import json
 import struct
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 from enet_deploy.artifacts import BUNDLED_WEIGHTS, check_size
 from enet_deploy.errors import ArtifactError, InputError
 from enet_deploy.files import atomic_write
 
 SCHEMA = 2
-Target = Literal["all", "ort"]  # whose kernels an int8 graph is laid out for, explained by `qdq`
-METHODS = ("minmax", "percentile", "entropy", "mse")  # explained by `ranges.find_ranges`
+METHODS = ("minmax", "percentile", "entropy", "mse")  # explained in `calibration.ranges.find_ranges`
 BUNDLED_RECORD = BUNDLED_WEIGHTS.with_suffix(".json")
 
 
 @dataclass(frozen=True)
 class Record:
-    """What `enet-calibrate` found. As JSON: readable, a line per tensor, fit for a diff.
+    """The result of `enet-calibrate`. Its JSON has a line per tensor, so that people can read it and compare versions.
 
     Attributes:
-        weights_sha256: of the weights it belongs to.
+        weights_sha256: hash of the weights that it belongs to.
         method: one of `METHODS`.
-        images: {"count", "split", "sha256"} of the sampled files, names and contents.
-        preprocessing: {"size", "mean", "std"} that the images went through.
-        accuracy: {"measure": "miou" or "agreement", "images", "fp32", "int8", "agreement": share of labels that are
-            fp32's, "ort": {"int8", "agreement"} of ONNX Runtime's layout, "tried": {method: value}}.
-        float_layers: layer, or pattern of layers, -> why it is not quantised.
-        amax: tensor -> magnitude that becomes 127; in ONNX Runtime's layout, behind a ReLU, 255.
-        float_tensors: those of `amax` that float layers alone take.
-        outputs: tensor -> magnitude, of what layers give rather than take, by percentile on images["of_outputs"]
-            images; ONNX Runtime's layout quantises these too (see `qdq`).
-        versions: of the tools.
+        images: {"count", "split", "sha256"} of the sampled files; the hash is over names and contents.
+        preprocessing: {"size", "mean", "std"} that were applied to the images.
+        accuracy: {"measure": "miou" or "agreement", "images", "fp32", "int8", "agreement": share of fp32's labels,
+            "ort": {"int8", "agreement"} of the layout "ort", "tried": {method: value}}.
+        float_layers: layer, or pattern of layers -> the reason why it is not quantised.
+        amax: tensor -> magnitude that becomes 127; behind a ReLU in the layout "ort" it becomes 255.
+        float_tensors: the tensors of `amax` that only float layers take.
+        outputs: tensor -> magnitude of outputs of layers, by percentile on images["of_outputs"] images. Only the layout
+            "ort" quantises these (see `int8`).
+        versions: versions of the tools.
     """
 
     weights_sha256: str
@@ -55,22 +54,22 @@ class Record:
 
     @property
     def ranges(self) -> dict[str, float]:
-        """Of every tensor that any layout, or any choice of layers, may quantise."""
+        """The magnitudes of all tensors that any layout and any choice of layers may quantise."""
         return {**self.amax, **self.outputs}
 
     @property
     def sha256(self) -> str:
-        """Of the text: what a graph or an engine says it was calibrated with."""
+        """The hash of the JSON text, which graphs and engines carry."""
         return hashlib.sha256(self.to_text().encode()).hexdigest()
 
     def write(self, path: str | Path) -> None:
-        """Write it, whole or not at all. Raises ArtifactError where that fails."""
+        """Write the JSON file atomically. Raises ArtifactError if that fails."""
         with atomic_write(path) as temporary:
             temporary.write_text(self.to_text(), encoding="utf-8")
 
     @classmethod
     def read(cls, path: str | Path) -> Record:
-        """Raises ArtifactError where the file is missing, or no record."""
+        """Read and check a JSON file. Raises ArtifactError if it is missing or is no record."""
         again = "make it again: enet-calibrate DATA --weights WEIGHTS --out RECORD"
         try:
             value = json.loads(Path(path).read_text(encoding="utf-8"))
@@ -79,9 +78,9 @@ class Record:
                 raise ArtifactError(f"{path} has schema {schema}, expected {SCHEMA}: another version made it; {again}")
             record = cls(**value)
             for tensor, amax in (*record.amax.items(), *record.outputs.items()):
-                if type(amax) not in (int, float) or not 0 < amax < 1e6:  # 127 steps of a half reach 8e6
+                if type(amax) not in (int, float) or not 0 < amax < 1e6:  # 127 steps of fp16 reach 8e6
                     raise ValueError(f"amax {amax!r} of {tensor}, expected a number above 0 and below 1e6")
-                if not (tensor.isascii() and tensor.isprintable()):  # TensorRT's cache has a line for each
+                if not (tensor.isascii() and tensor.isprintable()):  # a line of TensorRT's cache
                     raise ValueError(f"tensor {tensor!r}, expected a name in printable ASCII")
             if not isinstance(record.weights_sha256, str):
                 raise ValueError("weights_sha256 has to be text")
@@ -101,7 +100,7 @@ class Record:
         return record
 
     def require_weights(self, weights_sha256: str, source: str | Path) -> None:
-        """Raise ArtifactError unless it was made with these weights: other weights have other ranges."""
+        """Raise ArtifactError that names `source` unless the record is of these weights: others have other ranges."""
         if self.weights_sha256 != weights_sha256:
             raise ArtifactError(
                 f"{source} was calibrated with other weights (SHA-256 {self.weights_sha256[:12]}..., expected "
@@ -110,12 +109,13 @@ class Record:
             )
 
     def to_trt_cache(self, version: str) -> str:
-        """The record as a calibration cache of TensorRT 10, for trtexec --calib and builders that still take one.
+        """Return the record as a calibration cache of TensorRT 10, for trtexec --calib and builders that accept one.
 
-        A header with TensorRT's version, then a line per tensor: its scale, amax / 127, as the bits of a big-endian
-        float32 in hex. Without those of float layers, which TensorRT then has no range to quantise with; which of the
-        others it does quantise is its own choice, so the accuracy that the record states is that of the Q/DQ graph.
-        Raises InputError as `cache_header` does.
+        After a header with TensorRT's version there is a line per tensor: its scale amax / 127 as a big-endian float32
+        in hex. Tensors of float layers are left out, so TensorRT has no range to quantise them. Which of the others it
+        quantises is its own choice: the accuracy in the record is that of the Q/DQ graph.
+
+        Raises InputError as `cache_header`.
         """
         lines = [cache_header(version)]
         taken = {tensor: amax for tensor, amax in self.amax.items() if tensor not in self.float_tensors}
@@ -124,12 +124,12 @@ class Record:
 
 
 def cache_header(version: str) -> str:
-    """The first line of a calibration cache of this TensorRT, which ignores one of another version.
+    """Return the first line of a calibration cache. TensorRT ignores a cache of another version.
 
     Args:
-        version: the builder's, such as "10.3.0".
+        version: the builder's version, such as "10.3.0".
 
-    Raises InputError for a version without a cache: from 11 on Q/DQ is the only way.
+    Raises InputError for a version without calibration caches: since TensorRT 11, Q/DQ is the only way.
     """
     try:
         major, minor, patch = (int(part) for part in version.split(".")[:3])
@@ -137,14 +137,14 @@ def cache_header(version: str) -> str:
         raise InputError(f"TensorRT version '{version}', expected MAJOR.MINOR.PATCH such as 10.3.0") from None
     if major != 10:
         raise InputError(
-            f"TensorRT version '{version}', expected 10.x: 11 takes no calibration cache, and older ones are not made; "
-            "give it the graph of enet-export --int8"
+            f"TensorRT version '{version}', expected 10.x: 11 takes no calibration cache, and older versions are not "
+            "supported; use the graph of enet-export --int8"
         )
     return f"TRT-{major * 10000 + minor * 100 + patch}-EntropyCalibration2"
 
 
 def record_for(weights_sha256: str, path: str | Path | None = None) -> Record:
-    """The record at `path`, or the bundled one, once it is sure to be of these weights. Raises ArtifactError."""
+    """Read the record at `path`, or the bundled one. Raises ArtifactError unless it is of these weights."""
     path = BUNDLED_RECORD if path is None else path
     record = Record.read(path)
     record.require_weights(weights_sha256, path)

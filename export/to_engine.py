@@ -1,4 +1,4 @@
-"""ONNX -> TensorRT engine, for users of this package; the builder lies beside the runner that loads what it builds."""
+"""ONNX -> TensorRT engine. The builder itself is in `runners.tensorrt`, beside the runner that loads its engines."""
 
 from enet_deploy.runners.tensorrt.builder import Build, BuildOptions, require_buildable, to_engine
 

@@ -1,21 +1,21 @@
-"""Max-unpooling that exports: 2x2 max-pooling that remembers its winners, and the unpooling that puts them back.
+"""Exportable max-unpooling: 2x2 max-pooling that remembers its winners, and the unpooling that uses them.
 
-`torch.nn.MaxPool2d(2, return_indices=True)` and `torch.nn.MaxUnpool2d(2)` do not deploy: TensorRT refuses the
-indices of MaxPool and has no MaxUnpool, and the exporters make int64 scatters of the pair. These two modules
+`torch.nn.MaxPool2d(2, return_indices=True)` and `torch.nn.MaxUnpool2d(2)` cannot be deployed: TensorRT refuses the
+indices of MaxPool and has no MaxUnpool, and the exporters turn the pair into int64 scatters. The two modules here
 compute the same with MaxPool, Resize (nearest), Equal, Cast and Mul alone:
 
     pool:    p = maxpool(x)
              winners = maxpool((x == up(p)) * rank)      rank = [[4, 3], [2, 1]] repeated over the plane
     unpool:  up(y) * (up(winners) == rank)
 
-Of the places that equal the maximum, the winner is the one of highest rank: the first in the window, which is
-PyTorch's choice. Comparing with the maximum alone, without the rank, gives *every* tied place the value, and ties
-are common (flat sky, saturated pixels, anything quantised).
+Ties: of the places that equal the maximum, the winner has the highest rank. This is the first place of the window in
+reading order, as in PyTorch. A comparison with the maximum alone would give the value to *every* tied place, and ties
+are common (flat sky, saturated pixels, quantised values).
 
-A product, and not where(..., up(y), 0), which ONNX Runtime takes three times as long for. It gives 0 or -0, which are
-equal, and asks for finite values: an infinity would become NaN beside its place.
+The last step is a product, because ONNX Runtime takes three times as long for where(..., up(y), 0). It gives 0 or -0,
+which are equal, and it needs finite values: an infinity would put NaN beside its place.
 
-The forms that were compared, in the whole network: `python -m enet_deploy.benchmarks.studies.unpool_forms`.
+For a comparison of forms in the whole network: `python -m enet_deploy.benchmarks.studies.unpool_forms`.
 """
 
 from __future__ import annotations
@@ -32,14 +32,14 @@ from enet_deploy.errors import InputError
 
 
 def _up(x: Tensor) -> Tensor:
-    """(N, C, H, W) -> (N, C, 2H, 2W), each value four times."""
+    """(N, C, H, W) -> (N, C, 2H, 2W): repeat each value four times."""
     return F.interpolate(x, scale_factor=2, mode="nearest")
 
 
 class _Ranked(nn.Module):
-    """Has the window of ranks, which no weights file holds: a constant in the exported graph.
+    """Base of both modules: the window of ranks. It is not stored with the weights and is a constant in the graph.
 
-    A buffer, because a CUDA graph cannot hold a tensor that is made of Python's numbers.
+    It is a buffer, because a CUDA graph cannot capture the creation of a tensor from Python numbers.
     """
 
     window: Tensor
@@ -49,16 +49,17 @@ class _Ranked(nn.Module):
         self.register_buffer("window", torch.tensor([[4.0, 3.0], [2.0, 1.0]], device=device), persistent=False)
 
     def rank(self, x: Tensor) -> Tensor:
-        """(H, W) plane of 2x2 windows [[4, 3], [2, 1]], of x's size and dtype."""
+        """Return a (H, W) plane of 2x2 windows [[4, 3], [2, 1]], with the size and dtype of x."""
         return self.window.to(x.dtype).repeat(x.shape[-2] // 2, x.shape[-1] // 2)
 
 
 class MaxPool2x2(_Ranked):
-    """`MaxPool2d(2, return_indices=True)`, with winners in place of indices.
+    """`MaxPool2d(2, return_indices=True)` with winners instead of indices.
 
-    (N, C, H, W) -> ((N, C, H/2, W/2), winners of the same shape and dtype): 4, 3, 2 or 1 where the first, second,
-    third or fourth place of the window holds the maximum, in reading order and the first one where several do.
-    H and W even, any float dtype. NaN has no winner (0): PyTorch passes NaN on, here its place is left zero.
+    (N, C, H, W) -> (pooled (N, C, H/2, W/2), winners of the same shape and dtype). A winner is 4, 3, 2 or 1 if the
+    first, second, third or fourth place of the window (in reading order) holds the maximum; of equal places the first
+    wins. H and W must be even; any float dtype. NaN has no winner (0): PyTorch passes NaN on, here its place stays
+    zero.
     """
 
     def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
@@ -69,10 +70,10 @@ class MaxPool2x2(_Ranked):
 
 
 class MaxUnpool2x2(_Ranked):
-    """`MaxUnpool2d(2)`, with the winners of `MaxPool2x2` in place of its indices.
+    """`MaxUnpool2d(2)` with the winners of `MaxPool2x2` instead of indices.
 
-    (N, C, H, W), winners (N, C, H, W) -> (N, C, 2H, 2W): each value at its winner's place, zeros elsewhere; NaN in the
-    whole window of a value that is not finite.
+    (N, C, H, W), winners (N, C, H, W) -> (N, C, 2H, 2W): each value is at its winner's place, all other places are
+    zero. A value that is not finite makes NaN in its whole window.
     """
 
     def forward(self, x: Tensor, winners: Tensor, output_size: Sequence[int] | None = None) -> Tensor:
@@ -84,23 +85,23 @@ class MaxUnpool2x2(_Ranked):
 
 
 def with_exportable_unpooling(model: nn.Module) -> nn.Module:
-    """A copy of any encoder-decoder in which every 2x2 pooling with indices and its unpooling is of this module.
+    """Return a copy of any encoder-decoder with exportable 2x2 pooling and unpooling.
 
-    What is unpooled has to be finite (see `MaxUnpool2x2`).
+    The model must use the modules `nn.MaxPool2d` and `nn.MaxUnpool2d`, not their functions, and must pass the indices
+    on unchanged. Unpooled values must be finite (see `MaxUnpool2x2`).
 
-    The model has to use the modules `nn.MaxPool2d` and `nn.MaxUnpool2d`, not their functions, and hand the indices on
-    as they are. Raises InputError for a pooling with indices, or an unpooling, whose kernel or stride is not 2 or that
-    has padding, dilation or ceil_mode.
+    Raises InputError if the model has no such modules, or if one has a kernel or stride other than 2, padding, dilation
+    or ceil_mode.
     """
     if not any(getattr(module, "return_indices", isinstance(module, nn.MaxUnpool2d)) for module in model.modules()):
         raise InputError(
             f"{type(model).__name__} has neither an nn.MaxPool2d with return_indices nor an nn.MaxUnpool2d, expected "
-            "one to replace: calls of torch.nn.functional have to become modules first"
+            "one to replace: calls of torch.nn.functional must become modules first"
         )
     model = copy.deepcopy(model)
     device = next((tensor.device for tensor in chain(model.parameters(), model.buffers())), None)
     for parent in list(model.modules()):
-        for name, child in list(parent._modules.items()):  # named_children() leaves out a second name of one module
+        for name, child in list(parent._modules.items()):  # named_children() skips the second name of a module
             if child is not None:
                 parent._modules[name] = _exportable(child, device)
     return _exportable(model, device)

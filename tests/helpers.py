@@ -10,12 +10,14 @@ from typing import Any
 import cv2
 import numpy as np
 import onnx
+import pytest
 from onnx import TensorProto, helper, numpy_helper
 
 import enet_deploy.data.scenes
 from enet_deploy import CAMVID
-from enet_deploy.artifacts import METADATA_KEY, Metadata
+from enet_deploy.artifacts import BUNDLED_WEIGHTS, METADATA_KEY, Metadata
 from enet_deploy.benchmarks.statistics import Summary
+from enet_deploy.files import sha256
 
 ROOT = Path(__file__).parent.parent
 
@@ -137,3 +139,68 @@ def stored() -> dict[str, Any]:
         ],
         "sweep": [],
     }  # fmt: skip
+
+
+SMALL = (16, 24)  # size of `least_graph`
+
+
+def least_graph(dtype: str = "float32") -> onnx.ModelProto:
+    """A minimal graph with all that int8 depends on: a sum, layers that stay float, logits. Frames are (1, 16, 24, 3).
+
+    Its metadata names the bundled weights, so that records of them fit.
+    """
+    rng = np.random.default_rng(0)
+    type_ = helper.np_dtype_to_tensor_dtype(np.dtype(dtype))
+    constants = {"mean": np.full((1, 3, 1, 1), 110.0), "std": np.full((1, 3, 1, 1), 80.0)}
+    nodes = [
+        helper.make_node("Cast", ["frames"], ["numbers"], to=type_),
+        helper.make_node("Transpose", ["numbers"], ["image"], perm=[0, 3, 1, 2]),
+        helper.make_node("Sub", ["image", "mean"], ["centred"]),
+        helper.make_node("Div", ["centred", "std"], ["normalised"]),
+    ]
+
+    def layer(name: str, kind: str, taken: str, shape: tuple[int, ...]) -> str:
+        outputs = shape[0 if kind == "Conv" else 1]
+        constants[f"{name}.weight"] = rng.normal(0, 1 / np.sqrt(shape[0] * 5), shape)
+        constants[f"{name}.bias"] = rng.normal(0, 0.1, outputs)
+        inputs, output = [taken, f"{name}.weight", f"{name}.bias"], f"{name}/{kind}"
+        nodes.append(helper.make_node(kind, inputs, [output], output, pads=[1, 1, 1, 1]))
+        return output
+
+    def other(kind: str, name: str, *inputs: str) -> str:
+        nodes.append(helper.make_node(kind, inputs, [f"{name}/{kind}"], f"{name}/{kind}"))
+        return nodes[-1].output[0]
+
+    skip = other("Relu", "initial.act", layer("initial.conv", "Conv", "normalised", (8, 3, 3, 3)))
+    branch = other("Relu", "stage1.0.branch.1", layer("stage1.0.branch.0", "Conv", skip, (8, 8, 3, 3)))
+    branch = layer("stage1.0.branch.2", "Conv", branch, (8, 8, 3, 3))
+    stage = other("Relu", "stage1.0.act", other("Add", "stage1.0", skip, branch))
+    stage = other("Relu", "stage1.1.act", layer("stage1.1", "Conv", stage, (8, 8, 3, 3)))
+    scores = layer("fullconv", "ConvTranspose", stage, (8, 11, 3, 3))
+    nodes += [
+        helper.make_node("Cast", [scores], ["logits"], to=TensorProto.FLOAT),
+        helper.make_node("ArgMax", [scores], ["ids"], axis=1, keepdims=0),
+        helper.make_node("Cast", ["ids"], ["labels"], to=TensorProto.UINT8),
+    ]
+    graph = helper.make_graph(
+        nodes,
+        "least",
+        [helper.make_tensor_value_info("frames", TensorProto.UINT8, (1, *SMALL, 3))],
+        [
+            helper.make_tensor_value_info("labels", TensorProto.UINT8, (1, *SMALL)),
+            helper.make_tensor_value_info("logits", TensorProto.FLOAT, (1, 11, *SMALL)),
+        ],
+        [numpy_helper.from_array(values.astype(dtype), name) for name, values in constants.items()],
+    )
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 19)], ir_version=10)
+    precision = "fp16" if dtype == "float16" else "fp32"
+    metadata = Metadata(CAMVID, (110.0,) * 3, (80.0,) * 3, SMALL, precision, sha256(BUNDLED_WEIGHTS), {"versions": {}})
+    model.metadata_props.add(key=METADATA_KEY, value=metadata.to_text())
+    return model
+
+
+def one_line(capsys: pytest.CaptureFixture[str]) -> str:
+    """What a command printed: nothing on stdout, one line on stderr."""
+    captured = capsys.readouterr()
+    assert not captured.out and captured.err.count("\n") == 1
+    return captured.err

@@ -22,13 +22,13 @@ import numpy.typing as npt
 import torch
 
 from enet_deploy import console
-from enet_deploy.artifacts import BUNDLED_WEIGHTS, Metadata
+from enet_deploy.artifacts import BUNDLED_WEIGHTS, Metadata, QdqLayout
 from enet_deploy.commands import cli
 from enet_deploy.data.scenes import street_scene
 from enet_deploy.environment import environment
 from enet_deploy.export.deploy import to_deploy
 from enet_deploy.export.int8 import quantize
-from enet_deploy.export.record import Target, record_for
+from enet_deploy.export.record import record_for
 from enet_deploy.export.to_onnx import to_onnx
 from enet_deploy.files import require_writable, sha256, write_json
 from enet_deploy.images import UInt8Array
@@ -176,11 +176,11 @@ def our_makers(weights: Path, size: Size, folder: str) -> dict[str, Maker]:
     """This project's exports in its runners."""
     record = record_for(sha256(weights), None)
 
-    def exported(name: str, size: Size, target: Target | None = None) -> Path:
-        change = None if target is None else partial(quantize, record=record, target=target)
+    def exported(name: str, size: Size, qdq_layout: QdqLayout | None = None) -> Path:
+        change = None if qdq_layout is None else partial(quantize, record=record, qdq_layout=qdq_layout)
         path = f"{folder}/enet-{name}.onnx"
         # any size may be timed, whatever int8 does to the labels there; `enet-export` checks the labels
-        to_onnx(weights, path, size=size, quantize=change, max_disagreement=None if target is None else 1.0)
+        to_onnx(weights, path, size=size, quantize=change, max_disagreement=None if qdq_layout is None else 1.0)
         return Path(path)
 
     float_graph = exported("fp32", size)

@@ -1,4 +1,4 @@
-"""Runners: one contract (`base.py`), one file per backend, `open_runner` to choose."""
+"""Runners: one contract (`base.py`), one file per backend, and `open_runner` to choose between them."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from .base import Operation, Runner, Spec
 
 __all__ = ["BACKENDS", "SUFFIXES", "Operation", "Runner", "Spec", "backend_for", "backends_for", "open_runner"]
 
-# backend -> (module, class, suffixes of its artifacts); of a suffix, the first backend is the default
+# backend -> (module, class, suffixes of its artifacts); the first backend with a suffix is the default for it
 _REGISTRY: dict[str, tuple[str, str, tuple[str, ...]]] = {
     "torch": ("torch_runner", "TorchRunner", (".safetensors",)),
     "ort": ("ort_runner", "OrtRunner", (".onnx",)),
@@ -28,14 +28,14 @@ def open_runner(artifact: str | Path, backend: str | None = None, device: str | 
     Args:
         artifact: weights (.safetensors), an exported graph (.onnx) or an engine (.engine).
         backend: one of `BACKENDS`; by default the one that runs files of this suffix.
-        device: where to run; never replaced by another one. By default "cuda" for trt, "cpu" for the others.
-        options: of the backend's runner class: `size` for torch, `threads` for ort and openvino, and so on.
+        device: where to run; never replaced by another device. By default "cuda" for trt, "cpu" for the others.
+        options: options of the backend's runner class: `size` for torch, `threads` for ort and openvino, and so on.
 
-    Returns an open runner: use it in a with block, or close() it.
+    Returns an open runner. Use it in a with block, or close() it.
 
     Raises:
         InputError: unknown backend, suffix or option.
-        BackendError: the backend's package or the device is not there.
+        BackendError: the backend's package or the device is not available.
         ArtifactError: the file is missing, damaged or foreign.
     """
     backend = backend_for(artifact) if backend is None else backend
@@ -46,8 +46,8 @@ def open_runner(artifact: str | Path, backend: str | None = None, device: str | 
         raise InputError(f"{artifact} for backend '{backend}', expected a {' or '.join(suffixes)} file")
     runner_class = getattr(import_module(f".{module}", __name__), name)
     try:
-        where = {} if device is None else {"device": device}
-        runner: Runner = runner_class(artifact, **where, **options)
+        placement = {} if device is None else {"device": device}
+        runner: Runner = runner_class(artifact, **placement, **options)
     except TypeError as error:
         raise InputError(f"options {sorted(options)} for backend '{backend}': {error}") from None
     try:
@@ -60,17 +60,17 @@ def open_runner(artifact: str | Path, backend: str | None = None, device: str | 
 
 
 def backends_for(artifact: str | Path) -> tuple[str, ...]:
-    """The backends that run files of this suffix, the default one first. Raises InputError where none does."""
+    """Return the backends that run files of this suffix, the default first. Raises InputError if there is none."""
     suffix = Path(artifact).suffix
-    found = _with_suffix(suffix)
-    if not found:
+    backends = _with_suffix(suffix)
+    if not backends:
         expected = ", ".join(f"{suffix} ({', '.join(_with_suffix(suffix))})" for suffix in SUFFIXES)
         raise InputError(f"{artifact} has the suffix '{suffix}', expected {expected}")
-    return found
+    return backends
 
 
 def backend_for(artifact: str | Path) -> str:
-    """The default backend for files of this suffix. Raises InputError where none runs them."""
+    """Return the default backend for files of this suffix. Raises InputError if there is none."""
     return backends_for(artifact)[0]
 
 

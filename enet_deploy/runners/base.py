@@ -1,4 +1,4 @@
-"""The runner contract: camera frames in, labels out, the same on every backend."""
+"""The runner contract: camera frames in, labels out, identical on every backend."""
 
 from __future__ import annotations
 
@@ -25,24 +25,24 @@ if TYPE_CHECKING:
 
 R = TypeVar("R", bound="Runner")
 
-UNCOUNTED = 3  # calls at the start of a profile
+WARM_UP = 3  # calls at the start of a profile that are not counted
 
 
 @dataclass(frozen=True)
 class Spec:
-    """What an open runner is.
+    """Facts about an open runner.
 
     Attributes:
-        artifact: the file it runs.
+        artifact: the file that it runs.
         backend, device: for example "ort" and "cpu".
-        precision: of the graph, for example "fp32".
-        size: (height, width) of the frames.
-        batch: frames per call, or None for any number.
-        classes: what the label ids mean.
+        precision: precision of the graph, for example "fp32".
+        size: (height, width) of the frames in pixels.
+        batch: frames per call; None for any number.
+        classes: the meaning of the label ids.
         has_logits: whether `logits` can be called.
-        weights_sha256: of the weights file that the artifact is, or came from.
-        runtime: what runs it, in words, where the backend leaves a choice open; else "".
-        layout: of an int8 graph, whose kernels it was made for: "all", or "ort"; else "".
+        weights_sha256: hash of the weights file that the artifact is, or was exported from.
+        runtime: the library and settings in use, in words, if the backend has more than one; else "".
+        qdq_layout: layout of an int8 graph, "all" or "ort"; else "".
     """
 
     artifact: Path
@@ -55,17 +55,17 @@ class Spec:
     has_logits: bool
     weights_sha256: str
     runtime: str = ""
-    layout: str = ""
+    qdq_layout: str = ""
 
 
 @dataclass(frozen=True)
 class Operation:
-    """One operation, as a backend runs it.
+    """One operation as a backend executes it.
 
     Attributes:
-        names: in the graph, of the operations that it computes; none for what the backend added of its own.
-        kind: what the backend calls it, "Conv" or "Reorder f32" for example.
-        ms: milliseconds that it took.
+        names: the operations of the graph that it computes; empty if the backend added it.
+        kind: the backend's name for it, for example "Conv" or "Reorder f32".
+        ms: duration in milliseconds.
     """
 
     names: tuple[str, ...]
@@ -76,11 +76,12 @@ class Operation:
 class Runner(ABC):
     """One network on one device.
 
-    Making one is cheap; `open` (or `with`) touches the device, `close` frees it. Several runners may be open side
-    by side. One runner serves one call at a time: calls from other threads wait. A process that was forked from the
-    one that opened a runner has none of its threads, so it cannot use it, and opens its own.
+    The constructor is cheap. `open` (or `with`) loads the artifact onto the device, `close` frees it. Several runners
+    may be open at the same time. A runner serves one call at a time; calls from other threads wait. After a fork the
+    child process has none of the backend's threads: it cannot use the parent's runner and must open its own.
 
-    A backend is a subclass with four methods: `_open`, `_run`, `_run_logits`, `_close`. They get checked arrays.
+    A backend is a subclass with four methods: `_open`, `_run`, `_run_logits`, `_close`. They receive checked arrays.
+    It may also override `_stream` and `_profile`.
     """
 
     backend: str
@@ -89,13 +90,17 @@ class Runner(ABC):
         self.artifact = Path(artifact)
         self.device = device
         self._spec: Spec | None = None
-        self._process = 0  # that opened it
-        # Reentrant, because the garbage collector may end a forgotten stream in the middle of a call
+        self._process = 0  # id of the process that opened it
+        # Reentrant, because the garbage collector may close an abandoned stream in the middle of a call
         self._lock = threading.RLock()
 
     @property
     def spec(self) -> Spec:
-        """Raises BackendError unless the runner is open, in this process."""
+        """Facts about the open runner. Raises BackendError unless this process has opened it."""
+        return self._require_open()
+
+    def _require_open(self) -> Spec:
+        """Return the spec. Raises BackendError unless this process has opened the runner."""
         if self._spec is None:
             raise BackendError(f"the runner of {self.artifact} is not open; call open(), or use it in a with block")
         if self._is_foreign():
@@ -109,12 +114,12 @@ class Runner(ABC):
         return self._spec is not None and self._process != os.getpid()
 
     def open(self: R) -> R:
-        """Load the artifact onto the device; does nothing where that is done already.
+        """Load the artifact onto the device. Does nothing if the runner is open already.
 
-        Raises ArtifactError for a missing, damaged or foreign file, BackendError where the device is not there.
+        Raises ArtifactError if the file is missing, damaged or foreign, BackendError if the device is not available.
         """
         if self._is_foreign():
-            self.spec  # noqa: B018  says so, without the lock, which a thread may hold that only the parent has
+            self._require_open()  # raises; without the lock, which a thread of the parent may have held at the fork
         with self._lock:
             if self._spec is None:
                 if not self.artifact.is_file():
@@ -125,7 +130,7 @@ class Runner(ABC):
         return self
 
     def close(self) -> None:
-        """Free the device; may be called again, and the runner may be opened again. In a fork it is left alone."""
+        """Free the device. May be called twice; the runner can be opened again. Does nothing in a forked process."""
         if self._is_foreign():
             return
         with self._lock:
@@ -146,50 +151,53 @@ class Runner(ABC):
 
         Args:
             frames: (N, H, W, 3) uint8 BGR in [0, 255], H and W as in `spec.size`; may be read-only or strided.
-            out: (N, H, W) uint8, C-contiguous and writable, to be filled and returned; else a new array, which is
-                the caller's: no later call changes it.
+            out: (N, H, W) uint8, C-contiguous and writable: is filled and returned. Without it a new array is
+                returned. It belongs to the caller; no later call changes it.
 
-        Returns labels (N, H, W) uint8, class ids. Raises InputError where an array is not so.
+        Returns labels (N, H, W) uint8, class ids. Raises InputError for any other array.
         """
         frames = self._checked(frames)
         shape = frames.shape[:3]
         labels = np.empty(shape, np.uint8) if out is None else self._checked_out(out, shape)
         with self._lock:
-            self.spec  # noqa: B018  another thread may have closed it meanwhile
+            self._require_open()  # again: another thread may have closed it since the check
             self._run(frames, labels)
         return labels if out is None else out
 
     def logits(self, frames: UInt8Array) -> npt.NDArray[np.float32]:
-        """The scores that `infer` takes the largest of: (N, C, H, W) float32, the caller's.
+        """Return the scores behind `infer`'s labels: (N, C, H, W) float32, a new array that belongs to the caller.
 
-        Raises ArtifactError where the artifact was exported without them.
+        Raises ArtifactError if the artifact was exported without them, InputError as `infer`.
         """
         frames = self._checked(frames)
         if not self.spec.has_logits:
             raise ArtifactError(f"{self.artifact} has no output 'logits'; export it with --logits")
         with self._lock:
-            self.spec  # noqa: B018
+            self._require_open()
             return self._run_logits(frames)
 
     def profile(self, frames: UInt8Array, calls: int = 20) -> list[Operation]:
-        """Time each operation of a call, in the order they run. Being watched, it takes longer as a whole than `infer`.
+        """Measure the median time of each operation, in order of execution.
 
-        What takes less than the backend's clock can tell is left out.
+        Profiling adds overhead, so the total exceeds the time of `infer`. Operations below the resolution of the
+        backend's clock are left out.
 
         Args:
-            frames: as `infer` takes them.
-            calls: that the medians are taken over, after some for warming up.
+            frames: a batch as for `infer`.
+            calls: number of measured calls, after a few for warm-up.
 
-        Raises BackendError where the backend does not tell, InputError as `infer`.
+        Raises BackendError if the backend cannot measure its operations, InputError as `infer`.
         """
         if calls < 1:
             raise InputError(f"calls {calls}, expected at least 1")
         frames = self._checked(frames)
         with self._lock:
-            self.spec  # noqa: B018
-            counted = list(self._profile(frames, UNCOUNTED + calls))[UNCOUNTED:]
+            self._require_open()
+            counted = list(self._profile(frames, WARM_UP + calls))[WARM_UP:]
         if len({len(call) for call in counted}) != 1 or not counted[0]:
-            raise BackendError(f"{self.backend} told of other operations in each call of {self.artifact}, or of none")
+            raise BackendError(
+                f"{self.backend} reported different operations in each call of {self.artifact}, or none at all"
+            )
         operations = [
             replace(same[0], ms=float(np.median([o.ms for o in same]))) for same in zip(*counted, strict=True)
         ]
@@ -201,7 +209,8 @@ class Runner(ABC):
         Args:
             image: (h, w, 3) uint8 BGR.
 
-        Returns labels (h, w) uint8: the image is resized to the network's size (bilinear), its labels back (nearest).
+        Returns labels (h, w) uint8. The image is resized to the network's size (bilinear), the labels are resized
+        back (nearest). Raises InputError for any other array, or if the artifact takes several frames per call.
         """
         if not isinstance(image, np.ndarray) or image.dtype != np.uint8 or image.ndim != 3 or image.shape[2] != 3:
             raise InputError(f"image is {_describe(image)}, expected uint8 of shape (height, width, 3) in BGR order")
@@ -215,26 +224,26 @@ class Runner(ABC):
         return self.postprocess(self.infer(self.preprocess(image))[0], (image.shape[0], image.shape[1]))
 
     def preprocess(self, image: UInt8Array) -> UInt8Array:
-        """The first step of `segment`: (h, w, 3) -> (1, H, W, 3) at the network's size."""
+        """Run the first step of `segment`: (h, w, 3) -> (1, H, W, 3) at the network's size."""
         return resize_image(image, self.spec.size)[None]
 
     def postprocess(self, labels: UInt8Array, size: tuple[int, int]) -> UInt8Array:
-        """The last step of `segment`: (H, W) -> (h, w)."""
+        """Run the last step of `segment`: (H, W) -> (h, w)."""
         return resize_labels(labels, size)
 
     def stream(self, frames: Iterable[UInt8Array], depth: int = 2) -> Generator[UInt8Array, None, None]:
-        """Label batch after batch, in order, while the caller fetches the next and uses the last.
+        """Label batches in order, while the caller fetches the next one and uses the last labels.
 
         Args:
-            frames: batches as `infer` takes them; one must not change before its labels have come out.
-            depth: how many are in flight; 1 computes only between two fetches.
+            frames: batches as for `infer`. A batch must not change before its labels are yielded.
+            depth: number of batches in flight; with 1 nothing overlaps.
 
-        Yields what `infer` returns. Closing the iterator early waits for the batch in flight; where `frames` raises,
+        Yields what `infer` returns. Closing the iterator early waits for the batches in flight. If `frames` raises,
         labels in flight are lost.
         """
         if depth < 1:
             raise InputError(f"depth {depth}, expected at least 1")
-        self.spec  # noqa: B018  not open is said here, not at the first next()
+        self._require_open()  # here and not at the first next()
         return self._stream(iter(frames), depth)
 
     def _stream(self, frames: Iterator[UInt8Array], depth: int) -> Generator[UInt8Array, None, None]:
@@ -254,12 +263,12 @@ class Runner(ABC):
                     future.cancel()
 
     def _checked(self, frames: Any) -> UInt8Array:
-        """What `_run` gets for `frames`. Only a backend that takes more than numpy's arrays overrides it."""
+        """Check `frames` and return what `_run` gets. Override it only to accept more than numpy arrays."""
         check_frames(frames, self.spec)
         return np.ascontiguousarray(frames)
 
     def _checked_out(self, out: Any, shape: tuple[int, ...]) -> UInt8Array:
-        """What `_run` gets for `out`; as `_checked`."""
+        """Check `out` and return what `_run` gets; see `_checked`."""
         check_out(out, shape)
         labels: UInt8Array = out
         if not (labels.flags.c_contiguous and labels.flags.writeable):
@@ -268,23 +277,23 @@ class Runner(ABC):
 
     @abstractmethod
     def _open(self) -> Spec:
-        """Load the artifact; on an error leave nothing open."""
+        """Load the artifact. After an error nothing may stay open."""
 
     @abstractmethod
     def _run(self, frames: UInt8Array, out: UInt8Array) -> None:
-        """Fill `out` with the labels of `frames`; both C-contiguous."""
+        """Fill `out` (N, H, W) with the labels of `frames` (N, H, W, 3); both are C-contiguous."""
 
     @abstractmethod
     def _run_logits(self, frames: UInt8Array) -> npt.NDArray[np.float32]:
-        """Called only where `spec.has_logits`."""
+        """Return the logits (N, C, H, W) of `frames`. Called only if `spec.has_logits`."""
 
     def _profile(self, frames: UInt8Array, calls: int) -> Iterator[list[Operation]]:
-        """The operations of each call, one call after the other."""
+        """Yield the operations of each call, one list per call."""
         raise BackendError(f"the backend {self.backend} does not tell the times of its operations")
 
     @abstractmethod
     def _close(self) -> None:
-        """Free what `_open` took."""
+        """Free what `_open` allocated."""
 
     def _make_spec(self, metadata: Metadata, batch: int | None, has_logits: bool, runtime: str = "") -> Spec:
         return Spec(
@@ -298,12 +307,12 @@ class Runner(ABC):
             has_logits=has_logits,
             weights_sha256=metadata.weights_sha256,
             runtime=runtime,
-            layout=metadata.layout,
+            qdq_layout=metadata.qdq_layout,
         )
 
 
 def check_frames(frames: Any, spec: Spec, kind: type[Any] = np.ndarray) -> None:
-    """Raise InputError unless `frames` is of `kind`, and its dtype and shape are those that `infer` takes."""
+    """Raise InputError unless `frames` is a `kind` with the dtype and shape that `infer` takes."""
     height, width = spec.size
     wanted = f"uint8 of shape ({spec.batch or 'N'}, {height}, {width}, 3), BGR"
     if not isinstance(frames, kind) or frames.dtype != np.uint8:
@@ -327,7 +336,7 @@ def check_frames(frames: Any, spec: Spec, kind: type[Any] = np.ndarray) -> None:
 
 
 def check_out(out: Any, shape: tuple[int, ...], kind: type[Any] = np.ndarray) -> None:
-    """Raise InputError unless `out` is of `kind`, uint8 and of that shape."""
+    """Raise InputError unless `out` is a `kind` of dtype uint8 with this shape."""
     if not isinstance(out, kind) or out.dtype != np.uint8 or out.shape != shape:
         raise InputError(f"out is {_describe(out, kind)}, expected uint8 of shape {shape}")
 

@@ -24,8 +24,8 @@ _HINTS = ("latency", "throughput")
 
 
 @dataclass(frozen=True)
-class _InFlight:
-    """A request that was started. OpenVINO reads and writes the arrays where they are, so they are kept with it."""
+class _Pending:
+    """A started request. OpenVINO reads and writes the arrays in place, so they must live as long as the request."""
 
     request: Any
     frames: UInt8Array
@@ -33,19 +33,19 @@ class _InFlight:
 
 
 class OpenVinoRunner(Runner):
-    """Runs an exported graph (.onnx) in the precision that the graph has.
+    """Runs an exported graph (.onnx) in the graph's own precision.
 
-    Left to itself OpenVINO computes an fp32 graph in bfloat16 where the CPU can, which changes one label in fifty;
-    here it keeps the graph's types. A half graph is computed in half where the CPU can (AVX512-FP16), and in fp32,
-    which is no less exact, where it cannot. A graph for any batch takes a third longer than one of a fixed batch.
+    By default OpenVINO computes an fp32 graph in bfloat16 if the CPU supports it, which changes one label in fifty.
+    This runner keeps the graph's types. An fp16 graph is computed in fp16 on CPUs with AVX512-FP16, and in fp32, which
+    is not less exact, on all others. A graph with a dynamic batch takes a third longer than one with a fixed batch.
 
     Args:
         artifact: a file that enet-export wrote.
         device: "cpu".
-        threads: at most; 0 lets OpenVINO take one per core.
-        hint: "latency" computes one batch at a time, on all threads; "throughput" several at once, for more frames a
-            second from `stream` with a depth of twice the cores, while a single `infer` takes longer.
-        cache: a folder, made where it is missing, that keeps compiled graphs, which halves the time to open.
+        threads: the most threads to use; 0 lets OpenVINO use one per core.
+        hint: "latency" computes one batch at a time, on all threads. "throughput" computes several at a time: `stream`
+            with a depth of twice the cores yields more frames per second, a single `infer` takes longer.
+        cache: a folder for compiled graphs, which halves the time to open; it is created if it is missing.
     """
 
     backend = "openvino"
@@ -80,7 +80,7 @@ class OpenVinoRunner(Runner):
             raise ArtifactError(
                 f"{self.artifact} is no ONNX file that openvino {ov.__version__} can load: {error}"
             ) from None
-        key = ["framework", METADATA_KEY]  # where OpenVINO keeps an ONNX file's own metadata
+        key = ["framework", METADATA_KEY]  # where OpenVINO keeps the metadata of an ONNX file
         with reading_text(self.artifact):
             text = model.get_rt_info(key).value if model.has_rt_info(key) else None
             signature = _signature(model)
@@ -88,11 +88,11 @@ class OpenVinoRunner(Runner):
         batch = check_signature(signature, metadata, self.artifact)
         self._with_labels = self._compile(model, "labels")
         self._with_logits: Any = None
-        self._model = model  # with its logits, for who asks for them
+        self._model = model  # with the logits, which are compiled at the first call of `logits`
         return self._make_spec(metadata, batch, "logits" in signature)
 
     def _compile(self, model: Any, output: str, **options: str) -> Any:
-        """The graph with this output alone: writing logits that nobody reads takes a tenth of the time."""
+        """Compile the graph with this output alone: unused logits would cost a tenth of the time."""
         import openvino as ov
 
         model = model.clone()
@@ -105,42 +105,42 @@ class OpenVinoRunner(Runner):
             raise BackendError(f"openvino cannot compile {self.artifact} for this CPU: {error}") from None
 
     def _run(self, frames: UInt8Array, out: UInt8Array) -> None:
-        _request(self._with_labels, frames, out).infer(share_outputs=True)
+        _create_request(self._with_labels, frames, out).infer(share_outputs=True)
 
     def _run_logits(self, frames: UInt8Array) -> npt.NDArray[np.float32]:
         if self._with_logits is None:
             self._with_logits = self._compile(self._model, "logits")
         height, width = self.spec.size
         logits = np.empty((len(frames), len(self.spec.classes), height, width), np.float32)
-        _request(self._with_logits, frames, logits).infer(share_outputs=True)
+        _create_request(self._with_logits, frames, logits).infer(share_outputs=True)
         return logits
 
     def _stream(self, frames: Iterator[UInt8Array], depth: int) -> Generator[UInt8Array, None, None]:
-        flights: deque[_InFlight | EnetError] = deque()
+        pending: deque[_Pending | EnetError] = deque()
         try:
             for batch in frames:
-                flights.append(self._start(batch))
-                if len(flights) >= depth:
-                    yield _land(flights.popleft())
-            while flights:
-                yield _land(flights.popleft())
+                pending.append(self._submit(batch))
+                if len(pending) >= depth:
+                    yield _collect(pending.popleft())
+            while pending:
+                yield _collect(pending.popleft())
         finally:
-            for flight in flights:
+            for left in pending:
                 with suppress(Exception):
-                    _land(flight)  # its arrays are in use until then
+                    _collect(left)  # its arrays are in use until then
 
-    def _start(self, frames: UInt8Array) -> _InFlight | EnetError:
-        """Begin to label a batch. What is wrong with it is told when its turn comes, after the labels before it."""
+    def _submit(self, frames: UInt8Array) -> _Pending | EnetError:
+        """Start to label a batch. An error is returned, to be raised in order, after the labels of earlier batches."""
         try:
             frames = self._checked(frames)
             labels = np.empty(frames.shape[:3], np.uint8)
             with self._lock:
-                self.spec  # noqa: B018  another thread may have closed it meanwhile
-                request = _request(self._with_labels, frames, labels)
+                self._require_open()  # again: another thread may have closed it since the check
+                request = _create_request(self._with_labels, frames, labels)
         except EnetError as error:
             return error
         request.start_async()
-        return _InFlight(request, frames, labels)
+        return _Pending(request, frames, labels)
 
     def _profile(self, frames: UInt8Array, calls: int) -> Iterator[list[Operation]]:
         compiled = self._compile(self._model, "labels", PERF_COUNT="YES")
@@ -149,36 +149,37 @@ class OpenVinoRunner(Runner):
             text = node.get_rt_info()["originalLayersNames"].value
             names[node.get_friendly_name()] = tuple(text.split(",")) if text else ()
         labels = np.empty(frames.shape[:3], np.uint8)
-        request = _request(compiled, frames, labels)
+        request = _create_request(compiled, frames, labels)
         for _ in range(calls):
             request.infer(share_outputs=True)
             yield [
                 Operation(
                     names.get(node.node_name, ()), f"{node.node_type} {node.exec_type}", node.real_time / _MILLISECOND
                 )
-                for node in request.profiling_info  # also those that this call had no need of, in no time
+                for node in request.profiling_info  # includes nodes that did not run, with a time of 0
             ]
 
     def _close(self) -> None:
         del self._model, self._with_labels, self._with_logits
 
 
-def _land(flight: _InFlight | EnetError) -> UInt8Array:
-    if isinstance(flight, EnetError):
-        raise flight
-    flight.request.wait()
-    return flight.labels
+def _collect(batch: _Pending | EnetError) -> UInt8Array:
+    """Wait for a batch and return its labels, or raise its error."""
+    if isinstance(batch, EnetError):
+        raise batch
+    batch.request.wait()
+    return batch.labels
 
 
-def _request(compiled: Any, frames: UInt8Array, out: npt.NDArray[Any]) -> Any:
-    """A request that reads `frames` and fills `out` where they are: keep both until it is done.
+def _create_request(compiled: Any, frames: UInt8Array, out: npt.NDArray[Any]) -> Any:
+    """Create a request that reads `frames` and fills `out` in place. Keep both arrays until it is done.
 
-    Every call has its own, which takes 0.04 ms: one that was kept would still point at the arrays of the last call.
+    Each call creates its own, which takes 0.04 ms: a reused one would still point at the arrays of the last call.
     """
     import openvino as ov
 
     request = compiled.create_infer_request()
-    # Read-only memory cannot be shared, and is copied
+    # OpenVINO cannot share read-only memory; it is copied
     request.set_input_tensor(ov.Tensor(frames, shared_memory=frames.flags.writeable))
     request.set_output_tensor(ov.Tensor(out, shared_memory=True))
     return request
@@ -195,7 +196,7 @@ def _signature(model: Any) -> Signature:
 
 
 def _make_folder(path: str) -> None:
-    # OpenVINO would take the name of a file without a word and keep nothing
+    # OpenVINO accepts the name of a file silently and then caches nothing
     try:
         Path(path).mkdir(parents=True, exist_ok=True)
     except OSError as error:

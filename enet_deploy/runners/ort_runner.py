@@ -26,21 +26,21 @@ from .graph import check_signature, check_threads, reading_text
 
 log = logging.getLogger(__name__)
 
-_ADDED = re.compile(r"_token_\d+$")  # what its optimiser has put into the graph
+_ADDED = re.compile(r"_token_\d+$")  # operations that its optimiser added
 _CPU = "CPUExecutionProvider"
 _ON_CUDA = {"cuda": "CUDAExecutionProvider", "tensorrt": "TensorrtExecutionProvider"}
 _DTYPES = {"tensor(uint8)": "uint8", "tensor(float)": "float32"}
 
 
 class OrtRunner(Runner):
-    """Runs an exported graph (.onnx) in the precision that the graph has.
+    """Runs an exported graph (.onnx) in the graph's own precision.
 
     Args:
         artifact: a file that enet-export wrote.
         device: "cpu", "cuda" or "cuda:N".
-        threads: of one operator on the CPU; 0 lets ONNX Runtime take one per core.
-        provider: on a CUDA device, "cuda" (the default) or "tensorrt", which builds an engine at every opening:
-            minutes, and for the graph's one size. No other provider takes what this one cannot run.
+        threads: threads per operator on the CPU; 0 lets ONNX Runtime use one per core.
+        provider: on a CUDA device, "cuda" (the default) or "tensorrt". The latter builds an engine each time the
+            runner opens, which takes minutes. There is no fallback to another provider.
     """
 
     backend = "ort"
@@ -81,14 +81,14 @@ class OrtRunner(Runner):
             }
         batch = check_signature(signature, metadata, self.artifact)
         self._session = session
-        self._on_device: Any = None  # the frames, where there is a CUDA device
+        self._on_device: Any = None  # the frames on a CUDA device
         return self._make_spec(metadata, batch, "logits" in signature, runtime="" if wanted == _CPU else wanted)
 
     def _load(self, ort: Any, provider: str, profile: str = "") -> Any:
-        """A session with this provider, and on a CUDA device no other; `profile` is where it leaves its times."""
+        """Create a session with this provider alone. `profile` is the path prefix of a profile; "" for none."""
         options = ort.SessionOptions()
         options.intra_op_num_threads = self._threads
-        options.log_severity_level = 3  # what goes wrong comes as an exception
+        options.log_severity_level = 3  # errors come as exceptions
         if _int8_overflows():
             options.add_session_config_entry("session.x64quantprecision", "1")
         if profile:
@@ -98,15 +98,15 @@ class OrtRunner(Runner):
             options.add_session_config_entry("session.disable_cpu_ep_fallback", "1")
             choices["device_id"] = str(self._index)
         if provider == _ON_CUDA["cuda"]:
-            choices["use_tf32"] = "0"  # fp32 is fp32: the default rounds what convolutions multiply to 10 bits
+            choices["use_tf32"] = "0"  # the default rounds the operands of convolutions to 10 bits
         if provider == _ON_CUDA["tensorrt"]:
-            # It computes in what it is allowed to, so it is allowed what the graph says and nothing else
+            # It computes in any type that it is allowed, so allow exactly the types of the graph
             precision = _metadata(self._load(ort, _CPU), self.artifact).precision
             choices |= {f"trt_{kind}_enable": str(int(kind in precision)) for kind in ("fp16", "int8")}
         try:
-            # A path, not bytes: ONNX Runtime then refuses external data outside the folder
+            # A path and not bytes: with a path ONNX Runtime refuses external data outside the folder
             return ort.InferenceSession(str(self.artifact), options, providers=[(provider, choices)], enable_fallback=0)
-        except Exception as error:  # noqa: BLE001  onnxruntime raises a dozen kinds, on the CPU all about the file
+        except Exception as error:  # noqa: BLE001  onnxruntime raises a dozen types; on the CPU all are about the file
             if provider != _CPU:
                 _require_libraries(ort, provider, self.device)
                 raise BackendError(
@@ -155,12 +155,12 @@ class OrtRunner(Runner):
         operations = []
         for event in events:
             if event.get("cat") == "Node" and event["name"].endswith("_kernel_time"):
-                name = event["name"].removesuffix("_kernel_time").removesuffix("_nchwc")  # a layout of its own
+                name = event["name"].removesuffix("_kernel_time").removesuffix("_nchwc")  # blocked layout
                 names = () if _ADDED.search(name) else (name,)
                 operations.append(Operation(names, event["args"]["op_name"], event["dur"] / 1e3))
         if not operations or len(operations) % calls:
             raise BackendError(
-                f"onnxruntime told of {len(operations)} operations in {calls} calls, expected whole calls"
+                f"onnxruntime reported {len(operations)} operations in {calls} calls, expected a multiple"
             )
         each = len(operations) // calls
         for start in range(0, each * calls, each):
@@ -171,16 +171,17 @@ class OrtRunner(Runner):
 
 
 def _device_index(device: str) -> int | None:
-    """N of "cuda:N", None for "cpu"."""
+    """Return N of "cuda:N"; None for "cpu"."""
     if not re.fullmatch(r"cpu|cuda(:\d+)?", device):
         raise BackendError(f"device '{device}' for onnxruntime, expected cpu, cuda or cuda:N")
     return None if device == "cpu" else int(device.partition(":")[2] or 0)
 
 
 def _int8_overflows() -> bool:
-    """Whether ONNX Runtime's products of uint8 and int8 may overflow: on x86 without VNNI, or where it does not tell.
+    """Return whether products of uint8 and int8 may overflow in ONNX Runtime: on x86 without VNNI.
 
-    The kernels that do not are slower, by half with VNNI, where they are not needed.
+    Also true if the CPU's features are unknown. The kernels that never overflow are slower, by half on a CPU with
+    VNNI, so they are used only if needed.
     """
     if platform.machine().lower() not in ("x86_64", "amd64"):
         return False
@@ -191,7 +192,7 @@ def _int8_overflows() -> bool:
 
 
 def _require_provider(ort: Any, provider: str, device: str) -> None:
-    """Raise BackendError where this installation lacks the execution provider."""
+    """Raise BackendError if this installation lacks the execution provider."""
     both = _both_packages()
     if both:
         log.warning(both)
@@ -204,20 +205,20 @@ def _require_provider(ort: Any, provider: str, device: str) -> None:
 
 
 def _preload_libraries(ort: Any) -> None:
-    """Load CUDA and cuDNN out of NVIDIA's packages in site-packages, where the loader does not look by itself."""
+    """Load CUDA and cuDNN from NVIDIA's pip packages, where the dynamic loader does not look."""
     if not hasattr(ort, "preload_dlls"):  # onnxruntime 1.21
         return
-    with contextlib.redirect_stdout(io.StringIO()) as told:  # a command's output is its own
+    with contextlib.redirect_stdout(io.StringIO()) as output:  # it prints, and stdout belongs to the command
         ort.preload_dlls()
-    if told.getvalue():
-        log.debug("onnxruntime.preload_dlls: %s", told.getvalue().strip())
+    if output.getvalue():
+        log.debug("onnxruntime.preload_dlls: %s", output.getvalue().strip())
 
 
 def _require_libraries(ort: Any, provider: str, device: str) -> None:
-    """Raise BackendError where a library is missing that the provider is linked to.
+    """Raise BackendError if a library is missing that the provider is linked to.
 
-    ONNX Runtime goes on without the provider then, and the error that it ends with names no library. To be called
-    after that: a provider that is loaded before ONNX Runtime does it finds no host to call.
+    ONNX Runtime then continues without the provider, and its final error names no library. Call this only after that
+    error: a provider that is loaded before ONNX Runtime loads it does not find its host.
     """
     name = provider.removesuffix("ExecutionProvider").lower()
     path = Path(ort.__file__).parent / "capi" / f"libonnxruntime_providers_{name}.so"
@@ -226,7 +227,7 @@ def _require_libraries(ort: Any, provider: str, device: str) -> None:
     except OSError as error:  # "libcublasLt.so.13: cannot open shared object file: No such file or directory"
         library = f"{error}".partition(":")[0]
         if library == f"{path}":
-            return  # it is all there, and something else is wrong
+            return  # all its libraries were found; the problem is another one
         cure = "pip install 'enet-deploy[gpu]'"
         if library.startswith("libcuda."):
             cure = "install the NVIDIA driver"
@@ -242,7 +243,7 @@ def _metadata(session: Any, path: Path) -> Metadata:
 
 
 def _both_packages() -> str:
-    """What to do where onnxruntime and onnxruntime-gpu are both installed, else ""."""
+    """Return a warning if onnxruntime and onnxruntime-gpu are both installed, else ""."""
     try:
         cpu, gpu = packages.version("onnxruntime"), packages.version("onnxruntime-gpu")
     except packages.PackageNotFoundError:

@@ -1,8 +1,9 @@
-"""PyTorch: the weights themselves in their train form. The reference that every other backend is held against."""
+"""PyTorch: the weights in their train form. The reference that every other backend is compared with."""
 
 from __future__ import annotations
 
 import contextlib
+import copy
 import dataclasses
 import re
 import threading
@@ -16,7 +17,6 @@ import numpy.typing as npt
 
 from ..artifacts import Metadata, check_size
 from ..errors import BackendError, InputError
-from ..files import sha256
 from ..images import UInt8Array
 from .base import Runner, Spec
 
@@ -24,9 +24,11 @@ if TYPE_CHECKING:
     import torch
     from torch import nn
 
+    from ..weights import Weights
+
 
 def torch_device(name: str) -> torch.device:
-    """The device of that name. Raises BackendError where torch has none such: nothing is replaced by another one."""
+    """Return the device of this name. Raises BackendError if torch does not have it; there is no fallback."""
     import torch
 
     if not re.fullmatch(r"cpu|cuda(:\d+)?", name):
@@ -43,14 +45,14 @@ _tf32_lock = threading.Lock()
 
 @contextlib.contextmanager
 def without_tf32() -> Iterator[None]:
-    """Convolutions on CUDA multiply in fp32 as long as the block lasts, and not in TF32, PyTorch's default: 10 bits.
+    """Let convolutions on CUDA multiply in fp32 during the block. PyTorch's default is TF32, with a 10-bit mantissa.
 
-    The setting is the whole process's. So one block waits for another, which would restore it too early, and what
-    other threads launch meanwhile is exact too.
+    The setting belongs to the whole process: other threads compute in fp32 too, and a second block waits for the
+    first one, so that neither restores the setting too early.
     """
     from torch.backends import cudnn
 
-    conv = cudnn.conv  # type: ignore[attr-defined]  # set when the module is run
+    conv = cudnn.conv  # type: ignore[attr-defined]  # set at run time
     with _tf32_lock:
         before = conv.fp32_precision
         conv.fp32_precision = "ieee"
@@ -66,12 +68,19 @@ class TorchRunner(Runner):
     Args:
         artifact: weights that enet-train wrote.
         device: "cpu", "cuda" or "cuda:N".
-        size: (height, width) of the frames, divisible by 8; by default what the weights were trained for.
+        size: (height, width) of the frames, divisible by 8; by default the size that the weights were trained at.
+        weights: the artifact, if the caller has read it already; else it is read when the runner opens.
     """
 
     backend = "torch"
 
-    def __init__(self, artifact: str | Path, device: str = "cpu", size: tuple[int, int] | None = None) -> None:
+    def __init__(
+        self,
+        artifact: str | Path,
+        device: str = "cpu",
+        size: tuple[int, int] | None = None,
+        weights: Weights | None = None,
+    ) -> None:
         super().__init__(artifact, device)
         if size is not None:
             if len(size) != 2 or not all(isinstance(side, int) for side in size):
@@ -79,6 +88,7 @@ class TorchRunner(Runner):
             size = (size[0], size[1])
             check_size(size)
         self._size = size
+        self._weights = weights
 
     def _open(self) -> Spec:
         import torch
@@ -91,18 +101,18 @@ class TorchRunner(Runner):
         self._torch = torch
         net.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
         self._segmenter = Segmenter(net, metadata.mean, metadata.std).to(self._on).eval()
-        # All calls compute in one thread, whoever makes them: OpenMP keeps threads for each thread that computes, and
-        # where these are more than the cores, each call takes twice as long (2 cores: infer() and stream() in turn)
+        # All calls compute in one thread: OpenMP keeps a pool for each computing thread. With more pool threads than
+        # cores, each call takes twice as long (measured on 2 cores: infer() and stream() in turn)
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="enet-torch")
         runtime = "" if self.device == "cpu" else "cuDNN, TF32 off"
         return self._make_spec(metadata, batch=None, has_logits=True, runtime=runtime)
 
     def _load(self) -> tuple[nn.Module, Metadata]:
-        """The network and what is known of it."""
-        from ..weights import load_weights
+        """Return a network of this runner's own, and its metadata."""
+        from ..weights import Weights
 
-        net, metadata = load_weights(self.artifact)
-        return net, dataclasses.replace(metadata, weights_sha256=sha256(self.artifact))
+        weights = self._weights or Weights.read(self.artifact)
+        return copy.deepcopy(weights.net), dataclasses.replace(weights.metadata, weights_sha256=weights.sha256)
 
     def _run(self, frames: UInt8Array, out: UInt8Array) -> None:
         self._thread.submit(self._label, frames, out).result()
@@ -122,7 +132,7 @@ class TorchRunner(Runner):
             return array
 
     def _compute(self, function: Callable[[torch.Tensor], torch.Tensor], frames: UInt8Array) -> torch.Tensor:
-        """function(frames) on the device, in fp32. On CUDA it is launched when this returns, not done."""
+        """Run function(frames) on the device, in fp32. On CUDA the work is launched when this returns, not finished."""
         on_device = self._torch.tensor(frames, device=self._on)
         with contextlib.nullcontext() if self.device == "cpu" else without_tf32():
             return function(on_device)

@@ -16,14 +16,20 @@ import numpy as np
 import numpy.typing as npt
 import onnx
 import pytest
-from helpers import SIZE
-from onnx import TensorProto, helper, numpy_helper
+from helpers import SIZE, SMALL, least_graph
+from onnx import helper, numpy_helper
 
 from enet_deploy import open_runner
-from enet_deploy.artifacts import BUNDLED_WEIGHTS, METADATA_KEY, Metadata, graph_metadata
+from enet_deploy.artifacts import BUNDLED_WEIGHTS, QdqLayout, graph_metadata
 from enet_deploy.calibration import cli, ranges
-from enet_deploy.calibration.scoring import Judge, Score
-from enet_deploy.calibration.sensitivity import Damage, keep_budget, measure_damage, write_plot, write_table
+from enet_deploy.calibration.scoring import Evaluator, Score
+from enet_deploy.calibration.sensitivity import (
+    LayerSensitivity,
+    keep_budget,
+    measure_sensitivity,
+    write_plot,
+    write_table,
+)
 from enet_deploy.classes import CAMVID
 from enet_deploy.data import find_images, open_data
 from enet_deploy.data.scenes import street_scene
@@ -40,66 +46,13 @@ from enet_deploy.export.int8 import (
     quantize_weights,
     quantized_layers,
 )
-from enet_deploy.export.record import BUNDLED_RECORD, METHODS, Record, Target, record_for
+from enet_deploy.export.record import BUNDLED_RECORD, METHODS, Record, record_for
 from enet_deploy.export.to_onnx import build_graph
 from enet_deploy.files import sha256
 from enet_deploy.images import UInt8Array, read_image
 from enet_deploy.metrics import ConfusionMatrix
 
-SMALL = (16, 24)
 PAIR = ("QuantizeLinear", "DequantizeLinear")
-
-
-def least_graph(dtype: str = "float32") -> onnx.ModelProto:
-    """The least graph of the deployed kind with all that int8 cares for: a sum, layers that stay float, logits."""
-    rng = np.random.default_rng(0)
-    type_ = helper.np_dtype_to_tensor_dtype(np.dtype(dtype))
-    constants = {"mean": np.full((1, 3, 1, 1), 110.0), "std": np.full((1, 3, 1, 1), 80.0)}
-    nodes = [
-        helper.make_node("Cast", ["frames"], ["numbers"], to=type_),
-        helper.make_node("Transpose", ["numbers"], ["image"], perm=[0, 3, 1, 2]),
-        helper.make_node("Sub", ["image", "mean"], ["centred"]),
-        helper.make_node("Div", ["centred", "std"], ["normalised"]),
-    ]
-
-    def layer(name: str, kind: str, taken: str, shape: tuple[int, ...]) -> str:
-        outputs = shape[0 if kind == "Conv" else 1]
-        constants[f"{name}.weight"] = rng.normal(0, 1 / np.sqrt(shape[0] * 5), shape)
-        constants[f"{name}.bias"] = rng.normal(0, 0.1, outputs)
-        inputs, output = [taken, f"{name}.weight", f"{name}.bias"], f"{name}/{kind}"
-        nodes.append(helper.make_node(kind, inputs, [output], output, pads=[1, 1, 1, 1]))
-        return output
-
-    def other(kind: str, name: str, *inputs: str) -> str:
-        nodes.append(helper.make_node(kind, inputs, [f"{name}/{kind}"], f"{name}/{kind}"))
-        return nodes[-1].output[0]
-
-    skip = other("Relu", "initial.act", layer("initial.conv", "Conv", "normalised", (8, 3, 3, 3)))
-    branch = other("Relu", "stage1.0.branch.1", layer("stage1.0.branch.0", "Conv", skip, (8, 8, 3, 3)))
-    branch = layer("stage1.0.branch.2", "Conv", branch, (8, 8, 3, 3))
-    stage = other("Relu", "stage1.0.act", other("Add", "stage1.0", skip, branch))
-    stage = other("Relu", "stage1.1.act", layer("stage1.1", "Conv", stage, (8, 8, 3, 3)))
-    scores = layer("fullconv", "ConvTranspose", stage, (8, 11, 3, 3))
-    nodes += [
-        helper.make_node("Cast", [scores], ["logits"], to=TensorProto.FLOAT),
-        helper.make_node("ArgMax", [scores], ["ids"], axis=1, keepdims=0),
-        helper.make_node("Cast", ["ids"], ["labels"], to=TensorProto.UINT8),
-    ]
-    graph = helper.make_graph(
-        nodes,
-        "least",
-        [helper.make_tensor_value_info("frames", TensorProto.UINT8, (1, *SMALL, 3))],
-        [
-            helper.make_tensor_value_info("labels", TensorProto.UINT8, (1, *SMALL)),
-            helper.make_tensor_value_info("logits", TensorProto.FLOAT, (1, 11, *SMALL)),
-        ],
-        [numpy_helper.from_array(values.astype(dtype), name) for name, values in constants.items()],
-    )
-    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 19)], ir_version=10)
-    precision = "fp16" if dtype == "float16" else "fp32"
-    metadata = Metadata(CAMVID, (110.0,) * 3, (80.0,) * 3, SMALL, precision, sha256(BUNDLED_WEIGHTS), {"versions": {}})
-    model.metadata_props.add(key=METADATA_KEY, value=metadata.to_text())
-    return model
 
 
 def tensors_of(model: onnx.ModelProto) -> list[str]:
@@ -307,7 +260,7 @@ def test_graph_says_what_it_is(dtype: str, precision: str, tmp_path: Path) -> No
 
 
 def test_ort_layout_leaves_no_operation_between_int8_ones_in_float(model: onnx.ModelProto, record: Record) -> None:
-    result = quantize(model, record, target="ort")
+    result = quantize(model, record, qdq_layout="ort")
     onnx.checker.check_model(result, full_check=True)
     values, made = arrays(result), {output: node for node in result.graph.node for output in node.output}
     users: dict[str, list[onnx.NodeProto]] = {}
@@ -346,7 +299,7 @@ def test_ort_layout_gives_onnx_runtime_its_int8_kernels(model: onnx.ModelProto, 
     options = ort.SessionOptions()
     options.optimized_model_filepath = str(tmp_path / "optimised.onnx")
     options.log_severity_level = 3
-    result = quantize(model, record, target="ort")
+    result = quantize(model, record, qdq_layout="ort")
     ort.InferenceSession(result.SerializeToString(), options, providers=["CPUExecutionProvider"])
     kinds = Counter(node.op_type for node in onnx.load(tmp_path / "optimised.onnx").graph.node)
     assert kinds["QLinearConv"] == len(in_int8(result)) > 70
@@ -359,7 +312,7 @@ def test_ort_layout_keeps_the_bias_of_a_channel_that_is_all_but_off() -> None:
     values = numpy_helper.to_array(weights).copy()
     values[0], values[1] = 0, values[1] * 1e-12
     weights.CopyFrom(numpy_helper.from_array(values, weights.name))
-    result = quantize(model, small_record(model), target="ort")
+    result = quantize(model, small_record(model), qdq_layout="ort")
     after = arrays(result)
     stored = after["stage1.1/Conv/bias/int32"] * after["stage1.1/Conv/bias/scale"].astype(np.float64)
     np.testing.assert_allclose(stored, arrays(model)["stage1.1.bias"], atol=1e-3)
@@ -370,24 +323,24 @@ def test_ort_layout_leaves_nothing_to_quantise(model: onnx.ModelProto, record: R
     rest = {name: "" for name in everything if name != "bottleneck4_0.shortcut.0"}
     one = dataclasses.replace(record, float_layers=rest)
     assert in_int8(quantize(model, one)) == {"bottleneck4_0.shortcut.0"}
-    with pytest.raises(InputError, match="float_layers of the record and of this layout covers every layer"):
-        quantize(model, one, target="ort")
+    with pytest.raises(InputError, match="float_layers of the record and of this layout"):
+        quantize(model, one, qdq_layout="ort")
 
 
 def test_every_layer_can_be_quantised_alone(model: onnx.ModelProto, record: Record) -> None:
-    for target in get_args(Target):
+    for qdq_layout in get_args(QdqLayout):
         for name in layers(model.graph):
             one = onnx.ModelProto()
             one.CopyFrom(model)
-            insert_pairs(one.graph, [layers(one.graph)[name]], record.ranges, target)
+            insert_pairs(one.graph, [layers(one.graph)[name]], record.ranges, qdq_layout)
             assert in_int8(one) == {name}
             onnx.checker.check_model(one)
 
 
 def test_ort_layout_is_for_float32(tmp_path: Path) -> None:
     model = least_graph("float16")
-    with pytest.raises(InputError, match="the graph is fp16; ONNX Runtime's int8 kernels want fp32 around them"):
-        quantize(model, small_record(model), target="ort")
+    with pytest.raises(InputError, match="the graph is fp16"):
+        quantize(model, small_record(model), qdq_layout="ort")
 
 
 def labels_of(model: onnx.ModelProto, folder: Path, backend: str = "ort") -> UInt8Array:
@@ -406,7 +359,7 @@ def test_int8_gives_the_labels_of_fp32(
     expected = labels_of(model, tmp_path)
     # Drawn, a quarter of the trained size, ranges of four images: 93 % was seen. CamVid has its own test below
     assert np.mean(labels_of(quantized, tmp_path, backend) == expected) >= 0.8
-    assert np.mean(labels_of(quantize(model, record, target="ort"), tmp_path, backend) == expected) >= 0.8
+    assert np.mean(labels_of(quantize(model, record, qdq_layout="ort"), tmp_path, backend) == expected) >= 0.8
     if backend == "ort":
         narrow = dataclasses.replace(record, amax={tensor: amax / 20 for tensor, amax in record.amax.items()})
         assert np.mean(labels_of(quantize(model, narrow), tmp_path) == expected) < 0.5
@@ -419,10 +372,10 @@ def without_first(amax: dict[str, float]) -> dict[str, float]:
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        (lambda r: {"weights_sha256": "f" * 64}, r"calibrated with other weights .*enet-calibrate DATA --weights"),
-        (lambda r: {"amax": {**r.amax, "strange": 1.0}}, r"this graph does not have: strange \(1 in all\).*make it ag"),
-        (lambda r: {"amax": without_first(r.amax)}, r"no ranges for tensors that this graph has: \S+ \(1 in all\).*"),
-        (lambda r: {"float_layers": {"*": "all"}}, r"float_layers of the record covers every layer"),
+        (lambda r: {"weights_sha256": "f" * 64}, "ffffffffffff"),
+        (lambda r: {"amax": {**r.amax, "strange": 1.0}}, r"strange \(1 in all\)"),
+        (lambda r: {"amax": without_first(r.amax)}, r"normalised \(1 in all\)"),
+        (lambda r: {"float_layers": {"*": "all"}}, "float_layers of the record"),
     ],
 )
 def test_record_that_does_not_fit_the_graph(change: Callable[[Record], dict[str, object]], message: str) -> None:
@@ -435,11 +388,11 @@ def test_record_that_does_not_fit_the_graph(change: Callable[[Record], dict[str,
 def test_quantised_graph_is_not_quantised_again(
     quantized: onnx.ModelProto, record: Record, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    with pytest.raises(ArtifactError, match="the graph is int8 already, expected fp32 or fp16; quantise the float one"):
+    with pytest.raises(ArtifactError, match="the graph is int8"):
         quantize(quantized, record)
     onnx.save_model(quantized, tmp_path / "enet-int8.onnx")
     assert export_cli.main([str(tmp_path / "enet-int8.onnx"), "--int8", "--out", str(tmp_path / "out")]) == 2
-    assert "is int8 already, expected fp32 or fp16" in capsys.readouterr().err
+    assert "enet-int8.onnx is int8" in capsys.readouterr().err
     assert [file.name for file in tmp_path.iterdir()] == ["enet-int8.onnx"]
 
 
@@ -477,33 +430,31 @@ def test_record_is_read_as_it_was_written(tmp_path: Path) -> None:
 def test_damaged_record(tmp_path: Path, change: dict[str, object]) -> None:
     path = tmp_path / "record.json"
     path.write_text(json.dumps({**json.loads(make_record({"a": 1.0}).to_text()), **change}))
-    with pytest.raises(ArtifactError, match=r"record.json is no calibration record: .*; make it again: enet-calibrate"):
+    with pytest.raises(ArtifactError, match=r"record\.json .*enet-calibrate"):
         Record.read(path)
 
 
 @pytest.mark.parametrize("content", [b"", b"{", b"[]", b"null", b'{"schema": 2}', b"\xff\xfe"])
 def test_file_that_is_no_record(tmp_path: Path, content: bytes) -> None:
     (tmp_path / "record.json").write_bytes(content)
-    with pytest.raises(ArtifactError, match=r"record.json is no calibration record"):
+    with pytest.raises(ArtifactError, match=r"record\.json"):
         Record.read(tmp_path / "record.json")
 
 
 def test_record_of_another_version(tmp_path: Path) -> None:
     path = tmp_path / "record.json"
     path.write_text(json.dumps({**json.loads(make_record({"a": 1.0}).to_text()), "schema": 1}))
-    with pytest.raises(
-        ArtifactError, match=r"record.json has schema 1, expected 2: another version made it; make it ag"
-    ):
+    with pytest.raises(ArtifactError, match=r"record\.json has schema 1, expected 2"):
         Record.read(path)
 
 
 def test_missing_record_and_record_of_other_weights(tmp_path: Path) -> None:
-    with pytest.raises(ArtifactError, match=r"none.json does not exist; .*enet-calibrate DATA --weights WEIGHTS"):
+    with pytest.raises(ArtifactError, match=r"none\.json .*enet-calibrate"):
         record_for("", tmp_path / "none.json")
     make_record({"a": 1.0}).write(tmp_path / "record.json")
-    with pytest.raises(ArtifactError, match=r"enet-calibrate DATA --weights WEIGHTS .*name it with --calibration"):
+    with pytest.raises(ArtifactError, match=r"record\.json .*ffffffffffff.*--calibration"):
         record_for("f" * 64, tmp_path / "record.json")
-    with pytest.raises(ArtifactError, match=r"enet-camvid.json was calibrated with other weights"):
+    with pytest.raises(ArtifactError, match=r"enet-camvid\.json .*ffffffffffff"):
         record_for("f" * 64)
 
 
@@ -524,10 +475,10 @@ def test_calibration_cache_of_tensorrt_10() -> None:
 @pytest.mark.parametrize(
     ("version", "message"),
     [
-        ("11.0.0", "TensorRT version '11.0.0', expected 10.x: 11 takes no calibration cache"),
-        ("abc", "TensorRT version 'abc', expected MAJOR.MINOR.PATCH such as 10.3.0"),
-        ("10.3", "expected MAJOR.MINOR.PATCH"),
-        ("", "expected MAJOR.MINOR.PATCH"),
+        ("11.0.0", "'11.0.0', expected 10.x"),
+        ("abc", "'abc', expected MAJOR.MINOR.PATCH"),
+        ("10.3", "'10.3', expected MAJOR.MINOR.PATCH"),
+        ("", "'', expected MAJOR.MINOR.PATCH"),
     ],
 )
 def test_version_without_a_calibration_cache(version: str, message: str) -> None:
@@ -547,9 +498,7 @@ def test_sample_is_spread_over_all_images() -> None:
     assert ranges.sample(files, 1000) == files and ranges.sample(files[:4], 4) == files[:4]
 
 
-@pytest.mark.parametrize(
-    ("there", "asked", "message"), [(1, 100, "1 image to"), (3, 9, "3 images"), (9, 2, "2 images")]
-)
+@pytest.mark.parametrize(("there", "asked", "message"), [(1, 100, "1 image "), (3, 9, "3 images"), (9, 2, "2 images")])
 def test_too_few_images(there: int, asked: int, message: str) -> None:
     with pytest.raises(InputError, match=rf"{message}.* expected at least 4"):
         ranges.sample([Path(f"{i}.png") for i in range(there)], asked)
@@ -644,7 +593,7 @@ def test_least_squares_finds_the_least_squared_error() -> None:
 # --- what int8 costs ---------------------------------------------------------------------------------------------
 
 
-def test_judge_by_labels(model: onnx.ModelProto, quantized: onnx.ModelProto, scenes: Path, exported: Path) -> None:
+def test_evaluator_by_labels(model: onnx.ModelProto, quantized: onnx.ModelProto, scenes: Path, exported: Path) -> None:
     pairs = []
     for image, labels in open_data(scenes, "val"):
         labels = cv2.resize(labels, (160, 120), interpolation=cv2.INTER_NEAREST)  # of another size than the graph
@@ -654,25 +603,25 @@ def test_judge_by_labels(model: onnx.ModelProto, quantized: onnx.ModelProto, sce
     with open_runner(exported) as runner:
         for image, labels in pairs:
             confusion.update(labels, runner.segment(image))
-    judge = Judge(model, pairs, CAMVID)
-    assert (judge.measure, judge.count, judge.float_value) == ("miou", 4, confusion.scores().miou)
-    assert judge.score(model, "again") == Score(judge.float_value, float("inf"), 1.0)
-    score = judge.score(quantized, "int8")
-    assert 0 < score.value != judge.float_value and 0 < score.snr < 60
-    assert judge.drop(score) == pytest.approx(100 * (judge.float_value - score.value))
+    evaluator = Evaluator(model, pairs, CAMVID)
+    assert (evaluator.measure, evaluator.count, evaluator.float_value) == ("miou", 4, confusion.scores().miou)
+    assert evaluator.score(model, "again") == Score(evaluator.float_value, float("inf"), 1.0)
+    score = evaluator.score(quantized, "int8")
+    assert 0 < score.value != evaluator.float_value and 0 < score.snr < 60
+    assert evaluator.drop(score) == pytest.approx(100 * (evaluator.float_value - score.value))
 
 
-def test_judge_by_agreement_where_there_are_no_labels(
+def test_evaluator_by_agreement_where_there_are_no_labels(
     model: onnx.ModelProto, quantized: onnx.ModelProto, tmp_path: Path
 ) -> None:
-    judge = Judge(model, [(street_scene(1000 + i, SIZE)[0], None) for i in range(2)], CAMVID)
-    assert (judge.measure, judge.float_value) == ("agreement", 1.0)
+    evaluator = Evaluator(model, [(street_scene(1000 + i, SIZE)[0], None) for i in range(2)], CAMVID)
+    assert (evaluator.measure, evaluator.float_value) == ("agreement", 1.0)
     expected = np.mean(labels_of(model, tmp_path) == labels_of(quantized, tmp_path))
-    assert judge.score(quantized, "int8").value == pytest.approx(expected, abs=1e-3)
+    assert evaluator.score(quantized, "int8").value == pytest.approx(expected, abs=1e-3)
 
 
-class Costs(Judge):
-    """A judge by whom each layer in int8 costs what the test says, in points, and whose titles are remembered."""
+class Costs(Evaluator):
+    """A evaluator by whom each layer in int8 costs what the test says, in points, and whose titles are remembered."""
 
     measure, count, float_value, sha256 = "miou", 4, 0.8, "these images"
 
@@ -693,16 +642,16 @@ LAYERS = ["initial.conv", "stage1.0.branch.0", "stage1.0.branch.2", "stage1.1", 
 POINTS = {"stage1_1": 2.0, "fullconv": 9.0, "stage1_0_branch_0": 0.5}
 
 
-def test_damage_of_each_layer_alone(tmp_path: Path) -> None:
+def test_sensitivity_of_each_layer_alone(tmp_path: Path) -> None:
     model = least_graph()
     assert list(layers(model.graph)) == LAYERS
-    damages = measure_damage(model, small_record(model), Costs(**POINTS), tmp_path / "state.json")
-    assert damages[:3] == [  # worst first, and those that stay float by default too
-        Damage("fullconv", 9.0, 31.0),
-        Damage("stage1.1", 2.0, 38.0),
-        Damage("stage1.0.branch.0", 0.5, 39.5),
+    sensitivities = measure_sensitivity(model, small_record(model).ranges, Costs(**POINTS), tmp_path / "state.json")
+    assert sensitivities[:3] == [  # worst first, and those that stay float by default too
+        LayerSensitivity("fullconv", 9.0, 31.0),
+        LayerSensitivity("stage1.1", 2.0, 38.0),
+        LayerSensitivity("stage1.0.branch.0", 0.5, 39.5),
     ]
-    assert sorted(damage.layer for damage in damages) == sorted(LAYERS)
+    assert sorted(each.layer for each in sensitivities) == sorted(LAYERS)
 
 
 def interrupt_at(layer: str) -> Callable[[Sequence[str], str], Iterator[str]]:
@@ -718,43 +667,50 @@ def interrupt_at(layer: str) -> Callable[[Sequence[str], str], Iterator[str]]:
 def test_study_goes_on_where_it_was_interrupted(tmp_path: Path) -> None:
     model = least_graph()
     record = small_record(model)
-    undisturbed = measure_damage(model, record, Costs(**POINTS), tmp_path / "undisturbed.json")
+    undisturbed = measure_sensitivity(model, record.ranges, Costs(**POINTS), tmp_path / "undisturbed.json")
     first, second = Costs(**POINTS), Costs(**POINTS)
     with pytest.raises(KeyboardInterrupt):
-        measure_damage(model, record, first, tmp_path / "state.json", interrupt_at(LAYERS[2]))
-    assert measure_damage(model, record, second, tmp_path / "state.json") == undisturbed
+        measure_sensitivity(model, record.ranges, first, tmp_path / "state.json", interrupt_at(LAYERS[2]))
+    assert measure_sensitivity(model, record.ranges, second, tmp_path / "state.json") == undisturbed
     assert (first.titles, second.titles) == (LAYERS[:2], LAYERS[2:])
 
     other = dataclasses.replace(record, amax={tensor: 2 * amax for tensor, amax in record.amax.items()})
     third = Costs(**POINTS)
-    measure_damage(model, other, third, tmp_path / "state.json")
+    measure_sensitivity(model, other.ranges, third, tmp_path / "state.json")
     assert third.titles == LAYERS  # another study is begun anew
 
 
 def test_study_of_other_images_is_begun_anew(tmp_path: Path) -> None:
     model, other = least_graph(), Costs(fullconv=1.0)
-    measure_damage(model, small_record(model), Costs(**POINTS), tmp_path / "state.json")
+    measure_sensitivity(model, small_record(model).ranges, Costs(**POINTS), tmp_path / "state.json")
     other.sha256 = "other images"
-    damages = measure_damage(model, small_record(model), other, tmp_path / "state.json")
-    assert other.titles == LAYERS and damages[0] == Damage("fullconv", 1.0, 39.0)
+    sensitivities = measure_sensitivity(model, small_record(model).ranges, other, tmp_path / "state.json")
+    assert other.titles == LAYERS and sensitivities[0] == LayerSensitivity("fullconv", 1.0, 39.0)
 
 
 @pytest.mark.parametrize("content", [b"", b"{", b"[]", b"null", b"{}", b"\xff"])
 def test_damaged_state_of_a_study(tmp_path: Path, content: bytes) -> None:
     model = least_graph()
     (tmp_path / "state.json").write_bytes(content)
-    with pytest.raises(ArtifactError, match=r"state.json is no sensitivity study: .*; remove it, or name another"):
-        measure_damage(model, small_record(model), Costs(), tmp_path / "state.json")
+    with pytest.raises(ArtifactError, match=r"state\.json"):
+        measure_sensitivity(model, small_record(model).ranges, Costs(), tmp_path / "state.json")
     assert (tmp_path / "state.json").read_bytes() == content
 
 
-def kept_within(points: float, judge: Costs, folder: Path) -> tuple[Record, Score]:
+def kept_within(points: float, evaluator: Costs, folder: Path) -> tuple[Record, Score]:
     model = least_graph()
     record = small_record(model)
-    score = judge.score(quantize(model, record), "int8")
-    return keep_budget(
-        model, record, score, judge, lambda: measure_damage(model, record, judge, folder / "state.json"), points
+    score = evaluator.score(quantize(model, record), "int8")
+    float_layers, score = keep_budget(
+        model,
+        record.ranges,
+        record.float_layers,
+        score,
+        evaluator,
+        lambda: measure_sensitivity(model, record.ranges, evaluator, folder / "state.json"),
+        points,
     )
+    return dataclasses.replace(record, float_layers=float_layers), score
 
 
 def test_worst_layers_are_left_in_float_until_the_budget_holds(tmp_path: Path) -> None:
@@ -772,21 +728,21 @@ def test_worst_layers_are_left_in_float_until_the_budget_holds(tmp_path: Path) -
 
 
 def test_budget_that_holds_costs_no_study(tmp_path: Path) -> None:
-    judge = Costs(**POINTS)
-    record, score = kept_within(2.5, judge, tmp_path)
-    assert (record, judge.drop(score), judge.titles) == (small_record(least_graph()), 2.5, ["int8"])
+    evaluator = Costs(**POINTS)
+    record, score = kept_within(2.5, evaluator, tmp_path)
+    assert (record, evaluator.drop(score), evaluator.titles) == (small_record(least_graph()), 2.5, ["int8"])
 
 
 def test_budget_that_never_holds(tmp_path: Path) -> None:
-    with pytest.raises(ParityError, match=r"int8 costs 1.00 points of miou, expected at most 0.3, also with all but"):
+    with pytest.raises(ParityError, match=r"1\.00 points of miou, expected at most 0\.3"):
         kept_within(0.3, Costs(stage1_0_branch_0=1.0, stage1_0_branch_2=1.0, stage1_1=1.0), tmp_path)
 
 
-DAMAGES = [Damage("fullconv", 1.25, 12.34), Damage("stage1.1", -0.01, 200.0)]
+SENSITIVITIES = [LayerSensitivity("fullconv", 1.25, 12.34), LayerSensitivity("stage1.1", -0.01, 200.0)]
 
 
-def test_table_of_damages(tmp_path: Path) -> None:
-    write_table(tmp_path / "table.md", DAMAGES, ["stage1.1"], "miou")
+def test_table_of_sensitivities(tmp_path: Path) -> None:
+    write_table(tmp_path / "table.md", SENSITIVITIES, ["stage1.1"], "miou")
     assert (tmp_path / "table.md").read_text() == (
         "| layer, alone in int8 | miou, points | logits, dB | in the record |\n|---|---|---|---|\n"
         "| fullconv | -1.250 | 12.3 | float |\n| stage1.1 | +0.010 | 200.0 | int8 |\n"
@@ -794,9 +750,9 @@ def test_table_of_damages(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(("name", "start"), [("plot.png", b"\x89PNG"), ("plot.svg", b"<?xml")])
-def test_plot_of_damages(tmp_path: Path, name: str, start: bytes) -> None:
+def test_plot_of_sensitivities(tmp_path: Path, name: str, start: bytes) -> None:
     pytest.importorskip("matplotlib")
-    write_plot(tmp_path / name, DAMAGES, ["stage1.1", "fullconv"], ["stage1.1"], "miou")
+    write_plot(tmp_path / name, SENSITIVITIES, ["stage1.1", "fullconv"], ["stage1.1"], "miou")
     assert (tmp_path / name).read_bytes().startswith(start)
     assert [file.name for file in tmp_path.iterdir()] == [name]
 
@@ -886,7 +842,7 @@ def test_all_methods_are_tried_and_the_best_is_kept(
     assert record.accuracy["int8"] == tried[record.method] < record.accuracy["fp32"] == 1
     assert record.accuracy["measure"] == "agreement"
     assert record.accuracy["images"] == 3  # not those that the ranges come from
-    assert "has no labelled val split, so int8 is judged by its agreement with fp32" in printed
+    assert "agreement with fp32" in printed
 
 
 def test_sensitivity_and_a_budget(
@@ -897,13 +853,13 @@ def test_sensitivity_and_a_budget(
     capsys: pytest.CaptureFixture[str],
 ) -> None:
     pytest.importorskip("matplotlib")
-    monkeypatch.setattr(sys.modules[Judge.__module__], "Judge", lambda *_: Costs(**POINTS))
+    monkeypatch.setattr(sys.modules[Evaluator.__module__], "Evaluator", lambda *_: Costs(**POINTS))
     made = [tmp_path / "record.json", tmp_path / "kept.json"]
     arguments = [str(scenes), "--images", "4", "--method", "minmax", "--sensitivity", str(tmp_path / "study")]
     assert cli.main([*arguments, "--out", str(made[0])]) == 0
     printed = capsys.readouterr().out
     assert Record.read(made[0]).float_layers == FLOAT_LAYERS
-    assert "int8 costs more than 0.3 points: --max-drop 0.3 leaves the worst layers" in printed
+    assert "--max-drop 0.3" in printed
     assert "stage1.1                    -2.000 points of miou, logits at 38.0 dB" in printed
     assert {file.name for file in (tmp_path / "study").iterdir()} == {f"sensitivity.{s}" for s in ("json", "md", "png")}
 
@@ -949,19 +905,19 @@ def refused(arguments: Sequence[object], out: Path, capsys: pytest.CaptureFixtur
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ([], "no DATA to calibrate with, expected a data set, or --trt-cache"),
-        (["{scenes}/none"], "none has neither a folder 'train' nor images"),
-        (["{scenes}", "--split", "test"], "has neither a folder 'test' nor images"),
-        (["{scenes}", "--images", "2"], "2 images to calibrate with, expected at least 4"),
-        (["{scenes}", "--record", "{scenes}/none.json"], "none.json does not exist; expected a calibration record"),
-        (["--trt-cache", "{out}2", "--weights", "none.safetensors"], "--weights none.safetensors is not a file"),
+        ([], "DATA"),
+        (["{scenes}/none"], "/none has neither a folder 'train'"),
+        (["{scenes}", "--split", "test"], "folder 'test'"),
+        (["{scenes}", "--images", "2"], "2 images"),
+        (["{scenes}", "--record", "{scenes}/none.json"], "none.json does not exist"),
+        (["--trt-cache", "{out}2", "--weights", "none.safetensors"], "none.safetensors"),
         (["--trt-cache", "{out}"], "--trt-cache and --out are both"),
-        (["--trt-cache", "{out}2", "--trt-version", "11.0.0"], "expected 10.x: 11 takes no calibration cache"),
-        (["--trt-cache", "{out}2", "--record", "{scenes}/train/scene0000.png"], "is no calibration record"),
-        (["{scenes}", "--record", "r.json", "--method", "mse"], "--method mse with --record r.json, whose ranges are"),
-        (["--trt-cache", "{out}2", "--max-drop", "1"], "--method, --sensitivity and --max-drop measure on images"),
-        (["{scenes}", "--record", "{out}"], "record.json would overwrite what it is made from; name another file"),
-        (["{scenes}", "--max-drop", "-1"], "--max-drop -1.0, expected points such as 0.3"),
+        (["--trt-cache", "{out}2", "--trt-version", "11.0.0"], "11.0.0"),
+        (["--trt-cache", "{out}2", "--record", "{scenes}/train/scene0000.png"], "scene0000.png"),
+        (["{scenes}", "--record", "r.json", "--method", "mse"], "--method mse with --record r.json"),
+        (["--trt-cache", "{out}2", "--max-drop", "1"], "--max-drop"),
+        (["{scenes}", "--record", "{out}"], "record.json would overwrite"),
+        (["{scenes}", "--max-drop", "-1"], "--max-drop -1.0"),
     ],
 )
 def test_refusals(
@@ -976,9 +932,9 @@ def test_refusals(
     ("arguments", "message"),
     [
         # Found by this test: each was refused after all was measured, or not at all
-        (["--trt-cache", "{cache}", "--trt-version", "11.0.0"], "expected 10.x: 11 takes no calibration cache"),
-        (["--sensitivity", "{file}/study"], "cannot write"),
-        (["--max-drop", "nan"], "max-drop"),
+        (["--trt-cache", "{cache}", "--trt-version", "11.0.0"], "11.0.0"),
+        (["--sensitivity", "{file}/study"], "{file}/study"),
+        (["--max-drop", "nan"], "--max-drop nan"),
     ],
 )
 def test_refusals_before_the_long_work(
@@ -996,7 +952,7 @@ def test_refusals_before_the_long_work(
     monkeypatch.setattr(ranges, "find_ranges", measured)
     (tmp_path / "file").write_text("not a folder")
     filled = [argument.format(file=tmp_path / "file", cache=tmp_path / "enet.cache") for argument in arguments]
-    assert message in refused([scenes, *filled, "--out", out], out, capsys)
+    assert message.format(file=tmp_path / "file") in refused([scenes, *filled, "--out", out], out, capsys)
     assert [file.name for file in tmp_path.iterdir()] == ["file"]
 
 
@@ -1007,35 +963,35 @@ def test_folder_that_cannot_be_made(
 ) -> None:
     (tmp_path / "file").write_text("not a folder")
     arguments = [scenes, "--out", out, option, tmp_path / "file" / "folder" / "record"]
-    assert "cannot write" in refused(arguments, out, capsys)
+    assert f"{tmp_path}/file/folder/record" in refused(arguments, out, capsys)
     assert [file.name for file in tmp_path.iterdir()] == ["file"]
 
 
 def spoil_one_image(data: Path) -> str:
     for image in sorted((data / "train").iterdir())[1:]:
         image.unlink()
-    return "1 image to calibrate with, expected at least 4"
+    return "1 image "
 
 
 def spoil_no_labels(data: Path) -> str:
     sorted((data / "valannot").iterdir())[1].unlink()
-    return "scene1001.png has no partner 'scene1001.*'"
+    return "scene1001.png"
 
 
 def spoil_classes(data: Path) -> str:
     names = [f"class {i}" for i in range(12)]
     (data / "classes.json").write_text(json.dumps({"names": names, "colors": [[0, 0, i] for i in range(12)]}))
-    return "has the classes class 0, class 1"
+    return "class 0, class 1"
 
 
 def spoil_an_image(data: Path) -> str:
     (data / "train" / "scene0000.png").write_bytes(b"no image")
-    return "scene0000.png cannot be decoded as an image"
+    return "scene0000.png"
 
 
 def spoil_a_label(data: Path) -> str:
     cv2.imwrite(str(data / "valannot" / "scene1000.png"), np.full(SIZE, 77, np.uint8))
-    return "holds class id 77"
+    return "77"
 
 
 @pytest.mark.usefixtures("least")
@@ -1059,7 +1015,7 @@ def test_interrupted_study_is_said_and_kept(
 ) -> None:
     small_record(least).write(tmp_path / "record.json")
     monkeypatch.setattr(
-        cli.cli, "progress", lambda items, title: interrupt_at(LAYERS[3])(items, "") if title == "layers" else items
+        cli.console, "progress", lambda items, title: interrupt_at(LAYERS[3])(items, "") if title == "layers" else items
     )
     arguments = [scenes, "--images", 4, "--record", tmp_path / "record.json", "--sensitivity", tmp_path / "study"]
     assert cli.main([*map(str, arguments), "--out", str(out)]) == 130

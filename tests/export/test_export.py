@@ -15,7 +15,7 @@ import numpy as np
 import onnx
 import pytest
 import torch
-from helpers import ROOT, SIZE
+from helpers import ROOT, SIZE, one_line
 from torch import Tensor, nn
 
 from enet_deploy import Runner, open_runner
@@ -191,7 +191,7 @@ def test_rewrites_leave_the_original_alone(net: ENet, rewrite: Callable[[ENet], 
 
 @pytest.mark.parametrize("rewrite", [fold_batchnorm, deploy])
 def test_train_mode_is_refused(rewrite: Callable[[ENet], nn.Module]) -> None:
-    with pytest.raises(InputError, match=r"in train mode, .* call net.eval\(\) first"):
+    with pytest.raises(InputError, match=r"net\.eval\(\)"):
         rewrite(ENet(11))
 
 
@@ -291,6 +291,7 @@ def test_logits(runner: Runner, reference: Runner) -> None:
     np.testing.assert_array_equal(logits.argmax(axis=1), runner.infer(frames))
 
 
+@pytest.mark.slow
 def test_command_line_exports_a_fixed_batch_and_verifies_on_data(
     tmp_path: Path, scenes: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -305,6 +306,7 @@ def test_command_line_exports_a_fixed_batch_and_verifies_on_data(
     assert shapes(onnx.load(out / "robot-fp32.onnx")) == {"frames": (2, 64, 96, 3), "labels": (2, 64, 96)}
 
 
+@pytest.mark.slow
 def test_real_images_get_pytorchs_labels(tmp_path: Path, weights: Path, camvid: Path) -> None:
     data = open_data(camvid, "val")
     frames = np.stack([data[index][0] for index in np.linspace(0, len(data) - 1, 12, dtype=int)])
@@ -334,9 +336,7 @@ def test_a_graph_that_computes_something_else_is_not_written(
     bias.CopyFrom(onnx.numpy_helper.from_array(values, bias.name))
     path = tmp_path / "enet.onnx"
     path.write_bytes(b"an earlier export")
-    with pytest.raises(
-        ParityError, match=r"% of the pixels another label than enet-camvid.* does, .* nothing was written"
-    ):
+    with pytest.raises(ParityError, match=r"enet\.onnx would give \d+\.\d+% .*enet-camvid.*fp32"):
         to_onnx(weights, path, size=SIZE, batch=None, frames=scenes_of(1))
     assert list(tmp_path.iterdir()) == [path] and path.read_bytes() == b"an earlier export"
 
@@ -344,7 +344,7 @@ def test_a_graph_that_computes_something_else_is_not_written(
 @pytest.mark.usefixtures("ready")
 @pytest.mark.parametrize("shape", [(1, 128, 96, 3), (0, 96, 128, 3)])
 def test_frames_to_compare_on_have_the_size(tmp_path: Path, weights: Path, shape: tuple[int, ...]) -> None:
-    with pytest.raises(InputError, match=r"expected \(K, 96, 128, 3\) with K >= 1"):
+    with pytest.raises(InputError, match=re.escape(f"frames has shape {shape}")):
         to_onnx(weights, tmp_path / "enet.onnx", frames=np.zeros(shape, np.uint8))
     assert not list(tmp_path.iterdir())
 
@@ -356,7 +356,7 @@ def test_full_disk_leaves_no_half_file(tmp_path: Path, weights: Path, monkeypatc
         raise OSError(errno.ENOSPC, "No space left on device")
 
     monkeypatch.setattr(onnx, "save_model", save_half)
-    with pytest.raises(ArtifactError, match=r"cannot write .*enet.onnx: .*No space left on device"):
+    with pytest.raises(ArtifactError, match=r"enet\.onnx: .*No space left on device"):
         to_onnx(weights, tmp_path / "enet.onnx", size=SIZE, batch=None)
     assert not list(tmp_path.iterdir())
 
@@ -365,19 +365,13 @@ def test_full_disk_leaves_no_half_file(tmp_path: Path, weights: Path, monkeypatc
 def test_folder_that_cannot_be_made(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     (tmp_path / "file").write_text("not a folder")
     assert cli.main(["--size", "96x128", "--dynamic-batch", "--out", str(tmp_path / "file" / "folder")]) == 2
-    assert one_line(capsys).startswith("enet-export: error: cannot write")
+    assert f"{tmp_path}/file" in one_line(capsys)
     assert [file.name for file in tmp_path.iterdir()] == ["file"]
-
-
-def one_line(capsys: pytest.CaptureFixture[str]) -> str:
-    captured = capsys.readouterr()
-    assert not captured.out and captured.err.count("\n") == 1
-    return captured.err
 
 
 def test_missing_weights_are_one_line_on_stderr(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert cli.main(["--weights", str(tmp_path / "none.safetensors"), "--out", str(tmp_path)]) == 2
-    assert one_line(capsys).startswith(f"enet-export: error: {tmp_path}/none.safetensors is not a file; expected")
+    assert one_line(capsys).startswith(f"enet-export: error: {tmp_path}/none.safetensors ")
     assert not list(tmp_path.iterdir())
 
 
@@ -385,16 +379,17 @@ def test_impossible_size_on_the_command_line(capsys: pytest.CaptureFixture[str])
     with pytest.raises(SystemExit) as stopped:
         cli.main(["--size", "360x482"])
     assert stopped.value.code == 2
-    assert "size 360x482, expected height and width divisible by 8; the nearest is 360x480" in capsys.readouterr().err
+    error = capsys.readouterr().err
+    assert "360x482" in error and "360x480" in error
 
 
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"size": (100, 96)}, "size 100x96, expected height and width divisible by 8"),
-        ({"size": (0, 96)}, "size 0x96, expected height and width divisible by 8; the nearest is 8x96"),
-        ({"batch": 0}, "batch 0, expected at least 1, or None for any number"),
-        ({"precision": "int8"}, "precision 'int8', expected fp32 or fp16; int8 is made of either"),
+        ({"size": (100, 96)}, "size 100x96.*nearest is 96x96"),
+        ({"size": (0, 96)}, "size 0x96.*nearest is 8x96"),
+        ({"batch": 0}, "batch 0"),
+        ({"precision": "int8"}, "precision 'int8', expected fp32 or fp16"),
     ],
 )
 def test_impossible_options_are_refused(

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import re
 import sys
 from pathlib import Path
@@ -11,17 +10,18 @@ import numpy as np
 import onnx
 import pytest
 import torch
-from helpers import SIZE
-from onnx import TensorProto
+from helpers import SIZE, one_line
+from onnx import TensorProto, numpy_helper
 
 from enet_deploy import ArtifactError, BackendError, open_runner
-from enet_deploy.artifacts import Metadata
+from enet_deploy.artifacts import Metadata, graph_metadata, set_graph_metadata
 from enet_deploy.data import open_data
 from enet_deploy.data.scenes import street_scene
 from enet_deploy.export import cli
+from enet_deploy.export.graph import clean
 from enet_deploy.export.int8 import activations, layers, quantize
 from enet_deploy.export.record import BUNDLED_RECORD, Record, record_for
-from enet_deploy.export.to_onnx import build_graph, to_onnx
+from enet_deploy.export.to_onnx import to_onnx
 from enet_deploy.files import sha256
 from enet_deploy.images import UInt8Array
 from enet_deploy.metrics import evaluate
@@ -37,15 +37,18 @@ BACKENDS = ("ort", "openvino")
 
 @pytest.fixture(scope="module")
 def street_graphs(weights: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
-    """Precision -> graph at 360x480, written by the command line."""
+    """Precision -> graph at 360x480, written by the command line: floats from the weights, int8 from these."""
     folder = tmp_path_factory.mktemp("street")
-    flags = {
-        "fp32": [], "fp16": ["--fp16"], "int8": ["--int8"], "int8-ort": ["--int8", "--target", "ort"],
-        "fp16-int8": ["--fp16", "--int8"],
-    }  # fmt: skip
-    for options in flags.values():
-        assert cli.main([*options, "--out", str(folder)]) == 0
-    return {precision: folder / f"enet-{precision}.onnx" for precision in flags}
+    commands = {
+        "fp32": [],
+        "fp16": ["--fp16"],
+        "int8": [f"{folder}/enet-fp32.onnx", "--int8"],
+        "int8-ort": [f"{folder}/enet-fp32.onnx", "--int8", "--target", "ort"],
+        "fp16-int8": [f"{folder}/enet-fp16.onnx", "--int8"],
+    }
+    for arguments in commands.values():
+        assert cli.main([*arguments, "--out", str(folder)]) == 0
+    return {precision: folder / f"enet-{precision}.onnx" for precision in commands}
 
 
 @pytest.fixture(scope="module")
@@ -56,6 +59,7 @@ def street(weights: Path) -> list[tuple[UInt8Array, UInt8Array]]:
         return [(frame, runner.infer(frame)) for frame in frames]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("backend", BACKENDS)
 @pytest.mark.parametrize("precision", AGREEMENT)
 def test_street_scenes_get_pytorchs_labels(
@@ -68,6 +72,7 @@ def test_street_scenes_get_pytorchs_labels(
     assert np.mean(same) >= AGREEMENT[precision]
 
 
+@pytest.mark.slow
 def test_camvid_gets_pytorchs_labels_in_half(street_graphs: dict[str, Path], weights: Path, camvid: Path) -> None:
     data = open_data(camvid, "val")
     with open_runner(street_graphs["fp16"]) as half, open_runner(weights) as reference:
@@ -75,6 +80,7 @@ def test_camvid_gets_pytorchs_labels_in_half(street_graphs: dict[str, Path], wei
         assert np.mean([np.mean(half.infer(frame) == reference.infer(frame)) for frame in frames]) >= 0.999
 
 
+@pytest.mark.slow
 def test_int8_costs_at_most_three_tenths_of_a_point(street_graphs: dict[str, Path], camvid: Path) -> None:
     data = open_data(camvid, "val")
     miou = {}
@@ -125,18 +131,13 @@ def test_half_logits_are_float_outside(graphs: dict[str, Path]) -> None:
 # --- the command line --------------------------------------------------------------------------------------------
 
 
-def one_line(capsys: pytest.CaptureFixture[str]) -> str:
-    captured = capsys.readouterr()
-    assert not captured.out and captured.err.count("\n") == 1
-    return captured.err
-
-
+@pytest.mark.slow
 def test_fp16_and_int8_and_an_engine_ahead_of_time(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     pytest.importorskip("tensorrt_rtx")
     options = "--fp16 --int8 --size 96x128 --max-disagreement 1 --engine trt-rtx --compute-capability 8.6 --out"
     assert cli.main([*options.split(), str(tmp_path)]) == 0
     note, graph, engine = capsys.readouterr().out.splitlines()
-    assert note == "the record's ranges are of 360x480; enet-calibrate --size 96x128 makes others"
+    assert "360x480" in note and "enet-calibrate --size 96x128" in note
     assert graph.startswith(f"{tmp_path}/enet-fp16-int8.onnx  ")
     assert "for compute capability 8.6; layers: not inspected, no such GPU here" in engine
     card = EngineCard.read(tmp_path / "enet-fp16-int8-rtx.engine")
@@ -146,39 +147,44 @@ def test_fp16_and_int8_and_an_engine_ahead_of_time(tmp_path: Path, capsys: pytes
 
 
 def test_no_engine_where_there_is_no_tensorrt(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+    graphs: dict[str, Path], tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setitem(sys.modules, "tensorrt", None)
     monkeypatch.setitem(sys.modules, "tensorrt_rtx", None)
     monkeypatch.setattr("enet_deploy.runners.tensorrt.cuda.find_gpu", lambda: Gpu("Orin", "8.7"))
-    assert cli.main(["--fp16", "--size", "96x128", "--max-disagreement", "1", "--out", str(tmp_path)]) == 0
+    assert cli.main([str(graphs["fp16"]), "--int8", "--max-disagreement", "1", "--out", str(tmp_path)]) == 0
     _, why = capsys.readouterr().out.splitlines()
-    assert why.startswith("no engine was built: engine 'trt': the package 'tensorrt' is not installed; pip install")
-    assert "enet-fp16.onnx --engine trt-rtx --compute-capability 8.6" in why
-    assert [file.name for file in tmp_path.iterdir()] == ["enet-fp16.onnx"]
+    assert why.startswith("no engine was built: engine 'trt': ") and "pip install 'enet-deploy[trt]'" in why
+    assert "enet-fp16-int8.onnx --engine trt-rtx --compute-capability 8.6" in why
+    assert [file.name for file in tmp_path.iterdir()] == ["enet-fp16-int8.onnx"]
 
 
 def test_no_engine_where_there_is_no_gpu(
     graphs: dict[str, Path], tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def no_driver() -> Gpu:
-        raise BackendError("no NVIDIA driver to be used: none is here; install or update it")
+        raise BackendError("no NVIDIA driver")
 
     monkeypatch.setattr("enet_deploy.runners.tensorrt.cuda.find_gpu", no_driver)
     out = tmp_path / "my robot"
     assert cli.main([str(graphs["fp32"]), "--int8", "--max-disagreement", "1", "--out", str(out)]) == 0
     _, why = capsys.readouterr().out.splitlines()
-    assert why.startswith("no engine was built: no NVIDIA driver to be used: none is here")
+    assert why.startswith("no engine was built: no NVIDIA driver")
     assert f"enet-export '{out}/enet-int8.onnx' --engine trt-rtx" in why  # quoted for a shell
 
 
-def test_equal_weights_in_two_layers_have_each_their_own_int8(weights: Path, tmp_path: Path) -> None:
-    net, metadata = load_weights(weights)
-    net.stage1[1].load_state_dict(net.stage1[0].state_dict())
-    save_weights(tmp_path / "twins.safetensors", net, metadata)
-    model = build_graph(tmp_path / "twins.safetensors", size=SIZE)
-    record = dataclasses.replace(Record.read(BUNDLED_RECORD), weights_sha256=sha256(tmp_path / "twins.safetensors"))
-    onnx.checker.check_model(quantize(model, record), full_check=True)
+def test_equal_weights_in_two_layers_have_each_their_own_int8(exported: Path) -> None:
+    """The exporter stores them once; see also `graph.clean`."""
+    model = onnx.load(exported)
+    tensors = {i.name: i for i in model.graph.initializer}
+    first, second = (layers(model.graph)[f"stage1.{i}.branch.2"] for i in (0, 1))
+    for taken, other in zip(second.input[1:], first.input[1:], strict=True):
+        tensors[taken].CopyFrom(numpy_helper.from_array(numpy_helper.to_array(tensors[other]), taken))
+    metadata = graph_metadata(model, exported)
+    clean(model)  # also of metadata
+    set_graph_metadata(model, metadata)
+    assert second.input[1] == first.input[1] and second.input[2] != first.input[2]
+    onnx.checker.check_model(quantize(model, Record.read(BUNDLED_RECORD)), full_check=True)
 
 
 def test_int8_of_a_graph_without_its_weights(
@@ -193,25 +199,22 @@ def test_int8_of_a_graph_without_its_weights(
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["INT8", "--int8"], "enet-int8.onnx is int8 already, expected fp32 or fp16; quantise the float one"),
-        (["FP32"], "nothing to do with .*enet-fp32.onnx, expected --int8 or --engine trt or trt-rtx"),
-        (["FP32", "--fp16"], "--fp16 with .*, whose name, precision, size, batch and outputs are settled; export it"),
-        (["FP32", "--int8", "--dynamic-batch"], "--dynamic-batch with .*, whose name, precision, size"),
-        (["FP32", "--int8", "--weights", "w.safetensors"], "--weights with .*, whose name, precision, size"),
-        (["FP32", "--engine", "trt-rtx", "--compute-capability", "8.6", "--data", "d"], "--data and .*expected --int8"),
-        (["none.onnx", "--int8"], "none.onnx does not exist; expected a graph of enet-export"),
+        (["INT8", "--int8"], "enet-int8.onnx is int8"),
+        (["FP32"], "enet-fp32.onnx.*--int8 or --engine"),
+        (["FP32", "--fp16"], "--fp16 with .*enet-fp32.onnx"),
+        (["FP32", "--int8", "--dynamic-batch"], "--dynamic-batch with .*enet-fp32.onnx"),
+        (["FP32", "--int8", "--weights", "w.safetensors"], "--weights with .*enet-fp32.onnx"),
+        (["FP32", "--engine", "trt-rtx", "--compute-capability", "8.6", "--data", "d"], "--data .*expected --int8"),
+        (["none.onnx", "--int8"], "none.onnx does not exist"),
         (["r.json", "--int8"], "r.json does not exist"),
-        (["--calibration", "r.json"], "--calibration r.json without --int8, expected both"),
-        (["--target", "ort"], "--target ort without --int8, expected both"),
-        (["--int8", "--fp16", "--target", "ort"], "--target ort with --fp16, expected one of them: ONNX Runtime"),
-        (
-            ["--int8", "--target", "ort", "--engine", "trt"],
-            "--target ort with --engine, expected one of them: TensorRT",
-        ),
-        (["--int8", "--calibration", "r.json"], "r.json does not exist; expected a calibration record: make it again"),
-        (["--compute-capability", "8.6"], "--compute-capability without an engine to build, expected --engine too"),
-        (["--engine", "trt", "--compute-capability", "8.6"], "only trt-rtx builds ahead of time"),
-        (["--fp16", "--optimization-level", "3"], "--optimization-level without an engine to build"),
+        (["--calibration", "r.json"], "--calibration r.json without --int8"),
+        (["--target", "ort"], "--target ort without --int8"),
+        (["--int8", "--fp16", "--target", "ort"], "--target ort with --fp16"),
+        (["--int8", "--target", "ort", "--engine", "trt"], "--target ort with --engine"),
+        (["--int8", "--calibration", "r.json"], "r.json does not exist"),
+        (["--compute-capability", "8.6"], "--compute-capability .*--engine"),
+        (["--engine", "trt", "--compute-capability", "8.6"], "8.6 with engine 'trt'"),
+        (["--fp16", "--optimization-level", "3"], "--optimization-level .*--engine"),
     ],
 )
 def test_what_does_not_go_together(
@@ -238,8 +241,8 @@ def test_record_of_other_weights_is_refused(tmp_path: Path, weights: Path, capsy
     save_weights(tmp_path / "mine.safetensors", net, metadata)
     assert cli.main(["--weights", str(tmp_path / "mine.safetensors"), "--int8", "--out", str(tmp_path)]) == 2
     line = one_line(capsys)
-    assert f"{BUNDLED_RECORD} was calibrated with other weights" in line
-    assert "enet-calibrate DATA --weights WEIGHTS --out RECORD" in line
+    assert str(BUNDLED_RECORD) in line and sha256(tmp_path / "mine.safetensors")[:12] in line
+    assert "enet-calibrate" in line
     assert [file.name for file in tmp_path.iterdir()] == ["mine.safetensors"]
 
 
@@ -248,7 +251,7 @@ def test_weights_that_are_no_numbers_are_refused(tmp_path: Path, weights: Path) 
     with torch.no_grad():
         net.stage2[3].branch[0].weight[0] = float("nan")
     save_weights(tmp_path / "nan.safetensors", net, metadata)
-    with pytest.raises(ArtifactError, match=r"values in stage2.3.branch.0.weight that are NaN or infinite"):
+    with pytest.raises(ArtifactError, match=r"nan\.safetensors .*stage2\.3\.branch\.0\.weight"):
         to_onnx(tmp_path / "nan.safetensors", tmp_path / "enet.onnx")
 
 
@@ -264,7 +267,8 @@ def test_data_of_other_classes_is_refused(scenes: Path, tmp_path: Path, capsys: 
     (tmp_path / "classes.json").write_text('{"names": ["floor", "wall"], "colors": [[0, 0, 0], [9, 9, 9]]}')
     out = tmp_path / "out"
     assert cli.main(["--fp16", "--size", "96x128", "--data", str(tmp_path), "--out", str(out)]) == 2
-    assert "has the classes floor, wall, but the weights know sky, building" in one_line(capsys)
+    line = one_line(capsys)
+    assert "floor, wall" in line and "sky, building" in line
     assert not out.exists()
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable
 from typing import Any
 
@@ -198,20 +199,18 @@ def test_any_network_exports_and_stays_exact_in_onnxruntime(segnet: SegNet) -> N
     ids=str,
 )
 def test_other_poolings_are_refused(module: nn.Module) -> None:
-    expected = "expected kernel and stride 2 without padding, dilation or ceil_mode"
-    with pytest.raises(InputError, match=expected) as caught:
+    with pytest.raises(InputError, match=re.escape(str(module))):
         with_exportable_unpooling(nn.Sequential(module))
-    assert str(module) in str(caught.value)
 
 
 def test_pooling_without_indices_is_left_as_it_is() -> None:
     model = with_exportable_unpooling(nn.Sequential(nn.MaxPool2d(3), nn.MaxUnpool2d(2)))
     assert isinstance(model[0], nn.MaxPool2d) and isinstance(model[1], MaxUnpool2x2)
-    with pytest.raises(InputError, match=r"Sequential has neither an nn\.MaxPool2d with return_indices nor"):
+    with pytest.raises(InputError, match="Sequential"):
         with_exportable_unpooling(nn.Sequential(nn.MaxPool2d(3)))
 
 
 @pytest.mark.parametrize("shape", [(1, 1, 3, 4), (1, 1, 4, 3)])
 def test_odd_sizes_are_refused(shape: tuple[int, ...]) -> None:
-    with pytest.raises(InputError, match=r"expected even height and width: pad it by one"):
+    with pytest.raises(InputError, match=re.escape(str(shape))):
         MaxPool2x2()(torch.zeros(shape))

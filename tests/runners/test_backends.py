@@ -114,9 +114,9 @@ def test_openvino_caches_what_it_compiled(exported: Path, tmp_path: Path, batche
     [
         ({"device": "cuda"}, BackendError, "device 'cuda' for openvino, expected cpu"),
         ({"hint": "speed"}, InputError, "hint 'speed', expected latency or throughput"),
-        ({"threads": -1}, InputError, "threads -1, expected a whole number, 0 for one per core"),
-        ({"threads": "all"}, InputError, "threads 'all', expected a whole number"),
-        ({"cache": "{exported}"}, InputError, "cache .*onnx: .*exists.*; expected a folder, or where one can be made"),
+        ({"threads": -1}, InputError, "threads -1"),
+        ({"threads": "all"}, InputError, "threads 'all'"),
+        ({"cache": "{exported}"}, InputError, "cache .*onnx"),
     ],
 )
 def test_openvino_refuses(exported: Path, options: dict[str, Any], error: type[Exception], message: str) -> None:
@@ -237,10 +237,10 @@ def test_tensorrt_provider_is_allowed_the_graphs_precision_alone(exported: Path,
 
 def test_onnxruntime_that_falls_back_or_fails_is_an_error(exported: Path, fake_ort: FakeOrt) -> None:
     fake_ort.falls_back = True
-    with pytest.raises(BackendError, match="'cuda' was asked for and onnxruntime fell back to CPUExecutionProvider"):
+    with pytest.raises(BackendError, match=r"'cuda' .*CPUExecutionProvider"):
         open_runner(exported, "ort", "cuda")
     fake_ort.fails = "CUDA failure 100: no CUDA-capable device is detected"
-    with pytest.raises(BackendError, match=r"does not run .* with its CUDAExecutionProvider alone on .*: CUDA failure"):
+    with pytest.raises(BackendError, match=r"enet-fp32\.onnx .*CUDAExecutionProvider .*: CUDA failure 100"):
         open_runner(exported, "ort", "cuda")
 
 
@@ -273,16 +273,16 @@ def test_library_that_a_provider_lacks_is_named_with_its_cure(
 
     monkeypatch.setattr("ctypes.CDLL", load)
     fake_ort.fails = "This session contains graph nodes that are assigned to the default CPU EP"
-    with pytest.raises(BackendError, match=rf"device 'cuda': .* cannot load its .*{library}: .*; {cure}$"):
+    with pytest.raises(BackendError, match=rf"device 'cuda': .* {library}: .*; {cure}$"):
         open_runner(exported, "ort", "cuda", provider=provider)
 
 
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"provider": "cuda"}, "provider 'cuda' on device 'cpu', expected cuda or tensorrt, on a CUDA device"),
-        ({"device": "cuda", "provider": "rocm"}, "provider 'rocm' on device 'cuda', expected cuda or tensorrt"),
-        ({"threads": 1.5}, "threads 1.5, expected a whole number"),
+        ({"provider": "cuda"}, "provider 'cuda' on device 'cpu'"),
+        ({"device": "cuda", "provider": "rocm"}, "provider 'rocm' .*cuda or tensorrt"),
+        ({"threads": 1.5}, "threads 1.5"),
     ],
 )
 def test_onnxruntime_refuses(exported: Path, options: dict[str, Any], message: str) -> None:
@@ -293,7 +293,7 @@ def test_onnxruntime_refuses(exported: Path, options: dict[str, Any], message: s
 @pytest.mark.parametrize("device", ["cuda:", "cuda:x", "gpu", "CPU"])
 def test_onnxruntime_knows_its_devices(exported: Path, device: str) -> None:
     pytest.importorskip("onnxruntime")
-    with pytest.raises(BackendError, match=f"device '{device}' for onnxruntime, expected cpu, cuda or cuda:N"):
+    with pytest.raises(BackendError, match=f"device '{device}'.*cuda:N"):
         open_runner(exported, "ort", device)
 
 

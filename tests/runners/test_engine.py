@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import enum
 import json
+import os
 import subprocess
 import sys
 from collections.abc import Callable
@@ -62,7 +63,9 @@ def gpu_of(capability: str) -> Callable[[], Gpu]:
 # --- TensorRT-RTX: no GPU needed ---------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("capability", ["7.5", "8.6", "8.9", "12.0"])
+@pytest.mark.parametrize(
+    "capability", ["8.6", *(pytest.param(other, marks=pytest.mark.slow) for other in ("7.5", "8.9", "12.0"))]
+)
 @pytest.mark.parametrize("precision", ["fp32", "fp16", "int8", "fp16-int8"])
 def test_every_precision_compiles_for_every_rtx_generation(
     rtx: Any,
@@ -96,12 +99,13 @@ def test_one_engine_for_several_generations(graph: Path, engine: Path) -> None:
 
 
 @pytest.mark.usefixtures("rtx")
-def test_building_needs_neither_torch_nor_onnx(graph: Path, engine: Path) -> None:
+def test_building_needs_no_torch(graph: Path, engine: Path) -> None:
     code = f"""
 import sys
 from enet_deploy.runners.tensorrt.builder import BuildOptions, to_engine
+assert "onnx" not in sys.modules, "imported before a graph is read"
 to_engine({str(graph)!r}, {str(engine)!r}, BuildOptions("trt-rtx", ("8.6",)))
-assert not {{"torch", "onnx", "onnxruntime"}} & sys.modules.keys()
+assert not {{"torch", "onnxruntime"}} & sys.modules.keys()
 """
     subprocess.run([sys.executable, "-c", code], check=True)
     EngineCard.read(engine)
@@ -139,16 +143,14 @@ def test_ctrl_c_leaves_the_earlier_engine(graph: Path, engine: Path) -> None:
 @pytest.mark.usefixtures("rtx")
 def test_refused_graph_names_its_node(tmp_path: Path, engine: Path) -> None:
     path = write_graph(tmp_path / "odd.onnx", unknown_operation=True)
-    with pytest.raises(
-        ArtifactError, match=r"odd.onnx is refused by TensorRT .*node 'decoder/sharpen' \(Sharpen\): .*"
-    ):
+    with pytest.raises(ArtifactError, match=r"odd\.onnx .*'decoder/sharpen' \(Sharpen\)"):
         to_engine(path, engine, AHEAD)
     assert not engine.parent.exists()
 
 
 @pytest.mark.usefixtures("rtx")
 def test_failed_build_says_what_tensorrt_said(exported: Path, engine: Path) -> None:
-    with pytest.raises(BackendError, match=r"built no engine from .*enet-fp32.onnx: .*workspace") as caught:
+    with pytest.raises(BackendError, match=r"enet-fp32\.onnx: .*workspace") as caught:
         to_engine(exported, engine, BuildOptions("trt-rtx", ("8.6",), workspace_mb=1))
     assert "\n" not in str(caught.value) and not engine.parent.exists()
 
@@ -186,12 +188,12 @@ def test_damaged_engine_or_card_is_refused(graph: Path, engine: Path) -> None:
 
     for damaged in (whole[: len(whole) // 2], b"", whole[:-1] + bytes([whole[-1] ^ 1])):
         engine.write_bytes(damaged)
-        with pytest.raises(ArtifactError, match=r"is not the file that enet.engine.json describes"):
+        with pytest.raises(ArtifactError, match=r"enet\.engine .*enet\.engine\.json .*SHA-256"):
             EngineCard.read(engine)
     engine.write_bytes(whole)
 
     card.write_text(text.replace(sha256(engine), sha256(graph)))
-    with pytest.raises(ArtifactError, match=r"is not the file that enet.engine.json describes"):
+    with pytest.raises(ArtifactError, match=r"enet\.engine .*enet\.engine\.json .*SHA-256"):
         EngineCard.read(engine)
     for tampered in (
         text[:-9],
@@ -203,7 +205,7 @@ def test_damaged_engine_or_card_is_refused(graph: Path, engine: Path) -> None:
         with pytest.raises(ArtifactError, match=r"enet.engine.json"):
             EngineCard.read(engine)
     card.unlink()
-    with pytest.raises(ArtifactError, match=r"has no enet.engine.json beside it.* from whom you trust"):
+    with pytest.raises(ArtifactError, match=r"enet\.engine has no enet\.engine\.json"):
         EngineCard.read(engine)
 
 
@@ -233,7 +235,7 @@ def test_card_of_other_types_is_refused(
     to_engine(graph, engine, BuildOptions("trt", timing_cache=None))
     card = EngineCard.path(engine)
     card.write_text(json.dumps({**json.loads(card.read_text()), name: value}))
-    with pytest.raises(ArtifactError, match=rf"enet.engine.json is no description of .*{expected}") as caught:
+    with pytest.raises(ArtifactError, match=rf"enet.engine.json .*{expected}") as caught:
         EngineCard.read(engine)
     assert "\n" not in str(caught.value)
 
@@ -242,10 +244,10 @@ def test_card_without_its_engine_or_without_end(install: Callable[..., StandIn],
     install("11.1.0")
     to_engine(graph, engine, BuildOptions("trt", timing_cache=None))
     engine.unlink()
-    with pytest.raises(ArtifactError, match=r"enet.engine cannot be read \(No such file or directory\), only its enet"):
+    with pytest.raises(ArtifactError, match=r"enet\.engine .*No such file"):
         EngineCard.read(engine)
     EngineCard.path(engine).write_text("[" * 100_000)
-    with pytest.raises(ArtifactError, match=r"^.*enet.engine.json is no description of an engine: .*recursion.*$"):
+    with pytest.raises(ArtifactError, match=r"^.*enet\.engine\.json .*recursion.*$"):
         EngineCard.read(engine)
 
 
@@ -272,12 +274,12 @@ def laid_out_for_ort(path: Path) -> None:
 @pytest.mark.parametrize(
     ("spoil", "message"),
     [
-        (laid_out_for_ort, r"enet-fp32.onnx is laid out for ONNX Runtime, .*; export it without --target ort"),
-        (Path.unlink, r"enet-fp32.onnx cannot be read \(No such file or directory\); expected a graph of enet-export"),
-        (lambda path: path.write_text("labels: none"), r"enet-fp32.onnx is no ONNX file, or damaged; export it again"),
-        (lambda path: path.write_bytes(b""), r"enet-fp32.onnx is no ONNX file, or damaged"),
-        (lambda path: path.write_bytes(b"\xff" * 20), r"enet-fp32.onnx is no ONNX file, or damaged"),
-        (truncated, r"enet-fp32.onnx is no ONNX file, or damaged"),
+        (laid_out_for_ort, r"enet-fp32.onnx .*--target ort"),
+        (Path.unlink, r"enet-fp32.onnx .*No such file"),
+        (lambda path: path.write_text("labels: none"), r"enet-fp32.onnx is no ONNX file"),
+        (lambda path: path.write_bytes(b""), r"enet-fp32.onnx is no ONNX file"),
+        (lambda path: path.write_bytes(b"\xff" * 20), r"enet-fp32.onnx is no ONNX file"),
+        (truncated, r"enet-fp32.onnx is no ONNX file"),
         (without_metadata, r"enet-fp32.onnx carries no 'enet_deploy' metadata"),
     ],
 )
@@ -286,6 +288,31 @@ def test_file_that_is_no_graph_of_ours(graph: Path, engine: Path, spoil: Callabl
     with pytest.raises(ArtifactError, match=message):
         to_engine(graph, engine, AHEAD)
     assert not engine.parent.exists()
+
+
+def test_building_without_onnx(graph: Path, engine: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "onnx", None)
+    with pytest.raises(BackendError, match="pip install onnx"):
+        to_engine(graph, engine, AHEAD)
+
+
+@pytest.mark.parametrize(
+    ("graph_name", "flavour", "expected"),
+    [
+        ("none.onnx", "trt", "none.onnx"),
+        ("enet-fp32.onnx", "onnx", "engine 'onnx'"),
+        ("enet-fp32.onnx", "trt-rtx", ""),  # TensorRT-RTX or the GPU is missing
+    ],
+)
+def test_builder_as_a_process_fails_on_one_line(
+    graph: Path, engine: Path, graph_name: str, flavour: str, expected: str
+) -> None:
+    """The last line on stderr is all that `cached_engine` reports."""
+    command = [sys.executable, "-m", BUILDER.__name__, graph.with_name(graph_name), engine, flavour]
+    environment = os.environ | {"CUDA_VISIBLE_DEVICES": ""}
+    done = subprocess.run(command, env=environment, capture_output=True, text=True)
+    assert (done.returncode, done.stdout, done.stderr.count("\n")) == (2, "", 1)
+    assert expected in done.stderr and not engine.parent.exists()
 
 
 def test_place_that_cannot_be_written_is_refused_before_the_build(graph: Path, tmp_path: Path) -> None:
@@ -313,7 +340,7 @@ def test_no_gpu_to_build_for(graph: Path, engine: Path, monkeypatch: pytest.Monk
     monkeypatch.setattr(BUILDER, "find_gpu", no_gpu)
     with pytest.raises(BackendError, match=r"^no NVIDIA driver$"):
         to_engine(graph, engine, BuildOptions("trt"))
-    with pytest.raises(BackendError, match=r"no NVIDIA driver; to build .* --compute-capability 8.6"):
+    with pytest.raises(BackendError, match=r"no NVIDIA driver.*--compute-capability 8\.6"):
         to_engine(graph, engine, BuildOptions("trt-rtx"))
 
 
@@ -321,12 +348,12 @@ def test_no_gpu_to_build_for(graph: Path, engine: Path, monkeypatch: pytest.Monk
     ("options", "message"),
     [
         ({"flavour": "onnx"}, "engine 'onnx', expected one of trt, trt-rtx"),
-        ({"flavour": "trt", "compute_capabilities": ("8.6",)}, "8.6 with engine 'trt', .*only trt-rtx builds ahead"),
-        ({"flavour": "trt-rtx", "version_compatible": True}, "TensorRT-RTX does not make; take engine 'trt'"),
-        ({"flavour": "trt-rtx", "hardware_compatible": True}, "does not make; name every compute capability"),
-        ({"flavour": "trt", "workspace_mb": 0}, "workspace 0 MiB, expected at least 1"),
-        ({"flavour": "trt", "optimization_level": 6}, "optimization level 6, expected 0 to 5"),
-        ({"flavour": "trt", "max_batch": 0}, "batch of at most 0, expected at least 1"),
+        ({"flavour": "trt", "compute_capabilities": ("8.6",)}, "8.6 with engine 'trt'"),
+        ({"flavour": "trt-rtx", "version_compatible": True}, "version-compatible"),
+        ({"flavour": "trt-rtx", "hardware_compatible": True}, "hardware-compatible"),
+        ({"flavour": "trt", "workspace_mb": 0}, "workspace 0 MiB"),
+        ({"flavour": "trt", "optimization_level": 6}, "level 6, expected 0 to 5"),
+        ({"flavour": "trt", "max_batch": 0}, "batch of at most 0"),
     ],
 )
 def test_impossible_options_are_refused(options: dict[str, Any], message: str) -> None:
@@ -525,9 +552,7 @@ def test_hardware_compatible_on_turing(version: str) -> None:
     trt, options = StandIn(version), BuildOptions("trt", hardware_compatible=True)
     turing = Gpu("NVIDIA T4", "7.5")
     if version in ("10.0.1", "10.3.0", "10.7.0"):
-        with pytest.raises(
-            InputError, match=r"on NVIDIA T4, of compute capability 7.5.* or with TensorRT 10.10 or later"
-        ):
+        with pytest.raises(InputError, match=r"NVIDIA T4.* 7\.5.*10\.10"):
             configure(trt, trt.config, options, turing)
     else:
         configure(trt, trt.config, options, turing)
@@ -584,14 +609,14 @@ def test_any_batch_is_up_to_the_largest_and_tuned_for_one(
 @pytest.mark.parametrize(
     ("precision", "inspected", "message"),
     [
-        ("fp16", FLOAT, r"no layer of .* computes in fp16: 100% in fp32; nothing was written"),
-        ("int8", FLOAT, r"no layer of .* computes in int8: 100% in fp32; nothing was written"),
-        ("fp16-int8", FLOAT, r"no layer of .* computes in fp16: 100% in fp32; nothing was written"),
-        ("fp16", ALMOST_FLOAT, r"98% of the layers of .* compute in fp32, expected under half: 98% in fp32, 1% in "),
+        ("fp16", FLOAT, r"no layer of .* computes in fp16: 100% in fp32"),
+        ("int8", FLOAT, r"no layer of .* computes in int8: 100% in fp32"),
+        ("fp16-int8", FLOAT, r"no layer of .* computes in fp16: 100% in fp32"),
+        ("fp16", ALMOST_FLOAT, r"98% of the layers .*: 98% in fp32, 1% in "),
         (
             "fp16-int8",
             ALMOST_FLOAT,
-            r"98% of the layers of .* compute in fp32, expected under half: 98% in fp32, 1% in ",
+            r"98% of the layers .*: 98% in fp32, 1% in ",
         ),
     ],
 )
@@ -627,7 +652,7 @@ def test_engine_that_does_not_load_where_it_was_built(
     install: Callable[..., StandIn], graph: Path, engine: Path
 ) -> None:
     install("rtx", "8.6", loads=False)
-    with pytest.raises(BackendError, match=r"TensorRT rtx does not load the engine on this machine: TensorRT gave no"):
+    with pytest.raises(BackendError, match=r"TensorRT rtx does not load"):
         to_engine(graph, engine, BuildOptions("trt-rtx"))
     assert not engine.parent.exists()
 
@@ -642,9 +667,7 @@ def test_driver_that_tensorrt_cannot_use(
         raise TypeError("pybind11::init(): factory function returned nullptr")
 
     monkeypatch.setattr(trt, "Builder", builder)
-    with pytest.raises(
-        BackendError, match=r"TensorRT 11.1.0 does not start: CUDA initialization failure with error: 35"
-    ):
+    with pytest.raises(BackendError, match=r"TensorRT 11\.1\.0 .*CUDA initialization failure with error: 35"):
         to_engine(graph, engine, BuildOptions("trt"))
 
 

@@ -128,7 +128,7 @@ def batches() -> list[UInt8Array]:
 
 def test_opening_is_what_needs_the_file(make: Callable[[], Runner], tmp_path: Path) -> None:
     runner = type(make())(tmp_path / "none")
-    with pytest.raises(ArtifactError, match="none does not exist; expected a file written by enet-"):
+    with pytest.raises(ArtifactError, match="none does not exist"):
         runner.open()
     runner.close()
 
@@ -149,7 +149,7 @@ def test_open_close_reopen(make: Callable[[], Runner], batches: list[UInt8Array]
         lambda: runner.stream([]),
     ]
     for call in calls:
-        with pytest.raises(BackendError, match=r"is not open; call open\(\), or use it in a with block"):
+        with pytest.raises(BackendError, match=r"is not open"):
             call()
     with runner as again:
         assert again is runner and runner.spec == spec
@@ -246,7 +246,7 @@ def test_out_is_filled_and_returned(runner: Runner, batches: list[UInt8Array]) -
         (np.empty((1, HEIGHT, WIDTH), np.uint8), r"out is uint8 of shape \(1, 96, 128\), expected .* \(2, 96, 128\)"),
         (np.empty((2, HEIGHT, WIDTH, 1), np.uint8), r"out is uint8 of shape \(2, 96, 128, 1\), expected"),
         ([[0]], r"out is a list, expected uint8 of shape \(2, 96, 128\)"),
-        (np.broadcast_to(np.uint8(0), (2, HEIGHT, WIDTH)), "out is strided or read-only, expected a C-contiguous"),
+        (np.broadcast_to(np.uint8(0), (2, HEIGHT, WIDTH)), "out is strided or read-only"),
         (np.empty((2, HEIGHT, 2 * WIDTH), np.uint8)[..., ::2], "out is strided or read-only"),
         (np.frombuffer(bytes(2 * HEIGHT * WIDTH), np.uint8).reshape(2, HEIGHT, WIDTH), "out is strided or read-only"),
     ],
@@ -273,13 +273,13 @@ def test_layout_in_memory_makes_no_difference(runner: Runner, batches: list[UInt
 BAD_FRAMES = [
     (np.zeros((1, HEIGHT, WIDTH, 3), np.float32), "frames is float32 of shape .*, expected uint8 of shape"),
     ([[0]], r"frames is a list, expected uint8 of shape \(N, 96, 128, 3\), BGR"),
-    (np.zeros((HEIGHT, WIDTH, 3), np.uint8), r"shape \(96, 128, 3\), .*; pass frames\[None\], or use segment\(\)"),
+    (np.zeros((HEIGHT, WIDTH, 3), np.uint8), r"shape \(96, 128, 3\), .*frames\[None\]"),
     (np.zeros((HEIGHT, WIDTH), np.uint8), r"shape \(96, 128\), expected"),
     (np.zeros((1, 1, HEIGHT, WIDTH, 3), np.uint8), r"shape \(1, 1, 96, 128, 3\), expected"),
-    (np.zeros((1, 3, HEIGHT, WIDTH), np.uint8), r"shape \(1, 3, 96, 128\), .*; channels come last here"),
+    (np.zeros((1, 3, HEIGHT, WIDTH), np.uint8), r"shape \(1, 3, 96, 128\), .*channels"),
     (np.zeros((1, HEIGHT, WIDTH, 4), np.uint8), r"shape \(1, 96, 128, 4\), expected"),
-    (np.zeros((1, WIDTH, HEIGHT, 3), np.uint8), r"segment\(\) takes any size, or export with --size 128x96"),
-    (np.zeros((0, HEIGHT, WIDTH, 3), np.uint8), "no frame in it, expected at least one"),
+    (np.zeros((1, WIDTH, HEIGHT, 3), np.uint8), r"shape \(1, 128, 96, 3\), .*--size 128x96"),
+    (np.zeros((0, HEIGHT, WIDTH, 3), np.uint8), "no frame"),
 ]
 
 
@@ -314,7 +314,7 @@ def test_fixed_batch(pair_runner: Runner, batches: list[UInt8Array]) -> None:
     for frames in (batches[0][:1], np.concatenate(batches[:2])):
         with pytest.raises(InputError, match=r"expected uint8 of shape \(2, 96, 128, 3\).*--dynamic-batch"):
             pair_runner.infer(frames)
-    with pytest.raises(InputError, match=r"segment takes one image and .* takes 2 at a time; use infer, or"):
+    with pytest.raises(InputError, match=r"takes 2 at a time"):
         pair_runner.segment(batches[0][0])
 
 
@@ -352,10 +352,10 @@ def test_errors_come_out_of_the_stream(runner: Runner, batches: list[UInt8Array]
         list(runner.stream(camera()))
     stream = runner.stream([batches[0], batches[0][0], batches[1]])
     next(stream)
-    with pytest.raises(InputError, match=r"pass frames\[None\]"):
+    with pytest.raises(InputError, match=r"shape \(96, 128, 3\)"):
         next(stream)
     assert list(stream) == []  # it has ended
-    with pytest.raises(InputError, match="depth 0, expected at least 1"):
+    with pytest.raises(InputError, match="depth 0"):
         runner.stream(batches, depth=0)
     runner.infer(batches[0])
 
@@ -395,7 +395,7 @@ def test_segment_resizes_bilinear_in_and_nearest_out(runner: Runner, batches: li
         (np.zeros((50, 70, 4), np.uint8), r"image is uint8 of shape \(50, 70, 4\), expected"),
         (np.zeros((50, 70, 3), np.float32), "image is float32 of shape"),
         (np.zeros((1, 50, 70, 3), np.uint8), r"image is uint8 of shape \(1, 50, 70, 3\)"),
-        (np.zeros((0, 70, 3), np.uint8), r"image has shape \(0, 70, 3\), expected at least one pixel"),
+        (np.zeros((0, 70, 3), np.uint8), r"image has shape \(0, 70, 3\)"),
         (None, "image is a NoneType, expected uint8"),  # what cv2.imread gives for a file that is not there
     ],
 )
@@ -409,7 +409,7 @@ def test_bad_images_are_refused(runner: Runner, image: Any, message: str) -> Non
 
 def test_labels_are_the_largest_logits(runner: Runner, batches: list[UInt8Array]) -> None:
     if not runner.spec.has_logits:
-        with pytest.raises(ArtifactError, match="has no output 'logits'; export it with --logits"):
+        with pytest.raises(ArtifactError, match=r"'logits'.*--logits"):
             runner.logits(batches[0])
         return
     logits = runner.logits(batches[0])
@@ -437,16 +437,16 @@ def test_backends_agree(runner: Runner, weights: Path, batches: list[UInt8Array]
 def test_profile_names_the_operations_or_says_that_it_cannot(runner: Runner, batches: list[UInt8Array]) -> None:
     labels = runner.infer(batches[0])
     if runner.backend in ("fake", "torch"):
-        with pytest.raises(BackendError, match=f"the backend {runner.backend} does not tell the times"):
+        with pytest.raises(BackendError, match=f"the backend {runner.backend} "):
             runner.profile(batches[0])
     elif (runner.backend, runner.device) == ("ort", "cuda"):
-        with pytest.raises(BackendError, match="tells when operations were started on cuda, not how long they took"):
+        with pytest.raises(BackendError, match="started on cuda"):
             runner.profile(batches[0])
     else:
         operations = runner.profile(batches[0], calls=2)
         assert operations and all(operation.ms > 0 for operation in operations)
         assert "initial.conv/Conv" in {name for o in operations for name in o.names}
-        with pytest.raises(InputError, match="calls 0, expected at least 1"):
+        with pytest.raises(InputError, match="calls 0"):
             runner.profile(batches[0], calls=0)
     assert (runner.infer(batches[0]) == labels).all()
 
@@ -463,15 +463,15 @@ def test_open_runner_chooses_by_suffix(exported: Path, weights: Path) -> None:
 @pytest.mark.parametrize(
     ("artifact", "options", "error", "message"),
     [
-        ("exported", {"backend": "tflite"}, InputError, "backend 'tflite', expected one of torch, ort"),
+        ("exported", {"backend": "tflite"}, InputError, "backend 'tflite'.*torch, ort"),
         ("exported", {"backend": "torch"}, InputError, r"onnx for backend 'torch', expected a \.safetensors file"),
         ("weights", {"backend": "ort"}, InputError, r"safetensors for backend 'ort', expected a \.onnx file"),
         ("weights", {"backend": "openvino"}, InputError, r"safetensors for backend 'openvino', expected a \.onnx file"),
         ("exported", {"speed": 9}, InputError, r"options \['speed'\] for backend 'ort': .*speed"),
         ("weights", {"threads": 1}, InputError, r"options \['threads'\] for backend 'torch'"),
-        ("weights", {"size": (90, 128)}, InputError, "size 90x128, expected .* divisible by 8; the nearest is 88x128"),
-        ("exported", {"device": "tpu"}, BackendError, "device 'tpu' for onnxruntime, expected cpu, cuda or cuda:N"),
-        ("weights", {"device": "tpu"}, BackendError, "device 'tpu' for torch, expected cpu, cuda or cuda:N"),
+        ("weights", {"size": (90, 128)}, InputError, "size 90x128.*88x128"),
+        ("exported", {"device": "tpu"}, BackendError, "device 'tpu' for onnxruntime"),
+        ("weights", {"device": "tpu"}, BackendError, "device 'tpu' for torch"),
     ],
 )
 def test_open_runner_refuses(
@@ -493,7 +493,7 @@ def test_unknown_suffix_is_refused(tmp_path: Path) -> None:
 def test_cuda_is_refused_where_there_is_none(weights: Path, exported: Path) -> None:
     if pytest.importorskip("torch").cuda.is_available():
         pytest.skip("a CUDA device is there")
-    with pytest.raises(BackendError, match=r"device 'cuda', but torch .* sees 0 CUDA devices; use cpu"):
+    with pytest.raises(BackendError, match=r"device 'cuda'.* 0 CUDA devices"):
         open_runner(weights, device="cuda")
     if "CUDAExecutionProvider" not in pytest.importorskip("onnxruntime").get_available_providers():
         with pytest.raises(BackendError, match=r"device 'cuda' needs onnxruntime's CUDAExecutionProvider; .*\[gpu\]"):
@@ -541,15 +541,15 @@ OURS = Metadata(CAMVID, (0, 0, 0), (1, 1, 1), SIZE).to_text()
 @pytest.mark.parametrize(
     ("metadata", "message"),
     [
-        (None, "carries no 'enet_deploy' metadata .*; expected a file written by enet-train or enet-export"),
+        (None, "no 'enet_deploy' metadata"),
         (
             OURS,
-            r"has the inputs and outputs \{'x': \('float32', .*expected \{'frames': \('uint8', .*96, 128, 3\]\), 'lab",
+            r"\{'x': \('float32', .*expected \{'frames': \('uint8', .*96, 128, 3\]\), 'lab",
         ),
-        ("{", "has damaged 'enet_deploy' metadata: JSONDecodeError.*; export it again"),
-        ("[]", "has damaged 'enet_deploy' metadata: TypeError"),
-        (OURS.replace('"schema": 1', '"schema": 99'), "has metadata of schema 99, expected 1; make it again"),
-        (OURS.replace('"size": [96, 128]', '"size": [96]'), "has damaged 'enet_deploy' metadata: IndexError"),
+        ("{", "'enet_deploy' metadata: JSONDecodeError"),
+        ("[]", "'enet_deploy' metadata: TypeError"),
+        (OURS.replace('"schema": 1', '"schema": 99'), "schema 99, expected 1"),
+        (OURS.replace('"size": [96, 128]', '"size": [96]'), "'enet_deploy' metadata: IndexError"),
     ],
 )
 @pytest.mark.parametrize("runner_class", [OrtRunner, OpenVinoRunner])
@@ -587,4 +587,4 @@ def test_both_onnxruntime_packages_are_said(
     )
     with open_runner(exported):
         pass
-    assert "onnxruntime 1.1 and onnxruntime-gpu 1.2 are both installed" in caplog.text
+    assert "onnxruntime 1.1 and onnxruntime-gpu 1.2" in caplog.text

@@ -161,8 +161,8 @@ def test_fixed_batch(gpu: Gpu, exported: Path, tmp_path: Path, batches: list[UIn
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"version": "10.12.0.36"}, r"is of TensorRT 10\.12\.0\.36, and 10\.13\.3\.9 is installed"),
-        ({"version": "11.4", "version_compatible": True}, r"is of TensorRT 11\.4, and 10\.13\.3\.9 is installed"),
+        ({"version": "10.12.0.36"}, r".* 10\.12\.0\.36, and 10\.13\.3\.9 "),
+        ({"version": "11.4", "version_compatible": True}, r".* 11\.4, and 10\.13\.3\.9 "),
         (
             {"compute_capabilities": ("8.9", "12.0")},
             r"is for compute capability 8\.9, 12\.0, and this is NVIDIA Stand-In 3060 \(compute capability 8\.6\)",
@@ -206,7 +206,7 @@ def test_a_precision_that_is_not_there_is_an_error(
         with open_runner(engine) as runner:
             assert runner.spec.precision == precision
     else:
-        with pytest.raises(ArtifactError, match=f"in {precision}, and none of its layers computes in {missing}, but"):
+        with pytest.raises(ArtifactError, match=rf"enet\.engine .* in {precision}, .* in {missing}"):
             open_runner(engine)
 
 
@@ -225,9 +225,9 @@ def card_of_another(engine: Path) -> None:
 @pytest.mark.parametrize(
     ("damage", "message"),
     [
-        (without_card, r"has no enet\.engine\.json beside it"),
-        (cut_short, r"is not the file that enet\.engine\.json describes"),
-        (card_of_another, r"is not the file that enet\.engine\.json describes"),
+        (without_card, r"enet\.engine\.json"),
+        (cut_short, r"enet\.engine .*enet\.engine\.json .*SHA-256"),
+        (card_of_another, r"enet\.engine .*enet\.engine\.json .*SHA-256"),
     ],
 )
 def test_damaged_engines_are_not_loaded(gpu: Gpu, engine: Path, damage: Callable[[Path], None], message: str) -> None:
@@ -264,7 +264,7 @@ def test_engines_of_other_networks_are_refused(gpu: Gpu, exported: Path, tmp_pat
     for node in model.graph.node:
         node.output[:] = ["classes" if name == "labels" else name for name in node.output]
     onnx.save(model, path)
-    with pytest.raises(ArtifactError, match=r"has the inputs and outputs .*'classes'.*, expected .*'labels'"):
+    with pytest.raises(ArtifactError, match=r".*'classes'.*, expected .*'labels'"):
         open_runner(write_engine(path, tmp_path / "other.engine"))
 
 
@@ -273,14 +273,14 @@ def test_engines_of_other_networks_are_refused(gpu: Gpu, exported: Path, tmp_pat
 
 @pytest.mark.parametrize("package", ["none"])
 def test_no_package_to_reach_cuda(gpu: Gpu, engine: Path) -> None:
-    with pytest.raises(BackendError, match="no package to reach CUDA is installed; pip install cuda-bindings, or pyc"):
+    with pytest.raises(BackendError, match="pip install cuda-bindings"):
         open_runner(engine)
 
 
 @pytest.mark.parametrize("package", ["cuda-bindings", "pycuda"])
 def test_no_gpu(gpu: Gpu, engine: Path) -> None:
     assert (find_gpu().name, find_gpu().compute_capability) == (standin.NAME, "8.6")
-    with pytest.raises(BackendError, match=r"device 'cuda:3', but CUDA sees 1 GPU, cuda:0 the first; check nvidia-smi"):
+    with pytest.raises(BackendError, match=r"device 'cuda:3'.* 1 GPU"):
         open_runner(engine, device="cuda:3")
     gpu.count = 0
     with pytest.raises(BackendError, match=r"but CUDA sees no GPU|no NVIDIA driver .*no CUDA-capable device"):
@@ -292,7 +292,7 @@ def test_no_driver(gpu: Gpu, engine: Path, monkeypatch: pytest.MonkeyPatch) -> N
         raise RuntimeError('"cuda" is an NVIDIA driver\nlibrary')
 
     monkeypatch.setattr(sys.modules["cuda.bindings.driver"], "cuInit", missing)
-    with pytest.raises(BackendError, match=r"^no NVIDIA driver to be used: libcuda is not found; install or update"):
+    with pytest.raises(BackendError, match=r"^no NVIDIA driver .*libcuda"):
         open_runner(engine)
 
 
@@ -304,19 +304,19 @@ def test_no_tensorrt(gpu: Gpu, engine: Path, monkeypatch: pytest.MonkeyPatch) ->
 
 @pytest.mark.parametrize("device", ["cpu", "cuda:-1", "gpu"])
 def test_other_devices_are_refused(gpu: Gpu, engine: Path, device: str) -> None:
-    with pytest.raises(BackendError, match=f"device '{device}' for TensorRT, expected cuda or cuda:N; for the CPU"):
+    with pytest.raises(BackendError, match=f"device '{device}' for TensorRT"):
         open_runner(engine, device=device)
 
 
 @pytest.mark.parametrize(
     ("package", "call", "message"),
     [
-        ("cuda-bindings", "cuDevicePrimaryCtxRetain", "CUDA: cuDevicePrimaryCtxRetain failed with CUDA_ERROR_OUT_OF_M"),
-        ("cuda-bindings", "cuStreamCreate", "CUDA: cuStreamCreate failed with CUDA_ERROR_OUT_OF_MEMORY; free memory"),
-        ("cuda-bindings", "cuMemAlloc", "CUDA: cuMemAlloc failed with CUDA_ERROR_OUT_OF_MEMORY; free memory"),
-        ("cuda-bindings", "cuMemHostAlloc", "CUDA: cuMemHostAlloc failed with CUDA_ERROR_OUT_OF_MEMORY; free"),
-        ("cuda-bindings", "create_execution_context", "refuses another execution context: CUDA_ERROR_OUT_OF_MEMORY"),
-        ("pycuda", "cuMemAlloc", "CUDA: cuMemAlloc failed: out of memory; free memory of the GPU, or take fewer"),
+        ("cuda-bindings", "cuDevicePrimaryCtxRetain", "cuDevicePrimaryCtxRetain .*CUDA_ERROR_OUT_OF_MEMORY"),
+        ("cuda-bindings", "cuStreamCreate", "cuStreamCreate .*CUDA_ERROR_OUT_OF_MEMORY; "),
+        ("cuda-bindings", "cuMemAlloc", "cuMemAlloc .*CUDA_ERROR_OUT_OF_MEMORY; "),
+        ("cuda-bindings", "cuMemHostAlloc", "cuMemHostAlloc .*CUDA_ERROR_OUT_OF_MEMORY; "),
+        ("cuda-bindings", "create_execution_context", "execution context: CUDA_ERROR_OUT_OF_MEMORY"),
+        ("pycuda", "cuMemAlloc", "cuMemAlloc .*out of memory; "),
     ],
 )
 def test_an_open_that_fails_leaves_nothing(gpu: Gpu, engine: Path, call: str, message: str) -> None:
@@ -328,9 +328,9 @@ def test_an_open_that_fails_leaves_nothing(gpu: Gpu, engine: Path, call: str, me
 @pytest.mark.parametrize(
     ("call", "error", "message"),
     [
-        ("cuMemcpyHtoDAsync", "CUDA_ERROR_LAUNCH_FAILED", "CUDA: cuMemcpyHtoDAsync failed with CUDA_ERROR_LAUNCH_FAIL"),
-        ("cuStreamSynchronize", "CUDA_ERROR_LAUNCH_FAILED", "CUDA: cuStreamSynchronize failed with CUDA_ERROR_LAUNCH"),
-        ("execute_async_v3", "no\nluck", r"TensorRT 10\.13\.3\.9 refuses the run: no luck"),
+        ("cuMemcpyHtoDAsync", "CUDA_ERROR_LAUNCH_FAILED", "cuMemcpyHtoDAsync .*CUDA_ERROR_LAUNCH_FAILED"),
+        ("cuStreamSynchronize", "CUDA_ERROR_LAUNCH_FAILED", "cuStreamSynchronize .*CUDA_ERROR_LAUNCH_FAILED"),
+        ("execute_async_v3", "no\nluck", r"TensorRT 10\.13\.3\.9 .*no luck"),
     ],
 )
 def test_a_run_that_fails_does_not_spoil_the_next(
@@ -398,7 +398,7 @@ def test_a_stream_does_not_outlive_a_close(gpu: Gpu, engine: Path, batches: list
     stream = runner.stream(batches)
     next(stream)
     runner.close()
-    with runner, pytest.raises(BackendError, match=r"enet\.engine was closed under its stream; start another"):
+    with runner, pytest.raises(BackendError, match=r"enet\.engine was closed"):
         list(stream)
 
 
@@ -454,9 +454,7 @@ def test_without_graphs(gpu: Gpu, engine: Path, batches: list[UInt8Array], graph
 
 @pytest.mark.parametrize("package", ["pycuda"])
 def test_graphs_that_cannot_be_had_are_an_error(gpu: Gpu, engine: Path) -> None:
-    with pytest.raises(
-        BackendError, match=r"CUDA graphs, which pycuda 2026\.1 does not have; pip install cuda-bindings"
-    ):
+    with pytest.raises(BackendError, match=r"pycuda 2026\.1 .*cuda-bindings"):
         open_runner(engine, cuda_graphs=True)
 
 
@@ -474,7 +472,7 @@ def test_a_capture_that_fails_is_an_error(
         runner.infer(batches[0])
         with (
             failing(gpu, call, "CUDA_ERROR_STREAM_CAPTURE_INVALIDATED"),
-            pytest.raises(BackendError, match=f"no CUDA graph could be captured: CUDA: {why}; open with cuda_graphs=F"),
+            pytest.raises(BackendError, match=f"{why}; .*cuda_graphs=False"),
         ):
             runner.infer(batches[0])
         runner.infer(batches[0])
@@ -574,13 +572,13 @@ def test_torchs_current_stream_comes_first(
     ("array", "changes", "message"),
     [
         (np.zeros((1, *SIZE, 3), np.int16), {}, r"frames is int16 of shape \(1, 96, 128, 3\), expected uint8 of shape"),
-        (np.zeros((*SIZE, 3), np.uint8), {}, r"shape \(96, 128, 3\), .*; pass frames\[None\], or use segment\(\)"),
+        (np.zeros((*SIZE, 3), np.uint8), {}, r"shape \(96, 128, 3\), .*frames\[None\]"),
         (np.zeros((1, 3, *SIZE), np.uint8), {}, "; channels come last here"),
         (np.zeros((1, 64, 64, 3), np.uint8), {}, "export with --size 64x64"),
         (np.zeros((1, *SIZE, 3), np.uint8), {"strides": (9, 6, 3, 1)}, "frames is strided in GPU memory, expected C-"),
-        (np.zeros((1, *SIZE, 3), np.uint8), {"typestr": "xx"}, "frames is of type 'xx', expected one that numpy has"),
-        (np.zeros((1, *SIZE, 3), np.uint8), {"mask": object()}, "frames has a mask, expected an array without one"),
-        (np.zeros((1, *SIZE, 3), np.uint8), {"data": (4096, False)}, "frames is not in the memory of cuda:0; copy it"),
+        (np.zeros((1, *SIZE, 3), np.uint8), {"typestr": "xx"}, "frames is of type 'xx'"),
+        (np.zeros((1, *SIZE, 3), np.uint8), {"mask": object()}, "frames has a mask"),
+        (np.zeros((1, *SIZE, 3), np.uint8), {"data": (4096, False)}, "frames is not in the memory of cuda:0"),
     ],
 )
 def test_bad_frames_on_the_gpu_are_refused(
@@ -595,7 +593,7 @@ def test_bad_frames_on_the_gpu_are_refused(
     [
         (np.zeros((2, *SIZE), np.int64), {}, r"out is int64 of shape \(2, 96, 128\), expected uint8 of shape"),
         (np.zeros((1, *SIZE), np.uint8), {}, r"out is uint8 of shape \(1, 96, 128\), expected .* \(2, 96, 128\)"),
-        (np.zeros((2, *SIZE), np.uint8), {"data": (4096, True)}, "out is read-only, expected a writable array"),
+        (np.zeros((2, *SIZE), np.uint8), {"data": (4096, True)}, "out is read-only"),
         (np.zeros((2, *SIZE), np.uint8), {"data": (4096, False)}, "out is not in the memory of cuda:0"),
     ],
 )
@@ -759,7 +757,7 @@ def test_rtx_is_profiled_without_its_graphs(gpu: Gpu, exported: Path, tmp_path: 
 
 def test_rtx_engines_of_another_machine_are_refused(gpu: Gpu, exported: Path, tmp_path: Path) -> None:
     path = write_engine(exported, tmp_path / "enet-rtx.engine", "trt-rtx", version="1.6.0.1")
-    with pytest.raises(ArtifactError, match=r"is of TensorRT-RTX 1\.6\.0\.1, and 1\.7\.1\.116 is .* --engine trt-rtx"):
+    with pytest.raises(ArtifactError, match=r"TensorRT-RTX 1\.6\.0\.1, and 1\.7\.1\.116 .* --engine trt-rtx"):
         open_runner(path)
 
 
@@ -768,7 +766,7 @@ def test_rtx_engines_are_taken_where_tensorrt_rtx_says_so(
     gpu: Gpu, exported: Path, tmp_path: Path, validity: str
 ) -> None:
     path = write_engine(exported, tmp_path / "enet-rtx.engine", "trt-rtx", compute_capabilities=("8.0",))
-    with pytest.raises(ArtifactError, match=r"is for compute capability 8\.0, and this is .* --engine trt-rtx"):
+    with pytest.raises(ArtifactError, match=r"8\.0, .* --engine trt-rtx"):
         open_runner(path)
     gpu.validity = validity
     open_runner(path).close()

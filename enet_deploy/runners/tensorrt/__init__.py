@@ -1,1 +1,1 @@
-"""TensorRT: engines built, loaded and run; CUDA beneath."""
+"""TensorRT: build, load and run engines, on top of CUDA. Version differences are in `library`."""

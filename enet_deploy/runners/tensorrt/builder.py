@@ -1,7 +1,7 @@
-"""ONNX -> TensorRT engine with the card beside it: one builder for TensorRT 10, TensorRT 11 and TensorRT-RTX.
+"""ONNX -> TensorRT engine with its card: one builder for TensorRT 10, TensorRT 11 and TensorRT-RTX.
 
-The precision is the graph's: the network is strongly typed everywhere, and no builder flag changes a type. Needs no
-PyTorch and no onnx, so that a robot can build for its own GPU.
+The engine has the precision of the graph: the network is strongly typed, and no builder flag changes a type. Needs
+TensorRT and onnx but no PyTorch, so a robot can build for its own GPU.
 """
 
 from __future__ import annotations
@@ -19,35 +19,51 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from ...artifacts import METADATA_KEY, Metadata
+from ...artifacts import Metadata, graph_metadata
 from ...console import printable
 from ...errors import ArtifactError, BackendError, EnetError, InputError, ParityError
 from ...files import atomic_write, file_lock, require_writable
+from ..graph import reading_text
 from .card import EngineCard
 from .cuda import Gpu, find_gpu
-from .library import FLAVOURS, cache_folder, import_tensorrt, load_engine, make_logger, rtx_capabilities, start
+from .library import (
+    FLAVOURS,
+    cache_folder,
+    hardware_level,
+    import_tensorrt,
+    load_engine,
+    make_logger,
+    rtx_capabilities,
+    start,
+    tensor_type,
+)
 
-Progress = Callable[[str, float], None]  # takes what is being done, and the share of the build that is done
+if TYPE_CHECKING:
+    import onnx
+    from google.protobuf.message import Message
+
+Progress = Callable[[str, float], None]  # called with the name of the phase and the finished share in [0, 1]
 
 
 @dataclass(frozen=True)
 class BuildOptions:
-    """What to build, and how hard to try.
+    """Options of a build.
 
     Attributes:
         flavour: "trt" for the GPU in this machine, "trt-rtx" for any GPU of the RTX line.
-        compute_capabilities: that trt-rtx builds for ahead of time, such as "8.6"; none for the GPU in this machine.
-        version_compatible: whether later versions of TensorRT may load the engine (trt).
-        hardware_compatible: whether other GPUs, Ampere and later, may load the engine (trt).
-        workspace_mb: memory that a layer may use to compute, in MiB; by default all of the GPU's.
-        optimization_level: 0, fast to build, to 5, fast to run; by default TensorRT's own, 3.
-        max_batch: the most frames per call of a graph that takes any number; tuned for one.
-        timing_cache: folder that keeps what the GPU was measured to do, so that the next build is faster; None for
-            no such file. TensorRT-RTX measures nothing while it builds.
+        compute_capabilities: GPUs that trt-rtx builds for ahead of time, such as "8.6"; empty for the GPU in this
+            machine.
+        version_compatible: later versions of TensorRT may load the engine (trt only).
+        hardware_compatible: other GPUs, Ampere and later, may load the engine (trt only).
+        workspace_mb: scratch memory that a layer may use, in MiB; by default all memory of the GPU.
+        optimization_level: 0 (fast to build) to 5 (fast to run); by default TensorRT's own default, 3.
+        max_batch: the most frames per call of a graph with a dynamic batch. The engine is tuned for one frame.
+        timing_cache: folder for kernel timings, which make the next build faster; None for no file. TensorRT-RTX
+            measures nothing while it builds.
 
-    Raises InputError where a value is impossible, or the flavour does not have the option.
+    Raises InputError if a value is impossible, or if the flavour does not have the option.
     """
 
     flavour: str
@@ -84,13 +100,15 @@ class BuildOptions:
 
 @dataclass(frozen=True)
 class Build:
-    """What was built.
+    """The result of a build.
 
     Attributes:
-        bytes: the engine's size.
-        seconds: what building took.
-        inspected: whether the inspector was asked, which needs a GPU that the engine is for. Where it was, and the
-            card has no precision_shares, it told no types.
+        path: the engine.
+        card: its card.
+        bytes: size of the engine.
+        seconds: duration of the build.
+        inspected: whether the engine was inspected, which needs a GPU that it is built for. If it was and the card
+            has no precision_shares, then the inspector reported no types.
     """
 
     path: Path
@@ -103,18 +121,19 @@ class Build:
 def to_engine(
     onnx_path: str | Path, path: str | Path, options: BuildOptions, progress: Progress | None = None
 ) -> Build:
-    """Build an engine from a graph that enet-export wrote; it and its card appear whole, or not at all.
+    """Build an engine from a graph that enet-export wrote. Engine and card are written atomically.
 
     Args:
-        onnx_path: the graph. Its precision is the engine's.
-        path: the engine to write; the card lies beside it, see EngineCard.path.
-        progress: called with what TensorRT is doing and the share in [0, 1] that is done; by default a bar on a
-            terminal's stderr.
+        onnx_path: the graph. The engine gets its precision.
+        path: the engine to write. Its card is written beside it, see EngineCard.path.
+        progress: called during the build; by default a progress bar is shown if stderr is a terminal.
 
-    Raises ArtifactError for a file that is no such graph or that TensorRT refuses, InputError for a compute
-    capability that TensorRT does not know, BackendError where TensorRT or a GPU that it builds for cannot be had or
-    the build fails, ParityError where the engine computes in other precisions than the graph asks for,
-    KeyboardInterrupt for Ctrl-C; then nothing is written.
+    Nothing is written if it raises:
+        ArtifactError: the file is no such graph, or TensorRT refuses it.
+        InputError: TensorRT does not know a compute capability.
+        BackendError: onnx, TensorRT or a suitable GPU is not available, or the build fails.
+        ParityError: the engine computes in other precisions than the graph asks for.
+        KeyboardInterrupt: Ctrl-C was pressed.
     """
     require_writable(path)
     require_writable(EngineCard.path(path))
@@ -144,8 +163,8 @@ def to_engine(
     )
     folder = Path(path).resolve().parent
     folder.mkdir(parents=True, exist_ok=True)
-    # The card takes its place first: should the engine then fail to, the card refuses what it does not describe.
-    # Locked: of two exports to one name, one could leave its card and the other its engine
+    # The card is written first: if writing the engine then fails, the card refuses the old engine. Locked, because of
+    # two builds of the same file one could leave its card and the other its engine.
     with file_lock(folder), atomic_write(path) as temporary:
         temporary.write_bytes(engine)
         card.write(path)
@@ -153,7 +172,7 @@ def to_engine(
 
 
 def require_buildable(options: BuildOptions) -> None:
-    """Raise what `to_engine` would where TensorRT, the GPU or a compute capability is missing: before a long export."""
+    """Raise as `to_engine` if TensorRT, the GPU or a compute capability is missing. Call it before a long export."""
     _machine(import_tensorrt(options.flavour), options)
 
 
@@ -161,103 +180,70 @@ def require_buildable(options: BuildOptions) -> None:
 
 
 def read_graph(path: Path) -> tuple[bytes, Metadata]:
-    """An ONNX file and what it says about itself.
+    """Return the bytes of an exported ONNX file, and its metadata.
 
-    Raises ArtifactError where it is none of ours, or laid out for another backend.
+    Raises ArtifactError if the file is missing, damaged, foreign, refers to other files, or is laid out for ONNX
+    Runtime; BackendError if the package onnx is not installed.
     """
     try:
-        model = path.read_bytes()
+        content = path.read_bytes()
     except OSError as error:
         raise ArtifactError(f"{path} cannot be read ({error.strerror}); expected a graph of enet-export") from None
-    try:
-        properties = _metadata_props(model)
-        external = _has_external_data(memoryview(model), "model")
-    except (ValueError, RecursionError):
-        raise ArtifactError(f"{path} is no ONNX file, or damaged; export it again with enet-export") from None
-    if external:  # TensorRT would open whatever files it names
+    model = _parse(content, path)
+    if _names_other_files(model):  # TensorRT would open them, wherever they are
         raise ArtifactError(f"{path} names other files for its weights, expected them inside it; export it again")
-    metadata = Metadata.from_text(properties.get(METADATA_KEY), path)
-    calibration = metadata.details.get("calibration")
-    if isinstance(calibration, dict) and calibration.get("target") == "ort":
+    with reading_text(path):
+        metadata = graph_metadata(model, path)
+    if metadata.qdq_layout == "ort":
         raise ArtifactError(
             f"{path} is laid out for ONNX Runtime, whose uint8 activations and int32 biases TensorRT refuses; "
             "export it without --target ort"
         )
-    return model, metadata
+    return content, metadata
 
 
-def _metadata_props(model: bytes) -> dict[str, str]:
-    """ModelProto.metadata_props, read without the onnx package. Raises ValueError where `model` has no graph."""
-    fields = list(_fields(memoryview(model)))
-    if 7 not in (number for number, _ in fields):  # ModelProto.graph
-        raise ValueError("no graph")
-    entries = [dict(_fields(content)) for number, content in fields if number == 14]  # of StringStringEntryProto
-    return {str(entry.get(1, b""), "utf-8"): str(entry.get(2, b""), "utf-8") for entry in entries}
+def _parse(content: bytes, path: Path) -> onnx.ModelProto:
+    try:
+        import onnx
+        from google.protobuf.message import DecodeError
+    except ModuleNotFoundError:
+        raise BackendError("the package 'onnx' is not installed; pip install onnx") from None
+    with contextlib.suppress(DecodeError):
+        model = onnx.load_model_from_string(content)
+        if model.HasField("graph"):
+            return model
+    raise ArtifactError(f"{path} is no ONNX file, or damaged; export it again with enet-export")
 
 
-# Message of an ONNX file -> number of a field -> the message in it; all the ways that lead to tensors
-_INSIDE: dict[str, dict[int, str]] = {
-    "model": {7: "graph", 25: "function"},
-    "graph": {1: "node", 5: "tensor", 15: "sparse tensor"},
-    "function": {7: "node", 11: "attribute"},
-    "node": {5: "attribute"},
-    "attribute": {5: "tensor", 6: "graph", 10: "tensor", 11: "graph", 22: "sparse tensor", 23: "sparse tensor"},
-    "sparse tensor": {1: "tensor", 2: "tensor"},
-}
-_EXTERNAL_DATA = 13  # field of a tensor
+def _names_other_files(message: Message) -> bool:
+    """Return whether a tensor at any depth of an ONNX message has external data.
 
+    onnx's own `load_external_data_for_model` misses sparse tensors, so this visits every field: initializers,
+    attributes, subgraphs, functions, and what later versions of ONNX add.
+    """
+    from google.protobuf.message import Message
+    from onnx import TensorProto
+    from onnx.external_data_helper import uses_external_data
 
-def _has_external_data(message: memoryview, kind: str) -> bool:
-    """Whether any tensor in a message of an ONNX file is said to lie in another file. Raises ValueError."""
-    if kind == "tensor":
-        return any(number == _EXTERNAL_DATA for number, _ in _fields(message))
-    inside = _INSIDE[kind]
-    return any(_has_external_data(content, inside[number]) for number, content in _fields(message) if number in inside)
-
-
-def _fields(message: memoryview) -> Iterator[tuple[int, memoryview]]:
-    """Number and content of a protobuf message's fields that are strings, bytes or messages; numbers are passed."""
-    at = 0
-    while at < len(message):
-        key, at = _varint(message, at)
-        kind = key & 7
-        if kind == 0:
-            _, at = _varint(message, at)
-        elif kind == 2:
-            length, at = _varint(message, at)
-            yield key >> 3, message[at : at + length]
-            at += length
-        elif kind in (1, 5):
-            at += 8 if kind == 1 else 4
-        else:
-            raise ValueError(f"kind {kind}")
-    if at > len(message):
-        raise ValueError("cut short")
-
-
-def _varint(message: memoryview, at: int) -> tuple[int, int]:
-    """The number at `at`, seven bits to a byte with the low ones first, and where it ends."""
-    value = 0
-    for shift in range(0, 64, 7):
-        if at >= len(message):
-            raise ValueError("cut short")
-        byte = message[at]
-        at += 1
-        value |= (byte & 0x7F) << shift
-        if byte < 0x80:
-            return value, at
-    raise ValueError("a number of more than 64 bits")
+    if isinstance(message, TensorProto):
+        return bool(message.external_data) or uses_external_data(message)
+    for descriptor, value in message.ListFields():
+        if descriptor.message_type:
+            messages = [value] if isinstance(value, Message) else value
+            if any(_names_other_files(inner) for inner in messages):
+                return True
+    return False
 
 
 # --- the build ---------------------------------------------------------------------------------------------------
 
 
 def _machine(trt: Any, options: BuildOptions) -> tuple[Gpu | None, tuple[str, ...]]:
-    """The GPU in this machine, None where there is none and none is needed, and what is to be built for.
+    """Return the GPU in this machine (None if none is needed and found), and the compute capabilities to build for.
 
-    Raises InputError for a compute capability, BackendError for a GPU, that TensorRT-RTX does not build for.
+    Raises InputError for a compute capability, BackendError for a GPU, that TensorRT-RTX does not support.
     """
-    gpu, capabilities = _asked_for(options)
+    gpu, capabilities = _targeted(options)
     known = rtx_capabilities(trt) if options.flavour == "trt-rtx" else capabilities
     unknown = [capability for capability in capabilities if capability not in known]
     if unknown:
@@ -271,8 +257,8 @@ def _machine(trt: Any, options: BuildOptions) -> tuple[Gpu | None, tuple[str, ..
     return gpu, capabilities
 
 
-def _asked_for(options: BuildOptions) -> tuple[Gpu | None, tuple[str, ...]]:
-    """The same, whether TensorRT builds for it or not."""
+def _targeted(options: BuildOptions) -> tuple[Gpu | None, tuple[str, ...]]:
+    """Return the same as `_machine`, without a check that TensorRT supports it."""
     named = tuple(dict.fromkeys(options.compute_capabilities))
     try:
         gpu = find_gpu()
@@ -288,7 +274,7 @@ def _asked_for(options: BuildOptions) -> tuple[Gpu | None, tuple[str, ...]]:
 
 
 def _build(trt: Any, model: bytes, source: str, options: BuildOptions, gpu: Gpu | None, progress: Progress) -> bytes:
-    """The serialised engine of a serialised graph; `source` names the graph in errors."""
+    """Build the serialised engine of a serialised graph. Errors name the graph `source`."""
     logger = make_logger(trt)
     builder = start(trt, "Builder")
     network = builder.create_network(1 << int(trt.NetworkDefinitionCreationFlag.STRONGLY_TYPED))
@@ -299,7 +285,7 @@ def _build(trt: Any, model: bytes, source: str, options: BuildOptions, gpu: Gpu 
     configure(trt, config, options, gpu)
     _add_profile(builder, network, config, options.max_batch)
     with _timing_cache(trt, config, options, gpu), _cancelled_by_ctrl_c() as cancelled:
-        monitor = _make_monitor(trt, cancelled, progress)  # has to outlive the build
+        monitor = _make_monitor(trt, cancelled, progress)  # must outlive the build
         config.progress_monitor = monitor
         engine = builder.build_serialized_network(network, config)
     if cancelled.is_set():
@@ -310,12 +296,9 @@ def _build(trt: Any, model: bytes, source: str, options: BuildOptions, gpu: Gpu 
 
 
 def configure(trt: Any, config: Any, options: BuildOptions, gpu: Gpu | None) -> None:
-    """Set the options. All that versions and flavours of TensorRT do not share is in this function.
-
-    A version is asked whether it has a thing, never which version it is. Raises InputError where it has not.
-    """
-    config.profiling_verbosity = trt.ProfilingVerbosity.DETAILED  # else the inspector tells no types
-    config.clear_flag(trt.BuilderFlag.TF32)  # on by default; but fp32 is what was asked for, and fp16 is faster
+    """Set the options of an IBuilderConfig. Raises InputError if this TensorRT does not have one."""
+    config.profiling_verbosity = trt.ProfilingVerbosity.DETAILED  # else the inspector reports no types
+    config.clear_flag(trt.BuilderFlag.TF32)  # on by default, but the graph asks for fp32
     if options.workspace_mb is not None:
         config.set_memory_pool_limit(trt.MemoryPoolType.WORKSPACE, options.workspace_mb << 20)
     if options.optimization_level is not None:
@@ -323,16 +306,7 @@ def configure(trt: Any, config: Any, options: BuildOptions, gpu: Gpu | None) -> 
     if options.version_compatible:
         config.set_flag(trt.BuilderFlag.VERSION_COMPATIBLE)
     if options.hardware_compatible:
-        levels = trt.HardwareCompatibilityLevel
-        if gpu is None or int(gpu.compute_capability.split(".")[0]) >= 8:
-            config.hardware_compatibility_level = levels.AMPERE_PLUS
-        elif hasattr(levels, "SAME_COMPUTE_CAPABILITY"):  # TensorRT 10.10
-            config.hardware_compatibility_level = levels.SAME_COMPUTE_CAPABILITY
-        else:
-            raise InputError(
-                f"a hardware-compatible engine on {gpu.name}, of compute capability {gpu.compute_capability}: TensorRT "
-                f"{trt.__version__} makes them from 8.0; build without, or with TensorRT 10.10 or later"
-            )
+        config.hardware_compatibility_level = hardware_level(trt, gpu)
     if options.flavour == "trt-rtx":
         targets = _targets(trt, options.compute_capabilities)
         config.num_compute_capabilities = len(targets)
@@ -341,13 +315,13 @@ def configure(trt: Any, config: Any, options: BuildOptions, gpu: Gpu | None) -> 
 
 
 def _targets(trt: Any, capabilities: tuple[str, ...]) -> list[Any]:
-    """Members of trt.ComputeCapability: SM86 for "8.6", CURRENT for none."""
+    """Return members of trt.ComputeCapability: SM86 for "8.6", CURRENT if none is named."""
     known = rtx_capabilities(trt)
     return [known[capability] for capability in dict.fromkeys(capabilities)] or [trt.ComputeCapability.CURRENT]
 
 
 def _add_profile(builder: Any, network: Any, config: Any, max_batch: int) -> None:
-    """Where the graph takes any number of frames: from 1 to `max_batch`, tuned for 1, what a camera gives."""
+    """Allow 1 to `max_batch` frames if the graph has a dynamic batch; tune for 1, as a camera needs."""
     tensors = [network.get_input(index) for index in range(network.num_inputs)]
     dynamic = [tensor for tensor in tensors if tensor.shape[0] == -1]
     if dynamic:
@@ -359,7 +333,7 @@ def _add_profile(builder: Any, network: Any, config: Any, max_batch: int) -> Non
 
 
 def _refusal(parser: Any) -> str:
-    """What the parser has against the graph, naming the node."""
+    """Return the parser's first error, with the name of the node."""
     errors = [parser.get_error(index) for index in range(parser.num_errors)]
     if not errors:
         return "it gave no reason"
@@ -371,7 +345,7 @@ def _refusal(parser: Any) -> str:
 
 @contextmanager
 def _timing_cache(trt: Any, config: Any, options: BuildOptions, gpu: Gpu | None) -> Iterator[None]:
-    """Let the build use what earlier ones measured on this GPU, and keep what it adds."""
+    """Let the build use kernel timings of earlier builds on this GPU, and store the new ones."""
     if gpu is None or options.timing_cache is None or options.flavour == "trt-rtx":
         yield
         return
@@ -381,7 +355,7 @@ def _timing_cache(trt: Any, config: Any, options: BuildOptions, gpu: Gpu | None)
         earlier = path.read_bytes()
     except OSError:
         earlier = b""
-    for content in (earlier, b""):  # what is damaged is begun anew: it only saves time
+    for content in (earlier, b""):  # start with an empty one if the file is damaged
         cache = config.create_timing_cache(content)
         if cache is not None and config.set_timing_cache(cache, False):
             break
@@ -396,9 +370,9 @@ def _timing_cache(trt: Any, config: Any, options: BuildOptions, gpu: Gpu | None)
 
 @contextmanager
 def _cancelled_by_ctrl_c() -> Iterator[threading.Event]:
-    """Ctrl-C sets the event, as long as the block lasts: an exception cannot pass through TensorRT's own code."""
+    """Let Ctrl-C set an event during the block: an exception cannot pass through TensorRT's C++ code."""
     cancelled = threading.Event()
-    if threading.current_thread() is not threading.main_thread():  # Python interrupts the main thread alone
+    if threading.current_thread() is not threading.main_thread():  # only the main thread gets signals
         yield cancelled
         return
     earlier = signal.signal(signal.SIGINT, lambda *_: cancelled.set())
@@ -409,12 +383,12 @@ def _cancelled_by_ctrl_c() -> Iterator[threading.Event]:
 
 
 def _make_monitor(trt: Any, cancelled: threading.Event, progress: Progress) -> Any:
-    """What TensorRT tells of each step of a build, and asks whether to go on."""
+    """Create the object that TensorRT reports each step to. It reports progress and cancels the build if asked."""
 
     class Monitor(trt.IProgressMonitor):  # type: ignore[misc]
         def __init__(self) -> None:
             super().__init__()
-            self._phases: dict[str, tuple[int, int]] = {}  # those under way, outer ones first: name -> (done, steps)
+            self._phases: dict[str, tuple[int, int]] = {}  # active phases, outer ones first: name -> (done, steps)
             self._share = 0.0
 
         def phase_start(self, phase_name: str, _parent: str | None, num_steps: int) -> None:
@@ -423,7 +397,7 @@ def _make_monitor(trt: Any, cancelled: threading.Event, progress: Progress) -> A
         def step_complete(self, phase_name: str, step: int) -> bool:
             _, steps = self._phases.get(phase_name, (0, step + 1))
             self._phases[phase_name] = (step + 1, steps)
-            self._share = max(self._share, _share(list(self._phases.values())))  # phases may share a step
+            self._share = max(self._share, _share(list(self._phases.values())))  # nested phases may share a step
             progress(phase_name, self._share)
             return not cancelled.is_set()
 
@@ -434,17 +408,17 @@ def _make_monitor(trt: Any, cancelled: threading.Event, progress: Progress) -> A
 
 
 def _share(phases: list[tuple[int, int]]) -> float:
-    """Share of a build that is done, each phase being one step of the phase before it; (done, steps) of each."""
+    """Return the finished share of a build. Each phase (done, steps) is one step of the phase before it."""
     share, whole = 0.0, 1.0
     for done, steps in phases:
-        share += whole * done / max(steps, 1)  # a phase may have none
+        share += whole * done / max(steps, 1)  # a phase may have 0 steps
         whole /= max(steps, 1)
     return min(share, 1.0)
 
 
 @contextmanager
 def _bar(title: str) -> Iterator[Progress]:
-    """A progress bar on a terminal's stderr where tqdm is installed."""
+    """Show a progress bar if stderr is a terminal and tqdm is installed."""
     try:
         from tqdm import tqdm
     except ModuleNotFoundError:
@@ -462,26 +436,26 @@ def _bar(title: str) -> Iterator[Progress]:
 
 # --- what was built ----------------------------------------------------------------------------------------------
 
-# The types as the inspector spells them, alone or inside "Channel major FP16 format where channel % 8 == 0"
+# Types as the inspector spells them, alone or inside a text such as "Channel major FP16 format where channel % 8 == 0"
 _PRECISIONS = {
     **dict.fromkeys(("float", "fp32"), "fp32"),
     **dict.fromkeys(("half", "fp16"), "fp16"),
     **dict.fromkeys(("bfloat16", "bf16"), "bf16"),
     **{name: name for name in ("fp8", "int8")},
 }
-_TYPE = re.compile(rf"\b({'|'.join(_PRECISIONS)})\b", re.IGNORECASE)  # no UInt8: that is a frame, not a precision
+_TYPE = re.compile(rf"\b({'|'.join(_PRECISIONS)})\b", re.IGNORECASE)  # not UInt8, which is the type of frames
 
-# Layers that only move or convert data say nothing of the precision that the network computes in
+# Layers that only move or convert data do not count: the network does not compute in them
 _MOVING_LAYERS = {"reformat", "shuffle", "constant", "noop", "slice", "concatenation", "cast", "signal", "wait"}
-# The compiler's own kernels are named after all they do, four letters each: __myl_MoveReshTran_myl3_7
+# Generated kernels are named after their operations, four letters each: __myl_MoveReshTran_myl3_7
 _MOVING_KERNEL = re.compile(r"__myl_(Move|Resh|Tran|Repl|Conc|Slic|Cast|Iota|Quan|Dequ)+(_|$)")
 
 
 def precision_shares(inspected: str) -> dict[str, float] | None:
-    """Share of the computing layers in each precision, largest first, from the inspector's JSON on an engine.
+    """Return the share of the computing layers in each precision, largest first, from the inspector's JSON.
 
-    A layer's precision is that of the first tensor it takes that has one, as in NVIDIA's own tools; where none has,
-    of what it gives. None where the inspector tells no types.
+    As in NVIDIA's tools, a layer has the precision of its first typed input, or output if no input is typed. None if
+    the inspector reports no types.
     """
     try:
         layers = json.loads(inspected)["Layers"]
@@ -499,21 +473,19 @@ def _moves_data(layer: dict[str, Any]) -> bool:
 
 def _precision(layer: dict[str, Any]) -> str | None:
     for tensor in (*layer.get("Inputs", ()), *layer.get("Outputs", ())):
-        # TensorRT 11 has split the one field of TensorRT 10; the type is the first that is there
-        told = (tensor.get(key) for key in ("Datatype", "DataType", "Format/Datatype", "Format"))
-        if found := _TYPE.search(next((text for text in told if text), "")):
-            return _PRECISIONS[found[1].lower()]
+        if match := _TYPE.search(tensor_type(tensor)):
+            return _PRECISIONS[match[1].lower()]
     return None
 
 
 def _inspect(trt: Any, engine: bytes, options: BuildOptions) -> str:
-    """The inspector's JSON on an engine that was just built. Raises BackendError where the engine does not load."""
+    """Return the inspector's JSON for a new engine. Raises BackendError if the engine does not load."""
     loaded = load_engine(trt, engine, host_code=options.version_compatible)
     inspector = loaded.create_engine_inspector()
     names = [loaded.get_tensor_name(index) for index in range(loaded.num_io_tensors)]
     inputs = [name for name in names if loaded.get_tensor_mode(name) == trt.TensorIOMode.INPUT]
     dynamic = [name for name in inputs if -1 in tuple(loaded.get_tensor_shape(name))]
-    if dynamic:  # types are told of one shape: without it they are "N/A due to dynamic shapes"
+    if dynamic:  # without a shape, types are reported as "N/A due to dynamic shapes"
         context = loaded.create_execution_context()
         for name in dynamic:
             context.set_input_shape(name, loaded.get_tensor_profile_shape(name, 0)[1])
@@ -523,9 +495,9 @@ def _inspect(trt: Any, engine: bytes, options: BuildOptions) -> str:
 
 
 def _require_precision(asked: str, shares: dict[str, float] | None, path: str | Path) -> None:
-    """Raise ParityError where no layer computes in a precision that the graph was made for, such as "fp16-int8".
+    """Raise ParityError if no layer computes in a precision of the graph, such as both of "fp16-int8".
 
-    Also where it was made for fp16 and half of the layers compute in fp32 all the same: a few do so by design.
+    Also if half of the layers of an fp16 graph compute in fp32: only a few do so by design.
     """
     if shares is None:
         return
@@ -534,15 +506,18 @@ def _require_precision(asked: str, shares: dict[str, float] | None, path: str | 
     if "fp16" in precisions and shares.get("fp32", 0.0) >= 0.5:
         wrong.append(f"{shares['fp32']:.0%} of the layers of {path} compute in fp32, expected under half")
     if wrong:
-        found = ", ".join(f"{share:.0%} in {name}" for name, share in shares.items())
+        actual = ", ".join(f"{share:.0%} in {name}" for name, share in shares.items())
         raise ParityError(
-            f"asked for {asked}, and {wrong[0]}: {found}; nothing was written. Export the graph again with "
+            f"asked for {asked}, and {wrong[0]}: {actual}; nothing was written. Export the graph again with "
             "enet-export, or build the engine of the fp32 graph"
         )
 
 
 def main(arguments: Sequence[str]) -> int:
-    """Build an engine in a process of its own, for `cached_engine`: GRAPH ENGINE FLAVOUR; an error is one line."""
+    """Build an engine for `cached_engine`, which runs this in its own process. Arguments: GRAPH ENGINE FLAVOUR.
+
+    Returns the exit code. An error is one line on stderr.
+    """
     graph, engine, flavour = arguments
     try:
         to_engine(graph, engine, BuildOptions(flavour))

@@ -1,4 +1,4 @@
-"""The card beside an engine: what the engine was built from, with and for."""
+"""The card of an engine: a JSON file beside it that says what it was built from, with and for."""
 
 from __future__ import annotations
 
@@ -17,22 +17,22 @@ from ...files import digest, write_json
 
 @dataclass(frozen=True)
 class EngineCard:
-    """The JSON beside a TensorRT engine: what it was built from, with and for.
+    """What a TensorRT engine was built from, with and for.
 
-    An engine is code of one TensorRT version for one kind of GPU, and can say nothing of this itself before it is
-    loaded; so the card says it, and carries the engine's hash: no other file is loaded under its name. It is not
-    signed, and shows damage, not intent: engine and card are to be taken only from whom one trusts.
+    An engine is code for one TensorRT version and one kind of GPU, and it cannot be inspected before it is loaded. So
+    the card describes it and has its hash: no other file is loaded in its place. The card is not signed. It reveals
+    damage, not an attack: take engine and card only from people you trust.
 
     Attributes:
-        engine_sha256, onnx_sha256: of the engine, and of the graph it was built from.
+        engine_sha256, onnx_sha256: hashes of the engine, and of the graph that it was built from.
         flavour: "trt" or "trt-rtx".
-        version: of that TensorRT, exact.
-        compute_capabilities: that it was built for, such as "8.6".
-        gpu: name of the GPU that it was built on; None where it was built ahead of time, without one.
+        version: exact version of that TensorRT.
+        compute_capabilities: the GPUs that it was built for, such as "8.6".
+        gpu: name of the GPU that it was built on; None if it was built ahead of time.
         version_compatible, hardware_compatible: whether later versions and other GPUs may load it.
-        precision_shares: share of the layers that compute in each precision, as the inspector told; None where it
-            could not be asked.
-        metadata: of the graph.
+        precision_shares: share of the layers that compute in each precision, from the engine inspector; None if the
+            engine could not be inspected.
+        metadata: metadata of the graph.
     """
 
     engine_sha256: str
@@ -48,36 +48,36 @@ class EngineCard:
 
     @staticmethod
     def path(engine: str | Path) -> Path:
-        """Where the card of an engine lies: enet-fp16.engine has enet-fp16.engine.json."""
+        """Return the path of an engine's card: enet-fp16.engine has enet-fp16.engine.json."""
         return Path(f"{engine}.json")
 
     @staticmethod
     def engine_name(graph: str | Path, flavour: str) -> str:
-        """What an engine is called: enet-fp16.onnx gives enet-fp16.engine, and enet-fp16-rtx.engine for trt-rtx."""
+        """Return the engine's file name: enet-fp16.onnx gives enet-fp16.engine, or enet-fp16-rtx.engine for trt-rtx."""
         return f"{Path(graph).stem}{'-rtx' if flavour == 'trt-rtx' else ''}.engine"
 
     @staticmethod
     def rebuild(engine: str | Path, flavour: str = "trt") -> str:
-        """What to do about an engine that cannot be used; it is named after its graph."""
+        """Return the remedy for an unusable engine, which is named after its graph."""
         engine = Path(engine)
         graph = engine.stem.removesuffix("-rtx") + ".onnx"
         return f"build it again: enet-export {graph} --engine {flavour} --out {engine.parent}"
 
     def write(self, engine: str | Path) -> None:
-        """Write it beside the engine. Raises ArtifactError where that fails."""
+        """Write the card beside the engine. Raises ArtifactError if that fails."""
         card = {field.name: getattr(self, field.name) for field in dataclasses.fields(self)}
         write_json(self.path(engine), {"schema": SCHEMA, **card, "metadata": json.loads(self.metadata.to_text())})
 
     @classmethod
     def read(cls, engine: str | Path) -> EngineCard:
-        """The card of an engine, which must be the very file that was built; raises as `load` does."""
+        """Return the card of an engine, after a check that it describes exactly this file. Raises as `load`."""
         return cls.load(engine)[0]
 
     @classmethod
     def load(cls, engine: str | Path) -> tuple[EngineCard, bytes]:
-        """The card of an engine, and the very bytes that it describes: the file may be another a moment later.
+        """Return the card of an engine, and the bytes that it describes: the file may be replaced a moment later.
 
-        Raises ArtifactError where the engine or its card is missing or damaged, or the engine's hash is another.
+        Raises ArtifactError if the engine or its card is missing or damaged, or if the engine's hash differs.
         """
         path = cls.path(engine)
         again = cls.rebuild(engine)
@@ -85,9 +85,9 @@ class EngineCard:
             value = json.loads(path.read_text(encoding="utf-8"))
             metadata = Metadata.from_text(json.dumps(value["metadata"]), path)
             if value.pop("schema") != SCHEMA:
-                raise ValueError("its schema is another")
-            for name, (expected, is_so) in _CARD_FIELDS.items():
-                if not is_so(value.get(name)):
+                raise ValueError(f"another schema than {SCHEMA}")
+            for name, (expected, is_valid) in _CARD_FIELDS.items():
+                if not is_valid(value.get(name)):
                     raise ValueError(f"{name} {value.get(name)!r:.60}, expected {expected}")
             card = cls(**{**value, "metadata": metadata, "compute_capabilities": tuple(value["compute_capabilities"])})
             again = cls.rebuild(engine, card.flavour)
@@ -105,7 +105,7 @@ class EngineCard:
             raise ArtifactError(f"{engine} cannot be read ({error.strerror}), only its {path.name}; {again}") from None
         if digest(content) != card.engine_sha256:
             raise ArtifactError(
-                f"{engine} is not the file that {path.name} describes (its SHA-256 is another): damaged, cut short or "
+                f"{engine} is not the file that {path.name} describes (another SHA-256): it is damaged, cut short or "
                 f"replaced. An engine is code, so it is not loaded; {again}"
             )
         return card, content
@@ -120,8 +120,8 @@ def _is_capabilities(value: Any) -> bool:
     return bool(names) and all(isinstance(name, str) and re.fullmatch(r"\d+\.\d+", name) for name in names)
 
 
-# Field of a card's JSON -> what it is to be, in words and as a test. The text "false" is true, and what is true here
-# lets an engine run code on the CPU.
+# Field of a card's JSON -> the expected value, in words and as a test. The tests are strict: the text "false" would be
+# true, and version_compatible allows an engine to run code on the CPU.
 _CARD_FIELDS: dict[str, tuple[str, Callable[[Any], bool]]] = {
     **dict.fromkeys(("engine_sha256", "onnx_sha256", "version"), ("text", lambda value: isinstance(value, str))),
     "flavour": ("trt or trt-rtx", lambda value: value in ("trt", "trt-rtx")),

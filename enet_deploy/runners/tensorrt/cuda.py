@@ -1,9 +1,8 @@
 """CUDA memory, streams and graphs for TensorRT, through cuda-bindings or pycuda. Nothing is loaded at import.
 
-Either package is used on the device's primary context, the one that torch and TensorRT itself work in, pushed around
-each use and popped after it: what else runs in the process is not disturbed. cuda-bindings is taken where both are
-installed: it comes as wheels (torch brings it), captures CUDA graphs and tells which device an address belongs to;
-pycuda does neither.
+Both packages work in the device's primary context, as torch and TensorRT do. It is pushed before each use and popped
+after it, so other code in the process is not disturbed. If both are installed, cuda-bindings is used: it comes in
+wheels (torch installs it), captures CUDA graphs, and knows which device an address belongs to. pycuda does neither.
 """
 
 from __future__ import annotations
@@ -25,7 +24,7 @@ from ...images import UInt8Array
 
 @dataclass(frozen=True)
 class Gpu:
-    """One GPU. `compute_capability` is such as "8.6"."""
+    """A GPU: its name, and its compute capability such as "8.6"."""
 
     name: str
     compute_capability: str
@@ -35,13 +34,13 @@ class Gpu:
 
 
 def find_gpu(index: int = 0) -> Gpu:
-    """The GPU of that index. Raises BackendError where there is none, no driver, or no package to ask it."""
+    """Return the GPU of this index. Raises BackendError without such a GPU, a driver, or a CUDA package."""
     return _device(index).gpu
 
 
 @contextmanager
 def open_device(index: int = 0) -> Iterator[Device]:
-    """The GPU of that index, its primary context held as long as the block lasts. Raises BackendError as `find_gpu`."""
+    """Hold the primary context of the GPU of this index during the block. Raises BackendError as `find_gpu`."""
     device = _device(index)
     device.retain()
     try:
@@ -51,13 +50,13 @@ def open_device(index: int = 0) -> Iterator[Device]:
 
 
 class Device(ABC):
-    """One GPU's memory, streams and graphs, all as plain numbers.
+    """Memory, streams and graphs of one GPU. All handles and addresses are plain integers.
 
-    Who makes one frees it. Everything but `gpu` is for the inside of `with device.current()`, in any thread. Raises
-    BackendError with the name of the CUDA call that failed and why.
+    The caller frees what it allocates. All methods but `retain` and `release` must be called inside
+    `with device.current()`, in any thread. They raise BackendError with the name of the CUDA call and its error.
     """
 
-    package: str  # that serves the calls, with its version
+    package: str  # name and version of the package that serves the calls
     can_capture: bool  # whether `capture` can be called
     gpu: Gpu
 
@@ -66,69 +65,69 @@ class Device(ABC):
 
     @abstractmethod
     def retain(self) -> None:
-        """Hold the primary context, making it where nobody has."""
+        """Hold the primary context. It is created if nobody holds it."""
 
     @abstractmethod
     def release(self) -> None:
-        """The inverse of `retain`."""
+        """Release the primary context."""
 
     @abstractmethod
     @contextmanager
     def current(self) -> Iterator[None]:
-        """Make the context current to this thread; afterwards the one before is again."""
+        """Make the context current to this thread during the block, then restore the previous one."""
         yield
 
     @abstractmethod
     def alloc(self, size: int) -> int:
-        """Address of `size` new bytes on the device."""
+        """Allocate `size` bytes on the device; return their address."""
 
     @abstractmethod
     def free(self, address: int) -> None: ...
 
     @abstractmethod
     def alloc_pinned(self, size: int) -> UInt8Array:
-        """`size` bytes of the host that the device copies by itself. No view of them may outlive `free_pinned`."""
+        """Allocate `size` bytes of page-locked host memory. No view of them may outlive `free_pinned`."""
 
     @abstractmethod
     def free_pinned(self, array: UInt8Array) -> None: ...
 
     @abstractmethod
     def create_stream(self) -> int:
-        """A stream that waits for no other one, not even for the default stream."""
+        """Create a stream that waits for no other stream, not even the default stream."""
 
     @abstractmethod
     def destroy_stream(self, stream: int) -> None: ...
 
     @abstractmethod
     def synchronize(self, stream: int) -> None:
-        """Wait until all that was queued on the stream is done."""
+        """Wait until all queued work of the stream is done."""
 
     @abstractmethod
     def wait_for(self, stream: int, other: int) -> None:
-        """Let what is queued on `stream` from now on start after what is on `other`, anyone's stream, by now."""
+        """Let later work on `stream` start after the work that is now queued on `other`, a stream of any library."""
 
     @abstractmethod
     def to_device(self, address: int, array: npt.NDArray[Any], stream: int) -> None:
-        """Queue a copy of a C-contiguous array, which must live and not change until it is done."""
+        """Queue a copy of a C-contiguous array, which must live and stay unchanged until it is done."""
 
     @abstractmethod
     def to_host(self, array: npt.NDArray[Any], address: int, stream: int) -> None:
-        """Queue the opposite copy."""
+        """Queue a copy into a C-contiguous array, which must live until it is done."""
 
     @abstractmethod
     def copy(self, address: int, source: int, size: int, stream: int) -> None:
-        """Queue a copy inside the device."""
+        """Queue a copy of `size` bytes from `source` to `address`, both on the device."""
 
     @abstractmethod
     def owns(self, address: int) -> bool:
-        """Whether an address is memory of this device; True where the package cannot tell."""
+        """Return whether an address is memory of this device; True if the package cannot tell."""
 
     def capture(self, stream: int, queue: Callable[[], None]) -> int:
-        """A graph of what `queue` puts on the stream, which is not run. Only where `can_capture`."""
+        """Capture what `queue` puts on the stream, without running it. Returns a graph. Needs `can_capture`."""
         raise NotImplementedError
 
     def launch(self, graph: int, stream: int) -> None:
-        """Queue a graph."""
+        """Queue a run of a graph."""
         raise NotImplementedError
 
     def destroy_graph(self, graph: int) -> None:
@@ -136,7 +135,7 @@ class Device(ABC):
 
 
 class CudaBindings(Device):
-    """Through cuda.bindings.driver, whose functions return (error, values...)."""
+    """Uses cuda.bindings.driver, whose functions return (error, values...)."""
 
     can_capture = True
 
@@ -149,7 +148,7 @@ class CudaBindings(Device):
         if index >= count:
             raise _no_device(index, count)
         self._handle = self._call("cuDeviceGet", index)
-        name = bytes(self._call("cuDeviceGetName", 256, self._handle))  # filled up to 256 bytes
+        name = bytes(self._call("cuDeviceGetName", 256, self._handle))  # padded to 256 bytes
         self.gpu = Gpu(name.split(b"\0")[0].decode(), f"{self._capability('MAJOR')}.{self._capability('MINOR')}")
         self._context: Any = None
 
@@ -160,7 +159,7 @@ class CudaBindings(Device):
     def _start(self) -> None:
         try:
             error = self._driver.cuInit(0)[0]
-        except RuntimeError:  # libcuda is looked for at the first call
+        except RuntimeError:  # the first call searches libcuda
             raise _no_driver("libcuda is not found") from None
         if error.name == "CUDA_ERROR_NO_DEVICE":
             raise _no_device(self.index, 0)
@@ -216,7 +215,7 @@ class CudaBindings(Device):
             self._call("cuEventRecord", event, other)
             self._call("cuStreamWaitEvent", stream, event, 0)
         finally:
-            self._call("cuEventDestroy", event)  # freed once it has passed
+            self._call("cuEventDestroy", event)  # freed by CUDA after the event has passed
 
     def to_device(self, address: int, array: npt.NDArray[Any], stream: int) -> None:
         self._call("cuMemcpyHtoDAsync", address, array.ctypes.data, array.nbytes, stream)
@@ -230,10 +229,10 @@ class CudaBindings(Device):
     def owns(self, address: int) -> bool:
         ordinal = self._driver.CUpointer_attribute.CU_POINTER_ATTRIBUTE_DEVICE_ORDINAL
         error, device = self._driver.cuPointerGetAttribute(ordinal, address)
-        return not error.value and int(device) == int(self._handle)  # an error: memory that CUDA does not know
+        return not error.value and int(device) == int(self._handle)  # an error means memory unknown to CUDA
 
     def capture(self, stream: int, queue: Callable[[], None]) -> int:
-        # Thread-local: other threads, torch's among them, may allocate memory meanwhile
+        # Thread-local: other threads, such as torch's, may allocate memory during the capture
         mode = self._driver.CUstreamCaptureMode.CU_STREAM_CAPTURE_MODE_THREAD_LOCAL
         self._call("cuStreamBeginCapture", stream, mode)
         try:
@@ -254,13 +253,13 @@ class CudaBindings(Device):
         self._call("cuGraphExecDestroy", graph)
 
 
-# pycuda releases a primary context only from the thread that retained it, and leaves it on that thread's stack then.
-# So one is held per device until the process ends, as pycuda.autoprimaryctx does; memory and streams are freed.
+# pycuda can release a primary context only in the thread that retained it, and then leaves it on that thread's stack.
+# So one context per device is held until the process ends, as pycuda.autoprimaryctx does. Memory and streams are freed.
 _pycuda_contexts: dict[int, Any] = {}
 
 
 class PyCuda(Device):
-    """Through pycuda.driver, whose objects are freed only while their context is current."""
+    """Uses pycuda.driver, whose objects can be freed only while their context is current."""
 
     can_capture = False
 
@@ -271,7 +270,7 @@ class PyCuda(Device):
         try:
             self._driver.init()
             count = self._driver.Device.count()
-        except self._driver.Error as error:  # also where there is a driver and no device
+        except self._driver.Error as error:  # also raised if there is a driver but no device
             raise _no_driver(error) from None
         if index >= count:
             raise _no_device(index, count)
@@ -329,7 +328,7 @@ class PyCuda(Device):
         self._call(self._objects[stream].synchronize)
 
     def wait_for(self, stream: int, other: int) -> None:
-        self._call(self._driver.Context.synchronize)  # pycuda takes no stream that it has not made
+        self._call(self._driver.Context.synchronize)  # pycuda accepts only streams that it created
 
     def to_device(self, address: int, array: npt.NDArray[Any], stream: int) -> None:
         self._call(self._driver.memcpy_htod_async, address, array, self._objects[stream])
@@ -348,7 +347,7 @@ _PACKAGES: tuple[tuple[str, type[Device]], ...] = (("cuda.bindings.driver", Cuda
 
 
 def _device(index: int) -> Device:
-    """A device through the first package that is installed."""
+    """Open a device with the first package that is installed."""
     for module, device_class in _PACKAGES:
         try:
             import_module(module)
@@ -372,8 +371,9 @@ def _no_device(index: int, count: int) -> BackendError:
 
 
 def _failed(what: str) -> BackendError:
-    full = "out of memory" in what.lower().replace("_", " ")
-    return BackendError(f"CUDA: {_line(what)}" + ("; free memory of the GPU, or take fewer frames" if full else ""))
+    no_memory = "out of memory" in what.lower().replace("_", " ")
+    remedy = "; free memory of the GPU, or take fewer frames" if no_memory else ""
+    return BackendError(f"CUDA: {_line(what)}{remedy}")
 
 
 def _line(text: object) -> str:

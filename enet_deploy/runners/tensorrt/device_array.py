@@ -1,4 +1,4 @@
-"""Arrays that are on a GPU already: torch's, cupy's, pycuda's, all that have `__cuda_array_interface__`."""
+"""Arrays on a GPU: torch, cupy, pycuda and all others with `__cuda_array_interface__`."""
 
 from __future__ import annotations
 
@@ -12,16 +12,17 @@ import numpy as np
 
 from ...errors import InputError
 
-_DEFAULT_STREAM = 1  # its handle, in the interface and in the driver
+_DEFAULT_STREAM = 1  # its handle in the interface and in the driver
 
 
 @dataclass(frozen=True)
 class DeviceArray:
-    """An array on a GPU, as its `__cuda_array_interface__` tells: C-contiguous.
+    """A C-contiguous array on a GPU, from its `__cuda_array_interface__`.
 
     Attributes:
-        stream: what was queued there comes before any use; None where all is done.
-        owner: keeps the memory. The array is as long as it lives.
+        address: device pointer.
+        stream: CUDA stream with work that must finish before the array is used; None if there is none.
+        owner: the object that owns the memory; it is kept alive.
     """
 
     address: int
@@ -33,8 +34,9 @@ class DeviceArray:
 
     @classmethod
     def of(cls, value: Any, name: str) -> DeviceArray | None:
-        """`value` on the GPU, None where it is not there. Raises InputError, naming it, where it is not contiguous, or
-        of no type that numpy has.
+        """Wrap `value`; None if it is not on a GPU.
+
+        Raises InputError that says `name` if it is not contiguous, is masked, or has a type that numpy does not have.
         """
         interface = getattr(value, "__cuda_array_interface__", None)
         if interface is None:
@@ -52,9 +54,9 @@ class DeviceArray:
             raise InputError(f"{name} is strided in GPU memory, expected C-contiguous; pass a contiguous copy")
         if interface.get("mask") is not None:
             raise InputError(f"{name} has a mask, expected an array without one")
-        # Before version 3 the interface has no stream. Work on the default stream is what can be waited for.
+        # Before version 3 the interface has no stream, so wait for the default stream
         stream = interface.get("stream") if interface["version"] >= 3 else _DEFAULT_STREAM
-        # torch still speaks 2, but works on a stream of the caller's choice, which the default one does not wait for
+        # torch still has version 2, but works on its current stream, which the default stream does not wait for
         torch = sys.modules.get("torch")
         if torch is not None and isinstance(value, torch.Tensor):
             stream = torch.cuda.current_stream(value.device).cuda_stream or _DEFAULT_STREAM
@@ -65,7 +67,7 @@ class DeviceArray:
         return math.prod(self.shape) * self.dtype.itemsize
 
     def __getitem__(self, part: slice) -> DeviceArray:
-        """Some of the first axis, without a step."""
+        """Return a slice along the first axis, with step 1."""
         first, last, _ = part.indices(self.shape[0])
         address = self.address + first * (self.nbytes // self.shape[0])
         return dataclasses.replace(self, address=address, shape=(last - first, *self.shape[1:]))

@@ -1,4 +1,4 @@
-"""From a file to a loaded engine: whether it is one for this TensorRT and this GPU, and building it where it is not."""
+"""Engines: the check that a file is for this TensorRT and GPU, the cache of built engines, loading and running."""
 
 from __future__ import annotations
 
@@ -21,19 +21,19 @@ from ...files import atomic_write, file_lock, sha256
 from ..graph import Signature, check_signature
 from .card import EngineCard
 from .cuda import Gpu
-from .library import cache_folder, is_valid, load_engine, make_logger
+from .library import cache_folder, is_valid, load_engine, make_logger, set_rtx_strategies
 
 log = logging.getLogger(__name__)
 
 _PRODUCTS = {"trt": "TensorRT", "trt-rtx": "TensorRT-RTX"}
-_DTYPES = {"FLOAT": "float32", "HALF": "float16"}  # where numpy's name is not TensorRT's in lower case
+_DTYPES = {"FLOAT": "float32", "HALF": "float16"}  # where numpy's name differs from TensorRT's in lower case
 
 
 def check_card(trt: Any, card: EngineCard, engine: bytes, path: Path, gpu: Gpu) -> None:
     """Raise ArtifactError unless the engine from `path` is for this TensorRT and `gpu`, in its graph's precision.
 
-    TensorRT would refuse most of these too, but only while it loads the engine, and in its own words. To be called
-    while the GPU is current.
+    TensorRT would refuse most of these too, but only while it loads the engine, and with unclear messages. The GPU must
+    be current.
     """
     version = trt.__version__
     again = card.rebuild(path, card.flavour)
@@ -41,9 +41,9 @@ def check_card(trt: Any, card: EngineCard, engine: bytes, path: Path, gpu: Gpu) 
     if version != card.version and not (card.version_compatible and _release(version) > _release(card.version)):
         raise ArtifactError(f"{path} is of {product} {card.version}, and {version} is installed; {again}")
     if not card.hardware_compatible:
-        here = gpu.compute_capability in card.compute_capabilities
-        # TensorRT-RTX runs some engines on later GPUs than they were built for; it alone knows which
-        if not here and not (card.flavour == "trt-rtx" and is_valid(trt, engine)):
+        matches = gpu.compute_capability in card.compute_capabilities
+        # TensorRT-RTX can run some engines on later GPUs than they were built for; only the library knows which
+        if not matches and not (card.flavour == "trt-rtx" and is_valid(trt, engine)):
             raise ArtifactError(
                 f"{path} is for compute capability {', '.join(card.compute_capabilities)}, and this is {gpu}; {again}"
             )
@@ -64,20 +64,21 @@ def _release(version: str) -> tuple[int, ...]:
 
 
 def cached_engine(onnx: Path, flavour: str, version: str, gpu: Gpu, index: int) -> tuple[Path, EngineCard, bytes]:
-    """The engine of a graph for this TensorRT and this GPU, built where it has not been yet, as `EngineCard.load`.
+    """Return the engine of a graph for this TensorRT and GPU: its path, card and bytes. Builds it the first time.
 
-    The driver is not part of the key: engines outlive its updates.
-    Raises BackendError, with the builder's words, where it cannot be built, ArtifactError where it cannot be kept.
+    The driver is not part of the cache key, because engines stay valid when it is updated.
+
+    Raises BackendError with the builder's message if it cannot be built, ArtifactError if it cannot be stored.
     """
-    from ... import __version__  # what this version's builder asks for, another's may not
+    from ... import __version__  # part of the key: another version's builder may set other options
 
     key = "\n".join((sha256(onnx), flavour, version, gpu.name, gpu.compute_capability, __version__))
     folder = cache_folder() / "engines" / hashlib.sha256(key.encode()).hexdigest()[:32]
     engine = folder / EngineCard.engine_name(onnx, flavour)
-    with contextlib.suppress(ArtifactError):  # not there, damaged, or being written by another process
+    with contextlib.suppress(ArtifactError):  # missing, damaged, or being written by another process
         return engine, *EngineCard.load(engine)
     with _locked(folder):
-        with contextlib.suppress(ArtifactError):  # the other process has built it while this one waited
+        with contextlib.suppress(ArtifactError):  # another process has built it while this one waited
             return engine, *EngineCard.load(engine)
         log.info("building the engine of %s for %s in %s, once", onnx, gpu, folder)
         _build(onnx, engine, flavour, index)
@@ -86,9 +87,11 @@ def cached_engine(onnx: Path, flavour: str, version: str, gpu: Gpu, index: int) 
 
 @contextlib.contextmanager
 def _locked(folder: Path) -> Iterator[None]:
-    """One process at a time builds. Where nothing is held, the card refuses what it does not describe, and the next
-    open builds again."""
-    lock = folder / "lock"  # not the folder itself, which the builder locks
+    """Let one process at a time build.
+
+    On file systems without locks the card detects a mixture of two builds, and the next open builds again.
+    """
+    lock = folder / "lock"  # not the folder itself: the builder locks it
     try:
         folder.mkdir(parents=True, exist_ok=True)
         lock.touch()
@@ -99,25 +102,25 @@ def _locked(folder: Path) -> Iterator[None]:
 
 
 def _build(onnx: Path, engine: Path, flavour: str, index: int) -> None:
-    """Run the builder in a process of its own: TensorRT's builder keeps GPU memory until its process ends."""
+    """Run the builder in its own process: TensorRT's builder keeps GPU memory until its process ends."""
     command = [sys.executable, "-m", f"{__package__}.builder", f"{onnx}", f"{engine}", flavour]
-    visible = os.environ.get("CUDA_VISIBLE_DEVICES", "")  # the builder takes the first GPU that it sees
+    visible = os.environ.get("CUDA_VISIBLE_DEVICES", "")  # the builder uses the first GPU that it sees
     gpu = visible.split(",")[index] if visible else f"{index}"
     done = subprocess.run(command, env={**os.environ, "CUDA_VISIBLE_DEVICES": gpu}, capture_output=True, text=True)
     if done.returncode:
-        why = (done.stderr.strip() or "it gave no reason").splitlines()[-1]
-        raise BackendError(f"the engine of {onnx} was not built (exit code {done.returncode}): {why}")
+        reason = (done.stderr.strip() or "it gave no reason").splitlines()[-1]
+        raise BackendError(f"the engine of {onnx} was not built (exit code {done.returncode}): {reason}")
 
 
 class Engine:
-    """A loaded engine. To be used, and closed, while its device is current.
+    """A loaded engine. Use and close it while its device is current.
 
     Attributes:
-        batch: frames per call, None for any number up to `max_batch`.
-        frame_bytes: input or output -> its bytes per frame.
+        batch: frames per call; None for any number up to `max_batch`.
+        frame_bytes: input or output -> bytes per frame.
         size: (height, width) of the frames.
 
-    Raises ArtifactError for an engine with other inputs and outputs, BackendError where it does not load.
+    Raises ArtifactError for an engine with other inputs and outputs, BackendError if it does not load.
     """
 
     def __init__(self, trt: Any, path: Path, card: EngineCard, content: bytes, graphs: bool) -> None:
@@ -129,7 +132,7 @@ class Engine:
             signature = self._signature()
             self.batch = check_signature(signature, card.metadata, path)
         except ArtifactError:
-            self._engine = None  # now, while its device is there: the exception keeps this object for longer
+            self._engine = None  # now, while the device is current: the exception keeps this object alive
             raise
         self.max_batch: int = self.batch or self._engine.get_tensor_profile_shape("frames", 0)[2][0]
         self.frame_bytes = {
@@ -152,29 +155,25 @@ class Engine:
         }
 
     def _configure_rtx(self, path: Path, graphs: bool) -> None:
-        """TensorRT-RTX compiles kernels for the GPU at the first run, and keeps them here for the next process."""
+        """Use the file `path` for the kernels that TensorRT-RTX compiles at the first run, for the next process."""
         self._config = self._rtx_config(graphs)
         self._cache = self._config.create_runtime_cache()
         self._cache_path = path
         self._cached = path.read_bytes() if path.is_file() else b""
         if self._cached:
-            self._cache.deserialize(self._cached)  # it says no to another GPU or driver, and begins anew
+            self._cache.deserialize(self._cached)  # ignored by the library if it is from another GPU or driver
         self._config.set_runtime_cache(self._cache)
 
     def _rtx_config(self, graphs: bool) -> Any:
         config = self._engine.create_runtime_config()
-        if graphs and hasattr(self.trt, "CudaGraphStrategy"):
-            config.cuda_graph_strategy = self.trt.CudaGraphStrategy.WHOLE_GRAPH_CAPTURE
-        if hasattr(self.trt, "DynamicShapesKernelSpecializationStrategy"):
-            # Compiled in the background, kernels would replace others between two calls: other times, other rounding
-            strategies = self.trt.DynamicShapesKernelSpecializationStrategy
-            config.dynamic_shapes_kernel_specialization_strategy = strategies.EAGER
+        set_rtx_strategies(self.trt, config, graphs)
         return config
 
     def create_execution(self, graphs: bool = True) -> Execution:
-        """A way to run it, with memory of its own on the device; for one stream at a time.
+        """Create an execution with its own device memory, for one stream at a time.
 
-        Without `graphs` TensorRT-RTX does not make one of it, which would hide its layers.
+        Args:
+            graphs: allow TensorRT-RTX to capture CUDA graphs, which hide the layers from a profiler.
         """
         config = self._config
         if config is not None and not graphs:
@@ -186,12 +185,14 @@ class Engine:
         return Execution(self, context)
 
     def failed(self, what: str) -> BackendError:
-        told = make_logger(self.trt).told()
-        return BackendError(f"TensorRT {self.trt.__version__} refuses {what}: {told}")
+        """Return the error for a call that TensorRT refused, with its message."""
+        reason = make_logger(self.trt).told()
+        return BackendError(f"TensorRT {self.trt.__version__} refuses {what}: {reason}")
 
     def close(self) -> None:
-        """Free the engine, once its executions are; keep what TensorRT-RTX compiled."""
-        compiled = bytes(self._cache.serialize() or b"") if self._cache is not None else b""  # None: it failed
+        """Free the engine, after its executions. Store the kernels that TensorRT-RTX compiled."""
+        # serialize() returns None on failure
+        compiled = bytes(self._cache.serialize() or b"") if self._cache is not None else b""
         if compiled and compiled != self._cached:
             with contextlib.suppress(ArtifactError), atomic_write(self._cache_path) as temporary:
                 temporary.write_bytes(compiled)
@@ -199,15 +200,16 @@ class Engine:
 
 
 class Execution:
-    """An execution context. TensorRT's own object is never held elsewhere, not by the traceback of an error either:
-    it is freed by `close`, while the device is there.
+    """An execution context. TensorRT's own object is referenced here alone, not even by the traceback of an error.
+
+    So `close` really frees it, while the device is current.
     """
 
     def __init__(self, engine: Engine, context: Any) -> None:
         self._engine, self._context = engine, context
 
     def queue(self, count: int, addresses: dict[str, int], stream: int) -> None:
-        """Queue a run over `count` frames. `addresses` has one per input and output, each a multiple of 256."""
+        """Queue a run over `count` frames. `addresses`: input or output -> device address, a multiple of 256."""
         if self._engine.batch is None and not self._context.set_input_shape("frames", (count, *self._engine.size, 3)):
             raise self._engine.failed(f"{count} frames")
         for name, address in addresses.items():

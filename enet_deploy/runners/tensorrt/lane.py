@@ -1,4 +1,4 @@
-"""One batch on its way through the device."""
+"""A lane: all that one batch needs on its way through the device."""
 
 from __future__ import annotations
 
@@ -17,15 +17,18 @@ from .cuda import Device
 from .device_array import DeviceArray
 from .engine import Engine, Execution
 
-_ALIGNMENT = 256  # of addresses that TensorRT takes
-_MAX_GRAPHS = 4  # per lane; each keeps an execution, that is memory of the device
+_ALIGNMENT = 256  # in bytes, of every address that TensorRT gets
+_MAX_GRAPHS = 4  # CUDA graphs per lane; each keeps an execution, which is device memory
 
 
 class Lane:
-    """One batch at a time through the device: a CUDA stream, an execution, buffers on both sides.
+    """A CUDA stream, an execution, and buffers on host and device, for one batch at a time.
 
-    Lanes share nothing but the engine, so that several work at once. `report` is told the name and milliseconds of
-    each layer that runs.
+    Lanes share only the engine, so several can work at the same time.
+
+    Args:
+        capture: run a repeated shape as a CUDA graph.
+        report: is called with the name and the milliseconds of each layer that runs.
     """
 
     def __init__(
@@ -38,8 +41,8 @@ class Lane:
         self._pinned: dict[str, UInt8Array] = {}
         self._graphs: OrderedDict[tuple[int, ...], tuple[int, Execution]] = OrderedDict()
         self._seen: deque[tuple[int, ...]] = deque(maxlen=_MAX_GRAPHS)
-        self._evicted = False  # whether a graph had to make room for another
-        self._job: tuple[Any, UInt8Array | DeviceArray] | None = None  # frames, which must live, and labels
+        self._evicted = False  # whether a graph was dropped for another
+        self._job: tuple[Any, UInt8Array | DeviceArray] | None = None  # frames, which must stay alive, and labels
 
     def open(self) -> None:
         self._stream = self._device.create_stream()
@@ -51,7 +54,7 @@ class Lane:
         self._reserve(self._engine.batch or 1)
 
     def close(self) -> None:
-        """Free everything; what fails does not keep the rest."""
+        """Free everything. An error does not stop the rest."""
         with self._kept, self._buffers:
             try:
                 if self._capacity:
@@ -60,7 +63,7 @@ class Lane:
                 self._drop_graphs()
 
     def start(self, frames: UInt8Array | DeviceArray, out: UInt8Array | DeviceArray) -> None:
-        """Queue all of a batch; `out` is filled by `finish`. Both are C-contiguous."""
+        """Queue a batch: (N, H, W, 3) -> (N, H, W), both uint8 and C-contiguous. `finish` fills `out`."""
         count = frames.shape[0]
         self._reserve(count)
         self._job = (frames, out)
@@ -78,7 +81,7 @@ class Lane:
             self._device.to_host(self._pinned["labels"][: out.nbytes], addresses["labels"], self._stream)
 
     def finish(self, scores: npt.NDArray[np.float32] | None = None) -> None:
-        """Wait for the batch; its labels are in `out` then, and its logits in `scores`."""
+        """Wait for the batch. Its labels are then in `out`, its logits in `scores` (N, C, H, W) if given."""
         assert self._job is not None
         if scores is not None:
             self._device.to_host(scores, self._addresses["logits"], self._stream)
@@ -89,14 +92,14 @@ class Lane:
             np.copyto(out.reshape(-1), self._pinned["labels"][: out.nbytes])
 
     def settle(self) -> None:
-        """After an error: wait for what was queued, so that the lane can be used again."""
+        """Wait for queued work after an error, so that the lane can be used again."""
         if self._job is not None:
             self._job = None
-            with suppress(BackendError):  # the first error is the one to be told
+            with suppress(BackendError):  # the first error is the one to report
                 self._device.synchronize(self._stream)
 
     def _copy_in(self, frames: UInt8Array | DeviceArray) -> int:
-        """Where TensorRT finds the frames."""
+        """Queue the copy to the device if it is needed. Returns the address that TensorRT reads the frames from."""
         buffer = self._addresses["frames"]
         if not isinstance(frames, DeviceArray):
             staged = self._pinned["frames"][: frames.nbytes]
@@ -116,14 +119,14 @@ class Lane:
             self._device.wait_for(self._stream, array.stream)
 
     def _compute(self, count: int, addresses: dict[str, int]) -> None:
-        """Queue the network: as a graph from the third time on that the same comes."""
+        """Queue the network. From the third time on, the same shape and addresses run as a CUDA graph."""
         key = (count, *addresses.values())
         if key in self._graphs:
             self._graphs.move_to_end(key)
             self._device.launch(self._graphs[key][0], self._stream)
-        # A caller whose addresses do not fit into so many graphs would have one captured at every call, which takes
-        # longer than it spares, and launch none: so none are captured for callers' addresses once they have not
-        # fitted, nor for what comes again only after more others than fit. The lane's own addresses last.
+        # A caller with more different addresses than _MAX_GRAPHS would cause a capture at every call, which costs more
+        # than it saves. So after the first eviction only the lane's own addresses are captured, and a key counts as
+        # repeated only if it is among the last _MAX_GRAPHS ones.
         elif self._capture and key in self._seen and (addresses == self._addresses or not self._evicted):
             self._capture_graph(key, count, addresses)
         else:
@@ -131,10 +134,10 @@ class Lane:
             self._seen.append(key)
 
     def _capture_graph(self, key: tuple[int, ...], count: int, addresses: dict[str, int]) -> None:
-        # An execution of its own: a graph refers to its memory, which another shape or address would change
+        # It needs its own execution: the graph refers to memory that another shape or address would change
         execution = self._engine.create_execution()
         try:
-            # Plainly first: what TensorRT puts off until a first run cannot be captured
+            # One plain run first: TensorRT defers some work to the first run, which cannot be captured
             execution.queue(count, addresses, self._stream)
             graph = self._device.capture(self._stream, partial(execution.queue_again, self._stream))
         except BackendError as error:
@@ -145,11 +148,11 @@ class Lane:
         self._graphs[key] = (graph, execution)
         if len(self._graphs) > _MAX_GRAPHS:
             self._evicted = True
-            self._device.synchronize(self._stream)  # nothing of the oldest may be at work
+            self._device.synchronize(self._stream)  # the oldest graph must not be running
             self._drop_graphs(1)
 
     def _drop_graphs(self, count: int = _MAX_GRAPHS) -> None:
-        """Free the oldest ones; the stream is idle."""
+        """Free the oldest graphs. The stream must be idle."""
         with ExitStack() as dropped:
             for key in list(self._graphs)[:count]:
                 graph, execution = self._graphs.pop(key)
@@ -157,11 +160,11 @@ class Lane:
                 dropped.callback(self._device.destroy_graph, graph)
 
     def _reserve(self, count: int) -> None:
-        """Make room for so many frames. Where there is enough, which is all but the first time, nothing happens."""
+        """Allocate buffers for `count` frames, if those that exist are too small."""
         if count <= self._capacity:
             return
         self._capacity = 0
-        self._drop_graphs()  # they have the old addresses
+        self._drop_graphs()  # they refer to the old addresses
         self._buffers.close()
         for name, size in self._engine.frame_bytes.items():
             self._addresses[name] = self._device.alloc(size * count)

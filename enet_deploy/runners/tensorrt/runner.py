@@ -1,4 +1,4 @@
-"""TensorRT 10 and 11, and TensorRT-RTX."""
+"""The runner for TensorRT 10, TensorRT 11 and TensorRT-RTX."""
 
 from __future__ import annotations
 
@@ -25,14 +25,14 @@ from .library import FLAVOURS, import_tensorrt
 
 
 class TrtRunner(Runner):
-    """Runs a TensorRT engine (.engine), or a graph (.onnx) whose engine is built once and cached.
+    """Runs a TensorRT engine (.engine), or a graph (.onnx). The engine of a graph is built once and cached.
 
     Args:
         artifact: a file that enet-export wrote.
         device: "cuda" or "cuda:N".
-        flavour: of the engine that is built for a .onnx: "trt" or "trt-rtx". An .engine has its own.
-        cuda_graphs: run a batch size that comes again as one CUDA graph, which spares launching kernel by kernel. By
-            default where the package that reaches CUDA can, see `spec.runtime`; True makes it an error where not.
+        flavour: "trt" or "trt-rtx": the engine to build for a .onnx. An .engine has its own flavour.
+        cuda_graphs: run a repeated batch size as one CUDA graph, which saves the launch of each kernel. By default
+            on if the CUDA package supports it, see `spec.runtime`. True raises BackendError if it does not.
     """
 
     backend = "trt"
@@ -47,15 +47,15 @@ class TrtRunner(Runner):
         self._graphs = cuda_graphs
 
     def infer(self, frames: Any, out: Any = None) -> Any:
-        """Label a batch, as `Runner.infer` does; frames and labels may stay on the GPU.
+        """Label a batch as `Runner.infer`; frames and labels may stay on the GPU.
 
         Args:
             frames: also an object with `__cuda_array_interface__` (torch's CUDA tensors, cupy, pycuda.gpuarray),
-                C-contiguous and on this device. It is read where it is, after what was queued on the stream that the
-                interface names, on torch's current stream for its tensors, or else on the default stream.
+                C-contiguous and on this device. It is read in place, after the work queued on the stream that its
+                interface names; for tensors of torch on torch's current stream, else on the default stream.
             out: the same for the labels.
 
-        Returns `out`, or a new numpy array; either way the labels are there.
+        Returns `out`, or a new numpy array. The labels are complete when this returns.
         """
         return super().infer(frames, out)
 
@@ -88,11 +88,11 @@ class TrtRunner(Runner):
         return self._make_spec(card.metadata, engine.batch, "logits" in engine.frame_bytes, runtime)
 
     def _graph_plan(self, flavour: str, device: Device) -> tuple[bool, str]:
-        """Whether there are CUDA graphs, and that in words."""
+        """Return whether CUDA graphs are used, and the same in words."""
         if self._graphs is False:
             return False, "no CUDA graphs"
         if flavour == "trt-rtx":
-            return True, "CUDA graphs by TensorRT-RTX"  # it knows when its kernels have settled
+            return True, "CUDA graphs by TensorRT-RTX"  # it captures after its kernels have been specialised
         if self._graphs and not device.can_capture:
             raise BackendError(f"CUDA graphs, which {device.package} does not have; pip install cuda-bindings")
         return device.can_capture, "CUDA graphs" if device.can_capture else "no CUDA graphs (cuda-bindings has them)"
@@ -135,7 +135,7 @@ class TrtRunner(Runner):
     def _profile(self, frames: UInt8Array | DeviceArray, calls: int) -> Iterator[list[Operation]]:
         with self._device.current():
             layers: list[Operation] = []
-            # without CUDA graphs, which have no layers to tell of
+            # without CUDA graphs, whose layers cannot be profiled
             lane = Lane(self._device, self._engine, False, lambda name, ms: layers.append(_operation(name, ms)))
             step = self._engine.max_batch
             try:
@@ -163,66 +163,67 @@ class TrtRunner(Runner):
         self._opened.close()
 
     def _free(self) -> None:
-        """Close the lanes, then the engine, each whatever became of the one before."""
+        """Close the lanes, then the engine. An error does not stop the rest."""
         with self._device.current(), ExitStack() as rest:
             rest.callback(self._engine.close)
             for lane in self._lanes:
                 rest.callback(lane.close)
             self._lanes, self._idle = [], []
 
-    # Streaming: nothing waits for the device before its labels are asked for. Two lanes suffice: one copies in while
-    # the other computes.
+    # Streaming: no batch waits for the device before its labels are due. Two lanes are enough: one copies frames to the
+    # device while the other computes.
 
     def _stream(self, frames: Iterator[UInt8Array], depth: int) -> Generator[UInt8Array, None, None]:
-        pending: deque[_Flight] = deque()  # oldest first
+        pending: deque[_Pending] = deque()  # oldest first
         try:
             for batch in frames:
-                if sum(flight.lane is not None for flight in pending) == 2:
-                    self._land(next(flight for flight in pending if flight.lane))
-                pending.append(self._take_off(batch))
+                running = [waiting for waiting in pending if waiting.lane is not None]
+                if len(running) == 2:
+                    self._wait(running[0])
+                pending.append(self._submit(batch))
                 if len(pending) >= depth:
-                    yield self._labels(pending.popleft())
+                    yield self._collect(pending.popleft())
             while pending:
-                yield self._labels(pending.popleft())
+                yield self._collect(pending.popleft())
         finally:
-            for flight in pending:
-                self._land(flight)
+            for waiting in pending:
+                self._wait(waiting)
 
-    def _take_off(self, frames: Any) -> _Flight:
-        """Start a batch. What goes wrong is kept until it is the batch's turn."""
-        flight = _Flight()
+    def _submit(self, frames: Any) -> _Pending:
+        """Start a batch. An error is kept, to be raised in order, after the labels of earlier batches."""
+        pending = _Pending()
         try:
             checked = self._checked(frames)
-            flight.labels = np.empty(checked.shape[:3], np.uint8)
+            pending.labels = np.empty(checked.shape[:3], np.uint8)
             with self._lock:
-                self.spec  # noqa: B018
+                self._require_open()
                 if checked.shape[0] > self._engine.max_batch:
-                    self._run(checked, flight.labels)
+                    self._run(checked, pending.labels)
                 else:
-                    self._start(flight, checked)
+                    self._start(pending, checked)
         except Exception as error:  # noqa: BLE001
-            flight.error = error
-        return flight
+            pending.error = error
+        return pending
 
-    def _start(self, flight: _Flight, frames: UInt8Array | DeviceArray) -> None:
-        assert flight.labels is not None
+    def _start(self, pending: _Pending, frames: UInt8Array | DeviceArray) -> None:
+        assert pending.labels is not None
         with self._device.current():
             lane = self._take()
             try:
-                lane.start(frames, flight.labels)
-                flight.lane = lane
+                lane.start(frames, pending.labels)
+                pending.lane = lane
             finally:
-                if flight.lane is None:
+                if pending.lane is None:
                     self._give_back(lane)
 
-    def _land(self, flight: _Flight) -> None:
-        """Wait for a batch; its labels, or its error, are there afterwards."""
-        lane, flight.lane = flight.lane, None
+    def _wait(self, pending: _Pending) -> None:
+        """Wait for a batch. Afterwards `pending` has its labels or its error."""
+        lane, pending.lane = pending.lane, None
         if lane is None:
             return
         try:
             with self._lock:
-                self.spec  # noqa: B018
+                self._require_open()
                 if lane not in self._lanes:
                     raise BackendError(f"the runner of {self.artifact} was closed under its stream; start another")
                 with self._device.current():
@@ -231,14 +232,15 @@ class TrtRunner(Runner):
                     finally:
                         self._give_back(lane)
         except EnetError as error:
-            flight.error = error
+            pending.error = error
 
-    def _labels(self, flight: _Flight) -> UInt8Array:
-        self._land(flight)
-        if flight.error is not None:
-            raise flight.error
-        assert flight.labels is not None
-        return flight.labels
+    def _collect(self, pending: _Pending) -> UInt8Array:
+        """Wait for a batch and return its labels, or raise its error."""
+        self._wait(pending)
+        if pending.error is not None:
+            raise pending.error
+        assert pending.labels is not None
+        return pending.labels
 
     def _checked(self, frames: Any) -> Any:
         array = DeviceArray.of(frames, "frames")
@@ -258,8 +260,8 @@ class TrtRunner(Runner):
 
 
 @dataclass
-class _Flight:
-    """One batch of a stream. `lane` is set while the device works on it."""
+class _Pending:
+    """A batch of a stream. `lane` is set while the device works on it."""
 
     lane: Lane | None = None
     labels: UInt8Array | None = None
@@ -267,7 +269,7 @@ class _Flight:
 
 
 def _operation(layer: str, ms: float) -> Operation:
-    """What TensorRT calls a layer -> the operations of the graph in it, and what it is as far as the name tells.
+    """Parse TensorRT's name of a layer into the operations of the graph that it contains, and its kind.
 
     For example "stage1.0.branch.0/Conv + stage1.0.branch.1/Relu", "PWN(stage1.0/Add, stage1.0.act/Max)",
     "Reformatting CopyNode for Input Tensor 0 to stage1.0.branch.0/Conv" or "{ForeignNode[Cast...initial/Concat]}".
@@ -280,7 +282,7 @@ def _operation(layer: str, ms: float) -> Operation:
 
 
 def _device_index(device: str) -> int:
-    found = re.fullmatch(r"cuda(?::(\d+))?", device)
-    if found is None:
+    match = re.fullmatch(r"cuda(?::(\d+))?", device)
+    if match is None:
         raise BackendError(f"device '{device}' for TensorRT, expected cuda or cuda:N; for the CPU take the .onnx")
-    return int(found[1] or 0)
+    return int(match[1] or 0)
