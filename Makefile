@@ -9,7 +9,7 @@ INSTALLED := .venv/installed
 WEIGHTS := enet_deploy/weights/enet-camvid.safetensors
 MINIMAL := .venv-minimal
 
-.PHONY: demo gpu test test-fast test-minimal fuzz lint clean
+.PHONY: demo gpu test test-fast test-minimal fuzz docs lint clean
 
 demo: $(INSTALLED) ## fp32 and int8 on PyTorch, ONNX Runtime and OpenVINO side by side with a report; an engine for an RTX 3060
 	$(BIN)/enet-export --logits --out demo
@@ -39,6 +39,11 @@ test-minimal: ## the tests with the newest releases, a headless OpenCV, and no O
 
 fuzz: $(INSTALLED) ## every reader of foreign files against damaged ones, for so many seconds
 	OMP_NUM_THREADS=1 $(BIN)/python tests/fuzz.py $(FUZZ_SECONDS)
+
+# The pages are made of text alone: nothing of the package is imported. A warning or a dead link is an error.
+docs: $(INSTALLED) ## the documentation's site, in build/site; `ARGS=serve` shows it while you write
+	$(BIN)/pip install -q -c constraints.txt -e '.[docs]'
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs $(if $(ARGS),$(ARGS),build) --strict
 
 lint: $(INSTALLED)
 	$(BIN)/ruff check .
