@@ -1,24 +1,23 @@
-"""How much faster, and how sure of it: the ratio of two runners' times with its confidence interval."""
+"""How much faster, and how certain that is: the ratio of two runners' times with its confidence interval."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
 RESAMPLES = 10_000
-DRAWS = 20_000_000  # in all of them: the more rounds, the fewer resamples show how sure the ratio is
+DRAWS = 20_000_000  # in all resamples together: the more rounds there are, the fewer resamples are needed
 CONFIDENCE = 0.95
 
-Blocks = Sequence[Sequence[float]]  # calls of each round
+Rounds = Sequence[Sequence[float]]  # the times of the calls of each round
 
 
 @dataclass(frozen=True)
 class Speed:
-    """How many times faster than a baseline, and the bounds of that with 95 % confidence."""
+    """How many times faster a runner is than a baseline, with the bounds of the 95 % confidence interval."""
 
     ratio: float
     low: float
@@ -26,74 +25,70 @@ class Speed:
 
     @property
     def is_difference(self) -> bool:
-        """Whether the interval leaves out 1."""
+        """Whether the interval excludes 1."""
         return not self.low <= 1 <= self.high
 
     @property
     def width(self) -> float:
-        """Of the interval, as a share of the ratio."""
+        """Width of the interval, as a share of the ratio."""
         return (self.high - self.low) / self.ratio
 
 
-def speed(baseline: Blocks, blocks: Blocks, *, side_by_side: bool) -> Speed:
-    """The baseline's time over that of `blocks`, each a median over rounds of the medians of their calls.
+@dataclass(frozen=True)
+class Summary:
+    """Percentiles and mean of times, in milliseconds."""
 
-    The interval is a bootstrap of rounds (Efron 1979, percentiles), because calls of one round are no independent
-    samples: what the machine does meanwhile lasts longer than a call. Rounds that were `side_by_side` are resampled as
-    pairs, and the ratio is the median of theirs, from which the machine's drift is gone; those of two runs apart are
-    not, and what the machine was like in one run and not in the other is in the ratio, unseen.
+    p50: float
+    p90: float
+    p99: float
+    mean: float
+
+    @classmethod
+    def of(cls, ms: Sequence[float]) -> Summary:
+        p50, p90, p99 = np.percentile(ms, (50, 90, 99)).tolist()
+        return cls(p50, p90, p99, float(np.mean(ms)))
+
+
+def speed(baseline: Rounds, rounds: Rounds, *, side_by_side: bool) -> Speed:
+    """The baseline's time over that of `rounds`; a runner's time is the median of its rounds' medians.
+
+    The interval is a bootstrap over rounds (Efron 1979, percentiles), because the calls of one round are not
+    independent samples: a disturbance of the machine lasts longer than a call.
+
+    Args:
+        side_by_side: True if the rounds of both ran in turn. They are then resampled as pairs, and the ratio is the
+            median of the pairs' ratios, which removes the machine's drift. False for two separate runs: a difference
+            of the machine between them stays in the ratio and cannot be seen.
     """
-    a, b = (np.array([np.median(block) for block in each]) for each in (baseline, blocks))
+    a, b = (np.array([np.median(calls) for calls in each]) for each in (baseline, rounds))
     generator = np.random.default_rng(0)  # the same samples give the same interval
     if side_by_side:
         ratios = a / b
-        found = np.median(_resampled(ratios, generator), axis=1)
-        return _interval(float(np.median(ratios)), found)
-    found = np.median(_resampled(a, generator), axis=1) / np.median(_resampled(b, generator), axis=1)
-    return _interval(float(np.median(a) / np.median(b)), found)
+        return _interval(float(np.median(ratios)), np.median(_resample(ratios, generator), axis=1))
+    resampled = np.median(_resample(a, generator), axis=1) / np.median(_resample(b, generator), axis=1)
+    return _interval(float(np.median(a) / np.median(b)), resampled)
 
 
-def compare(baseline: Mapping[str, Any], result: Mapping[str, Any], *, side_by_side: bool) -> Speed:
-    """`speed` of two runners' results, per frame."""
-    a, b = ([[ms / each["batch"] for ms in block] for block in rounds(each)] for each in (baseline, result))
-    return speed(a, b, side_by_side=side_by_side)
-
-
-def rounds(result: Mapping[str, Any]) -> list[list[float]]:
-    """The calls of each round of a result, in milliseconds."""
-    found, start = [], 0
-    for length in result["blocks"]:
-        found.append(result["samples_ms"][start : start + length])
-        start += length
-    return found
-
-
-def _resampled(rounds: npt.NDArray[np.float64], generator: np.random.Generator) -> npt.NDArray[np.float64]:
-    """(up to RESAMPLES, rounds), drawn with replacement."""
-    resamples = min(RESAMPLES, max(100, DRAWS // len(rounds)))
-    drawn: npt.NDArray[np.float64] = rounds[generator.integers(len(rounds), size=(resamples, len(rounds)))]
+def _resample(values: npt.NDArray[np.float64], generator: np.random.Generator) -> npt.NDArray[np.float64]:
+    """(resamples, rounds), drawn with replacement; at most `RESAMPLES`."""
+    resamples = min(RESAMPLES, max(100, DRAWS // len(values)))
+    drawn: npt.NDArray[np.float64] = values[generator.integers(len(values), size=(resamples, len(values)))]
     return drawn
 
 
-def _interval(ratio: float, found: npt.NDArray[np.float64]) -> Speed:
+def _interval(ratio: float, resampled: npt.NDArray[np.float64]) -> Speed:
     tail = 50 * (1 - CONFIDENCE)
-    low, high = np.percentile(found, (tail, 100 - tail))
+    low, high = np.percentile(resampled, (tail, 100 - tail))
     return Speed(ratio, float(low), float(high))
 
 
-def spread(blocks: Blocks) -> float:
-    """How far the medians of rounds lie apart, as a share of the median over all calls."""
-    medians = [np.median(block) for block in blocks]
-    return float((max(medians) - min(medians)) / np.median(np.concatenate(blocks)))
-
-
-def summary(ms: Sequence[float]) -> dict[str, float]:
-    """p50, p90, p99 and mean."""
-    p50, p90, p99 = np.percentile(ms, (50, 90, 99)).tolist()
-    return {"p50": p50, "p90": p90, "p99": p99, "mean": float(np.mean(ms))}
+def spread(rounds: Rounds) -> float:
+    """Distance between the smallest and the largest median of a round, as a share of the median over all calls."""
+    medians = [np.median(calls) for calls in rounds]
+    return float((max(medians) - min(medians)) / np.median(np.concatenate(rounds)))
 
 
 def outliers(ms: Sequence[float]) -> int:
-    """How many calls took longer than the third quartile and one and a half times the quartiles' distance (Tukey)."""
+    """Number of calls above the third quartile by more than 1.5 interquartile ranges (Tukey)."""
     low, high = np.percentile(ms, (25, 75))
     return int((np.array(ms) > high + 1.5 * (high - low)).sum())

@@ -1,4 +1,4 @@
-"""What a run says to who has to choose: the best trade, whether the figures can be trusted, and a gate for CI."""
+"""What a run says to the reader who has to choose: the best trade, whether to trust the figures, and a gate for CI."""
 
 from __future__ import annotations
 
@@ -7,133 +7,166 @@ import operator
 import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 from enet_deploy.errors import InputError, RequirementError
 
-from .statistics import Speed, compare
+from .measure.machine import Load
+from .measure.parity import Accuracy
+from .result import Result
+from .statistics import Speed
 
 DROP = 0.3  # points of mIoU that a faster runner may cost
-SAME = 5e-4  # difference of mIoU, or of the share of equal labels, that is nobody's reason to take a slower runner
-LEAST_AGREEMENT = 0.99  # in place of it where there is no truth
+SAME = 5e-4  # a difference of mIoU, or of the share of equal labels, that does not justify a slower runner
+LEAST_AGREEMENT = 0.99  # used instead of `DROP` if there is no truth
 
-UNSTABLE = 0.10  # spread of the rounds' medians, as a share of the median, from which a result is doubted
+UNSTABLE = 0.10  # spread of the rounds' medians, as a share of the median, above which a result is doubted
 BUSY = 0.10  # cores that other programs may take
 STOLEN = 0.02  # cores that the hypervisor may take
-UNSURE = 0.10  # width of a ratio's interval, as a share of it
-HOPELESS = 0.5  # such a width, from which nothing can be told
-ROUNDS = 10  # from which an interval is one
-
-Result = dict[str, Any]
-Run = dict[str, Any]
+UNSURE = 0.10  # width of a ratio's interval, as a share of it, above which more frames are advised
+HOPELESS = 0.5  # such a width above which more frames would not help
+ROUNDS = 10  # the fewest for a sound interval
 
 
-def figures(result: Result, reference: dict[str, Any] | None) -> dict[str, float | None]:
-    """Every figure of a runner, None where it was not measured; drops are in points against PyTorch fp32."""
-    parity, accuracy = result["parity"] or {}, result["accuracy"] or {}
-    truth = (reference or {}).get("accuracy") or {}
-    flips = parity.get("flips") or {}
-    unpool = parity.get("unpool_flips")
-    speed = result["speed"]
+@dataclass(frozen=True)
+class Verdict:
+    """What to run on a device.
+
+    Attributes:
+        front: names of the runners on the Pareto front, fastest first.
+        take: name of the advised runner; None if none keeps the network's labels.
+        advice: the reasons, in sentences.
+    """
+
+    device: str
+    front: tuple[str, ...]
+    take: str | None
+    advice: str
+
+
+def figures(result: Result, reference: Accuracy | None) -> dict[str, float | None]:
+    """Every figure of a runner, by the names of `FIGURES`; None if it was not measured.
+
+    Args:
+        reference: PyTorch fp32's accuracy; drops are in points against it.
+    """
+    parity, accuracy = result.parity, result.accuracy
+    flips = None if parity is None else parity.flips
+    unpool = None if parity is None else parity.unpool_flips
     found: dict[str, float | None] = {
-        "p50_ms": result["latency_ms"]["p50"],
-        "p90_ms": result["latency_ms"]["p90"],
-        "p99_ms": result["latency_ms"]["p99"],
-        "fps": result["fps"],
-        "stream_fps": result["stream_fps"],
-        "speedup": speed["ratio"],
-        "speedup_low": speed["low"],
-        "speedup_high": speed["high"],
-        "model_mb": result["model_bytes"] / 1e6,
-        "peak_mb": result["peak_bytes"] / 1e6,
-        "agreement": parity.get("agreement"),
-        "boundary_flips": flips.get("boundary"),
-        "interior_flips": flips.get("interior"),
-        "max_abs_logit": parity.get("max_abs_logit"),
-        "p99_abs_logit": parity.get("p99_abs_logit"),
+        "p50_ms": result.latency_ms.p50,
+        "p90_ms": result.latency_ms.p90,
+        "p99_ms": result.latency_ms.p99,
+        "fps": result.fps,
+        "stream_fps": result.stream_fps,
+        "speedup": result.speed.ratio,
+        "speedup_low": result.speed.low,
+        "speedup_high": result.speed.high,
+        "model_mb": result.model_bytes / 1e6,
+        "peak_mb": result.peak_bytes / 1e6,
+        "agreement": getattr(parity, "agreement", None),
+        "boundary_flips": getattr(flips, "boundary", None),
+        "interior_flips": getattr(flips, "interior", None),
+        "max_abs_logit": getattr(parity, "max_abs_logit", None),
+        "p99_abs_logit": getattr(parity, "p99_abs_logit", None),
         "unpool_flips": max(unpool.values()) if unpool else None,
     }
     for name in ACCURACY:
-        found[name] = accuracy.get(name)
-        found[f"{name}_drop"] = 100 * (truth[name] - accuracy[name]) if name in accuracy and name in truth else None
+        own = None if accuracy is None else float(getattr(accuracy, name))
+        found[name] = own
+        known = own is not None and reference is not None
+        found[f"{name}_drop"] = 100 * (getattr(reference, name) - own) if known else None
     return found
 
 
 ACCURACY = ("pixel_accuracy", "dice", "miou")
+_SPEED = ("p50_ms", "p90_ms", "p99_ms", "fps", "stream_fps", "speedup", "speedup_low", "speedup_high")
+_PARITY = ("agreement", "boundary_flips", "interior_flips", "max_abs_logit", "p99_abs_logit", "unpool_flips")
+_TRUTH = tuple(name for each in ACCURACY for name in (each, f"{each}_drop"))
+FIGURES = (*_SPEED, "model_mb", "peak_mb", *_PARITY, *_TRUTH)
 
 
-def accuracy_of(result: Result) -> float | None:
-    """What is held against the speed: mIoU where there is a truth, else the share of labels equal to PyTorch's."""
-    if result["accuracy"]:
-        return float(result["accuracy"]["miou"])
-    return float(result["parity"]["agreement"]) if result["parity"] else None
+# --- the best trade -----------------------------------------------------------------------------------------------
 
 
 def front(results: Sequence[Result]) -> list[Result]:
-    """The Pareto front, fastest first: those that nothing faster equals in accuracy, to `SAME`."""
-    known = [result for result in results if accuracy_of(result) is not None]
-    chosen: list[Result] = []
-    for result in sorted(known, key=lambda r: (ms_per_frame(r), -_accuracy(r))):
-        if not chosen or _accuracy(result) > _accuracy(chosen[-1]) + SAME:
-            chosen.append(result)
-    return chosen
+    """The Pareto front, fastest first: no faster runner equals its members in quality, to within `SAME`."""
+    known = [(result, quality) for result in results if (quality := result.quality) is not None]
+    members: list[Result] = []
+    best = -math.inf
+    for result, quality in sorted(known, key=lambda pair: (pair[0].ms_per_frame, -pair[1])):
+        if quality > best + SAME:
+            members.append(result)
+            best = quality
+    return members
 
 
-def _accuracy(result: Result) -> float:
-    return accuracy_of(result) or 0.0
-
-
-def ms_per_frame(result: Result) -> float:
-    """Median."""
-    return float(result["latency_ms"]["p50"] / result["batch"])
-
-
-def verdict(run: Run) -> list[dict[str, Any]]:
-    """For each device: the runners on its front, the one to take, and a sentence that says why."""
+def verdicts(results: Sequence[Result], reference: Accuracy | None) -> list[Verdict]:
+    """A verdict for each device."""
     found = []
-    for device in dict.fromkeys(result["device"] for result in run["results"]):
-        results = [result for result in run["results"] if result["device"] == device]
-        best = _best([result for result in results if _keeps(result, run)])
-        found.append(
-            {
-                "device": device,
-                "front": [result["name"] for result in front(results)],
-                "take": best and best["name"],
-                "advice": " ".join(_advice(best, results, run)),
-            }
-        )
+    for device in dict.fromkeys(result.device for result in results):
+        drops = _Drops(results, reference)
+        own = [result for result in results if result.device == device]
+        best = _best([result for result in own if drops.keeps(result)])
+        members = tuple(result.name for result in front(own))
+        take = None if best is None else best.name
+        found.append(Verdict(device, members, take, " ".join(_advice(best, own, drops))))
     return found
 
 
+@dataclass(frozen=True)
+class _Drops:
+    """What each runner of a run costs in accuracy."""
+
+    results: Sequence[Result]
+    reference: Accuracy | None
+
+    def points(self, result: Result) -> float | None:
+        """Points of mIoU lost against PyTorch fp32, or against the run's best runner; None without a truth."""
+        if result.accuracy is None or self.reference is not None:
+            return figures(result, self.reference)["miou_drop"]
+        best = max(each.accuracy.miou for each in self.results if each.accuracy is not None)
+        return 100 * (best - result.accuracy.miou)
+
+    def keeps(self, result: Result) -> bool:
+        """Whether a runner keeps the network's labels; True if neither mIoU nor agreement was measured."""
+        points = self.points(result)
+        if points is not None:
+            return points <= DROP
+        return result.parity is None or result.parity.agreement >= LEAST_AGREEMENT
+
+    def cost(self, result: Result) -> str:
+        points = self.points(result)
+        if points is not None:
+            return f"for {0 - points:+.2f} points of mIoU"
+        if result.parity is not None:
+            return f"for {result.parity.agreement:.2%} of PyTorch's labels"
+        return "with labels that nothing was held against"
+
+
 def _best(kept: Sequence[Result]) -> Result | None:
-    """The fastest of those that keep the labels; one in fp32 where this run cannot tell it from that."""
+    """The fastest of the runners that keep the labels; one in fp32 unless this run shows that it is slower."""
     if not kept:
         return None
-    best = min(kept, key=ms_per_frame)
-    exact = min((result for result in kept if result["precision"] == "fp32"), key=ms_per_frame, default=best)
-    return best if compare(exact, best, side_by_side=True).low > 1 else exact
+    best = min(kept, key=_speed_order)
+    exact = min((result for result in kept if result.precision == "fp32"), key=_speed_order, default=best)
+    return best if best.speed_over(exact, side_by_side=True).low > 1 else exact
 
 
-def _keeps(result: Result, run: Run) -> bool:
-    """Whether a runner is as accurate as the network was; where nothing at all is known of that, it counts as such."""
-    drop = _drop(result, run)
-    if drop is not None:
-        return drop <= DROP
-    return not result["parity"] or result["parity"]["agreement"] >= LEAST_AGREEMENT
+def _speed_order(result: Result) -> float:
+    return result.ms_per_frame
 
 
-def _advice(best: Result | None, results: Sequence[Result], run: Run) -> list[str]:
+def _advice(best: Result | None, results: Sequence[Result], drops: _Drops) -> list[str]:
     if best is None:
         return ["no runner keeps the network's labels; deploy none of them."]
-    exact = [r for r in results if r["precision"] == "fp32" and r is not best]
-    others = [r for r in exact if r["backend"] != "torch"] or exact
-    sentences = [f"take {best['name']}: {best['fps']:.0f} FPS"]
+    exact = [each for each in results if each.precision == "fp32" and each is not best]
+    others = [each for each in exact if each.backend != "torch"] or exact
+    first = f"take {best.name}: {best.fps:.0f} FPS"
     if others:
-        plain = min(others, key=ms_per_frame)
-        gain = compare(plain, best, side_by_side=True)
-        sentences[0] += f", {in_words(gain)} the speed of {plain['name']}, {_cost(best, run)}"
-    sentences[0] += "."
-    return sentences + [f"{reason}." for reason in _refused(best, results, run)]
+        plain = min(others, key=_speed_order)
+        gain = best.speed_over(plain, side_by_side=True)
+        first += f", {in_words(gain)} the speed of {plain.name}, {drops.cost(best)}"
+    return [f"{first}.", *(f"{reason}." for reason in _refused(best, results, drops))]
 
 
 def in_words(gain: Speed) -> str:
@@ -141,87 +174,85 @@ def in_words(gain: Speed) -> str:
     return f"{gain.ratio:.2f}x (95 % CI {gain.low:.2f} to {gain.high:.2f})"
 
 
-def _drop(result: Result, run: Run) -> float | None:
-    """Points of mIoU against PyTorch fp32, without that against the best of the run; None without a truth."""
-    if not result["accuracy"] or (run["reference"] and run["reference"]["accuracy"]):
-        return figures(result, run["reference"])["miou_drop"]
-    best = max(float(each["accuracy"]["miou"]) for each in run["results"] if each["accuracy"])
-    return 100 * (best - float(result["accuracy"]["miou"]))
-
-
-def _cost(result: Result, run: Run) -> str:
-    drop = _drop(result, run)
-    if drop is not None:
-        return f"for {0 - drop:+.2f} points of mIoU"
-    if result["parity"]:
-        return f"for {result['parity']['agreement']:.2%} of PyTorch's labels"
-    return "with labels that nothing was held against"
-
-
-def _refused(best: Result, results: Sequence[Result], run: Run) -> list[str]:
-    """Why int8 or half, which one would expect to be faster, are not what is advised."""
+def _refused(best: Result, results: Sequence[Result], drops: _Drops) -> list[str]:
+    """Why int8 or fp16, which one expects to be faster, is not advised."""
     reasons = []
-    for kind in {"fp32": ("int8", "fp16"), "fp16": ("int8",)}.get(best["precision"], ()):
-        tried = [result for result in results if result["precision"].endswith(kind)]
-        if not tried:
-            continue
-        fastest = min(tried, key=ms_per_frame)
-        if _keeps(fastest, run):
-            gain = compare(best, fastest, side_by_side=True)
-            why = f"{fastest['name']} is at {in_words(gain)} of {best['name']}'s speed"
-        else:
-            drop = _drop(fastest, run)
-            if drop is None:
-                agreement = fastest["parity"]["agreement"]
-                why = f"{fastest['name']} keeps {agreement:.2%} of PyTorch's labels, fewer than {LEAST_AGREEMENT:.0%}"
-            else:
-                why = f"{fastest['name']} costs {drop:.2f} points of mIoU, more than {DROP}"
-        reasons.append(f"{kind.upper()} is not worth it here, because {why}")
+    for kind in {"fp32": ("int8", "fp16"), "fp16": ("int8",)}.get(best.precision, ()):
+        tried = [result for result in results if result.precision.endswith(kind)]
+        if tried:
+            why = _why_not(min(tried, key=_speed_order), best, drops)
+            reasons.append(f"{kind.upper()} is not worth it here, because {why}")
     return reasons
 
 
-def stability(run: Run) -> list[str]:
-    """What casts doubt on a run and what to do about it; nothing where it can be trusted."""
+def _why_not(result: Result, best: Result, drops: _Drops) -> str:
+    if drops.keeps(result):
+        return f"{result.name} is at {in_words(result.speed_over(best, side_by_side=True))} of {best.name}'s speed"
+    points = drops.points(result)
+    if points is not None:
+        return f"{result.name} costs {points:.2f} points of mIoU, more than {DROP}"
+    assert result.parity is not None  # else it would keep the labels
+    agreement = result.parity.agreement
+    return f"{result.name} keeps {agreement:.2%} of PyTorch's labels, fewer than {LEAST_AGREEMENT:.0%}"
+
+
+# --- can the figures be trusted? ----------------------------------------------------------------------------------
+
+
+def stability(results: Sequence[Result], load: Load | None, governor: str | None, *, partial: bool) -> list[str]:
+    """What casts doubt on a run and what to do about it; empty if the run can be trusted.
+
+    Args:
+        load: of other programs during the run; None if it was not recorded.
+        governor: how the processor's clock is chosen; None if that is not known.
+        partial: whether the run was interrupted, so that few rounds are no surprise.
+    """
+    doubts = _doubts_of_machine(load, governor)
+    shaky = [result for result in results if result.spread > UNSTABLE]
+    if shaky:
+        most = max(result.spread for result in shaky)
+        doubts.append(f"rounds of {_names(shaky)} differ by up to {most:.0%}; read ratios, not times")
+    cold = [result for result in results if result.warm_up is not None and not result.warm_up.settled]
+    if cold:
+        doubts.append(f"{_names(cold)} did not settle while warming up; see what else runs, and the temperature")
+    return doubts if partial else doubts + _doubts_of_intervals(results)
+
+
+def _doubts_of_machine(load: Load | None, governor: str | None) -> list[str]:
     doubts = []
-    if run["load"] is None:
+    if load is None:
         doubts.append("what else ran meanwhile was not recorded")
-    load = run["load"] or {"others": 0.0, "stolen": 0.0}
-    if load["others"] > BUSY:
-        doubts.append(f"other programs took {load['others']:.2f} cores meanwhile; close them")
-    if load["stolen"] > STOLEN:
-        doubts.append(f"the hypervisor took {load['stolen']:.2f} cores; measure on hardware that is not shared")
-    governor = run["environment"].get("governor")
+    if load is not None and load.others > BUSY:
+        doubts.append(f"other programs took {load.others:.2f} cores meanwhile; close them")
+    if load is not None and load.stolen > STOLEN:
+        doubts.append(f"the hypervisor took {load.stolen:.2f} cores; measure on hardware that is not shared")
     if governor not in (None, "performance"):
         doubts.append(f"the clock's governor is '{governor}'; fix it: cpupower frequency-set -g performance")
-    shaky = [result for result in run["results"] if result["spread"] > UNSTABLE]
-    if shaky:
-        most = max(result["spread"] for result in shaky)
-        doubts.append(f"rounds of {_list(shaky)} differ by up to {most:.0%}; read ratios, not times")
-    cold = [result for result in run["results"] if result["warm_up"] and not result["warm_up"]["settled"]]
-    if cold:
-        doubts.append(f"{_list(cold)} did not settle while warming up; see what else runs, and the temperature")
-    fewest = min(run["results"], key=lambda result: len(result["blocks"]))
-    if len(fewest["blocks"]) < ROUNDS and not run["partial"]:
-        doubts.append(f"{len(fewest['blocks'])} rounds are few for an interval; take --frames {10 * ROUNDS} or more")
-    unsure = max(run["results"], key=lambda result: Speed(**result["speed"]).width)
-    width = Speed(**unsure["speed"]).width
-    if width > UNSURE and not run["partial"]:
-        frames = len(unsure["samples_ms"]) * unsure["batch"]
-        more = 100 * math.ceil(frames * (width / UNSURE) ** 2 / 100)  # an interval narrows with the root of rounds
-        mend = f"take --frames {more}" if width < HOPELESS else "first find out what disturbs the machine"
-        doubts.append(f"the interval of {unsure['name']}'s speed is {width:.0%} of it wide; {mend}")
     return doubts
 
 
-def _list(results: Sequence[Result]) -> str:
-    names = [result["name"] for result in results]
+def _doubts_of_intervals(results: Sequence[Result]) -> list[str]:
+    doubts = []
+    rounds = min(len(result.blocks) for result in results)
+    if rounds < ROUNDS:
+        doubts.append(f"{rounds} rounds are few for an interval; take --frames {10 * ROUNDS} or more")
+    unsure = max(results, key=lambda result: result.speed.width)
+    width = unsure.speed.width
+    if width > UNSURE:
+        frames = len(unsure.samples_ms) * unsure.batch
+        more = 100 * math.ceil(frames * (width / UNSURE) ** 2 / 100)  # an interval narrows with the root of rounds
+        mend = f"take --frames {more}" if width < HOPELESS else "first find out what disturbs the machine"
+        doubts.append(f"the interval of {unsure.name}'s speed is {width:.0%} of it wide; {mend}")
+    return doubts
+
+
+def _names(results: Sequence[Result]) -> str:
+    names = [result.name for result in results]
     return ", ".join(names) if len(names) <= 3 else f"{len(names)} runners"
 
 
-_SPEED = ("p50_ms", "p90_ms", "p99_ms", "fps", "stream_fps", "speedup", "speedup_low", "speedup_high")
-_PARITY = ("agreement", "boundary_flips", "interior_flips", "max_abs_logit", "p99_abs_logit", "unpool_flips")
-_TRUTH = tuple(name for each in ACCURACY for name in (each, f"{each}_drop"))
-FIGURES = (*_SPEED, "model_mb", "peak_mb", *_PARITY, *_TRUTH)
+# --- the gate -----------------------------------------------------------------------------------------------------
+
 _NEEDS_REFERENCE = {*_PARITY, *(f"{name}_drop" for name in ACCURACY)}
 _SHARES = {"agreement", "boundary_flips", "interior_flips", "unpool_flips", *ACCURACY}
 _COMPARISONS: dict[str, Callable[[float, float], bool]] = {
@@ -231,7 +262,7 @@ _COMPARISONS: dict[str, Callable[[float, float], bool]] = {
 
 @dataclass(frozen=True)
 class Requirement:
-    """One condition of --require: `figure` has to compare so with `bound`."""
+    """One condition of --require: `figure comparison bound`, for example miou_drop <= 0.3."""
 
     figure: str
     comparison: str
@@ -240,30 +271,35 @@ class Requirement:
     def __str__(self) -> str:
         return f"{self.figure}{self.comparison}{self.bound:g}"
 
+    def holds(self, value: float) -> bool:
+        return _COMPARISONS[self.comparison](value, self.bound)
+
 
 def parse_requirements(text: str) -> list[Requirement]:
-    """ "miou_drop<=0.3,p90_ms<=20" -> conditions. Raises InputError for what is no condition or no known figure."""
-    found = []
-    for part in text.split(","):
-        match = re.fullmatch(r"\s*(\w+)\s*(<=|>=|<|>)\s*(-?[\d.]+(?:[eE][+-]?\d+)?)\s*", part)
-        if match is None:
-            raise InputError(f"--require '{part}', expected FIGURE<=NUMBER or FIGURE>=NUMBER, such as miou_drop<=0.3")
-        figure, comparison, bound = match.groups()
-        if figure not in FIGURES:
-            raise InputError(f"--require {figure}, expected one of {', '.join(FIGURES)}")
-        try:
-            found.append(Requirement(figure, comparison, float(bound)))
-        except ValueError:
-            raise InputError(f"--require {figure}{comparison}{bound}, expected a number") from None
-        if math.isinf(found[-1].bound):
-            raise InputError(f"--require {figure}{comparison}{bound}, expected a finite number")
-        if figure in _SHARES and not 0 <= found[-1].bound <= 1:
-            raise InputError(f"--require {found[-1]}, expected a share from 0 to 1, such as 0.999")
-    return found
+    """ "miou_drop<=0.3,p90_ms<=20" -> conditions. Raises InputError for text of another form or an unknown figure."""
+    return [_parse_requirement(part) for part in text.split(",")]
+
+
+def _parse_requirement(text: str) -> Requirement:
+    match = re.fullmatch(r"\s*(\w+)\s*(<=|>=|<|>)\s*(-?[\d.]+(?:[eE][+-]?\d+)?)\s*", text)
+    if match is None:
+        raise InputError(f"--require '{text}', expected FIGURE<=NUMBER or FIGURE>=NUMBER, such as miou_drop<=0.3")
+    figure, comparison, bound = match.groups()
+    if figure not in FIGURES:
+        raise InputError(f"--require {figure}, expected one of {', '.join(FIGURES)}")
+    try:
+        requirement = Requirement(figure, comparison, float(bound))
+    except ValueError:
+        raise InputError(f"--require {figure}{comparison}{bound}, expected a number") from None
+    if math.isinf(requirement.bound):
+        raise InputError(f"--require {figure}{comparison}{bound}, expected a finite number")
+    if figure in _SHARES and not 0 <= requirement.bound <= 1:
+        raise InputError(f"--require {requirement}, expected a share from 0 to 1, such as 0.999")
+    return requirement
 
 
 def require_measurable(requirements: Sequence[Requirement], truth: bool, reference: bool) -> None:
-    """Raise InputError for a condition on what the run will not measure."""
+    """Raise InputError for a condition on a figure that the run will not measure."""
     for requirement in requirements:
         if requirement.figure in _TRUTH and not truth:
             raise InputError(f"--require {requirement} needs the truth; give --data too")
@@ -271,23 +307,22 @@ def require_measurable(requirements: Sequence[Requirement], truth: bool, referen
             raise InputError(f"--require {requirement} needs the weights that all artifacts came from; see --weights")
 
 
-def check(run: Run, requirements: Sequence[Requirement]) -> None:
-    """Raise RequirementError with all that is not met, InputError where a figure is not known.
+def check(results: Sequence[Result], reference: Accuracy | None, requirements: Sequence[Requirement]) -> None:
+    """Raise RequirementError with every condition that does not hold, InputError if a figure is not known.
 
-    It holds for every runner but PyTorch fp32, which is what they are held against, unless nothing else ran.
+    PyTorch fp32, which the others are compared with, is exempt, unless nothing else ran.
     """
-    judged = [r for r in run["results"] if r["backend"] != "torch"] or run["results"]
     broken = []
-    for result in judged:
-        own = result is run["results"][0]  # the baseline, which is no faster than itself
-        known = figures(result, run["reference"])
+    for result in [each for each in results if each.backend != "torch"] or results:
+        is_baseline = result is results[0]  # it is no faster than itself
+        known = figures(result, reference)
         for requirement in requirements:
-            if own and requirement.figure.startswith("speedup"):
+            if is_baseline and requirement.figure.startswith("speedup"):
                 continue
             value = known[requirement.figure]
             if value is None:
-                raise InputError(f"--require {requirement}: {result['name']} has no {requirement.figure}")
-            if not _COMPARISONS[requirement.comparison](value, requirement.bound):
-                broken.append(f"{result['name']} has {requirement.figure} {value:.6g}, required {requirement}")
+                raise InputError(f"--require {requirement}: {result.name} has no {requirement.figure}")
+            if not requirement.holds(value):
+                broken.append(f"{result.name} has {requirement.figure} {value:.6g}, required {requirement}")
     if broken:
         raise RequirementError("; ".join(broken))

@@ -1,4 +1,4 @@
-"""PReLU whose gradient is as fast on a CPU as LeakyReLU's, where it has one slope for all channels."""
+"""PReLU with a fast gradient on a CPU, if it has one slope for all channels."""
 
 from __future__ import annotations
 
@@ -11,11 +11,11 @@ from torch.nn import functional as F
 
 
 class PReLU(nn.PReLU):
-    """`nn.PReLU`, the same values and gradients.
+    """`nn.PReLU` with the same values and gradients.
 
-    PyTorch's gradient of one shared slope reduces a tensor of the input's size, element by element: in ENet on a CPU
-    that is a fifth of a training step. `_OneSlope` takes a tenth of that time. It reads the slope's value, which would
-    make the host wait for a GPU, so there PyTorch's own is used.
+    PyTorch computes the gradient of a single slope by reducing a tensor of the input's size, element by element; in
+    ENet on a CPU that is a fifth of a training step. `_OneSlope` takes a tenth of that time. It reads the slope's
+    value. On a GPU the host would have to wait for that, so PyTorch's own gradient is used there.
     """
 
     def forward(self, x: Tensor) -> Tensor:
@@ -27,7 +27,7 @@ class PReLU(nn.PReLU):
 
 
 class _OneSlope(torch.autograd.Function):
-    """(any shape) float, slope (1,) float32 -> max(0, x) + slope * min(0, x)."""
+    """x of any shape, float, and slope (1,) float32 -> max(0, x) + slope * min(0, x)."""
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, slope: Tensor) -> Tensor:

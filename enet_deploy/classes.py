@@ -1,12 +1,12 @@
-"""Class lists: names and colours of the classes, void, and what stands for them in the files of label maps.
+"""Class lists: names and colours of the classes, void, and the values that stand for them in label maps.
 
-CamVid's and Cityscapes' are known. Any other data set says its own in `classes.json`, of which only the names have to
-be there:
+The classes of CamVid and Cityscapes are built in. Any other data set declares its own in `classes.json`. Only the names
+are required:
 
     {"names": ["floor", "wall"], "colors": [[0, 90, 200], [200, 200, 0]], "ignore_id": 255}
 
-Label maps hold ids, the positions in `names`, or the classes' colours, with black for void. Where they hold something
-else, `label_values` says it value by value, with null for void:
+Label maps hold ids (the positions in `names`) or the classes' colours, with black for void. If they hold other values,
+`label_values` maps each value to a class, or to null for void:
 
     "label_values": {"7": "floor", "8": "wall", "0": null, "#ff8000": "wall"}
 """
@@ -37,7 +37,7 @@ class ClassList:
     Attributes:
         names: one per class; the class id is the position.
         colors: RGB in [0, 255], one per class, for pictures.
-        ignore_id: the label of pixels without a class ("void"), or None where every pixel has one.
+        ignore_id: the label of pixels without a class ("void"), or None if every pixel has one.
     """
 
     names: tuple[str, ...]
@@ -47,7 +47,7 @@ class ClassList:
     def __post_init__(self) -> None:
         if not 2 <= len(self.names) <= 255:
             raise InputError(f"{len(self.names)} class names, expected 2 to 255: label maps hold 8-bit ids")
-        for name in self.names:  # terminals obey control characters
+        for name in self.names:  # a terminal would obey control characters
             if not name.isprintable() or not name.strip():
                 raise InputError(f"class name {name!a}, expected printable characters, not only spaces; correct it")
         if len(set(self.names)) != len(self.names):
@@ -67,7 +67,7 @@ class ClassList:
 
     @property
     def void(self) -> int:
-        """A label that is no class: `ignore_id`, or 255 where there is none."""
+        """A label that is no class: `ignore_id`, or 255 without one."""
         return 255 if self.ignore_id is None else self.ignore_id
 
     def to_json(self) -> dict[str, Any]:
@@ -75,19 +75,21 @@ class ClassList:
 
     @classmethod
     def from_json(cls, value: Any) -> ClassList:
-        """The inverse of `to_json`; without "colors" they are chosen. Raises InputError for another form."""
+        """The inverse of `to_json`. Without "colors", colours are generated. Raises InputError for another form."""
         try:
             if not isinstance(value, dict):
-                raise TypeError(f"it is no object but {value!r:.60}")
+                raise TypeError(f"{value!r:.60} is not an object")
             ignore_id = value.get("ignore_id")
             if not isinstance(value["names"], list):
-                raise TypeError("names is no list")
-            names = tuple(_of(str, name) for name in value["names"])
+                raise TypeError(f"names {value['names']!r:.60} is not a list")
+            names = tuple(_require_type(str, name) for name in value["names"])
             colors = value.get("colors", spread_colors(len(names)))
             return cls(
                 names=names,
-                colors=tuple((_of(int, r), _of(int, g), _of(int, b)) for r, g, b in colors),
-                ignore_id=None if ignore_id is None else _of(int, ignore_id),
+                colors=tuple(
+                    (_require_type(int, r), _require_type(int, g), _require_type(int, b)) for r, g, b in colors
+                ),
+                ignore_id=None if ignore_id is None else _require_type(int, ignore_id),
             )
         except (KeyError, TypeError, ValueError, OverflowError) as error:
             if isinstance(error, InputError):
@@ -98,15 +100,15 @@ class ClassList:
             ) from None
 
 
-def _of(kind: type[T], value: Any) -> T:
-    """`value`. Raises TypeError unless it is of `kind`: text is no number, and 1.5 no colour."""
+def _require_type(kind: type[T], value: Any) -> T:
+    """Return `value`. Raises TypeError unless it has exactly this type."""
     if type(value) is not kind:
-        raise TypeError(f"{value!r:.60} is no {kind.__name__}")
+        raise TypeError(f"{value!r:.60} is not of type {kind.__name__}")
     return value
 
 
 def spread_colors(count: int) -> list[tuple[int, int, int]]:
-    """So many RGB colours that differ: hues by twice the golden angle, by turns pale, light and dark."""
+    """Generate `count` different RGB colours: hues in steps of twice the golden angle; pale, light, dark in turn."""
     tones = ((0.45, 0.95), (0.85, 0.95), (0.9, 0.6))  # saturation, brightness
     colors = (colorsys.hsv_to_rgb(index * 0.763932 % 1, *tones[index % len(tones)]) for index in range(count))
     return [(round(255 * red), round(255 * green), round(255 * blue)) for red, green, blue in colors]
@@ -137,7 +139,7 @@ CITYSCAPES = ClassList(
     ignore_id=255,
 )  # fmt: skip
 
-# Its labelIds hold 0 to 33, of which 19 are classes to train on and the others void
+# Cityscapes' labelIds files hold 0 to 33: 19 classes to train on, the others are void
 _CITYSCAPES_IDS = (7, 8, 11, 12, 13, 17, 19, 20, 21, 22, 23, 24, 25, 26, 27, 28, 31, 32, 33)
 CITYSCAPES_VALUES: dict[str, str | None] = {
     **dict.fromkeys(map(str, range(34))),
@@ -147,26 +149,30 @@ CITYSCAPES_VALUES: dict[str, str | None] = {
 
 @dataclass(frozen=True)
 class LabelValues:
-    """What stands for which class in the files of label maps.
+    """The class that each value in a label map's file stands for.
 
     Attributes:
-        ids: value in a file of ids, or index in one with a palette -> class id, or that of void.
-        colors: 0xRRGGBB in a file of colours -> the same.
+        ids: value in a file of ids, or palette index -> class id, or the id of void.
+        colors: 0xRRGGBB in a file of colours -> class id, or the id of void.
     """
 
     ids: Mapping[int, int]
     colors: Mapping[int, int]
 
     @classmethod
-    def of(cls, classes: ClassList, spelt: Mapping[str, str | None] | None = None) -> LabelValues:
-        """Those of the classes themselves, or as `spelt` out in classes.json: value -> name of a class, None for void.
+    def of(cls, classes: ClassList, label_values: Mapping[str, str | None] | None = None) -> LabelValues:
+        """Build the mapping from the classes and from `label_values` of classes.json.
 
-        Any id in `spelt` replaces all ids of the classes; its colours come on top of theirs. Raises
-        InputError for a value or a name that is none.
+        Args:
+            classes: whose ids and colours are the default.
+            label_values: value ("7", "#ff8000") -> name of a class, None for void. If it holds any id, its ids replace
+                the default ids; its colours are added to the default colours.
+
+        Raises InputError for a value that is neither an id nor a colour, and for an unknown name.
         """
         ids: dict[int, int] = {}
         colors: dict[int, int] = {}
-        for value, name in (spelt or {}).items():
+        for value, name in (label_values or {}).items():
             values, number = colors if value.startswith("#") else ids, _number(value)
             if number in values:
                 raise InputError(f"label_values has {value!a} in two spellings, expected each value once")
@@ -180,19 +186,22 @@ class LabelValues:
         )
 
     def known(self, dtype: np.dtype[Any]) -> Mapping[int, int]:
-        """Those that a label map goes by whose `read_values` are of this dtype: ids, uint8, or colours, int32."""
+        """The value->class mapping for label maps of this dtype: ids (uint8) or colours (int32)."""
         return self.ids if dtype == np.uint8 else self.colors
 
-    def described(self, color: int) -> str:
-        """A colour of no class, in words."""
-        swapped = (color & 0xFF) << 16 | color & 0xFF00 | color >> 16
-        return f"colour #{color:06x}" + " (a known one with red and blue swapped)" * (swapped in self.colors)
+    def described(self, value: str) -> str:
+        """Describe an unknown value, given as classes.json spells it: "class id 7", "colour #ff8000"."""
+        if not value.startswith("#"):
+            return f"class id {value}"
+        swapped = int(value[5:7] + value[3:5] + value[1:3], 16)
+        return f"colour {value}" + " (a known one with red and blue swapped)" * (swapped in self.colors)
 
-    def known_ids(self, classes: ClassList) -> str:
-        """What a file of ids may hold, in words: "0 to 10 and 11 for void"."""
+    def expected(self, classes: ClassList) -> str:
+        """Describe what a file may hold: "ids 0 to 10 and 11 for void, or the classes' colours"."""
         void = [value for value, label in self.ids.items() if label == classes.ignore_id]
         known = _ranges(sorted(self.ids.keys() - set(void)))
-        return " and ".join(filter(None, (known, f"{_ranges(sorted(void))} for void" if void else "")))
+        ids = " and ".join(filter(None, (known, f"{_ranges(sorted(void))} for void" if void else "")))
+        return f"ids {ids}, or the classes' colours"
 
 
 def _ranges(numbers: list[int]) -> str:
@@ -217,17 +226,17 @@ def _class_id(classes: ClassList, value: str, name: str | None) -> int:
         return classes.ignore_id
     raise InputError(
         f"label_values gives {value} to {name!a:.60}, expected one of {', '.join(classes.names)}, or null for void "
-        "where there is an ignore_id"
+        "if there is an ignore_id"
     )
 
 
 def read_classes(root: str | Path) -> ClassList:
-    """The classes in a data set's classes.json, else Cityscapes' in its layout, else CamVid's. Raises DataError."""
+    """Read a data set's classes.json; without one, take Cityscapes' or CamVid's by its layout. Raises DataError."""
     return read_label_values(root)[0]
 
 
 def read_label_values(root: str | Path) -> tuple[ClassList, LabelValues]:
-    """As `read_classes`, and what stands for them in the label maps."""
+    """As `read_classes`, with the values that stand for the classes in the label maps."""
     path = Path(root) / "classes.json"
     if not path.exists():
         if is_cityscapes(root):
@@ -238,13 +247,15 @@ def read_label_values(root: str | Path) -> tuple[ClassList, LabelValues]:
         classes = ClassList.from_json(value)
         if len(set(classes.colors)) < len(classes.colors):
             twice = next(color for color in classes.colors if classes.colors.count(color) > 1)
-            raise InputError(f"color {list(twice)} of several classes, expected one of its own for each")
+            raise InputError(f"color {list(twice)} of several classes, expected a different one for each")
         if not value.keys() <= KEYS:
             raise InputError(f"the keys {', '.join(value)}, expected some of {', '.join(sorted(KEYS))}")
-        spelt = value.get("label_values", {})
-        if not isinstance(spelt, dict):
-            raise InputError(f'label_values is {spelt!a:.60}, expected {{"7": "NAME", "#0a5ac8": "NAME", "0": null}}')
-        return classes, LabelValues.of(classes, spelt)
+        label_values = value.get("label_values", {})
+        if not isinstance(label_values, dict):
+            raise InputError(
+                f'label_values is {label_values!a:.60}, expected {{"7": "NAME", "#0a5ac8": "NAME", "0": null}}'
+            )
+        return classes, LabelValues.of(classes, label_values)
     except (OSError, UnicodeDecodeError, json.JSONDecodeError, RecursionError) as error:
         raise DataError(
             f'{path} cannot be read: {error}; expected JSON such as {{"names": ["floor", "wall"]}}'

@@ -9,18 +9,24 @@ Item = TypeVar("Item")
 
 
 def printable(text: str) -> str:
-    """On one line, and without what a terminal would obey: names and messages come out of foreign files."""
+    """Put text on one line and escape what a terminal would obey: names and messages come out of untrusted files."""
     flat = " ".join(text.split())
     return "".join(c if c.isprintable() else c.encode("unicode_escape").decode("ascii") for c in flat)
 
 
 def counted(count: int, what: str) -> str:
-    """ "1 file", "2 files"."""
+    """Return "1 file", "2 files"."""
     return f"{count} {what}" if count == 1 else f"{count} {what}s"
 
 
 def progress(items: Iterable[Item], title: str, total: int | None = None) -> Iterable[Item]:
-    """The items, with a progress bar on a terminal's stderr where tqdm is installed; `total` for those without len."""
+    """Iterate over the items, with a progress bar if stderr is a terminal and tqdm is installed.
+
+    Args:
+        items: to iterate over.
+        title: of the bar.
+        total: number of the items, if they have no length.
+    """
     try:
         from tqdm import tqdm
     except ModuleNotFoundError:

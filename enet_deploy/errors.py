@@ -50,6 +50,7 @@ EXTRAS = {
     **dict.fromkeys(("torch", "safetensors", "onnx", "onnxscript"), "torch"),
     **dict.fromkeys(("onnxruntime", "openvino"), "cpu"),
     **dict.fromkeys(("jinja2", "matplotlib", "rich", "psutil"), "report"),
+    "tensorboard": "tensorboard",
     "av": "video",
     "rosbags": "ros",
     "tensorrt": "trt",

@@ -1,10 +1,15 @@
-"""Files of images and label maps: size by the header, pixels, and the values that a label map holds."""
+"""Images in memory and in files: decode, encode, resize, and paint label maps.
+
+OpenCV decodes and encodes; Pillow reads the size from a file's header first.
+"""
 
 from __future__ import annotations
 
 import base64
+import io
+import struct
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import cv2
 import numpy as np
@@ -13,49 +18,109 @@ import numpy.typing as npt
 from .classes import ClassList
 from .errors import DataError, InputError
 
-# What OpenCV may read; which of them a build does read shows when it decodes
+UInt8Array = npt.NDArray[np.uint8]
+
+# Formats that OpenCV can read; which of them a given build reads shows when it decodes
 IMAGE_SUFFIXES = {
     *(".png", ".jpg", ".jpeg", ".jpe", ".jp2", ".webp", ".avif", ".bmp", ".dib", ".tif", ".tiff"),
     *(".ppm", ".pgm", ".pbm", ".pnm", ".pxm", ".sr", ".ras", ".gif", ".exr", ".hdr", ".pic"),
 }
 
-MAX_PIXELS = 1 << 28  # 16,384x16,384, which takes 0.8 GB; a file of a kilobyte can claim to hold more than any memory
+MAX_PIXELS = 1 << 28  # 16384x16384, 0.8 GB decoded; a file of one kilobyte can claim more than any memory holds
 MAX_BYTES = 1 << 30
 
-PNG = b"\x89PNG\r\n\x1a\n"
+# Pillow's names of the formats whose header it reads here. WebP and AVIF hold at most MAX_PIXELS anyway; OpenCV
+# refuses more than 2**30 pixels of any other format
+_HEADERS = ("JPEG", "JPEG2000", "BMP", "TIFF", "PPM", "GIF", "SUN")
+_PNG_SIGNATURE = b"\x89PNG\r\n\x1a\n"
 _MEDIA_TYPES = {".png": "image/png", ".jpg": "image/jpeg", ".svg": "image/svg+xml"}
 
 
-def read(path: Path, flags: int) -> npt.NDArray[Any]:
-    """The pixels of a file as `cv2.imdecode` gives them. Raises DataError, naming the file."""
-    return decode(path, read_content(path), flags)
+class PngHeader(NamedTuple):
+    """The first fields of a PNG file.
+
+    Attributes:
+        width, height: in pixels.
+        bits: per sample, 1 to 16.
+        color_type: 0 grey, 2 RGB, 3 palette, 4 grey with alpha, 6 RGB with alpha.
+    """
+
+    width: int
+    height: int
+    bits: int
+    color_type: int
 
 
-def decode(what: Path | str, content: bytes, flags: int) -> npt.NDArray[Any]:
-    """The pixels of an image file's content as `cv2.imdecode` gives them. Raises DataError, beginning with `what`."""
-    height, width = _header_size(content)
-    if height * width > MAX_PIXELS:
-        raise DataError(
-            f"{what} says it is {height}x{width} (height x width), expected at most {MAX_PIXELS} pixels, which is "
-            "16384x16384; scale it down or cut it into tiles"
-        )
+def png_header(content: bytes) -> PngHeader | None:
+    """Read the header of a PNG file's content; None for other content.
+
+    The fields are at a fixed place. Pillow would refuse the whole file for a damaged or long text in it.
+    """
+    if content.startswith(_PNG_SIGNATURE) and len(content) >= 26:
+        return PngHeader(*struct.unpack(">IIBB", content[16:26]))
+    return None
+
+
+def header_size(content: bytes) -> tuple[int, int] | None:
+    """Read (height, width) from the header of an image file's content, without decoding it.
+
+    None if the format is unknown or the header is damaged.
+    """
+    png = png_header(content)
+    if png is not None:
+        return png.height, png.width
+    from PIL import Image  # lazy: a robot that gets its frames from a camera decodes no files
+
+    Image.init()
+    for name in _HEADERS:
+        read_header, accepts = Image.OPEN[name]
+        try:
+            if accepts is None or accepts(content[:16]):
+                with read_header(io.BytesIO(content), "") as image:  # Image.open refuses sizes that we accept
+                    return image.height, image.width
+        except Exception:  # noqa: BLE001  a damaged header makes Pillow raise errors of many types
+            pass
+    return None
+
+
+def decode(name: Path | str, content: bytes, flags: int) -> npt.NDArray[Any]:
+    """Decode an image file's content with `cv2.imdecode`.
+
+    Args:
+        name: of the file; error messages begin with it.
+        content: of the file.
+        flags: of OpenCV, cv2.IMREAD_*.
+
+    Raises DataError if the header claims more than MAX_PIXELS or the content cannot be decoded.
+    """
+    require_bounded(name, content)
     try:
         pixels = cv2.imdecode(np.frombuffer(content, np.uint8), flags) if content else None
     except cv2.error as error:
-        raise DataError(f"{what} is refused by OpenCV ({error.err}); it is damaged, or has over 2**30 pixels") from None
+        raise DataError(f"{name} is refused by OpenCV ({error.err}); it is damaged, or has over 2**30 pixels") from None
     if pixels is None:
-        raise DataError(f"{what} cannot be decoded as an image; the file is damaged or of a kind OpenCV does not read")
+        raise DataError(f"{name} cannot be decoded as an image; the file is damaged or of a kind OpenCV does not read")
     return pixels
 
 
-def encode(name: Path | str, pixels: npt.NDArray[np.uint8]) -> bytes:
-    """The content of an image file of this name, of (h, w) or (h, w, 3) BGR pixels.
+def require_bounded(name: Path | str, content: bytes) -> None:
+    """Raise DataError if the header of an image file's content claims more than MAX_PIXELS."""
+    height, width = header_size(content) or (0, 0)
+    if height * width > MAX_PIXELS:
+        raise DataError(
+            f"{name} claims to be {height}x{width} (height x width), expected at most {MAX_PIXELS} pixels, which is "
+            "16384x16384; scale it down or cut it into tiles"
+        )
 
-    Raises InputError where its format cannot hold them.
+
+def encode(name: Path | str, pixels: UInt8Array) -> bytes:
+    """Encode (h, w) or (h, w, 3) BGR pixels in the format of the file name's suffix.
+
+    Raises InputError if the format cannot hold them.
     """
     try:
         done, content = cv2.imencode(Path(name).suffix, pixels)
-    except cv2.error:  # of a suffix that it does not know
+    except cv2.error:  # a suffix that OpenCV does not know
         done = False
     if not done:
         raise InputError(
@@ -66,18 +131,19 @@ def encode(name: Path | str, pixels: npt.NDArray[np.uint8]) -> bytes:
 
 
 def data_uri(content: bytes, suffix: str) -> str:
-    """A file's content as an address that a page can show; .png, .jpg or .svg."""
+    """Return a file's content as a data URI for a page; `suffix` is .png, .jpg or .svg."""
     return f"data:{_MEDIA_TYPES[suffix]};base64,{base64.b64encode(content).decode('ascii')}"
 
 
-def image_uri(pixels: npt.NDArray[np.uint8], suffix: str) -> str:
-    """The same of (h, w, 3) BGR pixels, as .png or .jpg."""
+def image_uri(pixels: UInt8Array, suffix: str) -> str:
+    """Encode (h, w, 3) BGR pixels as .png or .jpg and return them as a data URI."""
     return data_uri(encode(f"image{suffix}", pixels), suffix)
 
 
 def read_content(path: Path) -> bytes:
+    """Read the bytes of an image file. Raises DataError if it is missing, no regular file, or over MAX_BYTES."""
     try:
-        if path.exists() and not path.is_file():  # a pipe or /dev/zero, perhaps at the end of a link, never ends
+        if path.exists() and not path.is_file():  # reading a pipe or /dev/zero never ends
             raise DataError(f"{path} is a folder or a device, expected an image file; remove it")
         if path.stat().st_size > MAX_BYTES:
             raise DataError(f"{path} has {path.stat().st_size} bytes, expected an image of at most {MAX_BYTES}")
@@ -88,40 +154,20 @@ def read_content(path: Path) -> bytes:
         raise DataError(f"{path} cannot be read as an image: {error.strerror}") from None
 
 
-def _header_size(content: bytes) -> tuple[int, int]:
-    """(height, width) that a PNG or a JPEG says it has; (0, 0) of others, of which OpenCV takes up to 2**30 pixels."""
-    if content.startswith(PNG):
-        return number(content[20:24]), number(content[16:20])
-    position = 2 if content.startswith(b"\xff\xd8") else len(content)
-    while content[position : position + 1] == b"\xff":
-        marker = content[position + 1 : position + 2]
-        if b"\xc0" <= marker <= b"\xcf" and marker not in (b"\xc4", b"\xc8", b"\xcc"):  # a frame's header
-            return number(content[position + 5 : position + 7]), number(content[position + 7 : position + 9])
-        position += 2 + number(content[position + 2 : position + 4])
-    return 0, 0
-
-
-def number(field: bytes) -> int:
-    return int.from_bytes(field, "big")
-
-
-UInt8Array = npt.NDArray[np.uint8]
-
-
 def read_image(path: str | Path) -> UInt8Array:
     """Decode an image file as (H, W, 3) uint8 BGR. Raises DataError, naming the file."""
-    return read(Path(path), cv2.IMREAD_COLOR).astype(np.uint8, copy=False)
+    return decode(Path(path), read_content(Path(path)), cv2.IMREAD_COLOR).astype(np.uint8, copy=False)
 
 
 def resize_image(image: UInt8Array, size: tuple[int, int]) -> UInt8Array:
-    """(h, w, 3) uint8 -> (height, width, 3), bilinear; the same array where it has that size already."""
+    """Resize (h, w, 3) uint8 to (height, width, 3), bilinear. Returns the same array if it has that size already."""
     return _resize(image, size, cv2.INTER_LINEAR)
 
 
 def resize_labels(labels: UInt8Array, size: tuple[int, int]) -> UInt8Array:
-    """(h, w) uint8 ids -> (height, width), nearest: mixing ids would invent classes.
+    """Resize (h, w) uint8 class ids to (height, width), nearest neighbour: mixed ids would be other classes.
 
-    Pixel centres are matched as `resize_image` does; OpenCV's plain INTER_NEAREST shifts by up to half a pixel.
+    Pixel centres match those of `resize_image`; OpenCV's plain INTER_NEAREST shifts by up to half a pixel.
     """
     return _resize(labels, size, cv2.INTER_NEAREST_EXACT)
 
@@ -133,14 +179,14 @@ def _resize(pixels: UInt8Array, size: tuple[int, int], interpolation: int) -> UI
 
 
 def colorize(labels: UInt8Array, classes: ClassList) -> UInt8Array:
-    """Paint a label map: (H, W) uint8 ids -> (H, W, 3) uint8 BGR; ids without a class are black."""
+    """Paint a label map: (H, W) uint8 ids -> (H, W, 3) uint8 BGR. Ids without a class become black."""
     palette = np.zeros((256, 1, 3), np.uint8)
     palette[: len(classes), 0] = np.array(classes.colors, np.uint8)[:, ::-1]
-    # Twenty times faster than palette[labels], which was half of a video loop's overlay
+    # Twenty times faster than palette[labels], which took half of the time of a video's overlay
     return cv2.applyColorMap(np.ascontiguousarray(labels), palette).astype(np.uint8, copy=False)
 
 
 def overlay(image: UInt8Array, labels: UInt8Array, classes: ClassList, alpha: float = 0.5) -> UInt8Array:
-    """Lay the colours of a label map over the image: (h, w, 3) uint8 BGR; `alpha` is the colours' share."""
+    """Blend the colours of a label map over the image: (h, w, 3) uint8 BGR. `alpha` is the share of the colours."""
     blended = cv2.addWeighted(image, 1 - alpha, colorize(labels, classes), alpha, 0)
     return blended.astype(np.uint8, copy=False)

@@ -1,4 +1,4 @@
-"""Pixel accuracy, Dice and IoU from one confusion matrix over a whole data set, at the label maps' own size."""
+"""Pixel accuracy, Dice and IoU, from one confusion matrix over a whole data set, at the size of the label maps."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from .images import UInt8Array
 
 @dataclass(frozen=True)
 class Scores:
-    """Figures in [0, 1]. A class that is neither in truth nor in prediction has None and is left out of the means.
+    """Scores in [0, 1]. A class that is neither in truth nor in prediction has None and is in no mean.
 
     Attributes:
         pixel_accuracy: right pixels / counted pixels.
@@ -24,7 +24,7 @@ class Scores:
         miou: mean over classes of TP / (TP + FP + FN).
         class_average: mean over the classes in truth of TP / (TP + FN).
         per_class: class name -> {"iou", "dice"}.
-        absent: names of the classes left out.
+        absent: names of the classes that are in no mean.
         void_counts: whether void pixels count as mistakes (see `ConfusionMatrix.scores`).
     """
 
@@ -41,9 +41,11 @@ class Scores:
 
 
 class ConfusionMatrix:
-    """Counts pixels by (truth, prediction); one more row and column hold void and any other id.
+    """Counts pixels by (truth, prediction).
 
-    `counts[t, p]` is the number of pixels of class t that were predicted as p.
+    Attributes:
+        counts: (classes + 1, classes + 1) int64; `counts[t, p]` is the number of pixels of class t that were predicted
+            as p. The last row and column hold void and any other id.
     """
 
     def __init__(self, classes: ClassList) -> None:
@@ -51,7 +53,7 @@ class ConfusionMatrix:
         self.counts: npt.NDArray[np.int64] = np.zeros((len(classes) + 1,) * 2, np.int64)
 
     def update(self, truth: UInt8Array, prediction: UInt8Array) -> None:
-        """Add label maps of one shape, uint8 class ids. Raises InputError where the shapes differ."""
+        """Count the pixels of two label maps of one shape, uint8 class ids. Raises InputError if the shapes differ."""
         if truth.shape != prediction.shape:
             raise InputError(f"prediction of shape {prediction.shape} for labels of {truth.shape}, expected the same")
         void = len(self.classes)
@@ -59,14 +61,14 @@ class ConfusionMatrix:
         self.counts += np.bincount(pairs.ravel(), minlength=(void + 1) ** 2).reshape(void + 1, void + 1)
 
     def scores(self, void_counts: bool = False) -> Scores:
-        """The figures of all pixels seen.
+        """Compute the scores of all pixels counted so far.
 
         Args:
-            void_counts: False leaves the pixels that are void in truth out, as the literature on CamVid mostly
-                does. True counts them as mistakes of the class predicted there, which lowers IoU by one to two
-                points; some papers and student reports do this.
+            void_counts: False leaves out the pixels that are void in truth, as most literature on CamVid does. True
+                counts them as mistakes of the class predicted there, which lowers IoU by one to two points; some
+                papers and student reports do this.
 
-        Raises InputError before any labelled pixel was seen.
+        Raises InputError if no labelled pixel was counted.
         """
         counted = self.counts if void_counts else self.counts[:-1]
         hit = np.diagonal(self.counts)[:-1].astype(float)
@@ -96,11 +98,12 @@ class ConfusionMatrix:
 def evaluate(
     segment: Callable[[UInt8Array], UInt8Array], pairs: Iterable[tuple[UInt8Array, UInt8Array]], classes: ClassList
 ) -> ConfusionMatrix:
-    """Count every pixel of every pair.
+    """Segment every image and count every pixel against its labels.
 
     Args:
-        segment: (h, w, 3) uint8 BGR -> (h, w) uint8 class ids, at the image's own size: `Runner.segment`.
-        pairs: (image, labels), a `DataSet` for one.
+        segment: (h, w, 3) uint8 BGR -> (h, w) uint8 class ids, at the image's own size, such as `Runner.segment`.
+        pairs: (image, labels), such as a `DataSet`.
+        classes: of the labels.
     """
     confusion = ConfusionMatrix(classes)
     for image, labels in pairs:

@@ -1,9 +1,9 @@
-"""ENet for semantic segmentation, whole, in this file.
+"""ENet for semantic segmentation: the whole network is in this file.
 
-Paszke, Chaurasia, Kim, Culurciello: "ENet: A Deep Neural Network Architecture for Real-Time Semantic
-Segmentation", 2016, https://arxiv.org/abs/1606.02147, in the detail of the authors' Lua code
-(e-lab/ENet-training, train/models/encoder.lua and decoder.lua). Where paper and code differ, the code decides:
-biases, PReLU slope per channel, no activation before the sum, ReLU and no dropout in the decoder.
+Paszke, Chaurasia, Kim, Culurciello: "ENet: A Deep Neural Network Architecture for Real-Time Semantic Segmentation",
+2016, https://arxiv.org/abs/1606.02147. If the paper and the authors' Lua code (e-lab/ENet-training,
+train/models/encoder.lua and decoder.lua) differ, this file follows the code: biases, a PReLU slope per channel, no
+activation before the sum, ReLU and no dropout in the decoder.
 
 Shapes in comments are (channels x height x width) for one 3x512x512 image.
 """
@@ -18,14 +18,12 @@ from torch.nn import functional as F
 
 from .activations import PReLU
 
-BN_EPS = 1e-3  # Torch7's default, and so the authors'
-
-
+BN_EPS = 1e-3  # Torch7's default, which the authors used
 STRIDE = 8  # the encoder halves the image three times
 
 
 class InitialBlock(nn.Module):
-    """3x3 stride-2 convolution to 13 maps beside 2x2 max-pooling of the image's 3 channels (paper, figure 2a).
+    """3x3 stride-2 convolution to 13 channels, concatenated with 2x2 max-pooling of the image (paper, figure 2a).
 
     (N, 3, H, W) -> (N, 16, H/2, W/2)
     """
@@ -39,7 +37,7 @@ class InitialBlock(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         maps = self.conv(x)
-        # pooling does not follow autocast, and float32 here would make every sum after it float32
+        # autocast leaves pooling in float32, and float32 here would make every later sum float32
         y: Tensor = self.act(self.bn(torch.cat([maps, self.pool(x).to(maps.dtype)], dim=1)))
         return y
 
@@ -55,8 +53,8 @@ def _activation(channels: int, relu: bool) -> nn.Module:
 class RegularBottleneck(nn.Module):
     """Residual bottleneck at constant size (paper, figure 2b).
 
-    1x1 reduction to a quarter of the width; a 3x3, dilated 3x3, or asymmetric 1x5 + 5x1 convolution; 1x1
-    expansion; spatial dropout. No activation before the sum.
+    1x1 reduction to a quarter of the channels; a 3x3, dilated 3x3, or asymmetric 1x5 + 5x1 convolution; 1x1 expansion;
+    spatial dropout. No activation before the sum.
 
     (N, C, H, W) -> (N, C, H, W)
     """
@@ -67,7 +65,7 @@ class RegularBottleneck(nn.Module):
         super().__init__()
         inner = channels // 4
         if asymmetric:
-            # 1 high x 5 wide first, then 5x1, nothing between them
+            # first 1 high x 5 wide, then 5x1, without an activation between them
             middle: nn.Module = nn.Sequential(
                 nn.Conv2d(inner, inner, (1, 5), padding=(0, 2), bias=False),
                 nn.Conv2d(inner, inner, (5, 1), padding=(2, 0)),
@@ -90,9 +88,9 @@ class RegularBottleneck(nn.Module):
 
 
 class DownsamplingBottleneck(nn.Module):
-    """Bottleneck that halves the size; its shortcut is max-pooling, zero-padded to the new width.
+    """Bottleneck that halves the size; its shortcut is max-pooling, with zeros for the additional channels.
 
-    (N, C, H, W) -> ((N, D, H/2, W/2), indices): the indices of the C pooled channels, for the decoder's unpooling.
+    (N, C, H, W) -> ((N, D, H/2, W/2), indices): the pooling indices of the C channels, for the decoder's unpooling.
     """
 
     def __init__(self, in_channels: int, out_channels: int, *, dropout: float) -> None:
@@ -112,12 +110,12 @@ class DownsamplingBottleneck(nn.Module):
 
     def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
         shortcut, indices = self.pool(x)
-        shortcut = F.pad(shortcut, (0, 0, 0, 0, 0, self.extra_channels))  # channels, at the end
+        shortcut = F.pad(shortcut, (0, 0, 0, 0, 0, self.extra_channels))  # zeros after the pooled channels
         return self.act(shortcut + self.branch(x)), indices
 
 
 class UpsamplingBottleneck(nn.Module):
-    """Bottleneck that doubles the size; its shortcut is max-unpooling at the places the encoder's pooling took.
+    """Bottleneck that doubles the size; its shortcut is max-unpooling to the positions of the encoder's pooling.
 
     (N, C, H, W), indices of (N, D, H, W) -> (N, D, 2H, 2W)
     """
@@ -138,7 +136,7 @@ class UpsamplingBottleneck(nn.Module):
 
     def forward(self, x: Tensor, indices: Tensor) -> Tensor:
         shortcut, branch = self.unpool(self.shortcut(x), indices), self.branch(x)
-        y: Tensor = self.act(shortcut.to(branch.dtype) + branch)  # unpooling does not follow autocast either
+        y: Tensor = self.act(shortcut.to(branch.dtype) + branch)  # autocast leaves unpooling in float32 too
         return y
 
 
@@ -160,13 +158,13 @@ class ENet(nn.Module):
     """ENet (paper, table 1): 363,791 parameters with 11 classes.
 
     Args:
-        num_classes: classes predicted. Void is no class: it is the loss's `ignore_index`.
-        width: 1 is ENet; with 2, 3, ... every layer has as many times its channels, for a teacher.
-        slopes: of each PReLU, one per "channel" as in ENet, or one per "layer": a LeakyReLU, which backends fuse into
-            the convolution before it where they can.
+        num_classes: number of predicted classes. Void is not one of them: it is the loss's `ignore_index`.
+        width: 1 is ENet; with 2, 3, ... every layer has that many times its channels, for a teacher.
+        slopes: PReLU slopes, one per "channel" as in ENet, or one per "layer"; the latter is a LeakyReLU, which some
+            backends fuse into the convolution before it.
 
-    `forward` takes normalised images, (N, 3, H, W) float with H and W divisible by 8, in the channel order the
-    weights were trained on (BGR for those of this project), and returns logits (N, num_classes, H, W).
+    `forward` takes normalised images, (N, 3, H, W) float with H and W divisible by 8, in the channel order of the
+    training (BGR for this project's weights), and returns logits (N, num_classes, H, W).
     """
 
     def __init__(self, num_classes: int, width: int = 1, slopes: Literal["channel", "layer"] = "channel") -> None:
@@ -189,7 +187,7 @@ class ENet(nn.Module):
             self.share_slopes()
 
     def share_slopes(self) -> None:
-        """Give each PReLU one slope: the mean of those that it has."""
+        """Replace the slopes of each PReLU by one, their mean."""
         self.slopes = "layer"
         for module in self.modules():
             if isinstance(module, nn.PReLU):
@@ -197,13 +195,13 @@ class ENet(nn.Module):
                 module.num_parameters = 1
 
     def renew_classes(self, num_classes: int) -> None:
-        """Give it a new last layer, for so many classes; all others stay as they are."""
+        """Replace the last layer by a new one with random weights, for this number of classes."""
         self.num_classes = num_classes
         self.fullconv = nn.ConvTranspose2d(16 * self.width, num_classes, 2, stride=2)
         _initialise(self.fullconv)
 
     def encode(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """The encoder's output, (N, 128 width, H/8, W/8), and the indices of the first and second pooling."""
+        """Return the encoder's output, (N, 128 width, H/8, W/8), and the indices of its first and second pooling."""
         x = self.initial(x)
         x, indices1 = self.bottleneck1_0(x)
         x = self.stage1(x)
@@ -211,7 +209,7 @@ class ENet(nn.Module):
         return self.stage3(self.stage2(x)), indices1, indices2
 
     def decode(self, x: Tensor, indices1: Tensor, indices2: Tensor) -> Tensor:
-        """What `encode` returned -> the last layer's input, (N, 16 width, H/2, W/2)."""
+        """Return the last layer's input, (N, 16 width, H/2, W/2), from the results of `encode`."""
         x = self.stage4(self.bottleneck4_0(x, indices2))
         y: Tensor = self.stage5(self.bottleneck5_0(x, indices1))
         return y
@@ -222,7 +220,7 @@ class ENet(nn.Module):
 
 
 def _initialise(module: nn.Module) -> None:
-    # He et al. 2015; the transposed convolutions' fan is close enough to share the rule
+    # He et al. 2015; for transposed convolutions the fan-in is not exact, but close enough
     if isinstance(module, nn.Conv2d | nn.ConvTranspose2d):
         nn.init.kaiming_normal_(module.weight, nonlinearity="relu")
         if module.bias is not None:
@@ -230,12 +228,12 @@ def _initialise(module: nn.Module) -> None:
 
 
 class Segmenter(nn.Module):
-    """A network with what the camera before it and the planner behind it need: the graph that is deployed.
+    """A network with normalisation before it and argmax after it: camera frames in, label maps out. This is deployed.
 
     Args:
         net: (N, 3, H, W) float -> logits (N, C, H, W), C <= 255.
         mean, std: per channel in the frames' order, on the scale of [0, 255].
-        dtype: that the network takes, and computes in.
+        dtype: of the network's input and computations.
     """
 
     mean: Tensor
@@ -253,7 +251,8 @@ class Segmenter(nn.Module):
     def normalise(self, frames: Tensor) -> Tensor:
         """(N, H, W, 3) uint8 BGR in [0, 255] -> (N, 3, H, W) of `dtype`, channels_last.
 
-        In float32 also for a half network: rounding frame - mean to half would cost as many labels as all the rest.
+        Computed in float32 also for a float16 network: rounding frame - mean to float16 would change as many labels as
+        all its other rounding.
         """
         x = frames.to(self.mean.dtype).permute(0, 3, 1, 2)
         return ((x - self.mean) / self.std).to(self.dtype)

@@ -1,6 +1,6 @@
-"""Pictures, PNG or SVG by the file's suffix: which classes are confused, and how a training run went.
+"""Draw the confusion matrix and the curves of a training run, as PNG or SVG by the file's suffix.
 
-matplotlib (extra `report`) is imported by what needs it, never by this module.
+Functions import matplotlib (extra `report`) when they draw; importing this module does not.
 """
 
 from __future__ import annotations
@@ -21,40 +21,41 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 SUFFIXES = (".png", ".svg")
-THEMED_WIDTH = 5.2  # inches of a picture in a page: 500 pixels, of which a phone shows three quarters
+THEMED_WIDTH = 5.2  # width of a picture in a page, in inches: 500 pixels, of which a phone shows three quarters
 BLUE = (0.13, 0.44, 0.71)
-SHOWN = 0.5  # per cent of a class that a cell needs for its number to be written
+SHOWN = 0.5  # per cent of a class from which a cell shows its number
 
 
-def require_plot(path: str | Path, suffixes: Sequence[str] = SUFFIXES) -> None:
-    """For before the long work: raise where no picture could be drawn at `path` after it.
+def require_plot(path: str | Path) -> None:
+    """Check before the long work that a picture can be drawn at `path` after it.
 
-    Raises InputError for another suffix than these, ArtifactError where the file cannot be written, and
-    ModuleNotFoundError without matplotlib, of which the command lines tell how to get it.
+    Raises InputError for a suffix other than .png and .svg, ArtifactError if the file cannot be written, and
+    ModuleNotFoundError without matplotlib; the commands then say how to install it.
     """
-    _require_suffix(path, suffixes)
+    _require_suffix(path)
     require_writable(path)
     import matplotlib  # noqa: F401
 
 
 def draw_confusion(path: str | Path, counts: npt.NDArray[np.integer[Any]], names: Sequence[str]) -> None:
-    """Draw what the pixels of each class were taken for, in per cent of that class.
+    """Draw a confusion matrix, each row in per cent of the pixels of its true class.
 
     Args:
+        path: .png or .svg.
         counts: (classes, classes), [truth, prediction]: `ConfusionMatrix.counts[:-1, :-1]`, without void.
         names: of the classes, in that order. The row of a class that is not in truth stays empty.
     """
     _require_suffix(path)
-    cell = min(0.46, 20 / len(names))  # inches; many classes get small cells in place of a picture without bounds
+    cell = min(0.46, 20 / len(names))  # inches; with many classes the cells shrink, the picture does not grow
     figure = new_figure(cell * len(names) + 1.2, cell * len(names) + 1.5)
     axes = figure.subplots()
     confusion_on(axes, counts, names, cell)
-    axes.set_title("what each class's pixels were taken for, in %", fontsize=10)
+    axes.set_title("prediction for the pixels of each true class, in %", fontsize=10)
     save_figure(figure, path)
 
 
 def confusion_on(axes: Axes, counts: npt.NDArray[np.integer[Any]], names: Sequence[str], cell: float) -> None:
-    """As `draw_confusion`, on axes of the caller's, with cells of about so many inches."""
+    """As `draw_confusion`, on the given axes; `cell` is the side of a cell, in inches."""
     from matplotlib import rcParams
     from matplotlib.colors import LinearSegmentedColormap
 
@@ -65,8 +66,8 @@ def confusion_on(axes: Axes, counts: npt.NDArray[np.integer[Any]], names: Sequen
     axes.imshow(percent, cmap=LinearSegmentedColormap.from_list("blue", [(*BLUE, 0), (*BLUE, 1)]), vmin=0, vmax=100)
     for truth, predicted in np.argwhere(percent >= SHOWN):
         value = float(percent[truth, predicted])
-        color = "white" if value > 65 else rcParams["text.color"]  # on the fuller blues
-        text = str(int(value + 0.5))  # not 0 for what is just enough to be shown
+        color = "white" if value > 65 else rcParams["text.color"]  # white on the darker blues
+        text = str(int(value + 0.5))  # rounds 0.5 up, so that no cell shows 0
         axes.text(predicted, truth, text, ha="center", va="center_baseline", color=color, fontsize=18 * cell)
     labels: dict[str, Any] = {"fontsize": 20 * cell, "parse_math": False}  # a class may have a $ in its name
     axes.set_xticks(range(count), names, rotation=45, ha="right", rotation_mode="anchor", **labels)
@@ -82,12 +83,14 @@ def confusion_on(axes: Axes, counts: npt.NDArray[np.integer[Any]], names: Sequen
 
 
 def draw_curve(path: str | Path, rows: Sequence[Mapping[str, float]], val_was_trained_on: bool = False) -> None:
-    """Draw how a training run went: loss and learning rate above, the scores on val below.
+    """Draw the curves of a training run: loss and learning rate above, the scores on val below.
 
     Args:
-        rows: one per epoch, as in the run's log.csv: epoch, loss, lr and, on the epochs that were scored, val_miou and
-            val_pixel_accuracy. Any other column of the training with "loss" in its name is drawn too.
-        val_was_trained_on: the scores show fit then, not accuracy, and the picture says so.
+        path: .png or .svg.
+        rows: one per epoch, as in the run's log.csv: epoch, loss, lr and, for epochs with scores, val_miou and
+            val_pixel_accuracy. Other training columns with "loss" in their name are drawn too.
+        val_was_trained_on: whether val was part of the training data. The scores then show fit, not accuracy, and the
+            picture says so.
     """
     _require_suffix(path)
     figure = new_figure(7, 5)
@@ -103,7 +106,7 @@ def draw_curve(path: str | Path, rows: Sequence[Mapping[str, float]], val_was_tr
 
 
 def themed(draw: Callable[[Figure], None], height: float) -> tuple[str, str]:
-    """What `draw` draws on a figure of so many inches as SVG, for a light page and for a dark one."""
+    """Draw a figure twice, as SVG for a light and for a dark page. `height` is in inches."""
     return _svg(draw, height, ink="#1c2126", line="#d5dade"), _svg(draw, height, ink="#e6e9ec", line="#454c53")
 
 
@@ -119,7 +122,7 @@ def _svg(draw: Callable[[Figure], None], height: float, ink: str, line: str) -> 
         "axes.axisbelow": True,
         "font.size": 9,
         "legend.frameon": False,
-        "svg.fonttype": "path",  # a picture cannot know which fonts the reader has
+        "svg.fonttype": "path",  # the reader may not have the fonts
         "svg.hashsalt": "enet_deploy",
     }
     text = io.StringIO()
@@ -131,7 +134,7 @@ def _svg(draw: Callable[[Figure], None], height: float, ink: str, line: str) -> 
 
 
 def loss_on(axes: Axes, rows: Sequence[Mapping[str, float]]) -> None:
-    """Loss and learning rate of `draw_curve`, on axes of the caller's."""
+    """Draw the loss and the learning rate of `draw_curve` on the given axes."""
     rate = axes.twinx()
     rate.grid(visible=False)
     rate.plot(*_points(rows, "lr"), color="0.5", alpha=0.7, linewidth=1)
@@ -142,19 +145,19 @@ def loss_on(axes: Axes, rows: Sequence[Mapping[str, float]]) -> None:
     rate.yaxis.get_offset_text().set_color("0.5")
     rate.spines[:].set_visible(False)
     columns = dict.fromkeys(name for row in rows for name in row)
-    # a class may be called glossy
+    # not the val columns: a class may be called glossy
     names = [name for name in columns if "loss" in name and not name.startswith("val_")]
     for name in names:
         axes.plot(*_points(rows, name), marker=".", markersize=3, linewidth=1.5, label=name)
     axes.set_ylabel("training loss")
     if len(names) > 1:
-        rate.legend(handles=axes.get_lines(), loc="upper right", fontsize=9)  # of `rate`: in front of its line
+        rate.legend(handles=axes.get_lines(), loc="upper right", fontsize=9)
     _epochs_on(axes)
 
 
 def scores_on(axes: Axes, rows: Sequence[Mapping[str, float]], val_was_trained_on: bool) -> None:
-    """Scores of `draw_curve`, on axes of the caller's."""
-    # The accuracy is hardly ever below the mIoU: its label sits above its line's end, the other below
+    """Draw the scores of `draw_curve` on the given axes."""
+    # The accuracy is hardly ever below the mIoU, so its label is above the end of its line, the other one below
     for name, title, color, side in (
         ("val_pixel_accuracy", "pixel accuracy", "tab:green", "bottom"),
         ("val_miou", "mIoU", "tab:red", "top"),
@@ -183,12 +186,12 @@ def _epochs_on(axes: Axes) -> None:
 
 def _points(rows: Sequence[Mapping[str, float]], name: str) -> tuple[list[float], list[float]]:
     """Epochs and values of the rows that have a value of that name."""
-    chosen = [row for row in rows if name in row]
-    return [row["epoch"] for row in chosen], [row[name] for row in chosen]
+    with_value = [row for row in rows if name in row]
+    return [row["epoch"] for row in with_value], [row[name] for row in with_value]
 
 
 def new_figure(width: float, height: float) -> Figure:
-    """A figure of so many inches, without pyplot: no window, no global state."""
+    """Make a figure, its sides in inches, without pyplot: no window, no global state."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
@@ -198,11 +201,11 @@ def new_figure(width: float, height: float) -> Figure:
 
 
 def save_figure(figure: Figure, path: str | Path) -> None:
-    """Write it as the file's suffix says, .png or .svg; whole or not at all."""
+    """Write a figure as .png or .svg by the file's suffix; the file is written whole or not at all."""
     import matplotlib
 
     kind = Path(path).suffix.lower()[1:]
-    # An SVG with text as text can be searched; without date and random ids the same figures give the same file
+    # Text in an SVG stays text, so that it can be searched. Without date and random ids the file is reproducible
     with (
         matplotlib.rc_context({"svg.fonttype": "none", "svg.hashsalt": "enet_deploy"}),
         atomic_write(path) as temporary,

@@ -7,10 +7,10 @@ import cv2
 from enet_deploy import open_runner
 
 if len(sys.argv) != 4:
-    raise SystemExit("usage: camera_loop.py ARTIFACT SOURCE CLASS, SOURCE being a camera's number, a video or a URL")
+    raise SystemExit("usage: camera_loop.py ARTIFACT SOURCE CLASS; SOURCE is a camera's number, a video or a URL")
 artifact, source, name = sys.argv[1:]
 camera = cv2.VideoCapture(int(source) if source.isdecimal() else source)
-camera.set(cv2.CAP_PROP_BUFFERSIZE, 1)  # where the driver can: a frame that waited is a frame too late
+camera.set(cv2.CAP_PROP_BUFFERSIZE, 1)  # if the driver can: a frame that waited comes too late
 with open_runner(artifact) as runner:
     if name not in runner.spec.classes.names:
         raise SystemExit(f"no class {name} among {', '.join(runner.spec.classes.names)}")

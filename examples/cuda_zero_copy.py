@@ -1,10 +1,10 @@
-"""Frames that are on the GPU already, of torch, cupy or pycuda, into an engine, and labels out, without a host copy.
+"""Run an engine on frames that are on the GPU already, in arrays of torch, cupy or pycuda, without a host copy.
 
     python examples/cuda_zero_copy.py enet-fp16.engine [torch|cupy|pycuda]
 
-The runner takes anything with `__cuda_array_interface__`: uint8 (N, H, W, 3) BGR, C-contiguous. It waits for what was
-queued on torch's current stream, on the stream that a cupy array names, or else on the default stream; when `infer`
-returns, the labels are in `out`.
+The runner takes any array with `__cuda_array_interface__`: uint8 (N, H, W, 3) BGR, C-contiguous. It first waits for the
+work queued on torch's current stream, on the stream that a cupy array names, or else on the default stream. When
+`infer` returns, the labels are in `out`.
 """
 
 import sys
@@ -16,7 +16,8 @@ from enet_deploy import EnetError, open_runner
 def with_torch(shape: tuple[int, ...]) -> tuple[Any, Any]:
     import torch
 
-    frames = torch.randint(0, 256, shape, dtype=torch.uint8, device="cuda")  # a decoder's or a camera's, in earnest
+    # in place of a decoder's or a camera's output
+    frames = torch.randint(0, 256, shape, dtype=torch.uint8, device="cuda")
     return frames, torch.empty(shape[:3], dtype=torch.uint8, device="cuda")
 
 
@@ -28,7 +29,7 @@ def with_cupy(shape: tuple[int, ...]) -> tuple[Any, Any]:
 
 def with_pycuda(shape: tuple[int, ...]) -> tuple[Any, Any]:
     import numpy as np
-    import pycuda.autoprimaryctx  # the context that the runner, torch and cupy use; autoinit would make another
+    import pycuda.autoprimaryctx  # the context that the runner, torch and cupy use; autoinit creates another one
     from pycuda import gpuarray
 
     assert pycuda.autoprimaryctx.context is not None

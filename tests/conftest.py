@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import signal
 
@@ -60,6 +61,31 @@ def graphs(exported: Path, weights: Path, tmp_path_factory: pytest.TempPathFacto
     onnx.save(quantize(onnx.load(exported), record), paths["int8"])
     onnx.save(quantize(half, record), paths["fp16-int8"])
     return {"fp32": exported, **paths}
+
+
+@pytest.fixture(scope="session")
+def finished(scenes: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder of an undisturbed run. Do not write to it."""
+    from training_runs import enet_train
+
+    out = tmp_path_factory.mktemp("runs") / "finished"
+    assert enet_train(scenes, out) == 0
+    return out
+
+
+@pytest.fixture(scope="session")
+def room(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A data set of three classes of its own."""
+    import cv2
+    from training_runs import ROOM
+
+    from enet_deploy.data import open_data
+
+    root = write_scenes(tmp_path_factory.mktemp("room"), {"train": 4, "val": 1})
+    for _, path in (*open_data(root, "train").pairs, *open_data(root, "val").pairs):
+        cv2.imwrite(str(path), cv2.imread(str(path), cv2.IMREAD_UNCHANGED) % 3)
+    (root / "classes.json").write_text(json.dumps(ROOM))
+    return root
 
 
 @pytest.fixture(scope="session")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import zlib
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +15,7 @@ from onnx import TensorProto, helper, numpy_helper
 import enet_deploy.data.scenes
 from enet_deploy import CAMVID
 from enet_deploy.artifacts import METADATA_KEY, Metadata
-from enet_deploy.benchmarks.statistics import summary
+from enet_deploy.benchmarks.statistics import Summary
 
 ROOT = Path(__file__).parent.parent
 
@@ -88,14 +89,15 @@ ROUNDS = [0, 1, 2, 0, 1] * 2  # how the machine drifts, the same for all
 def result(
     backend: str, precision: str, ms: float, agreement: float, miou: float, layout: str | None = None
 ) -> dict[str, Any]:
-    """A runner's part of a stored run: ten rounds of two calls."""
+    """The JSON of a runner's part of a run without its derived values: ten rounds of two calls."""
     samples = [ms * (1 + 0.02 * drift) + extra for drift in ROUNDS for extra in (0, 0.1)]
     stages = {"pre": [1.0], "infer": samples, "post": [0.5], "total": [ms + 1.5]}
     return {
         "backend": backend, "device": "cpu", "precision": precision, "layout": layout, "timed": "infer",
         "artifact": f"a/enet-{precision}.onnx", "runtime": "", "options": {"threads": 0}, "size": [360, 480],
         "batch": 1, "warm_up": {"calls": 10, "settled": True, "ms": ms},
-        "latency_ms": summary(samples), "stages_ms": {stage: summary(times) for stage, times in stages.items()},
+        "latency_ms": asdict(Summary.of(samples)),
+        "stages_ms": {stage: asdict(Summary.of(times)) for stage, times in stages.items()},
         "samples_ms": samples, "blocks": [2] * 10, "stream_ms": [ms + 1] * 10,
         "model_bytes": 1_730_000, "peak_bytes": 182_000_000,
         "parity": {
@@ -115,7 +117,7 @@ def result(
 
 
 def stored() -> dict[str, Any]:
-    """A run as `--json` has it, but for what is worked out."""
+    """The JSON of a run without its derived values."""
     return {
         "schema": 2,
         "partial": False,

@@ -22,7 +22,7 @@ import enet_deploy
 HUB = "enet_deploy"
 SPOKES = {"export", "calibration", "benchmarks"}  # folders of the checkout, installed as enet_deploy.export and so on
 NOT_INSTALLED = f"{HUB}.benchmarks.studies"
-HEAVY = ["torch", "onnx", "onnxruntime", "openvino", "tensorrt", "tensorrt_rtx", "pycuda", "cuda", "safetensors"]
+HEAVY = ["torch", "onnx", "onnxruntime", "openvino", "tensorrt", "tensorrt_rtx", "pycuda", "cuda", "safetensors", "PIL"]
 
 CONFIG = configparser.ConfigParser()
 CONFIG.read(ROOT / "setup.cfg")

@@ -1,4 +1,4 @@
-"""The report of `gpu.py` as one HTML file that needs neither scripts nor a network."""
+"""The report of `make gpu` as one HTML file that needs neither scripts nor a network."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-import jinja2
+from ..report.html import page_template
 
 Row = Mapping[str, Any]
 
@@ -143,9 +143,4 @@ def _plain(value: Any) -> str:
     return str(value)
 
 
-_ENVIRONMENT = jinja2.Environment(
-    loader=jinja2.PackageLoader(__package__, "."), autoescape=True, undefined=jinja2.StrictUndefined,
-    trim_blocks=True, lstrip_blocks=True,
-)  # fmt: skip
-_ENVIRONMENT.filters |= {"heading": _heading, "shown": _shown, "plain": _plain}
-_TEMPLATE = _ENVIRONMENT.get_template("page.html.j2")  # now: the file may be another when a run ends
+_TEMPLATE = page_template(__package__, {"heading": _heading, "shown": _shown, "plain": _plain})

@@ -1,4 +1,4 @@
-"""What else ran beside a measurement, and the memory that a process takes."""
+"""What else ran during a measurement, and how much memory a process takes."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from dataclasses import dataclass
 def peak_memory() -> int:
     """Peak resident bytes of this process.
 
-    VmHWM, because getrusage's figure survives exec on Linux: a child reports at least the peak of its parent.
+    Reads VmHWM, because the figure of getrusage survives exec on Linux: a child reports at least its parent's peak.
     """
     try:
         with open("/proc/self/status", encoding="utf-8") as file:  # noqa: PTH123  no file on a disk
@@ -24,11 +24,11 @@ def peak_memory() -> int:
 
 @dataclass(frozen=True)
 class Load:
-    """What the machine did beside the run, in cores; 0.5 is half of one.
+    """Processor time that did not go to the run, in cores: 0.5 is half of one core.
 
     Attributes:
         others: taken by other programs.
-        stolen: taken by the hypervisor, of which a virtual machine may see it.
+        stolen: taken by the hypervisor, if a virtual machine can see that.
     """
 
     others: float
@@ -37,7 +37,7 @@ class Load:
 
 @contextmanager
 def watched() -> Iterator[Callable[[], Load]]:
-    """See what else runs meanwhile; yields what tells it."""
+    """Watch what else runs during the block; yields a function that returns the load so far."""
     import psutil
 
     start, machine, own = time.perf_counter(), psutil.cpu_times(), _own_seconds()
@@ -56,7 +56,7 @@ _BUSY = ("user", "nice", "system", "irq", "softirq")
 
 
 def _own_seconds() -> float:
-    """Processor time of this process and those that it has started, also of those that have ended since."""
+    """Processor time of this process and of its children, including those that have ended."""
     import psutil
 
     process = psutil.Process()

@@ -5,7 +5,8 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from pathlib import Path
+from typing import Any, Protocol
 
 import cv2
 import numpy as np
@@ -15,25 +16,105 @@ from enet_deploy.classes import ClassList
 from enet_deploy.errors import ParityError
 from enet_deploy.images import UInt8Array
 from enet_deploy.metrics import ConfusionMatrix
-from enet_deploy.runners import Runner
+from enet_deploy.runners import Spec
 
-LOGIT_FRAMES = 8  # logits are compared on the first few frames: they are 44 times the labels' size
+from ..typed_json import from_json, to_json
+
+LOGIT_FRAMES = 8  # logits are compared on the first few frames only: they are 44 times as large as the labels
 BAND = 3  # pixels on either side of an edge between two labels
+
+
+class Labeller(Protocol):
+    """What is compared: an open `Runner`, or one in another process."""
+
+    @property
+    def spec(self) -> Spec: ...
+    @property
+    def artifact(self) -> Path: ...
+    def preprocess(self, image: UInt8Array) -> UInt8Array: ...
+    def infer(self, frames: UInt8Array) -> UInt8Array: ...
+    def logits(self, frames: UInt8Array) -> npt.NDArray[np.float32]: ...
+    def postprocess(self, labels: UInt8Array, size: tuple[int, int]) -> UInt8Array: ...
+
+
+@dataclass(frozen=True)
+class ClassScores:
+    """IoU and Dice of a class; None if it is neither in the truth nor in the labels."""
+
+    iou: float | None
+    dice: float | None
+
+
+@dataclass(frozen=True)
+class Accuracy:
+    """Scores against the truth; fields as in `metrics.Scores`.
+
+    Attributes:
+        confusion: pixel counts [truth][label], void last; None in old files.
+    """
+
+    pixel_accuracy: float
+    dice: float
+    miou: float
+    class_average: float
+    per_class: dict[str, ClassScores]
+    absent: tuple[str, ...]
+    void_counts: bool
+    confusion: tuple[tuple[int, ...], ...] | None
+
+    def __post_init__(self) -> None:
+        side = len(self.per_class) + 1
+        if not self.per_class:
+            raise ValueError("per_class is empty, expected at least one class")
+        if self.confusion is not None and [len(row) for row in self.confusion] != [side] * side:
+            raise ValueError(f"confusion has {len(self.confusion)} rows, expected {side} of {side} counts")
+
+
+@dataclass(frozen=True)
+class Flips:
+    """Shares of all pixels: flipped labels within `BAND` of an edge and elsewhere, and the pixels of that band."""
+
+    boundary: float
+    interior: float
+    band: float
+
+
+@dataclass(frozen=True)
+class ParityFigures:
+    """A runner against PyTorch on the same frames.
+
+    Attributes:
+        agreement: share of equal labels.
+        frames: the same of each frame, in order.
+        flips: None in old files.
+        max_abs_logit: largest difference of a logit; None if the artifact gives no logits.
+        p99_abs_logit: 99 % of a frame's differences are smaller, in the worst frame; None as above.
+        unpool_flips: stage -> share of pooling windows with another winner; None if that is not known.
+        miou, dice, per_class: scores with PyTorch's labels as the truth.
+    """
+
+    agreement: float
+    frames: tuple[float, ...]
+    flips: Flips | None
+    max_abs_logit: float | None
+    p99_abs_logit: float | None
+    unpool_flips: dict[str, float] | None
+    miou: float
+    dice: float
+    per_class: dict[str, ClassScores]
 
 
 @dataclass
 class Parity:
-    """What one runner said about the same images as the reference.
+    """Counts what one runner says about the same images as the reference.
 
     Attributes:
-        against_reference: counts of pixels by (reference's label, runner's label), empty without a reference.
-        against_truth: counts of pixels by (true label, runner's label), empty without a data set.
-        frames: share of equal labels of each frame, in the order they came.
-        band, flips_in_band, flips_inside: pixels within `BAND` of an edge of the reference's labels, and those that
-            differ from it in that band and elsewhere.
-        max_abs_logit: largest difference of a logit, or None where the artifact gives none.
-        p99_abs_logit: 99 of 100 differences of a frame are smaller, in the worst frame; None as above.
-        unpool_flips: stage -> share of pooling windows whose winner is another one, or None where that is not known.
+        against_reference: pixel counts by (reference's label, runner's label), empty without a reference.
+        against_truth: pixel counts by (true label, runner's label), empty without a data set.
+        frames: share of equal labels of each frame, in order.
+        band, flips_in_band, flips_inside: pixels within `BAND` of an edge of the reference's labels; pixels that
+            differ from the reference in that band, and elsewhere.
+        max_abs_logit, p99_abs_logit, unpool_flips: as in `ParityFigures`.
     """
 
     classes: ClassList
@@ -51,34 +132,40 @@ class Parity:
         self.against_reference = ConfusionMatrix(self.classes)
         self.against_truth = ConfusionMatrix(self.classes)
 
-    def parity_json(self) -> dict[str, Any] | None:
-        """Agreement (share of equal labels), flips near edges and away from them, differences of logits, unpool flips,
-        Dice and IoU with the reference as truth."""
-        if not self.against_reference.counts.any():
+    def figures(self) -> ParityFigures | None:
+        """The figures of all frames so far; None without a reference."""
+        pixels = int(self.against_reference.counts.sum())
+        if pixels == 0:
             return None
         scores = self.against_reference.scores()
-        pixels = int(self.against_reference.counts.sum())
-        return {
-            "agreement": scores.pixel_accuracy,
-            "frames": self.frames,
-            "flips": {
-                "boundary": self.flips_in_band / pixels,
-                "interior": self.flips_inside / pixels,
-                "band": self.band / pixels,
-            },
-            "max_abs_logit": self.max_abs_logit,
-            "p99_abs_logit": self.p99_abs_logit,
-            "unpool_flips": self.unpool_flips,
-            "miou": scores.miou,
-            "dice": scores.dice,
-            "per_class": scores.per_class,
-        }
+        return ParityFigures(
+            agreement=scores.pixel_accuracy,
+            frames=tuple(self.frames),
+            flips=Flips(self.flips_in_band / pixels, self.flips_inside / pixels, self.band / pixels),
+            max_abs_logit=self.max_abs_logit,
+            p99_abs_logit=self.p99_abs_logit,
+            unpool_flips=self.unpool_flips,
+            miou=scores.miou,
+            dice=scores.dice,
+            per_class={name: ClassScores(**each) for name, each in scores.per_class.items()},
+        )
 
-    def accuracy_json(self) -> dict[str, Any] | None:
-        """Figures with the truth as truth, and the counts that they come from: [truth, label], void last."""
+    def accuracy(self) -> Accuracy | None:
+        """The scores of all frames so far; None without a truth."""
         if not self.against_truth.counts.any():
             return None
-        return {**self.against_truth.scores().to_json(), "confusion": self.against_truth.counts.tolist()}
+        counts = self.against_truth.counts.tolist()
+        return from_json(Accuracy, {**self.against_truth.scores().to_json(), "confusion": counts})
+
+    def parity_json(self) -> dict[str, Any] | None:
+        """`figures` as JSON."""
+        found: dict[str, Any] | None = to_json(self.figures())
+        return found
+
+    def accuracy_json(self) -> dict[str, Any] | None:
+        """`accuracy` as JSON."""
+        found: dict[str, Any] | None = to_json(self.accuracy())
+        return found
 
     def add_labels(self, expected: UInt8Array, labels: UInt8Array) -> None:
         """Count a batch of copies of one frame: (H, W) of the reference, (N, H, W) of the runner."""
@@ -91,36 +178,34 @@ class Parity:
         self.flips_inside += int((differs & ~band).sum())
         self.frames.append(1 - float(differs.mean()))
 
-    def add_logits(self, runner: Runner, logits: npt.NDArray[np.float32], expected: npt.NDArray[np.float32]) -> None:
-        """Count a batch of copies of one frame. Raises ParityError for logits that are no number."""
+    def add_logits(self, spec: Spec, logits: npt.NDArray[np.float32], expected: npt.NDArray[np.float32]) -> None:
+        """Count a batch of copies of one frame, (N, C, H, W) and (1, C, H, W). Raises ParityError for a NaN."""
         differences = np.abs(logits - expected)
         difference = float(differences.max())
         if math.isnan(difference):
-            raise ParityError(
-                f"{runner.artifact} on {runner.backend} gives logits that are no number; do not deploy it"
-            )
+            raise ParityError(f"{spec.artifact} on {spec.backend} gives logits that are no number; do not deploy it")
         self.max_abs_logit = max(difference, self.max_abs_logit or 0.0)
         self.p99_abs_logit = max(float(np.percentile(differences, 99)), self.p99_abs_logit or 0.0)
 
 
 def near_edge(labels: UInt8Array) -> npt.NDArray[np.bool_]:
-    """(H, W) label map -> (H, W): whether another label lies within `BAND` pixels, also aslant."""
+    """(H, W) label map -> (H, W): whether another label lies within `BAND` pixels, diagonals included."""
     window = np.ones((2 * BAND + 1, 2 * BAND + 1), np.uint8)
     edge: npt.NDArray[np.bool_] = cv2.dilate(labels, window) != cv2.erode(labels, window)
     return edge
 
 
 def compare(
-    reference: Runner | None, runners: Sequence[Runner], pairs: Iterable[tuple[UInt8Array, UInt8Array | None]]
+    reference: Labeller | None, runners: Sequence[Labeller], pairs: Iterable[tuple[UInt8Array, UInt8Array | None]]
 ) -> tuple[Parity, list[Parity], bool]:
-    """Run all on every image; a fixed batch is filled with copies of it.
+    """Run every runner on every image. A fixed batch is filled with copies of the image.
 
     Args:
-        reference: PyTorch with the weights that the runners came from, or None to measure accuracy alone.
+        reference: PyTorch with the weights that the runners came from; None to measure accuracy alone.
         pairs: (image, truth), (h, w, 3) uint8 BGR and (h, w) uint8 class ids or None.
 
-    Returns the reference's own accuracy, parity and accuracy of each runner, and whether these are of all images:
-    Ctrl-C ends with those that were compared.
+    Returns the reference's counts, each runner's counts, and whether all images are in them: Ctrl-C ends the loop
+    early.
     """
     classes = runners[0].spec.classes
     of_reference, parities = Parity(classes), [Parity(classes) for _ in runners]
@@ -133,8 +218,8 @@ def compare(
 
 
 def _compare_one(
-    reference: Runner | None,
-    runners: Sequence[Runner],
+    reference: Labeller | None,
+    runners: Sequence[Labeller],
     image: UInt8Array,
     truth: UInt8Array | None,
     of_reference: Parity,
@@ -146,18 +231,18 @@ def _compare_one(
     expected = None if reference is None else reference.infer(frame)
     logits = reference.logits(frame) if reference is not None and with_logits else None
     batches = [np.repeat(frame, runner.spec.batch or 1, axis=0) for runner in runners]
-    said = [runner.infer(batch) for runner, batch in zip(runners, batches, strict=True)]
-    scored = [
+    labels_of_all = [runner.infer(batch) for runner, batch in zip(runners, batches, strict=True)]
+    scores_of_all = [
         runner.logits(batch) if logits is not None and runner.spec.has_logits else None
         for runner, batch in zip(runners, batches, strict=True)
     ]
-    # Ctrl-C came before this or comes after it: a frame counts for all of them or for none
+    # Everything is computed: a Ctrl-C leaves no frame that counts for one runner and not for another
     if expected is not None and truth is not None:
         of_reference.against_truth.update(truth, runners[0].postprocess(expected[0], size))
-    for runner, parity, labels, scores in zip(runners, parities, said, scored, strict=True):
+    for runner, parity, labels, scores in zip(runners, parities, labels_of_all, scores_of_all, strict=True):
         if expected is not None:
             parity.add_labels(expected[0], labels)
         if truth is not None:
             parity.against_truth.update(truth, runner.postprocess(labels[0], size))
         if logits is not None and scores is not None:
-            parity.add_logits(runner, scores, logits)
+            parity.add_logits(runner.spec, scores, logits)

@@ -1,10 +1,9 @@
-"""What a run times and what it times it with: artifacts on backends, at frame sizes and batches; images or a video."""
+"""What a run times and with what: artifacts on backends, at frame sizes and batches; images or a video."""
 
 from __future__ import annotations
 
-import argparse
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from functools import partial
 from importlib.util import find_spec
 from itertools import product
@@ -18,30 +17,76 @@ from enet_deploy.errors import InputError
 from enet_deploy.images import UInt8Array
 from enet_deploy.runners import Spec, backends_for, open_runner
 
+from ..run import Images
+from .feeds import CameraFeed, StillsFeed, VideoFeed
 from .processes import Processes
-from .timing import Source, Stills, Video, open_subject, spec_of, try_out
+from .worker import open_worker, spec_of, try_out
 
-CAMERA = (720, 1280)  # size of the drawn scenes: an ordinary camera's
+CAMERA = (720, 1280)  # size of the synthetic scenes: an ordinary camera's
 SCENES = 8
-APART = 10  # frames of a video that are looked at; its neighbours are nearly the same
+APART = 10  # every tenth frame of a video is compared; its neighbours are nearly the same
 
-# What an artifact runs on where nothing was asked for -> its package. Not trt, which first builds for minutes
-_UNASKED = {"torch": "torch", "ort": "onnxruntime", "openvino": "openvino"}
+# Backend -> its package, for the backends that run by default. Not trt, which builds for minutes first
+_BY_DEFAULT = {"torch": "torch", "ort": "onnxruntime", "openvino": "openvino"}
 
 Point = tuple[tuple[int, int] | None, int | None]  # frame size and frames per call; None: the artifact's own
 Artifact = tuple[Path, str, Sequence[Point]]  # file, its name for the reader, points to time it at
 
 
-@dataclass
-class Entry:
+@dataclass(frozen=True)
+class BenchOptions:
+    """What `enet-bench` is asked to measure.
+
+    Attributes:
+        artifacts: the first is the baseline; empty: `weights` and their exports.
+        weights: parity is measured against these.
+        precisions: of the exports.
+        calibration: record for int8; None: the bundled one.
+        backends: None: all that are installed, except trt.
+        device: None: the backend's own.
+        threads: of ort and openvino; 0: their choice.
+        sizes, batches: empty: the artifact's own. The first of each is the main point, the others are the sweep.
+        frames, seconds: the least that is timed of each runner.
+        data, split: data set; None without one.
+        video: None without one.
+        profile: whether to profile too.
+    """
+
+    artifacts: tuple[Path, ...]
+    weights: Path
+    precisions: tuple[str, ...] = ("fp32",)
+    calibration: Path | None = None
+    backends: tuple[str, ...] | None = None
+    device: str | None = None
+    threads: int = 0
+    sizes: tuple[tuple[int, int], ...] = ()
+    batches: tuple[int, ...] = ()
+    frames: int = 100
+    seconds: float = 0.0
+    data: str | None = None
+    split: str = "val"
+    video: Path | None = None
+    profile: bool = False
+
+    @property
+    def points(self) -> list[Point]:
+        """Every frame size with every batch, the main point first."""
+        return list(product(self.sizes or (None,), self.batches or (None,)))
+
+    @property
+    def runs_graphs(self) -> bool:
+        """Whether any of the backends runs .onnx files."""
+        return self.backends is None or bool(set(self.backends) & set(backends_for("enet.onnx")))
+
+
+@dataclass(frozen=True)
+class Case:
     """An artifact on a backend, at a point.
 
     Attributes:
         shown: the artifact's name for the reader.
-        swept: whether it is there for the sweep alone, and only timed.
+        swept: whether it belongs to the sweep, and is only timed.
         name: of its process.
-        options: that the runner is opened with.
-        spec, peak_bytes, batch: known once it is open.
     """
 
     artifact: Path
@@ -50,139 +95,168 @@ class Entry:
     point: Point
     swept: bool
     name: str
-    options: dict[str, Any] = field(default_factory=dict)
-    spec: Spec = field(init=False)
-    peak_bytes: int = 0
-    batch: int = 1
 
 
-def points(args: argparse.Namespace) -> list[Point]:
-    """Every frame size with every batch. The first is what all is measured at, the others are the sweep."""
-    return list(product(args.size or [None], args.batch or [None]))
+@dataclass(frozen=True)
+class OpenCase(Case):
+    """A case whose runner is open, in a process of its own.
+
+    Attributes:
+        options: the runner's options.
+        batch: frames per call.
+        peak_bytes: peak memory of its process.
+    """
+
+    options: dict[str, Any]
+    spec: Spec
+    batch: int
+    peak_bytes: int
 
 
-def named(args: argparse.Namespace) -> Iterator[Artifact]:
-    """The artifacts of the command line."""
-    for path in args.artifacts:
-        if path.suffix != ".safetensors" and len(args.size or ()) > 1:
+def named_artifacts(options: BenchOptions) -> Iterator[Artifact]:
+    """The artifacts of the command line. Raises InputError if a graph should run at several sizes."""
+    for path in options.artifacts:
+        if path.suffix != ".safetensors" and len(options.sizes) > 1:
             raise InputError(
                 f"{path} has one frame size and --size names several, expected no ARTIFACT but weights: --precision "
                 "exports them at each size"
             )
-        yield path, str(path), points(args)
+        yield path, str(path), options.points
 
 
-def entries(artifacts: Iterable[Artifact], args: argparse.Namespace) -> list[Entry]:
-    """What to run: each artifact on each backend that it fits and that was asked for. Raises InputError for none."""
+def plan_cases(artifacts: Iterable[Artifact], options: BenchOptions) -> list[Case]:
+    """Each artifact on each backend that fits it and was asked for. Raises InputError if a backend has none."""
     artifacts = list(artifacts)
-    (main, *_) = points(args)
-    found = [
-        Entry(path, shown, backend, point, point != main, "")
-        for path, shown, own in artifacts
-        for backend in backends(path, args)
-        for point in own
+    main = options.points[0]
+    planned = [
+        (path, shown, backend, point)
+        for path, shown, own_points in artifacts
+        for backend in choose_backends(path, options.backends, options.device)
+        for point in own_points
     ]
-    missing = sorted(set(args.backend or ()) - {entry.backend for entry in found})
+    missing = sorted(set(options.backends or ()) - {backend for _, _, backend, _ in planned})
     if missing:
         shown = ", ".join(dict.fromkeys(shown for _, shown, _ in artifacts))
         raise InputError(f"--backend {missing[0]}, but none of the artifacts runs on it: {shown}")
-    for number, entry in enumerate(found, start=1):
-        entry.name = f"{number}: {Path(entry.shown).name} on {entry.backend}"
-    return found
+    return [
+        Case(path, shown, backend, point, point != main, f"{number}: {Path(shown).name} on {backend}")
+        for number, (path, shown, backend, point) in enumerate(planned, start=1)
+    ]
 
 
-def backends(artifact: Path, args: argparse.Namespace) -> list[str]:
-    """What to run an artifact on: all that was asked for and fits, else all that fits and is installed."""
+def choose_backends(artifact: Path, asked: Sequence[str] | None, device: str | None) -> list[str]:
+    """The backends to run an artifact on: those asked for that fit it; by default those that fit and are installed."""
     fitting = backends_for(artifact)
-    if args.backend is not None:
-        return [backend for backend in fitting if backend in args.backend]
-    found = [backend for backend in fitting if backend in _UNASKED and find_spec(_UNASKED[backend])]
-    if args.device not in (None, "cpu"):
-        found = [backend for backend in found if backend != "openvino"]  # which has no other device
-    return found or [fitting[0]]
+    if asked is not None:
+        return [backend for backend in fitting if backend in asked]
+    chosen = [backend for backend in fitting if backend in _BY_DEFAULT and find_spec(_BY_DEFAULT[backend])]
+    if device not in (None, "cpu"):
+        chosen = [backend for backend in chosen if backend != "openvino"]  # it has no other device
+    return chosen or [fitting[0]]
 
 
-def start(chosen: Sequence[Entry], args: argparse.Namespace, processes: Processes) -> None:
-    """Open each in a process of its own. Raises what opening raises, and InputError where they do not fit together."""
-    # graphs have a size of their own and come first; weights run at any size, so they follow it
-    for entry in console.progress(sorted(chosen, key=lambda entry: entry.backend == "torch"), "opening"):
-        size = entry.point[0]
-        if entry.backend == "torch":
-            opened = (other.spec for other in chosen if other.backend != "torch" and not other.swept)
-            size = size or next((spec.size for spec in opened), None)
-            entry.options = {} if size is None else {"size": size}
-        elif entry.backend in ("ort", "openvino"):
-            entry.options = {"threads": args.threads}
-        make = partial(open_runner, entry.artifact, entry.backend, args.device, **entry.options)
-        processes.start(entry.name, partial(open_subject, make))
-        entry.spec = processes.ask(entry.name, spec_of)
-    for entry in chosen:
-        entry.batch = _fitting_batch(entry, chosen)
-        entry.peak_bytes = processes.ask(entry.name, try_out, entry.batch)
+def open_cases(cases: Sequence[Case], options: BenchOptions, processes: Processes) -> list[OpenCase]:
+    """Open each case in a process of its own. Raises what opening raises, and InputError if cases do not fit together.
+
+    The order is that of `cases`.
+    """
+    specs: dict[str, Spec] = {}
+    runner_options: dict[str, dict[str, Any]] = {}
+    # graphs have a size of their own and come first; weights run at any size, so they follow the graphs
+    for case in console.progress(sorted(cases, key=lambda case: case.backend == "torch"), "opening"):
+        graphs = (specs[other.name] for other in cases if other.name in specs and not other.swept)
+        size = case.point[0] or next((spec.size for spec in graphs if spec.backend != "torch"), None)
+        own = runner_options[case.name] = _runner_options(case.backend, size, options.threads)
+        make = partial(open_runner, case.artifact, case.backend, options.device, **own)
+        processes.start(case.name, partial(open_worker, make))
+        specs[case.name] = processes.ask(case.name, spec_of)
+    opened = []
+    for case in cases:
+        batch = _fitting_batch(case, cases, specs)
+        peak_bytes = processes.ask(case.name, try_out, batch)
+        opened.append(
+            OpenCase(
+                **vars(case),
+                options=runner_options[case.name],
+                spec=specs[case.name],
+                batch=batch,
+                peak_bytes=peak_bytes,
+            )
+        )
+    return opened
 
 
-def _fitting_batch(entry: Entry, chosen: Sequence[Entry]) -> int:
-    """The batch of an entry's point: as asked, or as the graphs have it. Raises InputError for what does not fit in."""
-    spec, first = entry.spec, chosen[0]
-    together = [other.spec for other in chosen if other.point == entry.point]
-    size = entry.point[0] or together[0].size
-    batch = entry.point[1] or next((other.batch for other in together if other.batch), 1)
-    if spec.classes.names != first.spec.classes.names:
+def _runner_options(backend: str, size: tuple[int, int] | None, threads: int) -> dict[str, Any]:
+    if backend == "torch":
+        return {} if size is None else {"size": size}
+    return {"threads": threads} if backend in ("ort", "openvino") else {}
+
+
+def _fitting_batch(case: Case, cases: Sequence[Case], specs: dict[str, Spec]) -> int:
+    """The batch at a case's point: as asked, or as the graphs have it. Raises InputError if the case does not fit."""
+    spec, first = specs[case.name], cases[0]
+    together = [specs[other.name] for other in cases if other.point == case.point]
+    size = case.point[0] or together[0].size
+    batch = case.point[1] or next((other.batch for other in together if other.batch), 1)
+    names, names_of_first = spec.classes.names, specs[first.name].classes.names
+    if names != names_of_first:
         raise InputError(
-            f"{entry.shown} knows the classes {', '.join(spec.classes.names)}, but {first.shown} "
-            f"{', '.join(first.spec.classes.names)}: one run has one class list"
+            f"{case.shown} knows the classes {', '.join(names)}, but {first.shown} {', '.join(names_of_first)}: one "
+            "run has one class list"
         )
     if spec.size != size:
         raise InputError(
-            f"{entry.shown} takes frames of {spec.size[0]}x{spec.size[1]}, expected {size[0]}x{size[1]}; export it "
+            f"{case.shown} takes frames of {spec.size[0]}x{spec.size[1]}, expected {size[0]}x{size[1]}; export it "
             f"with --size {size[0]}x{size[1]}"
         )
     if spec.batch not in (None, batch):
         raise InputError(
-            f"{entry.shown} takes {spec.batch} frames at a time, expected {batch}: one run has one batch size; export "
+            f"{case.shown} takes {spec.batch} frames at a time, expected {batch}: one run has one batch size; export "
             f"it with --batch {batch}, or with --dynamic-batch"
         )
     return batch
 
 
 @dataclass(frozen=True)
-class Material:
+class BenchInputs:
     """What the runners see.
 
     Attributes:
-        source: makes what they are timed with.
-        images: some of that, (h, w, 3) uint8 BGR.
-        pairs: (image, truth or None) to compare on.
+        make_feed: makes the images that they are timed with.
+        images: some of them, (h, w, 3) uint8 BGR.
+        pairs: (image, truth or None) to compare labels on.
         described: for the JSON.
     """
 
-    source: Callable[[], Source]
+    make_feed: Callable[[], CameraFeed]
     images: list[UInt8Array]
     pairs: Sequence[tuple[UInt8Array, UInt8Array | None]] | DataSet
-    described: dict[str, Any]
+    described: Images
 
-    def require_classes(self, spec: Spec, folder: str) -> None:
-        """Raise DataError unless the data set, where it is one, has the classes of the artifact."""
+    def require_classes(self, spec: Spec, folder: str | None) -> None:
+        """Raise DataError if there is a data set, and its classes are not the artifact's."""
         if isinstance(self.pairs, DataSet):
-            require_same_classes(spec.classes, self.pairs.classes, folder, f"{spec.artifact} knows")
+            require_same_classes(spec.classes, self.pairs.classes, f"{folder}", f"{spec.artifact} knows")
 
 
-def material(video: Path | None, data: str | None, split: str) -> Material:
-    """A video is what is timed, a data set what is compared on, and either serves for both; else drawn scenes do."""
-    dataset = None if data is None else open_data(data, split)
+def open_inputs(options: BenchOptions) -> BenchInputs:
+    """Runners are timed on the video and compared on the data set; one serves for both, else synthetic scenes do."""
+    video, data = options.video, options.data
+    dataset = None if data is None else open_data(data, options.split)
     if video is not None:
-        frames = Video(video)
-        images = [frames.read()[0] for _ in range(SCENES * APART)][::APART]
+        feed = VideoFeed(video)
+        images = [feed.read()[0] for _ in range(SCENES * APART)][::APART]
     elif dataset is not None:
         images = [dataset[index][0] for index in range(min(SCENES, len(dataset)))]
     else:
         images = [street_scene(seed, CAMERA)[0] for seed in range(SCENES)]
     pairs = [(image, None) for image in images] if dataset is None else dataset
-    described = {
-        "count": len(pairs),
-        "size": list(images[0].shape[:2]),
-        "data": None if data is None else Path(data).resolve().name,
-        "split": None if data is None else split,
-        "video": None if video is None else video.name,
-    }
-    return Material(partial(Stills, images) if video is None else partial(Video, video), images, pairs, described)
+    described = Images(
+        count=len(pairs),
+        size=(images[0].shape[0], images[0].shape[1]),
+        data=None if data is None else Path(data).resolve().name,
+        split=None if data is None else options.split,
+        video=None if video is None else video.name,
+    )
+    make_feed = partial(StillsFeed, images) if video is None else partial(VideoFeed, video)
+    return BenchInputs(make_feed, images, pairs, described)

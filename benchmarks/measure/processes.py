@@ -1,7 +1,7 @@
-"""A process for each of the things that are timed side by side.
+"""A process for each object that is timed side by side with others.
 
-In one process they share more than the clock: with PyTorch's and ONNX Runtime's threads about, OpenVINO took 44 ms for
-what took it 38 alone, dropped calls or not. All are there at once, each with its libraries in memory.
+In one process they disturb each other: beside PyTorch's and ONNX Runtime's threads, OpenVINO took 44 ms for a call that
+takes 38 ms alone, also with the first calls dropped. All processes exist at once, each with its libraries in memory.
 """
 
 from __future__ import annotations
@@ -18,13 +18,16 @@ from enet_deploy.errors import EnetError
 
 
 class Processes:
-    """Processes by name, each with a thing that it has made; they end with the block.
+    """Processes by name, each with an object that it has made. They end with the `with` block.
 
-    Makers, functions, arguments and answers have to be picklable: functions of a module, or partials of these.
+    Makers, functions, arguments and answers must be picklable: a function of a module, or a partial of one.
+    After a Ctrl-C during `ask` the answer is still in the pipe: ask that process nothing more.
     """
 
     def __init__(self) -> None:
-        self._context = multiprocessing.get_context("spawn")  # forked threads would hang
+        self._context = multiprocessing.get_context(
+            "spawn"
+        )  # a forked child would wait for threads that it does not have
         self._processes: dict[str, BaseProcess] = {}
         self._connections: dict[str, Connection] = {}
 
@@ -39,18 +42,19 @@ class Processes:
             connection.close()
 
     def start(self, name: str, make: Callable[[], object]) -> None:
-        """Have a thing made in a process of its own. Raises as `ask`."""
+        """Make an object in a new process. Raises the same errors as `ask`."""
         self._connections[name], theirs = self._context.Pipe()
         process = self._context.Process(target=_serve, args=(theirs, make), daemon=True)
         with theirs, _sigint_ignored():
             process.start()
         self._processes[name] = process
-        self.ask(name, _nothing)
+        self.ask(name, _wait)
 
     def ask(self, name: str, function: Callable[..., Any], *arguments: object) -> Any:
-        """function(thing, *arguments), called over there.
+        """Call function(object, *arguments) in the process and return its answer.
 
-        Raises the EnetError that it raised, or one that says what else it raised, or that the process has ended.
+        Raises the EnetError that it raised. Raises EnetError too for any other exception there, with its text, and if
+        the process has ended.
         """
         try:
             self._connections[name].send((function, arguments))
@@ -62,7 +66,7 @@ class Processes:
         return answer
 
     def _how(self, name: str) -> str:
-        """In words, why a process is no more."""
+        """Why a process has ended, in words."""
         if name not in self._processes:
             return ""
         self._processes[name].join(1)
@@ -74,7 +78,7 @@ class Processes:
 
 def _serve(connection: Connection, make: Callable[[], object]) -> None:
     made = None
-    with suppress(EOFError, OSError):  # nobody asks any more
+    with suppress(EOFError, OSError):  # the parent has closed the pipe
         while True:
             function, arguments = connection.recv()
             answer: tuple[EnetError | str | None, object]
@@ -83,18 +87,18 @@ def _serve(connection: Connection, make: Callable[[], object]) -> None:
                 answer = None, function(made, *arguments)
             except EnetError as error:
                 answer = error, None
-            except Exception as error:  # noqa: BLE001  said where it was asked
+            except Exception as error:  # noqa: BLE001  `ask` raises it in the parent
                 answer = f"{type(error).__name__}: {error}", None
             connection.send(answer)
 
 
-def _nothing(made: object) -> None:
-    """What the first question is: it only waits for the thing to be made."""
+def _wait(made: object) -> None:
+    """Do nothing: the first question only waits until the object is made."""
 
 
 @contextmanager
 def _sigint_ignored() -> Iterator[None]:
-    """What is started inside never hears Ctrl-C: it is for the command, which ends its processes itself."""
+    """Processes that are started in the block ignore Ctrl-C: the command handles it and ends its processes itself."""
     before = signal.signal(signal.SIGINT, signal.SIG_IGN)
     try:
         yield

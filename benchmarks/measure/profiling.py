@@ -1,4 +1,4 @@
-"""Where a call's time goes: by kind of operation, by stage of the network, and against what the machine can do."""
+"""Where a call's time goes: by kind of operation, by stage of the network, and compared with the machine's peaks."""
 
 from __future__ import annotations
 
@@ -8,9 +8,8 @@ import time
 from collections import Counter, defaultdict
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from operator import itemgetter
+from operator import attrgetter
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
@@ -21,24 +20,28 @@ _STAGE = re.compile(r"^(initial|bottleneck\d_0|stage\d|fullconv)\b")
 _CONVOLUTION = re.compile("conv(?!ert)", re.IGNORECASE)  # Conv, QLinearConv, ConvolutionBackpropData; not Convert
 FIRST_STAGE = "frames"
 
-_SECONDS = 0.3  # that each peak is searched for
+_SECONDS = 0.3  # spent on each peak
 
 
 @dataclass(frozen=True)
 class Peaks:
-    """What the processor reaches on all its cores, numpy's best of several tries: a profile is held against it.
+    """What the processor reaches on all its cores, numpy's best of several tries; a profile is compared with it.
 
     Attributes:
-        gflops: of a float32 matrix product, multiplication and addition counted apart.
-        copy_gb: gigabytes per second of a copy, read and written counted once.
+        gflops: GFLOP/s of a float32 matrix product; multiplication and addition count as two.
+        copy_gb: GB/s of a copy; a byte that is read and written counts once.
     """
 
     gflops: float
     copy_gb: float
 
+    def __post_init__(self) -> None:
+        if not min(self.gflops, self.copy_gb) > 0:
+            raise ValueError(f"gflops {self.gflops} and copy_gb {self.copy_gb}, expected more than 0")
+
 
 def measure_peaks() -> Peaks:
-    """Time a matrix product and a copy that is larger than caches."""
+    """Time a matrix product, and a copy that is larger than the caches."""
     side = 1024
     a = np.full((side, side), 0.5, np.float32)
     out = np.empty_like(a)
@@ -60,29 +63,70 @@ def _fastest(call: Callable[[], object]) -> float:
     return fastest
 
 
-def profile(runner: Runner, frames: UInt8Array, calls: int) -> dict[str, Any]:
-    """A runner's profile as data. Raises BackendError where its backend does not tell."""
+@dataclass(frozen=True)
+class KindTime:
+    """All operations of one kind."""
+
+    kind: str
+    ms: float
+    count: int
+
+
+@dataclass(frozen=True)
+class StageTime:
+    """All operations of one stage of the network; `multiply_adds` of one frame, None if not known."""
+
+    stage: str
+    ms: float
+    multiply_adds: int | None
+
+
+@dataclass(frozen=True)
+class Profile:
+    """Where the time of a call goes, in milliseconds.
+
+    Attributes:
+        ms: of all operations.
+        convolution_ms: of convolutions.
+        kinds: slowest first.
+        stages: in the order they run.
+        operations: in the order they run.
+    """
+
+    ms: float
+    convolution_ms: float
+    kinds: tuple[KindTime, ...]
+    stages: tuple[StageTime, ...]
+    operations: tuple[Operation, ...]
+
+    def __post_init__(self) -> None:
+        if not self.ms > 0:
+            raise ValueError(f"ms {self.ms}, expected more than 0")
+
+    @classmethod
+    def of(cls, operations: Sequence[Operation], macs: dict[str, int]) -> Profile:
+        """Sum up the operations of a call; `macs` has each stage's multiply-adds, or is empty if not known."""
+        kinds: defaultdict[str, list[float]] = defaultdict(list)
+        stages: dict[str, float] = dict.fromkeys((FIRST_STAGE, *macs), 0.0)
+        stage = FIRST_STAGE
+        for operation in operations:
+            stage = _stage(operation) or stage  # an operation without a place counts to the stage before it
+            stages[stage] = stages.get(stage, 0.0) + operation.ms
+            kinds[operation.kind].append(operation.ms)
+        by_kind = (KindTime(kind, sum(times), len(times)) for kind, times in kinds.items())
+        return cls(
+            ms=sum(operation.ms for operation in operations),
+            convolution_ms=sum(sum(times) for kind, times in kinds.items() if _CONVOLUTION.search(kind)),
+            kinds=tuple(sorted(by_kind, key=attrgetter("ms"), reverse=True)),
+            stages=tuple(StageTime(name, ms, macs.get(name)) for name, ms in stages.items()),
+            operations=tuple(operations),
+        )
+
+
+def profile(runner: Runner, frames: UInt8Array, calls: int) -> Profile:
+    """Profile `calls` calls of a runner. Raises BackendError if its backend does not tell."""
     macs = arithmetic(runner.artifact) if runner.artifact.suffix == ".onnx" else {}
-    return to_json(runner.profile(frames, calls), macs)
-
-
-def to_json(operations: Sequence[Operation], macs: dict[str, int]) -> dict[str, Any]:
-    """Times in milliseconds; `macs` has each stage's multiply-adds, or is empty where nobody knows."""
-    kinds: defaultdict[str, list[float]] = defaultdict(list)
-    stages: dict[str, float] = dict.fromkeys((FIRST_STAGE, *macs), 0.0)
-    stage = FIRST_STAGE
-    for operation in operations:
-        stage = _stage(operation) or stage  # what has no place of its own counts to the one before it
-        stages[stage] = stages.get(stage, 0.0) + operation.ms
-        kinds[operation.kind].append(operation.ms)
-    by_kind = [{"kind": kind, "ms": sum(times), "count": len(times)} for kind, times in kinds.items()]
-    return {
-        "ms": sum(operation.ms for operation in operations),
-        "convolution_ms": sum(sum(times) for kind, times in kinds.items() if _CONVOLUTION.search(kind)),
-        "kinds": sorted(by_kind, key=itemgetter("ms"), reverse=True),
-        "stages": [{"stage": name, "ms": ms, "multiply_adds": macs.get(name)} for name, ms in stages.items()],
-        "operations": [{"names": list(o.names), "kind": o.kind, "ms": o.ms} for o in operations],
-    }
+    return Profile.of(runner.profile(frames, calls), macs)
 
 
 def _stage(operation: Operation) -> str | None:
@@ -90,7 +134,7 @@ def _stage(operation: Operation) -> str | None:
 
 
 def arithmetic(graph: Path) -> dict[str, int]:
-    """The multiply-adds of a .onnx file's convolutions for one frame, by stage."""
+    """Stage -> multiply-adds of its convolutions for one frame, from a .onnx file."""
     macs: Counter[str] = Counter()
     stage = FIRST_STAGE
     for kernel in kernels(graph):
@@ -103,11 +147,11 @@ def arithmetic(graph: Path) -> dict[str, int]:
 
 @dataclass(frozen=True)
 class Kernel:
-    """What an operation of a graph asks of a machine that runs it alone, for one frame.
+    """The work of one operation of a graph for one frame, if it runs as a kernel of its own.
 
     Attributes:
         name, kind: of the operation.
-        bytes: of its inputs, weights among them, and outputs.
+        bytes: of its inputs, including weights, and its outputs.
         multiply_adds: of a convolution, else 0.
     """
 
@@ -117,18 +161,16 @@ class Kernel:
     multiply_adds: int
 
 
-# What no compiler merges with another of them; all that stands between them it may
+# Operations that no compiler merges with each other; it may merge everything between them
 _ALONE = ("Conv", "ConvTranspose", "MaxPool", "ArgMax")
 _VIEWS = ("Reshape", "Unsqueeze", "Squeeze", "Constant")
 
 
 def kernels(graph: Path, fused: bool = False) -> list[Kernel]:
-    """The operations of a .onnx file, in order.
+    """The operations of a .onnx file, in order, without those that only rename memory.
 
     Args:
-        fused: only those that are left where everything else is merged into them: the least that can be hoped for.
-
-    Without those that only give memory another name.
+        fused: keep only operations that cannot be merged into others: the best case of a compiler.
     """
     import onnx
     from onnx.helper import tensor_dtype_to_np_dtype
@@ -149,7 +191,7 @@ def kernels(graph: Path, fused: bool = False) -> list[Kernel]:
         if node.op_type in _VIEWS or (fused and node.op_type not in _ALONE):
             continue
         macs = 0
-        # each element of the result takes a kernel's worth of products; of a transposed one each element of the input
+        # one kernel's worth of products for each element of the output; of the input if the convolution is transposed
         if node.op_type in ("Conv", "ConvTranspose"):
             many = node.output[0] if node.op_type == "Conv" else node.input[0]
             macs = math.prod(shapes[many][1:]) * math.prod(shapes[node.input[1]][1:])
@@ -159,8 +201,8 @@ def kernels(graph: Path, fused: bool = False) -> list[Kernel]:
 
 
 def expected_seconds(found: Sequence[Kernel], bandwidth: float, flops: float, launch: float) -> float:
-    """An estimate of a frame's time: each kernel takes as long as its memory, its arithmetic or its launch needs,
-    whichever is the longest.
+    """An estimate of a frame's time, in seconds: each kernel takes as long as its memory traffic, its arithmetic or its
+    launch, whichever is longest.
 
     Args:
         bandwidth: bytes per second.

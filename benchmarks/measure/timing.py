@@ -1,6 +1,6 @@
-"""Timing runners side by side: blocks of calls take turns, so that a drift of the machine meets them all alike.
+"""Timing runners side by side: they take turns in blocks of calls, so that the machine's drift meets all of them alike.
 
-The first half of this module runs in the process of each runner (`processes.py`), the second half asks them.
+The first half of this module runs in the workers' processes, the second half asks the workers.
 """
 
 from __future__ import annotations
@@ -13,30 +13,24 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from itertools import count, islice
-from pathlib import Path
-from typing import Protocol
 
-import cv2
 import numpy as np
 
 from enet_deploy import console
 from enet_deploy.classes import ClassList
-from enet_deploy.errors import InputError
 from enet_deploy.images import UInt8Array, overlay
-from enet_deploy.runners import Runner, Spec
+from enet_deploy.runners import Runner
 
-from .machine import peak_memory
+from .feeds import VIDEO_STAGES
 from .processes import Processes
+from .worker import Worker
 
-STAGES = ("pre", "infer", "post", "total")
-VIDEO_STAGES = ("decode", "pre", "infer", "post", "overlay", "total")
-
-DROPPED = 3  # calls at the start of a block: caches and threads of the runner before it are still about
-CALLS = 10  # in a block, or as many as take `BLOCK` seconds where there are seconds to fill
+DROPPED = 3  # calls at the start of a block: caches and spinning threads of the runner before it disturb them
+CALLS = 10  # in a block; more if `BLOCK` seconds have to be filled
 BLOCK = 2.0
 LEAST_ROUNDS = 5
 
-# A runner is warm when two windows of calls one after the other have the same median
+# A runner is warm when two consecutive windows of calls have the same median
 WINDOW = 5
 SETTLED = 0.05
 PATIENCE = 5.0  # seconds
@@ -44,88 +38,14 @@ PATIENCE = 5.0  # seconds
 Times = dict[str, list[float]]  # stage -> seconds of each call
 
 
-class Source(Protocol):
-    """Where camera images come from."""
-
-    @property
-    def stages(self) -> tuple[str, ...]:
-        """What is timed of a call, in order."""
-
-    @property
-    def rewinding(self) -> float:
-        """Seconds so far that do not count."""
-
-    def read(self) -> tuple[UInt8Array, float]:
-        """An image, (h, w, 3) uint8 BGR, and the seconds that decoding it took."""
-
-
-class Stills:
-    """Images in turn, of which only the network and what is around it is timed."""
-
-    stages = STAGES
-    rewinding = 0.0
-
-    def __init__(self, images: Sequence[UInt8Array]) -> None:
-        self.images = images
-        self._next = 0
-
-    def read(self) -> tuple[UInt8Array, float]:
-        image = self.images[self._next % len(self.images)]
-        self._next += 1
-        return image, 0.0
-
-
-class Video:
-    """A video's frames over and over: the loop of a robot, from decoding to an overlay.
-
-    Raises InputError where OpenCV finds no frame in the file.
-
-    Attributes:
-        rewinding: seconds spent on beginning again, which is not part of a robot's loop.
-    """
-
-    stages = VIDEO_STAGES
-
-    def __init__(self, path: str | Path) -> None:
-        self.path = path
-        self.rewinding = 0.0
-        self._capture = cv2.VideoCapture(str(path))
-
-    def read(self) -> tuple[UInt8Array, float]:
-        start = time.perf_counter()
-        found, image = self._capture.read()
-        if not found:
-            ended = time.perf_counter()
-            self._capture = cv2.VideoCapture(str(self.path))
-            self.rewinding += time.perf_counter() - ended
-            start = time.perf_counter()
-            found, image = self._capture.read()
-        seconds = time.perf_counter() - start
-        if not found:
-            raise InputError(f"{self.path} has no frame that OpenCV can decode, expected a video file")
-        return image.astype(np.uint8, copy=False), seconds
-
-
-@dataclass
-class Subject:
-    """An open runner in a process of its own, and what it is fed with.
-
-    Attributes:
-        batch: frames per call, set by `try_out`.
-        source: set by `feed`.
-    """
-
-    runner: Runner
-    batch: int = 1
-    source: Source = field(default_factory=lambda: Stills([]))
-
-
 @dataclass(frozen=True)
 class WarmUp:
-    """Attributes:
-    calls: that were made before anything was counted.
-    settled: whether two windows of them one after the other had the same median, within 5 %.
-    ms: median of the last window, of `infer`.
+    """How a runner was warmed up.
+
+    Attributes:
+        calls: number of calls that were not counted.
+        settled: whether two consecutive windows of them had the same median, within 5 %.
+        ms: median `infer` time of the last window.
     """
 
     calls: int
@@ -133,40 +53,13 @@ class WarmUp:
     ms: float
 
 
-def open_subject(make: Callable[[], Runner]) -> Subject:
-    """Open a runner."""
-    return Subject(make())
-
-
-def spec_of(subject: Subject) -> Spec:
-    """What was opened."""
-    return subject.runner.spec
-
-
-def try_out(subject: Subject, batch: int) -> int:
-    """Label a few batches of so many frames, as all are from now on; the peak memory of the process, in bytes.
-
-    Its libraries are in that, and no camera image, as none has come yet.
-    """
-    subject.batch = batch
-    frames = np.zeros((batch, *subject.runner.spec.size, 3), np.uint8)
-    for _ in range(DROPPED):
-        subject.runner.infer(frames)
-    return peak_memory()
-
-
-def feed(subject: Subject, make: Callable[[], Source]) -> None:
-    """Give it its images."""
-    subject.source = make()
-
-
-def warm_up(subject: Subject) -> WarmUp:
-    """Call it until it is as fast as it gets, or patience ends."""
+def warm_up(worker: Worker) -> WarmUp:
+    """Call a runner until its times settle, or for `PATIENCE` seconds."""
     times: list[float] = []
     end = time.perf_counter() + PATIENCE
     with gc_paused():
         while True:
-            times += (_timed_call(subject)["infer"] for _ in range(WINDOW))
+            times += (_timed_call(worker)["infer"] for _ in range(WINDOW))
             before, last = (
                 float(np.median(part)) for part in (times[-2 * WINDOW : -WINDOW] or [math.inf], times[-WINDOW:])
             )
@@ -175,24 +68,24 @@ def warm_up(subject: Subject) -> WarmUp:
                 return WarmUp(len(times), settled, last * 1e3)
 
 
-def block(subject: Subject, calls: int) -> tuple[Times, float]:
-    """Seconds of each stage of as many calls, and seconds per call of as many in `stream()`."""
-    times: Times = {stage: [] for stage in subject.source.stages}
+def block(worker: Worker, calls: int) -> tuple[Times, float]:
+    """Seconds of each stage of `calls` calls, and seconds per call of as many through `Runner.stream`."""
+    times: Times = {stage: [] for stage in worker.feed.stages}
     with gc_paused():
         for _ in range(DROPPED):
-            _timed_call(subject)
+            _timed_call(worker)
         for _ in range(calls):
-            for stage, seconds in _timed_call(subject).items():
+            for stage, seconds in _timed_call(worker).items():
                 times[stage].append(seconds)
-        per_call = _stream(subject, calls)
+        per_call = _stream(worker, calls)
     gc.collect()
     return times, per_call
 
 
-def _timed_call(subject: Subject) -> dict[str, float]:
-    """Seconds of each stage. `infer` returns host memory, so the device is done when it does."""
-    runner, source = subject.runner, subject.source
-    images, decoding = zip(*(source.read() for _ in range(subject.batch)), strict=True)
+def _timed_call(worker: Worker) -> dict[str, float]:
+    """Seconds of each stage. `infer` returns host memory, so the device is done when it returns."""
+    runner, feed = worker.runner, worker.feed
+    images, decoding = zip(*(feed.read() for _ in range(worker.batch)), strict=True)
     start = time.perf_counter()
     batch = _preprocessed(runner, images)
     ready = time.perf_counter()
@@ -201,20 +94,20 @@ def _timed_call(subject: Subject) -> dict[str, float]:
     found = _postprocessed(runner, labels, images)
     done = time.perf_counter()
     times = {"pre": ready - start, "infer": inferred - ready, "post": done - inferred}
-    if source.stages == VIDEO_STAGES:
+    if feed.stages == VIDEO_STAGES:
         _draw(images, found, runner.spec.classes)
         times |= {"decode": sum(decoding), "overlay": time.perf_counter() - done}
     return {**times, "total": sum(times.values())}
 
 
-def _stream(subject: Subject, calls: int) -> float:
-    """Seconds per call of the same loop with the next batch in flight."""
-    runner, source = subject.runner, subject.source
+def _stream(worker: Worker, calls: int) -> float:
+    """Seconds per call of the same loop through `Runner.stream`, with the next batch in flight."""
+    runner, feed = worker.runner, worker.feed
     waiting: deque[tuple[UInt8Array, ...]] = deque()
 
     def batches() -> Iterator[UInt8Array]:
         while True:
-            waiting.append(tuple(source.read()[0] for _ in range(subject.batch)))
+            waiting.append(tuple(feed.read()[0] for _ in range(worker.batch)))
             yield _preprocessed(runner, waiting[-1])
 
     stream = runner.stream(batches())
@@ -222,11 +115,11 @@ def _stream(subject: Subject, calls: int) -> float:
     for index, labels in enumerate(islice(stream, DROPPED + calls), start=1):
         images = waiting.popleft()
         found = _postprocessed(runner, labels, images)
-        if source.stages == VIDEO_STAGES:
+        if feed.stages == VIDEO_STAGES:
             _draw(images, found, runner.spec.classes)
         if index == DROPPED:
-            start = time.perf_counter() - source.rewinding
-    seconds = time.perf_counter() - source.rewinding - start
+            start = time.perf_counter() - feed.rewinding
+    seconds = time.perf_counter() - feed.rewinding - start
     stream.close()
     return seconds / calls
 
@@ -247,7 +140,7 @@ def _draw(images: Sequence[UInt8Array], labels: Sequence[UInt8Array], classes: C
 
 @contextmanager
 def gc_paused() -> Iterator[None]:
-    """Keep the garbage collector from running; afterwards it is as it was."""
+    """Keep the garbage collector from running during the block."""
     enabled = gc.isenabled()
     gc.disable()
     try:
@@ -258,7 +151,7 @@ def gc_paused() -> Iterator[None]:
 
 
 def times(call: Callable[[], object], calls: int, dropped: int = DROPPED) -> list[float]:
-    """Milliseconds of each of as many calls, after those that are dropped."""
+    """Milliseconds of each of `calls` calls, after `dropped` calls that are not counted."""
     found = []
     with gc_paused():
         for _ in range(dropped):
@@ -272,12 +165,12 @@ def times(call: Callable[[], object], calls: int, dropped: int = DROPPED) -> lis
 
 @dataclass
 class Timing:
-    """What was timed of one runner, in milliseconds; warm-up and dropped calls are not among it.
+    """The times of one runner, in milliseconds, without warm-up and dropped calls.
 
     Attributes:
         batch: frames per call.
-        blocks: stage -> calls of each block. "pre" resizes camera images to the network, "infer" is `Runner.infer`,
-            "post" resizes the labels back, "total" is all; of a video also "decode" and "overlay".
+        blocks: stage -> the calls of each block. "pre" resizes camera images to the network, "infer" is
+            `Runner.infer`, "post" resizes the labels back, "total" is all; with a video also "decode" and "overlay".
         stream: per call, of each block of the same loop through `Runner.stream`.
     """
 
@@ -287,12 +180,12 @@ class Timing:
     stream: list[float] = field(default_factory=list)
 
     @property
-    def judged(self) -> str:
-        """The stage that runners are held against each other by: `infer`, of a video the whole loop."""
+    def compared(self) -> str:
+        """The stage that runners are compared by: `infer`, with a video the whole loop."""
         return "total" if "decode" in self.blocks else "infer"
 
     def add(self, times: Times, per_call: float) -> None:
-        """Count a block."""
+        """Add a block, in seconds."""
         for stage, seconds in times.items():
             self.blocks.setdefault(stage, []).append([1e3 * value for value in seconds])
         self.stream.append(1e3 * per_call)
@@ -304,15 +197,15 @@ def measure(
     frames: int,
     seconds: float = 0.0,
 ) -> tuple[dict[str, Timing], bool]:
-    """Time subjects that were fed, in blocks that take turns.
+    """Time workers that have a feed, in blocks that take turns.
 
     Args:
-        processes: with an `open_subject` for each name.
+        processes: with a `Worker` for each name.
         batches: name -> frames per call.
-        frames, seconds: that are counted of each at least.
+        frames, seconds: the least that is counted of each.
 
-    Returns timings by name, and whether they are whole: Ctrl-C ends with the rounds that were. Raises
-    KeyboardInterrupt where there was none.
+    Returns timings by name, and whether they are complete: Ctrl-C ends the run after the last whole round. Raises
+    KeyboardInterrupt if there is no whole round.
     """
     timings: dict[str, Timing] = {}
     by_frames = (math.ceil(frames / batch / CALLS) for batch in batches.values())

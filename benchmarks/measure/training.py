@@ -2,9 +2,9 @@
 
     python -m enet_deploy.benchmarks.measure.training CAMVID --crop 240x320
 
-The usual loop is a DataLoader that decodes every image again and augments it on the CPU (in worker processes where
-there is a GPU to feed), and an eager float32 step in PyTorch's default layout with the cross-entropy alone. The two
-take turns; medians over the turns, the first of each left out.
+The usual loop is a DataLoader that decodes every image again and augments it on the CPU (in worker processes if the
+device is a GPU), and an eager float32 step in PyTorch's default layout with the cross-entropy only. The two loops take
+turns. The result is the median over the turns, without the first turn of each loop.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ SCHEMA = 1
 
 
 def usual_loop(data: DataSet, recipe: Recipe, device: str) -> Iterator[None]:
-    """One training step per item: a DataLoader and an eager network."""
+    """Do one training step per item, with a DataLoader and an eager network."""
     import numpy as np
     import torch
     from torch.nn import functional as F
@@ -36,7 +36,7 @@ def usual_loop(data: DataSet, recipe: Recipe, device: str) -> Iterator[None]:
 
     from enet_deploy.images import resize_image, resize_labels
     from enet_deploy.model import ENet
-    from enet_deploy.training.crops import augment, draw
+    from enet_deploy.training.crops import augment, draw_params
 
     class Images(Dataset[tuple[torch.Tensor, torch.Tensor]]):
         def __len__(self) -> int:
@@ -45,9 +45,9 @@ def usual_loop(data: DataSet, recipe: Recipe, device: str) -> Iterator[None]:
         def __getitem__(self, index: int) -> tuple[torch.Tensor, torch.Tensor]:
             image, labels = data[index]
             image, labels = resize_image(image, recipe.size), resize_labels(labels, recipe.size)
-            placement = draw(recipe, np.random.default_rng(), recipe.size, [])
+            params = draw_params(recipe, recipe.crop, np.random.default_rng())
             pixels, ids = augment(
-                torch.from_numpy(image)[None], torch.from_numpy(labels)[None], [placement], recipe.crop, (0, 0, 0), void
+                torch.from_numpy(image)[None], torch.from_numpy(labels)[None], [params], recipe.crop, (0, 0, 0), void
             )
             return pixels[0].permute(2, 0, 1).contiguous() / 255, ids[0]
 
@@ -55,7 +55,7 @@ def usual_loop(data: DataSet, recipe: Recipe, device: str) -> Iterator[None]:
     workers = min(8, os.cpu_count() or 1) if device.startswith("cuda") else 0
     loader = DataLoader(
         Images(), recipe.batch, shuffle=True, drop_last=True, num_workers=workers, pin_memory=workers > 0,
-        multiprocessing_context="fork" if workers else None,  # a class in a function does not reach a fresh process
+        multiprocessing_context="fork" if workers else None,  # a local class cannot be pickled for a fresh process
     )  # fmt: skip
     net = ENet(len(data.classes)).to(device)
     optimizer = torch.optim.Adam(net.parameters(), recipe.lr)
@@ -71,9 +71,10 @@ def usual_loop(data: DataSet, recipe: Recipe, device: str) -> Iterator[None]:
 def this_trainer(
     data: DataSet, recipe: Recipe, device: str, out: Path, compiled: bool = False, captured: bool = True
 ) -> Iterator[None]:
-    """One step of `enet-train` per item."""
+    """Do one step of `enet-train` per item."""
     from enet_deploy.runners.torch_runner import torch_device
-    from enet_deploy.training.trainer import Trainer, keep_freed_memory
+    from enet_deploy.training.memory import keep_freed_memory
+    from enet_deploy.training.trainer import Trainer
 
     keep_freed_memory()
     trainer = Trainer(data, data, "train", out, recipe, torch_device(device), compiled=compiled, captured=captured)
@@ -84,7 +85,14 @@ def this_trainer(
 
 
 def measure(loops: dict[str, Iterator[None]], seconds: float, turns: int, wait: Callable[[], None]) -> dict[str, float]:
-    """Steps per second of each, the median over its turns; a turn's time runs until the device is done."""
+    """Return steps per second by loop, the median over its turns.
+
+    Args:
+        loops: name -> iterator that does one step per item.
+        seconds: length of a turn.
+        turns: of each loop, after a first one that is not counted.
+        wait: returns when the device is idle; a turn ends there.
+    """
     rates: dict[str, list[float]] = {name: [] for name in loops}
     for _ in range(turns + 1):
         for name, loop in loops.items():
@@ -100,7 +108,7 @@ def measure(loops: dict[str, Iterator[None]], seconds: float, turns: int, wait: 
 def _run(args: argparse.Namespace) -> None:
     import torch
 
-    # every loss from the start, and no warm-up, which is in float32
+    # every loss from the start, and no warm-up, because that is in float32
     recipe = Recipe(crop=args.crop, batch=args.batch, amp=args.amp, epochs=10**6, warmup=0, lovasz_from=0.0)
     data = open_data(args.data, "train")
     if not args.seconds > 0:
@@ -134,15 +142,17 @@ def main(argv: Sequence[str] | None = None) -> int:
     )
     parser.add_argument("data", metavar="DATA", help="folder with train/ and trainannot/")
     parser.add_argument("--device", default="cpu", help="cpu, cuda or cuda:N (default: %(default)s)")
-    parser.add_argument("--crop", type=cli.size, default=(360, 480), metavar="HxW", help="default: 360x480")
-    parser.add_argument("--batch", type=cli.positive, default=8, metavar="N", help="default: 8")
-    parser.add_argument("--amp", action="store_true", help="bfloat16 in enet-train")
-    parser.add_argument("--compile", action="store_true", help="torch.compile in enet-train")
-    parser.add_argument("--seconds", type=float, default=10, metavar="S", help="of a turn (default: 10)")
     parser.add_argument(
-        "--turns", type=cli.positive, default=5, metavar="N", help="of each, after the first; default: 5"
+        "--crop", type=cli.size, default=(360, 480), metavar="HxW", help="size of a crop (default: 360x480)"
     )
-    parser.add_argument("--json", type=Path, metavar="FILE", help="write the figures there too")
+    parser.add_argument("--batch", type=cli.positive, default=8, metavar="N", help="images per step (default: 8)")
+    parser.add_argument("--amp", action="store_true", help="use bfloat16 in enet-train")
+    parser.add_argument("--compile", action="store_true", help="use torch.compile in enet-train")
+    parser.add_argument("--seconds", type=float, default=10, metavar="S", help="length of a turn (default: 10)")
+    parser.add_argument(
+        "--turns", type=cli.positive, default=5, metavar="N", help="turns of each loop, after the first (default: 5)"
+    )
+    parser.add_argument("--json", type=Path, metavar="FILE", help="also write the figures to this file")
     return cli.run(parser, _run, argv)
 
 

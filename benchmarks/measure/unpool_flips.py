@@ -1,6 +1,6 @@
-"""Unpool flips: how often a graph's max-pooling takes another place of a window than the weights' does in fp32.
+"""Unpool flips: how often a graph's max-pooling chooses another element of a window than PyTorch does in fp32.
 
-The decoder puts each value back at the place that the encoder took it from, so a flip moves a value by a pixel.
+The decoder puts each value back where the encoder took it from, so a flip moves a value by one pixel.
 """
 
 from __future__ import annotations
@@ -11,27 +11,25 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 
-from enet_deploy import console
 from enet_deploy.images import UInt8Array
 
 STAGES = ("bottleneck1_0", "bottleneck2_0")
 
-Winners = dict[str, npt.NDArray[np.uint8]]  # stage -> (C, H, W): 4, 3, 2 or 1 for a window's first ... fourth place
+Winners = dict[str, npt.NDArray[np.uint8]]  # stage -> (C, H, W): 4, 3, 2 or 1 for a window's first to fourth element
 
 
 def flips(weights: Path, graphs: list[Path], frames: list[UInt8Array]) -> dict[Path, dict[str, float] | None]:
-    """The share of windows whose winner is another one than in PyTorch, per stage.
+    """Graph -> stage -> share of windows whose winner differs from PyTorch's.
 
     Args:
-        weights: what the graphs were exported from.
-        graphs: .onnx files, run by ONNX Runtime on the CPU.
+        weights: the graphs were exported from these.
+        graphs: .onnx files; ONNX Runtime runs them on the CPU.
         frames: each (1, H, W, 3) uint8 BGR, of the graphs' size.
 
-    Returns None for a graph that does not name its winners, as one of an earlier version.
+    A graph that does not name its winners, such as one of an earlier version, has None.
     """
     expected = list(_of_weights(weights, frames))
-    watched = console.progress(graphs, "counting unpool flips")
-    return {graph: _share(expected, _of_graph(graph, frames)) for graph in watched}
+    return {graph: _share(expected, _of_graph(graph, frames)) for graph in graphs}
 
 
 def _share(expected: list[Winners], found: Iterator[Winners] | None) -> dict[str, float] | None:
@@ -68,7 +66,7 @@ def _of_weights(weights: Path, frames: list[UInt8Array]) -> Iterator[Winners]:
 
 
 def _code(indices: npt.NDArray[np.int64], width: int) -> npt.NDArray[np.uint8]:
-    """PyTorch's indices into the plane that was pooled, `width` wide -> 4, 3, 2 or 1."""
+    """PyTorch's indices into the pooled plane, which is `width` wide -> 4, 3, 2 or 1."""
     rows, columns = np.divmod(indices, width)
     code: npt.NDArray[np.uint8] = (4 - 2 * (rows % 2) - columns % 2).astype(np.uint8)
     return code

@@ -10,35 +10,37 @@ import numpy.typing as npt
 
 from enet_deploy.plots import THEMED_WIDTH, confusion_on, themed
 
-from ..statistics import rounds
-from ..verdict import Result, Run, accuracy_of, front, ms_per_frame
+from ..measure.parity import Accuracy
+from ..result import Result
+from ..run import Run
+from ..verdict import front
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
 
-# Okabe and Ito's colours, which the colour-blind can tell apart too, as are the markers
+# Okabe and Ito's colours, which the colour-blind can tell apart; markers tell precisions apart
 COLORS = {"torch": "#d55e00", "ort": "#0072b2", "openvino": "#009e73", "trt": "#7fa300"}
 MARKERS = {"fp32": "o", "fp16": "s", "int8": "^", "fp16-int8": "D"}
 OTHER = "#cc79a7"
 CALL_COLORS = {"decode": "#cc79a7", "pre": "#e69f00", "infer": "#56b4e9", "post": "#009e73", "overlay": "#999999"}
 STAGE_COLORS = ("#999999", "#56b4e9", "#0072b2", "#009e73", "#e69f00", "#cc79a7", "#d55e00", "#f0e442")
 
-LEAST_RANGE = 0.25  # per cent on either side of the middle: less is nobody's reason, and is not to look like one
-FACTOR = 15  # of the longest call over the shortest, from which a linear axis shows too little
+LEAST_RANGE = 0.25  # per cent on either side of the middle: a smaller difference is no reason, and must not look large
+FACTOR = 15  # longest call over shortest call, above which a linear axis shows too little
 
 
 def latency(run: Run) -> tuple[str, str]:
     """Every call of each runner as a point, over a violin of them; the bar is the median."""
-    results = run["results"]
-    what = "infer" if results[0]["timed"] == "infer" else "the whole loop"
+    results = run.results
+    what = "infer" if results[0].timed == "infer" else "the whole loop"
 
     def draw(figure: Figure) -> None:
         axes = _rows(figure, results)
         generator = np.random.default_rng(0)
         for row, result in enumerate(results):
-            samples = np.array(result["samples_ms"])
+            samples = np.array(result.samples_ms)
             if np.ptp(samples) > 0:
                 violin: Any = axes.violinplot(samples, [row], orientation="horizontal", widths=0.8, showextrema=False)
                 violin["bodies"][0].set(facecolor=_color(result), alpha=0.3)
@@ -58,13 +60,13 @@ def latency(run: Run) -> tuple[str, str]:
 
 
 def drift(run: Run) -> tuple[str, str]:
-    """The median of each round: whether the machine stayed the same, and whether that met all runners alike."""
-    results = run["results"]
+    """The median of each round. It shows whether the machine drifted, and whether that met all runners alike."""
+    results = run.results
 
     def draw(figure: Figure) -> None:
         axes = figure.subplots()
         for result in results:
-            medians = [np.median(block) for block in rounds(result)]
+            medians = [np.median(block) for block in result.rounds]
             axes.plot(range(1, len(medians) + 1), medians, **_style(result), markersize=3, linewidth=1)
         axes.set_ylim(bottom=0)
         axes.set(xlabel="round", ylabel="median ms")
@@ -76,12 +78,12 @@ def drift(run: Run) -> tuple[str, str]:
 
 def throughput(run: Run) -> tuple[str, str]:
     """Frames per second of `infer` called back to back, and of the whole loop through `stream`."""
-    results = run["results"]
+    results = run.results
 
     def draw(figure: Figure) -> None:
         axes = _rows(figure, results)
         for row, result in enumerate(results):
-            for offset, value, alpha in ((-0.19, result["fps"], 1.0), (0.19, result["stream_fps"], 0.5)):
+            for offset, value, alpha in ((-0.19, result.fps, 1.0), (0.19, result.stream_fps, 0.5)):
                 if value is not None:
                     axes.barh(row + offset, value, 0.36, color=_color(result), alpha=alpha)
                     axes.annotate(
@@ -99,27 +101,25 @@ def throughput(run: Run) -> tuple[str, str]:
 
 
 def trade(run: Run) -> tuple[str, str] | None:
-    """Speed against accuracy with the Pareto front of each device; None where no accuracy is known."""
-    results = [result for result in run["results"] if accuracy_of(result) is not None]
+    """Speed against accuracy with the Pareto front of each device; None if no accuracy is known."""
+    results = [result for result in run.results if result.quality is not None]
     if not results:
         return None
-    truth = bool(results[0]["accuracy"])
+    truth = results[0].accuracy is not None
 
     def draw(figure: Figure) -> None:
         axes = figure.subplots()
         for result in results:
-            axes.plot(
-                ms_per_frame(result), 100 * (accuracy_of(result) or 0), **_style(result), linestyle="", markersize=7
-            )
-        for device in dict.fromkeys(result["device"] for result in results):
-            ahead = front([result for result in results if result["device"] == device])
-            places = [ms_per_frame(result) for result in ahead], [100 * (accuracy_of(result) or 0) for result in ahead]
+            axes.plot(result.ms_per_frame, 100 * (result.quality or 0), **_style(result), linestyle="", markersize=7)
+        for device in dict.fromkeys(result.device for result in results):
+            ahead = front([result for result in results if result.device == device])
+            places = [result.ms_per_frame for result in ahead], [100 * (result.quality or 0) for result in ahead]
             axes.step(*places, where="post", color="0.5", linewidth=1, zorder=0)
             axes.plot(*places, "o", markersize=13, markerfacecolor="none", markeredgecolor="0.5", markeredgewidth=1)
         axes.set(xlabel="median ms per frame", ylabel="mIoU, %" if truth else "labels equal to PyTorch's, %")
         axes.ticklabel_format(axis="y", useOffset=False)
         axes.set_xlim(left=0)
-        values = [100 * (accuracy_of(result) or 0) for result in results]
+        values = [100 * (result.quality or 0) for result in results]
         spare = max(0.15 * np.ptp(values), LEAST_RANGE - np.ptp(values) / 2)
         axes.set_ylim(min(values) - spare, max(values) + spare)
         _legend(figure, results)
@@ -128,14 +128,14 @@ def trade(run: Run) -> tuple[str, str] | None:
 
 
 def stages(run: Run) -> tuple[str, str]:
-    """Where a camera image's time goes on its way: means, which add up."""
-    results = run["results"]
+    """How long each step of a camera image takes: means, because they add up."""
+    results = run.results
 
     def draw(figure: Figure) -> None:
         axes = _rows(figure, results)
-        names = [name for name in results[0]["stages_ms"] if name != "total"]
+        names = [name for name in results[0].stages_ms if name != "total"]
         colors = [CALL_COLORS[name] for name in names]
-        _stack(axes, [{name: result["stages_ms"][name]["mean"] for name in names} for result in results], colors)
+        _stack(axes, [{name: result.stages_ms[name].mean for name in names} for result in results], colors)
         axes.set_xlabel("mean ms per call")
         figure.legend(loc="outside lower center", ncols=len(names), fontsize=8)
 
@@ -143,16 +143,15 @@ def stages(run: Run) -> tuple[str, str]:
 
 
 def network_stages(run: Run) -> tuple[str, str] | None:
-    """Where infer's time goes by stage of the network, as far as it was profiled."""
-    results = [result for result in run["results"] if result["profile"]]
-    if not results:
+    """How long each stage of the network takes; None without profiles."""
+    results = [result for result in run.results if result.profile is not None]
+    profiles = [result.profile for result in run.results if result.profile is not None]
+    if not profiles:
         return None
 
     def draw(figure: Figure) -> None:
         axes = _rows(figure, results)
-        _stack(
-            axes, [{row["stage"]: row["ms"] for row in result["profile"]["stages"]} for result in results], STAGE_COLORS
-        )
+        _stack(axes, [{row.stage: row.ms for row in profile.stages} for profile in profiles], STAGE_COLORS)
         axes.set_xlabel("ms per call, watched")
         figure.legend(loc="outside lower center", ncols=4, fontsize=8)
 
@@ -160,18 +159,18 @@ def network_stages(run: Run) -> tuple[str, str] | None:
 
 
 def classes(run: Run) -> tuple[str, str] | None:
-    """IoU of each class on PyTorch, and what each runner changes in it; without a reference the IoU of each runner."""
-    results = [result for result in run["results"] if result["accuracy"]]
-    if not results:
+    """PyTorch's IoU of each class and the runners' changes; without a reference the IoU of each runner."""
+    known = [(result, result.accuracy) for result in run.results if result.accuracy is not None]
+    if not known:
         return None
-    names = list(results[0]["accuracy"]["per_class"])
-    reference = run["reference"] and run["reference"]["accuracy"]
-    own = _ious(reference, names) if reference else np.zeros(len(names))
+    names = list(known[0][1].per_class)
+    reference = run.accuracy_of_reference
+    expected = _ious(reference, names) if reference else np.zeros(len(names))
 
     def draw(figure: Figure) -> None:
         if reference:
             bars, axes = figure.subplots(1, 2, sharey=True, width_ratios=(2, 3))
-            bars.barh(range(len(names)), own, 0.6, color="0.6")
+            bars.barh(range(len(names)), expected, 0.6, color="0.6")
             bars.set(xlabel="PyTorch's IoU, %", xlim=(0, 100))
             axes.axvline(0, color="0.5", linewidth=1)
             axes.set_xlabel("change, points")
@@ -179,10 +178,10 @@ def classes(run: Run) -> tuple[str, str] | None:
         else:
             bars = axes = figure.subplots()
             axes.set(xlabel="IoU, %", xlim=(0, 100))
-        for number, result in enumerate(results):
-            # side by side within a class's row: where backends agree their marks would cover each other
-            places = np.arange(len(names)) + 0.7 * ((number + 0.5) / len(results) - 0.5)
-            values = _ious(result["accuracy"], names) - own
+        for number, (result, accuracy) in enumerate(known):
+            # below each other within a class's row: marks of equal backends would cover each other
+            places = np.arange(len(names)) + 0.7 * ((number + 0.5) / len(known) - 0.5)
+            values = _ious(accuracy, names) - expected
             axes.plot(values, places, **_style(result), linestyle="", markersize=3.5)
         bars.set_yticks(range(len(names)), names, parse_math=False)
         bars.invert_yaxis()
@@ -191,42 +190,42 @@ def classes(run: Run) -> tuple[str, str] | None:
     return themed(draw, 0.36 * len(names) + 1.4)
 
 
-def _ious(accuracy: dict[str, Any], names: Sequence[str]) -> npt.NDArray[np.float64]:
-    """In per cent, NaN for a class that is absent."""
-    values = (accuracy["per_class"][name]["iou"] for name in names)
+def _ious(accuracy: Accuracy, names: Sequence[str]) -> npt.NDArray[np.float64]:
+    """In per cent; NaN for an absent class."""
+    values = (accuracy.per_class[name].iou for name in names)
     return np.array([np.nan if value is None else 100 * value for value in values])
 
 
 def confusion(result: Result) -> tuple[str, str] | None:
-    """What the pixels of each class were taken for; None where the counts were not kept."""
-    accuracy = result["accuracy"] or {}
-    if not accuracy.get("confusion"):
+    """What the pixels of each class were taken for; None if the counts were not kept."""
+    accuracy = result.accuracy
+    if accuracy is None or accuracy.confusion is None:
         return None
-    names = list(accuracy["per_class"])
-    counts = np.array(accuracy["confusion"])[: len(names), : len(names)]
+    names = list(accuracy.per_class)
+    counts = np.array(accuracy.confusion)[: len(names), : len(names)]
     cell = THEMED_WIDTH / (len(names) + 3)
     return themed(lambda figure: confusion_on(figure.subplots(), counts, names, cell), THEMED_WIDTH)
 
 
 def sweep(run: Run) -> tuple[str, str] | None:
-    """Time per frame over the frames' size, a line for each runner and batch; None where there was no sweep."""
-    if not run["sweep"]:
+    """Time per frame over the frame size, and frames per second over the batch; None without a sweep."""
+    if not run.sweep:
         return None
-    results = [*run["results"], *run["sweep"]]
+    results = [*run.results, *run.sweep]
 
     def draw(figure: Figure) -> None:
         above, below = figure.subplots(2, 1)
-        sizes = {tuple(result["size"]) for result in results}
-        for result in run["results"]:
+        sizes = {result.size for result in results}
+        for result in run.results:
             same = [r for r in results if _same_but_point(r, result)]
-            by_size = sorted((r for r in same if r["batch"] == result["batch"]), key=_pixels)
-            by_batch = sorted((r for r in same if r["size"] == result["size"]), key=lambda r: int(r["batch"]))
+            by_size = sorted((r for r in same if r.batch == result.batch), key=_pixels)
+            by_batch = sorted((r for r in same if r.size == result.size), key=lambda r: r.batch)
             above.plot(
-                [_pixels(r) / 1e6 for r in by_size], [ms_per_frame(r) for r in by_size], **_style(result), markersize=4
+                [_pixels(r) / 1e6 for r in by_size], [r.ms_per_frame for r in by_size], **_style(result), markersize=4
             )
             below.plot(
-                [r["batch"] for r in by_batch],
-                [1e3 / ms_per_frame(r) for r in by_batch],
+                [r.batch for r in by_batch],
+                [1e3 / r.ms_per_frame for r in by_batch],
                 **_style(result),
                 markersize=4,
             )
@@ -234,49 +233,49 @@ def sweep(run: Run) -> tuple[str, str] | None:
         below.set(xlabel="frames per call", ylabel="frames per second")
         above.set_ylim(bottom=0)
         below.set_ylim(bottom=0)
-        _legend(figure, run["results"])
+        _legend(figure, run.results)
 
     return themed(draw, 5.0)
 
 
 def _same_but_point(a: Result, b: Result) -> bool:
-    return all(a[key] == b[key] for key in ("backend", "device", "precision", "layout"))
+    return all(getattr(a, key) == getattr(b, key) for key in ("backend", "device", "precision", "qdq_layout"))
 
 
 def _pixels(result: Result) -> int:
-    return int(result["size"][0] * result["size"][1])
+    return result.size[0] * result.size[1]
 
 
 def _factor(results: Sequence[Result]) -> float:
     """The longest call of all over the shortest."""
-    samples: list[float] = [ms for result in results for ms in result["samples_ms"]]
+    samples: list[float] = [ms for result in results for ms in result.samples_ms]
     return max(samples) / min(samples)
 
 
 def _color(result: Result) -> str:
-    return COLORS.get(result["backend"], OTHER)
+    return COLORS.get(result.backend, OTHER)
 
 
 def _style(result: Result) -> dict[str, Any]:
-    marker = MARKERS.get(result["precision"], "v")
-    filled = result["layout"] in (None, "all")
+    marker = MARKERS.get(result.precision, "v")
+    filled = result.qdq_layout in (None, "all")
     return {
         "color": _color(result),
         "marker": marker,
         "markerfacecolor": _color(result) if filled else "none",
-        "label": _literal(result["name"]),
+        "label": _literal(result.name),
     }
 
 
 def _literal(name: str) -> str:
-    """Text that matplotlib takes for no formula, and a legend for no name to leave out: names come out of files."""
+    """Escaped text, no formula for matplotlib and no hidden entry of a legend: names come from foreign files."""
     return name.replace("$", r"\$").lstrip("_")
 
 
 def _rows(figure: Figure, results: Sequence[Result]) -> Axes:
     """Axes with a row for each runner, the first on top."""
     axes = figure.subplots()
-    axes.set_yticks(range(len(results)), [result["name"] for result in results], parse_math=False)
+    axes.set_yticks(range(len(results)), [result.name for result in results], parse_math=False)
     axes.invert_yaxis()
     axes.grid(axis="y", visible=False)
     return axes

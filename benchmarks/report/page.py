@@ -1,20 +1,22 @@
-"""A run as one HTML file that needs neither scripts nor a network: charts and pictures are inside it."""
+"""A run as one HTML file with charts and pictures. It needs neither scripts nor a network."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import cv2
-import jinja2
 import numpy as np
 
 from enet_deploy.classes import ClassList
-from enet_deploy.images import UInt8Array, colorize, data_uri, image_uri
+from enet_deploy.images import UInt8Array, colorize, data_uri, image_uri, resize_labels
+from enet_deploy.media.drawing import side_by_side
 
-from ..verdict import Result, Run, figures
+from ..result import Result
+from ..run import Run
+from ..verdict import figures
 from . import charts
+from .html import page_template
 from .tables import camera_in_words, images_in_words, number, percent, points
 
 SAMPLES = 1000  # of each runner in the table; all are in the JSON
@@ -25,11 +27,12 @@ class Picture:
     """What a runner says of a frame.
 
     Attributes:
-        number: of the image in its data set.
+        number: index of the image in its data set.
         runner: its name.
         frame: (H, W, 3) uint8 BGR, as the network sees it.
-        labels, reference: (H, W) uint8 of the runner, and of PyTorch where that is known.
-        truth: uint8 of any size, where there is one.
+        labels: (H, W) uint8, the runner's.
+        reference: (H, W) uint8, PyTorch's; None if not known.
+        truth: uint8 of any size; None if there is none.
     """
 
     number: int
@@ -44,25 +47,34 @@ class Picture:
         """(class, its colour in CSS)."""
         return [(n, f"rgb({r} {g} {b})") for n, (r, g, b) in zip(self.classes.names, self.classes.colors, strict=True)]
 
-    def panels(self) -> list[tuple[str, str]]:
-        """(what it is, picture as a data URI)."""
-        found = [("input", image_uri(self.frame, ".jpg"))]
+    def panels(self) -> dict[str, UInt8Array]:
+        """Caption -> (H, W, 3) uint8 BGR, from the input to the differences."""
+        panels = {"input": self.frame}
         if self.truth is not None:
-            found.append(("truth", image_uri(colorize(self.truth, self.classes), ".png")))
+            truth = resize_labels(self.truth, (self.labels.shape[0], self.labels.shape[1]))
+            panels["truth"] = colorize(truth, self.classes)
         if self.reference is not None:
-            found.append(("PyTorch fp32", image_uri(colorize(self.reference, self.classes), ".png")))
-        found.append((self.runner, image_uri(colorize(self.labels, self.classes), ".png")))
+            panels["PyTorch fp32"] = colorize(self.reference, self.classes)
+        panels[self.runner] = colorize(self.labels, self.classes)
         if self.reference is not None:
             differs = self.labels != self.reference
-            grey = cv2.cvtColor(cv2.cvtColor(self.frame, cv2.COLOR_BGR2GRAY), cv2.COLOR_GRAY2BGR)
-            shown = np.where(differs[..., None], np.array([80, 0, 255], np.uint8), (grey // 2).astype(np.uint8))
-            found.append((f"differing: {differs.mean():.2%}", image_uri(shown, ".png")))
-        return found
+            dark = cv2.cvtColor(cv2.cvtColor(self.frame, cv2.COLOR_BGR2GRAY), cv2.COLOR_GRAY2BGR) // 2
+            marked = np.where(differs[..., None], np.array([80, 0, 255], np.uint8), dark.astype(np.uint8))
+            panels[f"differing: {differs.mean():.2%}"] = marked
+        return panels
+
+    def captions(self) -> str:
+        """Text in place of the picture."""
+        return ", ".join(self.panels())
+
+    def uri(self) -> str:
+        """The panels side by side, as a data URI."""
+        return image_uri(side_by_side(self.panels()), ".png")
 
 
 @dataclass(frozen=True)
 class Chart:
-    """A chart with what it is and how to read it, for a light page and a dark one."""
+    """A chart with its title and how to read it; a data URI for light pages and one for dark pages."""
 
     title: str
     note: str
@@ -71,16 +83,16 @@ class Chart:
 
 
 def _charts(run: Run) -> list[Chart]:
-    taken = next((r for r in run["results"] if r["name"] == run["verdict"][0]["take"]), run["results"][0])
+    taken = next((r for r in run.results if r.name == run.verdict[0].take), run.results[0])
     drawn = (
         ("Latency", "Every call is a point; the bar is the median.", charts.latency(run)),
-        ("Speed and accuracy", "Left is faster, up is better; nothing beats what is ringed.", charts.trade(run)),
+        ("Speed and accuracy", "Left is faster, up is better; nothing beats the ringed runners.", charts.trade(run)),
         ("Throughput", "Back to back, and as a robot's loop would be.", charts.throughput(run)),
         ("Where an image's time goes", f"From {camera_in_words(run)} to labels of its size.", charts.stages(run)),
         ("Where the network's time goes", "By stage of ENet, as the backend tells it.", charts.network_stages(run)),
         ("IoU by class", "Where PyTorch stands, and what each runner changes.", charts.classes(run)),
-        (f"Confusion, {taken['name']}", "What each class's pixels were taken for, in %.", charts.confusion(taken)),
-        ("Rounds", "Runners take turns; where all lines move together the machine did.", charts.drift(run)),
+        (f"Confusion, {taken.name}", "What each class's pixels were taken for, in %.", charts.confusion(taken)),
+        ("Rounds", "Runners take turns; if all lines move together, the machine drifted.", charts.drift(run)),
         ("Sizes and batches", "Timed in the same rounds.", charts.sweep(run)),
     )  # fmt: skip
     return [
@@ -94,17 +106,16 @@ def as_html(run: Run, pictures: Sequence[Picture] = ()) -> str:
     """The report of a run.
 
     Args:
-        run: as `results.read` gives it.
-        pictures: of a few frames; they are in no JSON, so a stored run has none.
+        pictures: of a few frames; the JSON does not hold them, so a stored run has none.
     """
-    samples = [result["samples_ms"] for result in run["results"]]
+    samples = [result.samples_ms for result in run.results]
     rows = [
         [each[index] if index < len(each) else None for each in samples]
         for index in range(min(SAMPLES, max(map(len, samples))))
     ]
     return _TEMPLATE.render(
         run=run,
-        figures=[figures(result, run["reference"]) for result in run["results"]],
+        figures=[figures(result, run.accuracy_of_reference) for result in run.results],
         scored=_scored(run),
         classes={"IoU": _classes(run, "iou"), "Dice": _classes(run, "dice")},
         charts=_charts(run),
@@ -117,39 +128,26 @@ def as_html(run: Run, pictures: Sequence[Picture] = ()) -> str:
 
 
 def _scored(run: Run) -> list[Result]:
-    """The runners with an accuracy, less those that are as the reference, which has a column of its own."""
-    reference = _reference(run)
-    known = [result for result in run["results"] if result["accuracy"]]
-    return [result for result in known if result["accuracy"]["per_class"] != reference] or known
-
-
-def _reference(run: Run) -> dict[str, Any]:
-    """Class -> figures of PyTorch fp32, where these are known."""
-    found: dict[str, Any] = ((run["reference"] or {}).get("accuracy") or {}).get("per_class") or {}
-    return found
+    """The runners with an accuracy, without those that equal the reference, which has a column of its own."""
+    reference = run.accuracy_of_reference
+    known = [result for result in run.results if result.accuracy is not None]
+    return [
+        r for r in known if reference is None or (r.accuracy and r.accuracy.per_class != reference.per_class)
+    ] or known
 
 
 def _classes(run: Run, figure: str) -> list[tuple[str, list[float | None], float | None]]:
-    """(class, its IoU or Dice on each of `_scored`, on PyTorch where that is known)."""
-    scored, reference = _scored(run), _reference(run)
+    """(class, its "iou" or "dice" on each runner of `_scored`, and on PyTorch if that is known)."""
+    scored = [result.accuracy for result in _scored(run) if result.accuracy is not None]
+    reference = run.accuracy_of_reference
     return [
-        (name, [r["accuracy"]["per_class"][name][figure] for r in scored], reference.get(name, {}).get(figure))
-        for name in (scored[0]["accuracy"]["per_class"] if scored else ())
+        (
+            name,
+            [getattr(accuracy.per_class[name], figure) for accuracy in scored],
+            None if reference is None else getattr(reference.per_class[name], figure),
+        )
+        for name in (scored[0].per_class if scored else ())
     ]
 
 
-def _plain(value: Any) -> str:
-    """A value of the environment in words."""
-    if isinstance(value, dict):
-        return ", ".join(f"{key} {each}" for key, each in value.items())
-    if isinstance(value, list):
-        return ", ".join(_plain(each) if isinstance(each, dict) else str(each) for each in value)
-    return "not known" if value is None else str(value)
-
-
-_ENVIRONMENT = jinja2.Environment(
-    loader=jinja2.PackageLoader(__package__, "."), autoescape=True, undefined=jinja2.StrictUndefined,
-    trim_blocks=True, lstrip_blocks=True,
-)  # fmt: skip
-_ENVIRONMENT.filters |= {"number": number, "plain": _plain, "percent": percent, "points": points}
-_TEMPLATE = _ENVIRONMENT.get_template("page.html.j2")  # now: the file may be another when a run ends
+_TEMPLATE = page_template(__package__, {"number": number, "percent": percent, "points": points})

@@ -1,7 +1,7 @@
-"""ENet beside SegNet and U-Net, and what holds here of what a report said of them.
+"""ENet beside SegNet and U-Net, and a check of the claims of an earlier report.
 
-The report that this project leaves behind says that ENet has "fewer parameters and better inference time than U-Net and
-SegNet" and is "up to 18 times faster than SegNet".
+That report says that ENet has "fewer parameters and better inference time than U-Net and SegNet" and is "up to 18 times
+faster than SegNet".
 """
 
 from __future__ import annotations
@@ -27,23 +27,24 @@ from enet_deploy.runners import open_runner
 
 from ..measure.machine import watched
 from ..measure.processes import Processes
-from ..measure.timing import Subject, open_subject, times, try_out
+from ..measure.timing import times
+from ..measure.worker import Worker, open_worker, try_out
 from ..report.tables import new_table, print_table
 from ..statistics import Speed, speed
 
-ROUNDS, CALLS, DROPPED = 7, 2, 1  # few and short: a call of the large ones takes seconds
+ROUNDS, CALLS, DROPPED = 7, 2, 1  # few: a call of the large networks takes seconds
 BACKENDS = ("torch", "ort", "openvino")
 DEPLOYED = "ENet, deploy form"
 ORDER = ("ENet", "SegNet", "U-Net", DEPLOYED)
 
 
-def timed(subject: Subject, frames: np.ndarray[Any, Any]) -> list[float]:
-    """Milliseconds of a block's calls."""
-    return times(partial(subject.runner.infer, frames), CALLS, DROPPED)
+def timed(worker: Worker, frames: np.ndarray[Any, Any]) -> list[float]:
+    """Milliseconds of the calls of a block."""
+    return times(partial(worker.runner.infer, frames), CALLS, DROPPED)
 
 
 def _export(name: str, size: tuple[int, int], path: Path) -> None:
-    """The network as it is, but for an unpooling that every backend is fast at."""
+    """Export the network as it is, except for the unpooling, which every backend then runs fast."""
     import onnx
     import torch
 
@@ -78,7 +79,7 @@ def _export_deployed(size: tuple[int, int], folder: Path, path: Path) -> None:
 
 
 def _measure(size: tuple[int, int], threads: int) -> tuple[list[dict[str, Any]], bool]:
-    """Figures of each network, and whether Ctrl-C did not end the rounds before."""
+    """The figures of each network, and whether all rounds ran: Ctrl-C ends them early."""
     from .networks import NETS, multiply_adds, open_untrained, parameters, untrained
 
     blocks: dict[tuple[str, str], list[list[float]]] = {}
@@ -92,10 +93,10 @@ def _measure(size: tuple[int, int], threads: int) -> tuple[list[dict[str, Any]],
                 _export_deployed(size, folder, path)
             else:
                 _export(net, size, path)
-                processes.start(f"{net} torch", partial(open_subject, partial(open_untrained, net, size)))
+                processes.start(f"{net} torch", partial(open_worker, partial(open_untrained, net, size)))
             for backend in BACKENDS[1:]:
                 make = partial(open_runner, path, backend, threads=threads)
-                processes.start(f"{net} {backend}", partial(open_subject, make))
+                processes.start(f"{net} {backend}", partial(open_worker, make))
             own = [backend for backend in BACKENDS if backend != "torch" or net != DEPLOYED]
             blocks |= {(net, backend): [] for backend in own}
             found[net] = {
@@ -123,7 +124,7 @@ def _measure(size: tuple[int, int], threads: int) -> tuple[list[dict[str, Any]],
 
 
 def with_speeds(nets: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    """With the medians, and how many times faster the first network is than each, on each backend."""
+    """Add each network's median times, and how many times faster the first network is, on each backend."""
     for net in nets:
         samples = net["samples_ms"]
         net["ms"] = {backend: float(np.median(np.concatenate(blocks))) for backend, blocks in samples.items()}
@@ -135,7 +136,7 @@ def with_speeds(nets: list[dict[str, Any]]) -> list[dict[str, Any]]:
 
 
 def claims(nets: Sequence[dict[str, Any]]) -> list[str]:
-    """What holds of what the report said, a line each."""
+    """A line for each claim of the report that says whether it holds."""
     enet, segnet, unet, deployed = (next(net for net in nets if net["name"] == name) for name in ORDER)
     lines = []
     fewer = [net["parameters"] / enet["parameters"] for net in (unet, segnet)]
@@ -203,11 +204,11 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser = cli.Parser(
         "python -m enet_deploy.benchmarks.studies.architectures",
         description="ENet beside SegNet and U-Net, untrained, on the same frames and classes: parameters, "
-        "multiply-adds, size, latency, memory. Minutes: a call of the large ones takes seconds on a CPU.",
+        "multiply-adds, size, latency, memory. It takes minutes: a call of a large network takes seconds on a CPU.",
     )
     parser.add_argument("--size", type=cli.size, default="360x480", metavar="HxW", help="frame size (%(default)s)")
     parser.add_argument(
         "--threads", type=int, default=0, metavar="N", help="of ort and openvino (default: their choice)"
     )
-    parser.add_argument("--json", type=Path, metavar="FILE", help="write the whole result there")
+    parser.add_argument("--json", type=Path, metavar="FILE", help="write the whole result to FILE")
     return cli.run(parser, _architectures, argv)

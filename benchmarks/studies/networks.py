@@ -1,7 +1,7 @@
-"""SegNet and U-Net, which ENet is said to be better than, written as their papers draw them; all three as runners.
+"""SegNet and U-Net as in their papers, to compare ENet with; all three as runners.
 
-Nobody has trained them: what is compared is size and speed, which do not depend on it. Sides that do not halve evenly
-are padded before a pooling and cropped after the unpooling, which is what SegNet's own CamVid network does at 360x480.
+They are not trained, because size and speed do not depend on it. Sides that do not halve evenly are padded before a
+pooling and cropped after the unpooling, as SegNet's own CamVid network does at 360x480.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from enet_deploy.runners.torch_runner import TorchRunner
 
 
 def _even(x: Tensor) -> Tensor:
-    """Zeros to the right and below where a side is odd; after a ReLU they win no window that has anything else."""
+    """Pad odd sides with zeros to the right and below; after a ReLU zeros win no window that has a larger value."""
     return F.pad(x, (0, x.shape[-1] % 2, 0, x.shape[-2] % 2)) if x.shape[-1] % 2 or x.shape[-2] % 2 else x
 
 
@@ -44,7 +44,7 @@ class _Convolutions(nn.Sequential):
 
 
 class SegNet(nn.Module):
-    """Badrinarayanan, Kendall, Cipolla, 2017: VGG-16's convolutions, and the same backwards with max-unpooling.
+    """Badrinarayanan, Kendall, Cipolla, 2017: VGG-16's convolutions, then the same in reverse with max-unpooling.
 
     (N, 3, H, W) -> logits (N, classes, H, W).
     """
@@ -105,7 +105,7 @@ NETS: dict[str, Callable[[int], nn.Module]] = {"ENet": partial(ENet, slopes="lay
 
 
 def untrained(name: str, size: tuple[int, int]) -> tuple[nn.Module, Metadata]:
-    """A network of `NETS` for CamVid's classes, in evaluation mode, always with the same weights."""
+    """A network of `NETS` for CamVid's classes, in evaluation mode, with the same random weights each time."""
     torch.manual_seed(0)
     net = NETS[name](len(CAMVID)).eval()
     return net, Metadata(CAMVID, mean=(104.0, 106.0, 105.0), std=(76.0, 76.0, 75.0), size=size)
@@ -128,12 +128,12 @@ def open_untrained(name: str, size: tuple[int, int]) -> TorchRunner:
 
 
 def parameters(net: nn.Module) -> int:
-    """What training would change; BatchNorm's running statistics are not among it."""
+    """Number of trainable parameters; BatchNorm's running statistics are not counted."""
     return sum(parameter.numel() for parameter in net.parameters())
 
 
 def multiply_adds(net: nn.Module, size: tuple[int, int]) -> int:
-    """Of one image's convolutions, as PyTorch's own counter has it."""
+    """Multiply-adds for one image of this size, by PyTorch's own counter."""
     from torch.utils.flop_counter import FlopCounterMode
 
     with torch.inference_mode(), FlopCounterMode(display=False) as counter:

@@ -1,4 +1,4 @@
-"""What a robot that never stops needs: no memory, thread or handle more after 100,000 frames than after the first.
+"""Long runs, for robots that never stop: memory, threads and handles must not grow over 100,000 frames.
 
 python -m enet_deploy.benchmarks.studies.soak enet-fp32.onnx --backend openvino
 """
@@ -12,6 +12,7 @@ import time
 from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -23,21 +24,22 @@ from enet_deploy.data.scenes import street_scene
 from enet_deploy.environment import environment
 from enet_deploy.errors import RequirementError
 from enet_deploy.files import require_writable, write_json
+from enet_deploy.markdown import markdown_table
 from enet_deploy.runners import BACKENDS, Runner, open_runner
 
 THREADS = 8
-WARM_UP = 0.05  # share of a phase's rounds before anything is counted: libraries fill their pools
+WARM_UP = 0.05  # share of a phase's steps that is not counted: libraries fill their pools
 Step = Callable[[], None]
 
 
 @dataclass(frozen=True)
 class Phase:
-    """What a process held before and after doing something many times.
+    """What a process held before and after many repetitions of a step.
 
     Attributes:
-        name: what was done.
-        times: how often, counted.
-        seconds: that it took.
+        name: of the step.
+        times: number of counted repetitions.
+        seconds: of all of them.
         start_mb, end_mb: resident memory.
         start_threads, end_threads, start_handles, end_handles: of the operating system.
     """
@@ -53,7 +55,7 @@ class Phase:
     end_handles: int
 
     def flaw(self, max_growth: float) -> str:
-        """What it kept; "" where that is no more than `max_growth` MB, and no thread or handle."""
+        """What the process kept; "" if that is at most `max_growth` MB, and no thread or handle."""
         kept = [f"{self.end_mb - self.start_mb:.1f} MB"] if self.end_mb - self.start_mb > max_growth else []
         for what in ("threads", "handles"):
             more = getattr(self, f"end_{what}") - getattr(self, f"start_{what}")
@@ -62,7 +64,7 @@ class Phase:
 
 
 def watch(name: str, step: Step, times: int) -> Phase:
-    """Take a step many times, and see what the process holds after the first few and after the last."""
+    """Repeat a step; compare what the process holds after the warm-up and after the last repetition."""
     warm_up = max(1, int(times * WARM_UP))
     before, start = _held(), time.perf_counter()
     for index in console.progress(range(warm_up + times), name):
@@ -83,7 +85,7 @@ def _held() -> dict[str, Any]:
 
 
 def phases(open_one: Callable[[], Runner], inferences: int, reopenings: int) -> Iterable[Phase]:
-    """Each phase, once it is over. Raises RequirementError where a frame's labels are others than at first."""
+    """Yield each phase when it is over. Raises RequirementError if a frame's labels change."""
     with ThreadPoolExecutor(THREADS) as pool, open_one() as runner:
         frames = np.stack([street_scene(0, runner.spec.size)[0]] * (runner.spec.batch or 1))
         expected = runner.infer(frames)
@@ -120,27 +122,29 @@ def phases(open_one: Callable[[], Runner], inferences: int, reopenings: int) -> 
         yield watch("open, infer, close", reopen, reopenings)
 
 
-def as_markdown(found: Sequence[Phase]) -> str:
-    lines = ["| | times | ms each | memory, MB | threads | handles |", "|---|---|---|---|---|---|"]
-    for phase in found:
-        held = [
+def as_markdown(measured: Sequence[Phase]) -> str:
+    """The phases as a table."""
+    rows = [
+        (
+            phase.name,
+            f"{phase.times:,}",
+            f"{phase.seconds / phase.times * 1e3:.1f}",
             f"{phase.start_mb:.1f} to {phase.end_mb:.1f}",
             f"{phase.start_threads} to {phase.end_threads}",
             f"{phase.start_handles} to {phase.end_handles}",
-        ]
-        each = phase.seconds / phase.times * 1e3
-        lines.append(f"| {' | '.join([phase.name, f'{phase.times:,}', f'{each:.1f}', *held])} |")
-    return "\n".join(lines)
+        )
+        for phase in measured
+    ]
+    return markdown_table(["", "times", "ms each", "memory, MB", "threads", "handles"], rows)
 
 
 def _soak(args: argparse.Namespace) -> None:
     if args.json is not None:
         require_writable(args.json)
     machine = environment()
-    found = list(
-        phases(lambda: open_runner(args.artifact, args.backend, args.device), args.inferences, args.reopenings)
-    )
-    print(as_markdown(found))
+    open_one = partial(open_runner, args.artifact, args.backend, args.device)
+    measured = list(phases(open_one, args.inferences, args.reopenings))
+    print(as_markdown(measured))
     if args.json is not None:
         write_json(
             args.json,
@@ -149,10 +153,10 @@ def _soak(args: argparse.Namespace) -> None:
                 "environment": machine,
                 "artifact": args.artifact.name,
                 "backend": args.backend,
-                "phases": [asdict(phase) for phase in found],
+                "phases": [asdict(phase) for phase in measured],
             },
         )
-    flaws = [flaw for phase in found if (flaw := phase.flaw(args.max_growth))]
+    flaws = [flaw for phase in measured if (flaw := phase.flaw(args.max_growth))]
     if flaws:
         raise RequirementError("; ".join(flaws))
 
@@ -160,15 +164,15 @@ def _soak(args: argparse.Namespace) -> None:
 def main(argv: Sequence[str] | None = None) -> int:
     parser = cli.Parser(
         "python -m enet_deploy.benchmarks.studies.soak",
-        description="Run one artifact for long, in one thread and in eight, open and close it often, and see that "
-        "memory, threads and handles stay. Exit code 1 where they do not, or where a label changes.",
+        description="Run one artifact for a long time, in one thread and in eight, and open and close it often. Exit "
+        "code 1 if memory, threads or handles grow, or if a label changes.",
     )
     parser.add_argument("artifact", type=Path, metavar="ARTIFACT", help="weights, a graph (.onnx) or an engine")
     parser.add_argument("--backend", choices=BACKENDS, help="default: by the artifact's suffix")
     parser.add_argument("--device", help="cpu, cuda or cuda:N (default: the backend's own)")
     parser.add_argument(
-        "--inferences", type=cli.positive, default=100_000, metavar="N", help="in one thread (%(default)s); and a tenth"
-        " of it in eight",
+        "--inferences", type=cli.positive, default=100_000, metavar="N",
+        help="in one thread, and a tenth of it in eight (%(default)s)",
     )  # fmt: skip
     parser.add_argument("--reopenings", type=cli.positive, default=500, metavar="N", help="(%(default)s)")
     parser.add_argument(

@@ -1,8 +1,8 @@
 """What the deploy form gains on this CPU: `python -m enet_deploy.benchmarks.studies.speed`, one table of ratios.
 
-Everything takes uint8 frames and gives uint8 labels, in a process of its own. What ours is held against is what one
-has without this project: the network as it was trained, called from PyTorch or exported as it is, with normalisation
-and argmax in numpy. A row's ratio is the median of its rounds' ratios, not the ratio of the medians shown.
+Every contender takes uint8 frames and gives uint8 labels, in a process of its own. The baselines are what one has
+without this project: the network as it was trained, called from PyTorch or exported as it is, with normalisation and
+argmax in numpy. A row's ratio is the median of its rounds' ratios, not the ratio of the medians shown.
 """
 
 from __future__ import annotations
@@ -32,6 +32,7 @@ from enet_deploy.export.record import Target, record_for
 from enet_deploy.export.to_onnx import to_onnx
 from enet_deploy.files import require_writable, sha256, write_json
 from enet_deploy.images import UInt8Array
+from enet_deploy.markdown import markdown_table
 from enet_deploy.runners import open_runner
 from enet_deploy.weights import load_weights
 
@@ -59,11 +60,11 @@ SEGMENT, STREAM = (f"int8 openvino, {way} of {CAMERA[0]}x{CAMERA[1]}" for way in
 
 @dataclass(frozen=True)
 class Row:
-    """A ratio of two times: what `slower` takes over what `faster` takes, and what it should be.
+    """A ratio of two times, that of `slower` over that of `faster`, and the goal for it.
 
     Attributes:
-        slower, faster: names of calls, several where the fastest of them counts.
-        least, most: the ratio's bounds.
+        slower, faster: names of calls; the fastest of several counts.
+        least, most: bounds of the ratio.
     """
 
     slower: tuple[str, ...]
@@ -91,7 +92,7 @@ ROWS = (
 
 
 def with_numpy(graph: Graph, metadata: Metadata, size: Size) -> Call:
-    """A call of what takes normalised images and gives logits."""
+    """A call of a graph that takes normalised images and gives logits."""
     frames = frames_of(size)
     mean, std = (np.array(values, np.float32) for values in (metadata.mean, metadata.std))
 
@@ -104,7 +105,7 @@ def with_numpy(graph: Graph, metadata: Metadata, size: Size) -> Call:
 
 
 def frames_of(size: Size) -> UInt8Array:
-    """What every call is given: one drawn scene, (1, H, W, 3) uint8 BGR."""
+    """The input of every call: one synthetic scene, (1, H, W, 3) uint8 BGR."""
     return street_scene(0, size)[0][None]
 
 
@@ -131,25 +132,25 @@ def in_openvino(path: str, size: Size) -> Call:
 
 
 def in_runner(path: Path, backend: str, size: Size) -> Call:
-    """What a robot calls."""
+    """`Runner.infer`, which a robot calls."""
     options: dict[str, Any] = {"size": size} if backend == "torch" else {}
     return partial(open_runner(path, backend, **options).open().infer, frames_of(size))
 
 
 def segmenting(path: Path) -> Call:
-    """A camera's frame in, labels of its size out."""
+    """`Runner.segment`: a camera's frame in, labels of its size out."""
     return partial(open_runner(path, "openvino").open().segment, frames_of(CAMERA)[0])
 
 
 def streaming(path: Path) -> Call:
-    """The same, a frame's labels per call, with the next frame in flight."""
+    """The same through `Runner.stream`, one frame's labels per call, with the next frame in flight."""
     runner = open_runner(path, "openvino").open()
     batches = runner.stream(map(runner.preprocess, repeat(frames_of(CAMERA)[0])))
     return lambda: runner.postprocess(next(batches)[0], CAMERA)
 
 
 def plain_makers(weights: Path, size: Size, folder: str) -> dict[str, Maker]:
-    """What one has without this project."""
+    """The baselines that one has without this project."""
     net, example = load_weights(weights)[0], torch.zeros(1, 3, *size)
     scatter = export(net, example, f"{folder}/plain.onnx")
     slices = export(in_form(net, FORMS[CHAIN]), example, f"{folder}/slices.onnx")
@@ -161,7 +162,7 @@ def plain_makers(weights: Path, size: Size, folder: str) -> dict[str, Maker]:
 
 
 def mask_makers(weights: Path, size: Size, folder: str) -> dict[str, Maker]:
-    """The deploy form as it is, and with the mask that is wrong on ties."""
+    """The deploy form with its own unpooling, and with the equality mask, which is wrong on ties."""
     segmenter = to_deploy(*load_weights(weights))
     makers: dict[str, Maker] = {}
     for name, form in ((EXACT, FORMS[KEPT]), (MASK, FORMS[EQUALITY])):
@@ -172,13 +173,13 @@ def mask_makers(weights: Path, size: Size, folder: str) -> dict[str, Maker]:
 
 
 def our_makers(weights: Path, size: Size, folder: str) -> dict[str, Maker]:
-    """The exports, on the runners that a robot opens."""
+    """This project's exports in its runners."""
     record = record_for(sha256(weights), None)
 
     def exported(name: str, size: Size, target: Target | None = None) -> Path:
         change = None if target is None else partial(quantize, record=record, target=target)
         path = f"{folder}/enet-{name}.onnx"
-        # any size may be timed, whatever int8 does to labels there; `enet-export` is what judges that
+        # any size may be timed, whatever int8 does to the labels there; `enet-export` checks the labels
         to_onnx(weights, path, size=size, quantize=change, max_disagreement=None if target is None else 1.0)
         return Path(path)
 
@@ -199,8 +200,8 @@ def our_makers(weights: Path, size: Size, folder: str) -> dict[str, Maker]:
     return makers
 
 
-def judge(row: Row, blocks: dict[str, list[float]]) -> dict[str, Any]:
-    """The row's ratio: the median over the rounds, of which the machine was the same for both."""
+def evaluate_row(row: Row, blocks: dict[str, list[float]]) -> dict[str, Any]:
+    """The row's ratio as JSON: the median over the rounds, because both ran on the same machine state in a round."""
     slower, faster = (min(names, key=lambda name: median(blocks[name])) for names in (row.slower, row.faster))
     ratios = [a / b for a, b in zip(blocks[slower], blocks[faster], strict=True)]
     ratio = median(ratios)
@@ -219,17 +220,18 @@ def judge(row: Row, blocks: dict[str, list[float]]) -> dict[str, Any]:
 
 
 def as_markdown(rows: Sequence[dict[str, Any]]) -> str:
-    """What `judge` found, as a table."""
-    lines = ["| slower, ms | faster, ms | ratio (lowest to highest round) | wanted | |", "|---|---|---|---|---|"]
-    for row in rows:
-        slower, faster = (f"{row[name]}, {row[f'{name}_ms']:.1f}" for name in ("slower", "faster"))
-        ratio = f"{row['ratio']:.2f} ({row['lowest']:.2f} to {row['highest']:.2f})"
-        verdict = {True: "reached", False: "not", None: ""}[row["reached"]]
-        lines.append(f"| {slower} | {faster} | {ratio} | {row['wanted']} | {verdict} |")
-    return "\n".join(lines)
+    """The results of `evaluate_row` as a table."""
+    headings = ["slower, ms", "faster, ms", "ratio (lowest to highest round)", "wanted", ""]
+    return markdown_table(headings, map(_cells, rows))
 
 
-def _compare(args: argparse.Namespace) -> None:
+def _cells(row: dict[str, Any]) -> list[str]:
+    slower, faster = (f"{row[name]}, {row[f'{name}_ms']:.1f}" for name in ("slower", "faster"))
+    ratio = f"{row['ratio']:.2f} ({row['lowest']:.2f} to {row['highest']:.2f})"
+    return [slower, faster, ratio, row["wanted"], {True: "reached", False: "not", None: ""}[row["reached"]]]
+
+
+def _measure(args: argparse.Namespace) -> None:
     cli.require_weights(args.weights)
     if args.json is not None:
         require_writable(args.json)
@@ -250,7 +252,7 @@ def _compare(args: argparse.Namespace) -> None:
                 for name, own in samples.items():
                     own.append(processes.ask(name, times, CALLS))
     blocks = {name: [median(block) for block in own] for name, own in samples.items()}
-    rows = [judge(row, blocks) for row in ROWS]
+    rows = [evaluate_row(row, blocks) for row in ROWS]
     if args.json is not None:
         result = {"schema": 1, "environment": machine, "size": list(args.size), "rows": rows, "samples_ms": samples}
         write_json(args.json, result)
@@ -264,8 +266,8 @@ def _compare(args: argparse.Namespace) -> None:
 def main(argv: Sequence[str] | None = None) -> int:
     parser = cli.Parser(
         "python -m enet_deploy.benchmarks.studies.speed",
-        description="What the deploy form gains on this CPU, uint8 frames in to uint8 labels out, in one run of a few "
-        "minutes: about a minute until all are exported and loaded.",
+        description="What the deploy form gains on this CPU, from uint8 frames to uint8 labels. It takes a few "
+        "minutes, about one of them to export and load everything.",
     )
     parser.add_argument("--weights", type=Path, default=BUNDLED_WEIGHTS, help="with a calibration record (the bundled)")
     parser.add_argument(
@@ -273,11 +275,13 @@ def main(argv: Sequence[str] | None = None) -> int:
         type=cli.size,
         default="512x512",
         metavar="HxW",
-        help="frame size of the rows without one of their own (%(default)s)",
+        help="frame size of the rows that do not name one (%(default)s)",
     )
-    parser.add_argument("--rounds", type=cli.positive, default=9, metavar="N", help="of blocks of calls (%(default)s)")
-    parser.add_argument("--json", type=Path, metavar="FILE", help="write rows and times there")
-    return cli.run(parser, _compare, argv)
+    parser.add_argument(
+        "--rounds", type=cli.positive, default=9, metavar="N", help="blocks of calls per row (%(default)s)"
+    )
+    parser.add_argument("--json", type=Path, metavar="FILE", help="write rows and times to FILE")
+    return cli.run(parser, _measure, argv)
 
 
 if __name__ == "__main__":

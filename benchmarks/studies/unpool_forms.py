@@ -3,15 +3,16 @@
 One run with --rounds 5 at 360x480, fp32, batch 1, on 2 idle cores of a Xeon (AVX-512), with torch 2.13.0,
 onnxruntime 1.32.0 and openvino 2026.4.1. Differences of a tenth are noise.
 
-    form                             wrong on ties         ONNX Runtime             OpenVINO
-    equality mask                             6.0%       35.5 ms  x1.00        18.7 ms  x1.00
-    4 slices, chain, pixel shuffle            0.0%       49.4 ms  x1.39        22.1 ms  x1.18
-    winner code, two wheres                   0.0%       50.9 ms  x1.43        22.0 ms  x1.18
-    winner code, where to unpool              0.0%       44.1 ms  x1.24        18.9 ms  x1.01
-    winner code, multiplied (kept)            0.0%       39.0 ms  x1.10        18.7 ms  x1.00
-    winner code from slices                   0.0%       45.0 ms  x1.27        18.9 ms  x1.01
-    6-D broadcast                             0.0%       91.5 ms  x2.58        37.4 ms  x2.00
-    indices, scatter (no TensorRT)            0.0%       49.2 ms  x1.39       334.7 ms  x17.88
+    | form | wrong on ties | ONNX Runtime | OpenVINO |
+    |---|---|---|---|
+    | equality mask | 6.0% | 35.5 ms, x1.00 | 18.7 ms, x1.00 |
+    | 4 slices, chain, pixel shuffle | 0.0% | 49.4 ms, x1.39 | 22.1 ms, x1.18 |
+    | winner code, two wheres | 0.0% | 50.9 ms, x1.43 | 22.0 ms, x1.18 |
+    | winner code, where to unpool | 0.0% | 44.1 ms, x1.24 | 18.9 ms, x1.01 |
+    | winner code, multiplied (kept) | 0.0% | 39.0 ms, x1.10 | 18.7 ms, x1.00 |
+    | winner code from slices | 0.0% | 45.0 ms, x1.27 | 18.9 ms, x1.01 |
+    | 6-D broadcast | 0.0% | 91.5 ms, x2.58 | 37.4 ms, x2.00 |
+    | indices, scatter (no TensorRT) | 0.0% | 49.2 ms, x1.39 | 334.7 ms, x17.88 |
 """
 
 from __future__ import annotations
@@ -39,17 +40,18 @@ from enet_deploy.export.deploy import to_deploy
 from enet_deploy.export.to_onnx import quiet
 from enet_deploy.export.unpool import MaxPool2x2, MaxUnpool2x2
 from enet_deploy.export.unpool import _up as up
+from enet_deploy.markdown import markdown_table
 from enet_deploy.weights import load_weights
 
 Call = Callable[[], object]
 Graph = Callable[[npt.NDArray[Any]], npt.NDArray[Any]]  # its one input -> its first output
-# the two halves of a form: x -> (pooled, winners) and (y, winners) -> unpooled
+# The two halves of a form: x -> (pooled, winners) and (y, winners) -> unpooled
 Form = tuple[Callable[..., tuple[Tensor, Any]], Callable[..., Tensor]]
 
 POOL, UNPOOL = MaxPool2x2(), MaxUnpool2x2()
 rank = POOL.rank
 
-CALLS, DROPPED = 9, 3  # per block; the first ones meet the caches and spinning threads of the form before
+CALLS, DROPPED = 9, 3  # per block; caches and spinning threads of the form before disturb the first ones
 
 
 def places(x: Tensor) -> tuple[Tensor, ...]:
@@ -127,7 +129,7 @@ FORMS: dict[str, Form] = {
 
 
 def wrong_on_ties(form: Form) -> float:
-    """Share of elements that differ from PyTorch's on data full of ties, as flat or quantised images make them."""
+    """Share of elements that differ from PyTorch's on data full of ties, such as flat or quantised images give."""
     generator = torch.Generator().manual_seed(0)
     x = (torch.randn((2, 16, 64, 64), generator=generator) * 4).round().clamp(min=-1) / 4
     y = torch.randn((2, 16, 32, 32), generator=generator)
@@ -137,7 +139,7 @@ def wrong_on_ties(form: Form) -> float:
 
 
 class Apply(nn.Module):
-    """A function in a module's place."""
+    """A function as a module."""
 
     def __init__(self, function: Callable[..., object]) -> None:
         super().__init__()
@@ -159,7 +161,7 @@ def in_form(net: nn.Module, form: Form) -> nn.Module:
 
 
 def export(module: nn.Module, example: Tensor, path: str, names: tuple[str, str] | None = None) -> str:
-    """Write what a module does to one input, as the exporter leaves it; returns the path. `names`: of input, output."""
+    """Export a module of one input without any rewrite; returns the path. `names`: of the input and the output."""
     given: dict[str, Any] = {} if names is None else {"input_names": names[:1], "output_names": names[1:]}
     with quiet():
         program = torch.onnx.export(module, (example,), dynamo=True, opset_version=18, verbose=False, **given)
@@ -186,7 +188,7 @@ def openvino_call(path: str) -> Graph:
 
 
 def measure(calls: Mapping[str, Call], rounds: int) -> dict[str, list[list[float]]]:
-    """Milliseconds of each one's calls, in blocks that take turns."""
+    """Name -> milliseconds of its calls, in blocks that take turns."""
     blocks: dict[str, list[list[float]]] = {name: [] for name in calls}
     for _ in range(rounds):
         for name, call in calls.items():
@@ -199,7 +201,7 @@ def measure(calls: Mapping[str, Call], rounds: int) -> dict[str, list[list[float
     return blocks
 
 
-def _compare(args: argparse.Namespace) -> None:
+def _time_forms(args: argparse.Namespace) -> None:
     net, metadata = load_weights(args.weights)
     segmenter = to_deploy(net, metadata)
     frames = street_scene(0, args.size)[0][None]
@@ -213,10 +215,11 @@ def _compare(args: argparse.Namespace) -> None:
             for load in (onnxruntime_call, openvino_call)
         )
         times = [{name: median(chain.from_iterable(own)) for name, own in backend.items()} for backend in blocks]
-    print(f"{'form':32} {'wrong on ties':>13} {'ONNX Runtime':>20} {'OpenVINO':>20}")
-    for name, form in FORMS.items():
-        columns = (f"{t[name]:10.1f} ms  x{t[name] / t[EQUALITY]:.2f}" for t in times)
-        print(f"{name:32} {wrong_on_ties(form):>13.1%} {'  '.join(columns)}")
+    rows = [
+        (name, f"{wrong_on_ties(form):.1%}", *(f"{t[name]:.1f} ms, x{t[name] / t[EQUALITY]:.2f}" for t in times))
+        for name, form in FORMS.items()
+    ]
+    print(markdown_table(["form", "wrong on ties", "ONNX Runtime", "OpenVINO"], rows))
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -228,7 +231,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--weights", type=Path, default=BUNDLED_WEIGHTS, help="a .safetensors file of enet-train")
     parser.add_argument("--size", type=cli.size, default="360x480", metavar="HxW", help="frame size")
     parser.add_argument("--rounds", type=cli.positive, default=5, help=f"blocks of {CALLS} calls per form")
-    return cli.run(parser, _compare, argv)
+    return cli.run(parser, _time_forms, argv)
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""What every command line of the project does alike: one line and exit code 2 for what the user can mend."""
+"""What every command of the project shares: exit codes, errors on one line, signals, argparse types."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ import os
 import signal
 import sys
 import threading
+import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext, redirect_stdout, suppress
 from pathlib import Path
@@ -28,7 +29,7 @@ _FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 
 class Parser(argparse.ArgumentParser):
-    """argparse, saying what is wrong on one line instead of after the whole usage."""
+    """argparse's parser, which prints an error on one line instead of after the whole usage."""
 
     def __init__(self, *args: Any, **options: Any) -> None:
         from .. import __version__
@@ -44,8 +45,11 @@ class Parser(argparse.ArgumentParser):
 def run(
     parser: argparse.ArgumentParser, command: Callable[[argparse.Namespace], None], argv: Sequence[str] | None
 ) -> int:
-    """Parse `argv`, run `command`; return the exit code: 0 done, 2 an error the user can mend, 1 a requirement not
-    met, 130 interrupted, 143 ended by SIGTERM, which is as orderly an end."""
+    """Parse `argv` and run `command`.
+
+    Returns the exit code: 0 done, 1 a requirement is not met, 2 an error that the user can correct, 130 interrupted,
+    143 ended by SIGTERM, after the same clean-up.
+    """
     args = parser.parse_args(argv)
     terminated = []
 
@@ -53,22 +57,22 @@ def run(
         terminated.append(True)
         raise KeyboardInterrupt
 
-    in_program = isinstance(sys.stdout, _Output) or threading.current_thread() is not threading.main_thread()
-    aside = nullcontext() if sys.stdout is None or in_program else redirect_stdout(cast(TextIO, _Output(sys.stdout)))
-    with on_signals(terminate, signal.SIGTERM), aside:
+    is_nested = isinstance(sys.stdout, _Output) or threading.current_thread() is not threading.main_thread()
+    replaced = nullcontext() if sys.stdout is None or is_nested else redirect_stdout(cast(TextIO, _Output(sys.stdout)))
+    with on_signals(terminate, signal.SIGTERM), replaced:
         code = _run(parser, command, args)
         try:
             print(end="", flush=True)
-        except OSError:  # as of a full disk, which is said already
+        except OSError:  # such as a full disk; `_run` has reported it
             discard_output()
     return 128 + signal.SIGTERM if terminated and code == INTERRUPTED else code
 
 
 @contextmanager
 def on_signals(handler: Callable[[int, Any], None], *numbers: signal.Signals) -> Iterator[Callable[[], None]]:
-    """Have signals handled in this block, where it is up to us; gives what ends that before the block does.
+    """Handle signals in this block; yields a function that restores the old handlers before the block ends.
 
-    It is not in a thread but the main one, nor where a signal is ignored, as `nohup` and a script's `&` have it.
+    Does nothing outside the main thread, and for signals that are ignored, as under `nohup` or a script's `&`.
     """
     before = {}
     if threading.current_thread() is threading.main_thread():
@@ -90,16 +94,18 @@ def on_signals(handler: Callable[[int, Any], None], *numbers: signal.Signals) ->
 def _run(
     parser: argparse.ArgumentParser, command: Callable[[argparse.Namespace], None], args: argparse.Namespace
 ) -> int:
-    logging.basicConfig(format=f"{parser.prog}: %(message)s")  # the package is silent in programs that do not
-    cv2.utils.logging.setLogLevel(cv2.utils.logging.LOG_LEVEL_SILENT)  # our own message says it on one line
+    logging.basicConfig(format=f"{parser.prog}: %(message)s")  # as a library, the package logs nothing by default
+    # Our own message reports a damaged image, on one line
+    cv2.utils.logging.setLogLevel(cv2.utils.logging.LOG_LEVEL_SILENT)
+    warnings.filterwarnings("ignore", module=r"PIL\.")
     try:
         command(args)
-        print(end="", flush=True)  # what cannot be written any more is to be said
-    except BrokenPipeError:  # nobody reads on what was there for reading alone, and nothing is wrong
+        print(end="", flush=True)  # report it here if the output cannot be written
+    except BrokenPipeError:  # the reader of the only output has left, which is no error
         discard_output()
         return 0
     except (EnetError, OSError, ModuleNotFoundError) as error:
-        print(f"{parser.prog}: error: {printable(_in_words(error))}", file=sys.stderr)
+        print(f"{parser.prog}: error: {printable(_explained(error))}", file=sys.stderr)
         return error.exit_code if isinstance(error, EnetError) else 2
     except KeyboardInterrupt as interrupt:
         print(f"{parser.prog}: interrupted" + "; ".join(["", *map(str, interrupt.args)]), file=sys.stderr)
@@ -108,8 +114,11 @@ def _run(
 
 
 class _Output:
-    """Standard output that its reader may leave, as in `enet-bench ... | head`: what is printed from then on goes
-    nowhere, and the command goes on, for its files. What is written to `buffer` raises BrokenPipeError as ever."""
+    """Standard output whose reader may leave, as in `enet-bench ... | head`.
+
+    What is printed after that is discarded, and the command continues, as it may have files to write. Writing to
+    `buffer` still raises BrokenPipeError.
+    """
 
     def __init__(self, stream: TextIO) -> None:
         self._stream = stream
@@ -131,23 +140,23 @@ class _Output:
 
 
 def discard_output() -> None:
-    """Nobody reads standard output any more: what is printed from now on, Python's own last flush too, goes nowhere."""
+    """Discard what is printed from now on, with Python's own last flush: the reader of standard output has left."""
     os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
-def _in_words(error: Exception) -> str:
+def _explained(error: Exception) -> str:
     if isinstance(error, ModuleNotFoundError):
         module = (error.name or "").split(".")[0]
         if module not in EXTRAS:
-            raise error  # our own fault, not the user's: show the traceback
+            raise error  # a bug of ours: show the traceback
         return missing(module)
     if isinstance(error, OSError) and error.errno in _FULL:
-        return f"{error}; free space, also where temporary files are, which TMPDIR says"
+        return f"{error}; free space, also in the folder for temporary files (TMPDIR)"
     return f"{error}"
 
 
 def require_weights(path: Path) -> None:
-    """Raise ArtifactError unless --weights names a file: before the long work, not in it."""
+    """Raise ArtifactError before the long work unless --weights names a file."""
     if not path.is_file():
         raise ArtifactError(f"--weights {path} is not a file; expected a .safetensors file of enet-train")
 
@@ -166,7 +175,7 @@ def size(text: str) -> tuple[int, int]:
 
 
 def text(text: str) -> str:
-    """argparse type: not empty, as an unset variable of a shell is."""
+    """argparse type: text that is not empty, as an unset shell variable would be."""
     if not text:
         raise argparse.ArgumentTypeError("'', expected a name or a path")
     return text
@@ -193,16 +202,16 @@ def not_negative(text: str) -> float:
 def one_of(choices: Sequence[str]) -> Callable[[str], str]:
     """argparse type: one of these words."""
 
-    def chosen(text: str) -> str:
+    def require_choice(text: str) -> str:
         if text not in choices:
             raise argparse.ArgumentTypeError(f"'{text}', expected one of {', '.join(choices)}")
         return text
 
-    return chosen
+    return require_choice
 
 
 def listed(kind: Callable[[str], Item]) -> Callable[[str], list[Item]]:
-    """argparse type: such things with commas between them, each once."""
+    """argparse type: a comma-separated list of `kind`, without repetitions."""
     return lambda text: list(dict.fromkeys(map(kind, text.split(","))))
 
 

@@ -1,4 +1,4 @@
-"""`enet-eval`: pixel accuracy, Dice and IoU of any artifact on any backend, also on frames made worse on purpose."""
+"""`enet-eval`: pixel accuracy, Dice and IoU of any artifact on any backend, also on corrupted frames."""
 
 from __future__ import annotations
 
@@ -26,11 +26,11 @@ def require_classes(runner: Runner, data: DataSet, folder: str) -> None:
 
 
 def as_text(scores: Scores) -> str:
-    """A table for people: a line per class, the means, and which convention they follow."""
+    """Format scores as a table: a line per class, the means, and how void pixels count."""
     lines = [f"{'class':<16}{'IoU':>8}{'Dice':>8}"]
     for name, figures in scores.per_class.items():
         iou, dice = figures["iou"], figures["dice"]
-        lines.append(f"{name:<16}" + ("  absent: in no mean" if iou is None else f"{iou:>8.4f}{dice:>8.4f}"))
+        lines.append(f"{name:<16}" + ("  absent, in no mean" if iou is None else f"{iou:>8.4f}{dice:>8.4f}"))
     lines.append(f"{'mean':<16}{scores.miou:>8.4f}{scores.dice:>8.4f}")
     lines.append(f"pixel accuracy {scores.pixel_accuracy:.4f}   class average {scores.class_average:.4f}")
     lines.append("void pixels " + ("count as mistakes (--void-counts)" if scores.void_counts else "are left out"))
@@ -38,14 +38,14 @@ def as_text(scores: Scores) -> str:
 
 
 def score_corruptions(runner: Runner, data: DataSet, clean: Scores) -> list[dict[str, Any]]:
-    """Score every corruption by the convention of `clean`, printing a line each as it is known."""
+    """Score every corruption, with void pixels counted as in `clean`; print a line for each when it is done."""
     print(f"\n{'corruption':<12}{'severity':>10}{'mIoU':>8}{'points':>8}{'pixel accuracy':>16}")
     print(f"{'clean':<12}{'':>10}{clean.miou:>8.4f}{'':>8}{clean.pixel_accuracy:>16.4f}")
     results = []
     for (name, severity), corrupt in CORRUPTIONS.items():
         pairs = console.progress(data, f"{name} {severity:g}")
-        worse = ((corrupt(image), labels) for image, labels in pairs)
-        scores = evaluate(runner.segment, worse, data.classes).scores(clean.void_counts)
+        corrupted = ((corrupt(image), labels) for image, labels in pairs)
+        scores = evaluate(runner.segment, corrupted, data.classes).scores(clean.void_counts)
         points = 100 * (scores.miou - clean.miou)
         print(f"{name:<12}{severity:>10g}{scores.miou:>8.4f}{points:>+8.2f}{scores.pixel_accuracy:>16.4f}", flush=True)
         results.append(
@@ -92,12 +92,12 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--split", default="val", help="train, val or test (default: %(default)s)")
     parser.add_argument("--backend", choices=BACKENDS, help="default: by the artifact's suffix")
     parser.add_argument("--device", help="cpu, cuda or cuda:N (default: the backend's own)")
-    parser.add_argument("--void-counts", action="store_true", help="count void pixels as mistakes, as some reports do")
+    parser.add_argument("--void-counts", action="store_true", help="count void pixels as mistakes, as some papers do")
     parser.add_argument(
-        "--corruptions", action="store_true", help="score darker, brighter, blurred, noisy and compressed frames too"
+        "--corruptions", action="store_true", help="also score darker, brighter, blurred, noisy and compressed frames"
     )
-    parser.add_argument("--confusion", type=Path, metavar="FILE", help="draw which classes are confused (.png or .svg)")
-    parser.add_argument("--json", type=Path, metavar="FILE", help="write the figures there too")
+    parser.add_argument("--confusion", type=Path, metavar="FILE", help="draw the confusion matrix (.png or .svg)")
+    parser.add_argument("--json", type=Path, metavar="FILE", help="write the scores as JSON")
     return cli.run(parser, _evaluate, argv)
 
 

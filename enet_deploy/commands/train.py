@@ -1,68 +1,75 @@
-"""`enet-train`: train ENet on a data set; under `torchrun -m enet_deploy.commands.train` on several processes."""
+"""`enet-train`: train ENet on a data set; for several processes, `torchrun -m enet_deploy.commands.train`."""
 
 from __future__ import annotations
 
 import argparse
+import contextlib
 import dataclasses
 import logging
 import os
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, get_args
+from typing import TYPE_CHECKING, Any
 
 from ..data import DataSet, hold_out, join, open_data, without
 from ..errors import ArtifactError, EnetError, InputError
-from ..images import UInt8Array
+from ..files import require_writable
 from ..plots import SUFFIXES, draw_curve, require_plot
-from ..training.recipe import PRESETS, Recipe, Slopes, shown
+from ..training.recipe import CHOICES, PRESETS, Recipe, shown
 from . import cli
 
 if TYPE_CHECKING:
+    import torch
+
+    from ..training.checkpoint import Checkpoint
+    from ..training.logs import TensorBoard
     from ..training.trainer import Trainer
 
-PAGE = ".html"
-CHOICES = {"optimizer": ("adam", "adamw"), "slopes": get_args(Slopes)}
 
-
-def _recipe(args: argparse.Namespace) -> tuple[Recipe, dict[str, Any] | None]:
+def _recipe(args: argparse.Namespace) -> tuple[Recipe, Checkpoint | None]:
     """The recipe to train with, and the state to resume from, if any."""
-    from ..training.trainer import read_checkpoint
+    from ..training.checkpoint import CHECKPOINT, Checkpoint
 
     given = {f.name: getattr(args, f.name) for f in dataclasses.fields(Recipe) if hasattr(args, f.name)}
-    if "size" in given and not args.resume:
-        given.setdefault("crop", given["size"])
-        given.setdefault("final_crop", given["size"])
     given = {name: tuple(value) if isinstance(value, list) else value for name, value in given.items()}
     if {"minutes", "epochs"} <= given.keys():
         raise InputError(f"--minutes {args.minutes} with --epochs {args.epochs}, expected one of them")
-    if hasattr(args, "final_crop") and "final_from" not in given and not args.resume:
+    if args.resume:
+        return _resumed(args, given)
+    if "final_crop" in given and "final_from" not in given:
         raise InputError(
             f"--final-crop {shown(args.final_crop)} without --final-from, expected the share of the training after "
             "which crops have that size"
         )
-    if given.get("ohem"):
-        given.setdefault("prior_correction", 0.0)  # it has no class weights
-    if not args.resume:
-        if (Path(args.out) / "checkpoint.pt").exists() and read_checkpoint(args.out)[0]["epoch"] > 0:
-            raise InputError(f"{args.out} holds a run already; --resume continues it, another --out starts a new one")
-        return dataclasses.replace(PRESETS[args.preset or "default"], **given), None
+    if "size" in given:
+        given.setdefault("crop", given["size"])
+        given.setdefault("final_crop", given["size"])
+    if (Path(args.out) / CHECKPOINT).exists() and Checkpoint.read(args.out).epoch > 0:
+        raise InputError(f"{args.out} holds a run already; --resume continues it, another --out starts a new one")
+    return dataclasses.replace(PRESETS[args.preset or "default"], **given), None
+
+
+def _resumed(args: argparse.Namespace, given: dict[str, Any]) -> tuple[Recipe, Checkpoint]:
+    """The recipe and the state of the run in --out. Its options may be given again, but not changed."""
+    from ..training.checkpoint import Checkpoint
+
     for name in ("preset", "init"):
         if getattr(args, name):
             raise InputError(f"--{name} with --resume, expected none: the run has its own")
-    state, recipe = read_checkpoint(args.out)
-    changed = [name for name, value in given.items() if getattr(recipe, name) != value]
-    if changed:
-        raise InputError(
-            f"--{changed[0].replace('_', '-')} {given[changed[0]]} with --resume, but the run in {args.out} has "
-            f"{getattr(recipe, changed[0])}; resume without it, or start another run with --out and, to go on from "
-            "here, --init"
-        )
-    return recipe, state
+    checkpoint = Checkpoint.read(args.out)
+    for name, value in given.items():
+        had = getattr(checkpoint.recipe, name)
+        if had != value:
+            raise InputError(
+                f"--{name.replace('_', '-')} {value} with --resume, but the run in {args.out} has {had}; resume "
+                "without it, or start another run with --out and, to go on from here, --init"
+            )
+    return checkpoint.recipe, checkpoint
 
 
 def _data(args: argparse.Namespace) -> tuple[DataSet, DataSet, str]:
-    """What to train on, what to score on, and a line that says so."""
+    """Images to train on, images to score on, and a name for the first."""
     train, val = open_data(args.data, "train"), open_data(args.data, "val")
     split = "train"
     if args.with_val:
@@ -72,7 +79,7 @@ def _data(args: argparse.Namespace) -> tuple[DataSet, DataSet, str]:
         split = f"train+val without {args.hold_out}*"
     for folder in args.extra:
         more = open_data(folder, "train")
-        if args.hold_out is not None:  # the same drive may be in there too
+        if args.hold_out is not None:  # that folder may have the same drive
             more = without(more, args.hold_out)
             if not len(more):
                 raise InputError(f"hold-out '{args.hold_out}' fits every image of {folder}, expected some others")
@@ -80,48 +87,42 @@ def _data(args: argparse.Namespace) -> tuple[DataSet, DataSet, str]:
     return train, val, split
 
 
-def _require_curve(path: Path) -> None:
-    """Raise where the learning curve could not be drawn: before the long work, not in it."""
-    require_plot(path, (PAGE, *SUFFIXES))
-    if path.suffix.lower() == PAGE:
-        from ..training import curve_page  # noqa: F401  its library may be missing
+def _require_reports(args: argparse.Namespace) -> None:
+    """Raise if --curve or --tensorboard cannot be written: before the long work, not in it."""
+    from ..training.logs import require_tensorboard
+
+    if args.curve is not None:
+        if args.curve.suffix.lower() == ".html":
+            raise InputError(
+                f"--curve {args.curve} is a page, expected {' or '.join(SUFFIXES)}; for curves and example pictures in "
+                "a browser, pass --tensorboard DIR"
+            )
+        require_plot(args.curve)
+    if args.tensorboard is not None:
+        require_tensorboard()
+        require_writable(args.tensorboard / "events")
 
 
-def _curve(path: Path, trainer: Trainer) -> Callable[[], None]:
-    """What draws a run as far as it got."""
-    examples: list[tuple[str, UInt8Array, UInt8Array, UInt8Array]] = []
-
-    def draw() -> None:
-        try:
-            if path.suffix.lower() != PAGE:
-                return draw_curve(path, trainer.history, trainer.val_was_trained_on)
-            from ..training.curve_page import write_page
-
-            if trainer.history and "val_miou" in trainer.history[-1]:
-                examples[:] = trainer.examples()
-            write_page(path, trainer, examples)
-        except ArtifactError as error:  # a picture is no reason to end a night's training
-            logging.warning(f"no learning curve this time: {error}")
-
-    return draw
+def _report(args: argparse.Namespace, trainer: Trainer, board: TensorBoard | None) -> None:
+    """Draw the curve and write event files as far as the run has got."""
+    try:
+        if args.curve is not None:
+            draw_curve(args.curve, trainer.history, trainer.val_was_trained_on)
+        if board is not None:
+            board.write(trainer.history, trainer.examples)
+    except (ArtifactError, OSError) as error:  # a picture is no reason to end a night's training
+        logging.warning(f"no learning curve this time: {error}")
 
 
-def _train(args: argparse.Namespace) -> None:
+def _device(args: argparse.Namespace) -> torch.device:
+    """The device to train on. Started by torchrun, it is this process's, and the processes are connected."""
     import torch
     import torch.distributed as dist
 
     from ..runners.torch_runner import torch_device
-    from ..training.trainer import Trainer, is_out_of_memory, keep_freed_memory
 
-    if Path(args.out).exists() and not Path(args.out).is_dir():
-        raise InputError(f"--out {args.out} is a file, expected a folder")
-    if args.curve is not None:
-        _require_curve(args.curve)
-    if hasattr(args, "distill") and args.teacher is None:
-        raise InputError(f"--distill {args.distill} without --teacher, expected the weights to learn from")
-    recipe, state = _recipe(args)
     device = torch_device(args.device or ("cuda" if torch.cuda.is_available() else "cpu"))
-    processes = "LOCAL_RANK" in os.environ  # started by torchrun
+    processes = "LOCAL_RANK" in os.environ
     if device.type == "cuda":
         if processes:
             device = torch_device(f"cuda:{os.environ['LOCAL_RANK']}")
@@ -130,19 +131,16 @@ def _train(args: argparse.Namespace) -> None:
         dist.init_process_group(
             "nccl" if device.type == "cuda" else "gloo", device_id=device if device.type == "cuda" else None
         )
-    torch.backends.cudnn.benchmark = True  # every batch has the same shape
-    if device.type == "cpu":
-        keep_freed_memory()
-    trainer = None
+    return device
+
+
+@contextlib.contextmanager
+def _explained_errors(recipe: Recipe, device: torch.device) -> Iterator[None]:
+    """Turn errors of torch that the user can mend into an EnetError that says how."""
+    from ..training.memory import is_out_of_memory
+
     try:
-        trainer = Trainer(*_data(args), args.out, recipe, device, args.init, args.teacher, args.compile, state)
-        if args.curve is None:
-            trainer.run()
-        else:
-            logging.info(f"the learning curve, drawn whenever the state is saved: {args.curve}")
-            trainer.run(_curve(args.curve, trainer))
-        if dist.is_initialized():
-            dist.barrier()  # all leave together: gloo's threads abort a process whose peer is gone already
+        yield
     except (MemoryError, RuntimeError) as error:
         if is_out_of_memory(error):
             raise EnetError(
@@ -152,62 +150,65 @@ def _train(args: argparse.Namespace) -> None:
         if not type(error).__module__.startswith(("torch._dynamo", "torch._inductor")):
             raise
         raise EnetError(f"torch.compile failed: {str(error).splitlines()[0]}; train without --compile") from None
+
+
+def _how_to_go_on(args: argparse.Namespace, trainer: Trainer | None) -> str:
+    """What an interrupted user wants to know."""
+    from ..training.checkpoint import CHECKPOINT
+
+    if not (Path(args.out) / CHECKPOINT).exists():
+        return "nothing was saved yet"
+    unless = "".join(f", without --{name}" for name in ("init", "preset") if getattr(args, name))
+    last = "the last checkpoint" if trainer is None else f"epoch {trainer.saved_epoch}"
+    return f"the same command with --resume{unless} continues after {last}"
+
+
+def _train(args: argparse.Namespace) -> None:
+    import torch
+    import torch.distributed as dist
+
+    from ..training.logs import TensorBoard
+    from ..training.memory import keep_freed_memory
+    from ..training.trainer import Trainer
+
+    if Path(args.out).exists() and not Path(args.out).is_dir():
+        raise InputError(f"--out {args.out} is a file, expected a folder")
+    if hasattr(args, "distill") and args.teacher is None:
+        raise InputError(f"--distill {args.distill} without --teacher, expected the weights to learn from")
+    _require_reports(args)
+    recipe, checkpoint = _recipe(args)
+    device = _device(args)
+    torch.backends.cudnn.benchmark = True  # every batch has the same shape
+    if device.type == "cpu":
+        keep_freed_memory()
+    trainer, board = None, None
+    try:
+        with _explained_errors(recipe, device):
+            trainer = Trainer(*_data(args), args.out, recipe, device, args.init, args.teacher, args.compile, checkpoint)
+            if args.tensorboard is not None:
+                board = TensorBoard(args.tensorboard, trainer.train.classes, trainer.epoch)
+            trainer.run(lambda: _report(args, trainer, board))
+        if dist.is_initialized():
+            dist.barrier()  # all leave together: gloo's threads abort a process whose peer is gone already
     except KeyboardInterrupt:
-        if not (Path(args.out) / "checkpoint.pt").exists():
-            raise KeyboardInterrupt("nothing was saved yet") from None
-        unless = "".join(f", without --{name}" for name in ("init", "preset") if getattr(args, name))
-        last = "the last checkpoint" if trainer is None else f"epoch {trainer.saved_epoch}"
-        raise KeyboardInterrupt(f"the same command with --resume{unless} continues after {last}") from None
+        raise KeyboardInterrupt(_how_to_go_on(args, trainer)) from None
     finally:
+        if board is not None:
+            board.close()
         if dist.is_initialized():
             dist.destroy_process_group()
 
 
 def _explained() -> dict[str, str]:
-    """Field of the recipe -> what its docstring says of it."""
+    """Field of the recipe -> its explanation in the docstring."""
     entries = re.findall(r"^ {8}(\w+): (.*(?:\n {12}.*)*)", Recipe.__doc__ or "", re.MULTILINE)
     return {name: " ".join(text.split()).rstrip(".") for name, text in entries}
 
 
-def main(argv: Sequence[str] | None = None) -> int:
-    parser = cli.Parser("enet-train", description="Train ENet on a segmentation data set.")
-    parser.add_argument("data", metavar="DATA", help="folder with train/ trainannot/ val/ valannot/")
-    parser.add_argument("--out", default="runs/enet", help="the run's folder (default: %(default)s)")
-    parser.add_argument("--preset", choices=PRESETS, help="recipe to start from (default: default)")
-    parser.add_argument(
-        "--init", metavar="WEIGHTS", help="start from these weights; of other classes, all but the last layer is taken"
-    )
-    parser.add_argument(
-        "--teacher", metavar="WEIGHTS", help="learn from these weights' output too; usually of --width 2 or more"
-    )
-    images = parser.add_mutually_exclusive_group()
-    images.add_argument(
-        "--with-val",
-        action="store_true",
-        help="train on val too, for weights to ship: val then shows fit, not accuracy",
-    )
-    images.add_argument(
-        "--hold-out",
-        metavar="PREFIX",
-        help="cross-validation: of train and val, score on the images whose names begin so",
-    )
-    parser.add_argument(
-        "--extra", action="append", default=[], metavar="DATA", help="train on this data set's train/ too; repeatable"
-    )
-    parser.add_argument("--resume", action="store_true", help="continue the run in --out")
-    parser.add_argument(
-        "--compile", action="store_true", help="through torch.compile, minutes to start, in place of CUDA graphs"
-    )
-    parser.add_argument(
-        "--curve",
-        type=Path,
-        metavar="FILE",
-        help="draw the learning curve there, .png or .svg, or .html: a page with classes and examples too; drawn again "
-        "whenever the state is saved",
-    )
-    parser.add_argument("--device", help="cpu, cuda or cuda:N (default: cuda where there is one)")
+def _add_recipe_options(parser: argparse.ArgumentParser) -> None:
+    """One option per field of the recipe."""
     group = parser.add_argument_group(
-        "recipe", "each replaces the preset's value; in brackets the value of each preset"
+        "recipe", "each option replaces the preset's value; in brackets the value of each preset"
     )
     explained = _explained()
     for field in dataclasses.fields(Recipe):
@@ -223,9 +224,55 @@ def main(argv: Sequence[str] | None = None) -> int:
         elif isinstance(field.default, bool):
             option |= {"action": argparse.BooleanOptionalAction}
         else:
-            positive = field.name in ("epochs", "batch", "eval_every")
-            option |= {"type": cli.positive if positive else type(field.default), "metavar": "X"}
+            option |= {"type": type(field.default), "metavar": "X"}
         group.add_argument("--" + field.name.replace("_", "-"), **option)
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    parser = cli.Parser("enet-train", description="Train ENet on a segmentation data set.")
+    parser.add_argument("data", metavar="DATA", help="folder with train/ trainannot/ val/ valannot/")
+    parser.add_argument("--out", default="runs/enet", help="the run's folder (default: %(default)s)")
+    parser.add_argument("--preset", choices=PRESETS, help="recipe to start from (default: default)")
+    parser.add_argument(
+        "--init",
+        metavar="WEIGHTS",
+        help="start from these weights; of other classes, all but the last layer",
+    )
+    parser.add_argument(
+        "--teacher", metavar="WEIGHTS", help="learn from the output of these weights too; usually of --width 2 or more"
+    )
+    images = parser.add_mutually_exclusive_group()
+    images.add_argument(
+        "--with-val",
+        action="store_true",
+        help="train on val too, for weights to ship; scores on val then show fit, not accuracy",
+    )
+    images.add_argument(
+        "--hold-out",
+        metavar="PREFIX",
+        help="cross-validation: train on train and val, but for images whose names start with PREFIX; score on those",
+    )
+    parser.add_argument(
+        "--extra", action="append", default=[], metavar="DATA", help="train on this data set's train/ too; repeatable"
+    )
+    parser.add_argument("--resume", action="store_true", help="continue the run in --out")
+    parser.add_argument(
+        "--compile", action="store_true", help="use torch.compile, which takes minutes to start, instead of CUDA graphs"
+    )
+    parser.add_argument(
+        "--curve",
+        type=Path,
+        metavar="FILE",
+        help="draw the learning curve into this .png or .svg file whenever the state is saved",
+    )
+    parser.add_argument(
+        "--tensorboard",
+        type=Path,
+        metavar="DIR",
+        help="write curves and example pictures into this folder as event files for TensorBoard",
+    )
+    parser.add_argument("--device", help="cpu, cuda or cuda:N (default: cuda if there is one)")
+    _add_recipe_options(parser)
     logging.basicConfig(level=logging.INFO, format="%(message)s")
     return cli.run(parser, _train, argv)
 

@@ -1,4 +1,4 @@
-"""Data sets: images with label maps, in folders."""
+"""Data sets: folders of images and label maps; with what users of one need from `classes` and `images`."""
 
 from ..classes import CAMVID as CAMVID
 from ..classes import ClassList as ClassList

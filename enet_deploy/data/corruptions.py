@@ -1,15 +1,16 @@
-"""What a camera's frame suffers on the road, made on purpose, to see how much of the accuracy is left.
+"""Corruptions of camera frames as they happen on the road, to measure how much of the accuracy is left.
 
-`CORRUPTIONS` maps (name, severity) to a function, (h, w, 3) uint8 BGR -> a new array alike. What severity is:
+`CORRUPTIONS` maps (name, severity) to a function: (h, w, 3) uint8 BGR -> a new array of the same shape and dtype.
+The severity is:
 
-    brightness  factor on every value: a tunnel's entry and its exit; clips at 255
+    brightness  factor on every value, clipped at 255: entry and exit of a tunnel
     contrast    factor on the distance from the frame's mean: fog, a wet lens
-    blur        sigma of a Gaussian, in pixels of the frame as it comes: focus, dirt
-    noise       sigma of a Gaussian, in grey levels of 255, on every value by itself: gain at night
-    jpeg        quality that a JPEG is written with and read again: a thin link, a recording
+    blur        sigma of a Gaussian, in pixels of the frame: focus, dirt
+    noise       sigma of a Gaussian, in grey levels of 255, independent for every value: gain at night
+    jpeg        quality of a JPEG that is written and read again: a slow link, a recording
 
-Each is applied at the camera's own size, before the network's resizing, as it happens on a robot; so the same sigma is
-less to a network that sees the frame reduced.
+Each is applied at the frame's own size, before the network's resizing, as on a robot. If the network sees the frame
+reduced, the same sigma has less effect.
 """
 
 from __future__ import annotations
@@ -40,7 +41,7 @@ def blur(image: UInt8Array, severity: float) -> UInt8Array:
 
 
 def noise(image: UInt8Array, severity: float) -> UInt8Array:
-    # Seeded by the frame itself: whatever the order, a frame has the same noise in every run, and each its own
+    # Seeded by the frame itself: a frame has the same noise in every run and order, and each frame its own
     random = np.random.default_rng(zlib.crc32(image.tobytes()))
     return _pixels(image + severity * random.standard_normal(image.shape, np.float32))
 
@@ -48,7 +49,7 @@ def noise(image: UInt8Array, severity: float) -> UInt8Array:
 def jpeg(image: UInt8Array, severity: float) -> UInt8Array:
     _, file = cv2.imencode(".jpg", image, [cv2.IMWRITE_JPEG_QUALITY, int(severity)])
     decoded = cv2.imdecode(file, cv2.IMREAD_COLOR)
-    assert decoded is not None  # it was encoded a line above
+    assert decoded is not None  # encoded a line above
     return np.asarray(decoded, np.uint8)
 
 

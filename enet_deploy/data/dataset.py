@@ -1,8 +1,8 @@
 """Segmentation data sets: matched images and label maps, in the SegNet layout or Cityscapes'.
 
-In the SegNet layout a data set is a folder with, for each split, `SPLIT/` (images) and `SPLITannot/` (label maps),
-matched by file stem. CamVid needs nothing more; any other data set says its classes in `classes.json`, and also there
-what its label maps hold, where it is neither class ids nor the classes' colours (see `classes`).
+In the SegNet layout a data set is a folder with two folders per split: `SPLIT/` (images) and `SPLITannot/` (label
+maps), matched by file stem. CamVid needs nothing more. Any other data set declares its classes in `classes.json`, and
+there also what its label maps hold, if it is neither class ids nor the classes' colours (see `classes`).
 """
 
 from __future__ import annotations
@@ -17,14 +17,10 @@ from typing import TYPE_CHECKING, NamedTuple, TypeVar
 
 import numpy as np
 
-from ..classes import CAMVID as CAMVID
-from ..classes import ClassList as ClassList
-from ..classes import LabelValues, is_cityscapes, read_label_values
-from ..classes import read_classes as read_classes
+from ..classes import ClassList, LabelValues, is_cityscapes, read_label_values
 from ..errors import DataError, InputError
-from ..images import IMAGE_SUFFIXES as IMAGE_SUFFIXES
-from ..images import UInt8Array, read_image
-from .label_maps import read_values, translate
+from ..images import IMAGE_SUFFIXES, UInt8Array, read_image
+from .label_maps import read_label_map, read_values
 
 if TYPE_CHECKING:
     from concurrent.futures import Future
@@ -39,7 +35,7 @@ class DataSet:
     Attributes:
         classes: what the ids in the label maps mean.
         pairs: (image file, label file), sorted by name.
-        values: what stands for the classes in the label files.
+        values: which class each value in the label files stands for.
     """
 
     classes: ClassList
@@ -50,9 +46,9 @@ class DataSet:
         return len(self.pairs)
 
     def __getitem__(self, index: int) -> tuple[UInt8Array, UInt8Array]:
-        """The image, (H, W, 3) uint8 BGR in [0, 255], and its label map, (H, W) uint8 class ids.
+        """Read the image, (H, W, 3) uint8 BGR in [0, 255], and its label map, (H, W) uint8 class ids.
 
-        Raises DataError, naming the file, where one is unreadable, their sizes differ or an id is no class.
+        Raises DataError, naming the file, if one is unreadable, their sizes differ or a value stands for no class.
         """
         image_path, label_path = self.pairs[index]
         image = read_image(image_path)
@@ -68,33 +64,27 @@ class DataSet:
         return (self[index] for index in range(len(self)))
 
     def values_in_use(self) -> Mapping[int, int]:
-        """What stands for the classes in these label maps: their ids or colours, as the first map has it."""
+        """The value->class mapping of these label maps: by id or by colour, as the first map has it."""
         return self.values.known(read_values(self.pairs[0][1]).dtype)
 
     def read_labels(self, index: int) -> UInt8Array:
-        """The label map alone, (H, W) uint8 class ids. Raises DataError, naming the file."""
+        """Read the label map alone, (H, W) uint8 class ids. Raises DataError, naming the file."""
         path = self.pairs[index][1]
-        values = read_values(path)
-        known = self.values.known(values.dtype)
-        labels, unknown = translate(values, known, self.classes.void)
-        in_color = known is self.values.colors
+        labels, unknown = read_label_map(path, self.values, self.classes.void)
         if unknown:
             value, pixels = next(iter(unknown)), sum(unknown.values())
             raise DataError(
-                f"{path} holds the {self.values.described(value)} ({pixels} pixels have no known colour); expected "
-                'those of the classes: correct the label map or say what it is in classes.json, "label_values": '
-                f'{{"#{value:06x}": "NAME"}}, or null for void'
-                if in_color
-                else f"{path} holds class id {value} ({pixels} pixels have no known id); expected "
-                f"{self.values.known_ids(self.classes)}: correct the label map or declare the classes in classes.json"
+                f"{path} holds {self.values.described(value)}, which stands for no class ({pixels} such pixels); "
+                f"expected {self.values.expected(self.classes)}: correct the label map, or declare it in classes.json, "
+                f'"label_values": {{"{value}": "NAME"}}, or null for void'
             )
         return labels
 
 
 class Part(NamedTuple):
-    """Where the images of a split lie, or its label maps: files of `folder` that fit `pattern`.
+    """The images of a split, or its label maps: the files of `folder` that match `pattern`.
 
-    Their stems without `ending` are the same for an image and its label map.
+    An image and its label map have the same stem, apart from `ending`.
     """
 
     folder: Path
@@ -102,16 +92,16 @@ class Part(NamedTuple):
     ending: str = ""
 
     def by_stem(self) -> dict[str, list[Path]]:
-        """The files, sorted, by what they share with their partner; there should be one of each."""
+        """The files, sorted, by the stem that they share with their partner. Each stem should have one file."""
         files: dict[str, list[Path]] = {}
         for path in sorted(self.folder.glob(self.pattern)):
-            # files with a dot in front are nobody's images: unfinished ones, and what macOS leaves beside each file
+            # hidden files are no images: they are unfinished ones, or those that macOS puts beside each file
             if path.suffix.lower() in IMAGE_SUFFIXES and path.stem.endswith(self.ending) and path.name[0] != ".":
                 files.setdefault(path.stem.removesuffix(self.ending), []).append(path)
         return files
 
     def one_by_stem(self) -> dict[str, Path]:
-        """The same with one file each. Raises DataError where there are several, none at all, or no folder."""
+        """As `by_stem`, with one file each. Raises DataError if a stem has several, or if there are none at all."""
         if not self.folder.is_dir():
             raise DataError(
                 f"{self.folder} is not a folder; a data set has train/ trainannot/ val/ valannot/, or Cityscapes' "
@@ -130,7 +120,7 @@ class Part(NamedTuple):
 
 
 def parts(root: str | Path, split: str) -> tuple[Part, Part]:
-    """Where the images and the label maps of a split lie, whether there are any or not."""
+    """Where the images and the label maps of a split belong. The folders need not exist."""
     root = Path(root)
     if is_cityscapes(root):
         return (
@@ -141,14 +131,14 @@ def parts(root: str | Path, split: str) -> tuple[Part, Part]:
 
 
 def open_data(root: str | Path, split: str) -> DataSet:
-    """Match the images and label maps of one split by file stem; nothing is decoded yet.
+    """Match the images and label maps of one split by file stem, without decoding them.
 
     Args:
-        root: the data set's folder, holding `split/` and `splitannot/`, and `classes.json` unless it is CamVid; or
-            Cityscapes' `leftImg8bit/split/` and `gtFine/split/`, whose 19 classes are those of its benchmark.
+        root: the data set's folder. It holds `split/` and `splitannot/`, and `classes.json` unless it is CamVid; or
+            Cityscapes' `leftImg8bit/split/` and `gtFine/split/`, with the 19 classes of its benchmark.
         split: "train", "val" or "test".
 
-    Raises DataError where a folder is missing or empty, or a file has no partner.
+    Raises DataError if a folder is missing or empty, or a file has no partner.
     """
     of_images, of_labels = parts(root, split)
     images, labels = of_images.one_by_stem(), of_labels.one_by_stem()
@@ -164,9 +154,9 @@ def open_data(root: str | Path, split: str) -> DataSet:
 
 
 def find_images(root: str | Path, split: str) -> list[Path]:
-    """The image files of a split, sorted by name, labelled or not; of `root` itself where it has no such folder.
+    """The image files of a split, sorted by name, labelled or not. If `root` has no such folder, its own images.
 
-    Raises DataError where there are none.
+    Raises DataError if there are none.
     """
     images, itself = parts(root, split)[0], Part(Path(root))
     if images.folder.is_dir():
@@ -177,7 +167,7 @@ def find_images(root: str | Path, split: str) -> list[Path]:
 
 
 def require_same_classes(known: ClassList, data: ClassList, folder: str | Path, who: str) -> None:
-    """Raise DataError unless a data set has the classes that weights, or what was made of them, know."""
+    """Raise DataError unless a data set has the classes of the weights or the artifact that `who` describes."""
     if known.names != data.names:
         raise DataError(
             f"{folder} has the classes {', '.join(data.names)}, but {who} {', '.join(known.names)}; take weights of "
@@ -186,12 +176,12 @@ def require_same_classes(known: ClassList, data: ClassList, folder: str | Path, 
 
 
 def join(sets: Sequence[DataSet]) -> DataSet:
-    """One data set with the images of all. Raises DataError unless they have the same classes and no file twice."""
+    """Join data sets into one. Raises DataError unless they have the same classes and no file in common."""
     first = sets[0]
     files = [image.resolve() for data in sets for image, _ in data.pairs]
     if len(set(files)) < len(files):
         twice = next(path for path in files if files.count(path) > 1)
-        raise DataError(f"{twice} would be in the data set twice, expected every image once; leave one folder out")
+        raise DataError(f"{twice} is in several of the data sets, expected every image once; leave one folder out")
     for other in sets[1:]:
         if other.classes.names != first.classes.names or other.classes.ignore_id != first.classes.ignore_id:
             raise DataError(
@@ -207,15 +197,15 @@ def join(sets: Sequence[DataSet]) -> DataSet:
 
 
 def without(data: DataSet, prefix: str) -> DataSet:
-    """The images whose file names do not begin with `prefix`; may be none."""
+    """The images whose file names do not begin with `prefix`; the result may be empty."""
     return dataclasses.replace(data, pairs=tuple(pair for pair in data.pairs if not pair[0].name.startswith(prefix)))
 
 
 def hold_out(data: DataSet, prefix: str) -> tuple[DataSet, DataSet]:
-    """The images whose file names do not begin with `prefix`, and those that do: a fold of a cross-validation.
+    """Split by file name: the images that do not begin with `prefix`, and those that do (a cross-validation fold).
 
     Frames of one drive resemble each other, so a fold leaves whole drives out. CamVid's are 0001TP, 0006R0 and 0016E5.
-    Raises InputError where one side is empty.
+    Raises InputError if one side is empty.
     """
     held = tuple(pair for pair in data.pairs if pair[0].name.startswith(prefix))
     rest = without(data, prefix)
@@ -228,8 +218,8 @@ def hold_out(data: DataSet, prefix: str) -> tuple[DataSet, DataSet]:
 
 
 def read_ahead(read: Callable[[int], T], indices: Iterable[int], ahead: int = 16) -> Iterator[T]:
-    """`read(index)` for each index, in order, computed by threads up to `ahead` items before it is asked for."""
-    from concurrent.futures import ThreadPoolExecutor  # a robot imports this file, and reads no data set
+    """Yield `read(index)` for each index, in order. Threads compute up to `ahead` items in advance."""
+    from concurrent.futures import ThreadPoolExecutor  # lazy: a robot imports this file and reads no data set
 
     with ThreadPoolExecutor(min(8, os.cpu_count() or 1)) as pool:
         waiting: deque[Future[T]] = deque()
@@ -242,5 +232,5 @@ def read_ahead(read: Callable[[int], T], indices: Iterable[int], ahead: int = 16
 
 
 def spread(items: Sequence[T], count: int) -> list[T]:
-    """`count` of the items, evenly over the list, first and last among them; all where there are no more."""
+    """Pick `count` items evenly over the list, with the first and the last; all of them if there are no more."""
     return [items[i] for i in np.linspace(0, len(items) - 1, min(count, len(items)), dtype=int)]

@@ -1,35 +1,65 @@
-"""Label maps: the values in their files, and the classes that these stand for."""
+"""Read label maps: from the values in a file to class ids."""
 
 from __future__ import annotations
 
-import zlib
+import io
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import cv2
 import numpy as np
 import numpy.typing as npt
 
+from ..classes import LabelValues
 from ..errors import DataError
-from ..images import PNG, decode, number, read_content
+from ..images import UInt8Array, decode, png_header, read_content, require_bounded
 
 GREY, PALETTE = 0, 3  # colour types in a PNG's header
 
 
-def read_values(path: Path) -> npt.NDArray[np.integer[Any]]:
-    """The values of a label map, (H, W): uint8 ids, or int32 0xRRGGBB where the file holds colours.
+class LabelMap(NamedTuple):
+    """A label map, as class ids.
 
-    Of a PNG the ids are the indices into its palette, or its levels of grey, be they of 1, 2, 4 or 8 bits. Raises
-    DataError, naming the file.
+    Attributes:
+        labels: (H, W) uint8 class ids. Pixels whose value stands for no class have the void label.
+        unknown: value that stands for no class, as classes.json spells it ("7", "#ff8000") -> number of its pixels,
+            the most frequent first.
+    """
+
+    labels: UInt8Array
+    unknown: dict[str, int]
+
+
+def read_label_map(path: Path, values: LabelValues, void: int) -> LabelMap:
+    """Read a label map and translate its values to class ids.
+
+    Args:
+        path: of the file.
+        values: which class each value in the file stands for.
+        void: the label for values that stand for no class.
+
+    Raises DataError, naming the file, if it cannot be read as a label map.
+    """
+    raw = read_values(path)
+    labels, unknown = translate(raw, values.known(raw.dtype), void)
+    is_color = raw.dtype != np.uint8
+    return LabelMap(labels, {f"#{value:06x}" if is_color else f"{value}": count for value, count in unknown.items()})
+
+
+def read_values(path: Path) -> npt.NDArray[np.integer[Any]]:
+    """Read the values of a label map, (H, W): uint8 ids, or int32 0xRRGGBB if the file holds colours.
+
+    The ids of a PNG are its palette indices or its grey levels, of 1, 2, 4 or 8 bits. Raises DataError, naming the
+    file.
     """
     content = read_content(path)
-    bits, color_type = content[24:26] if content.startswith(PNG) and len(content) > 25 else (8, None)
-    if color_type == PALETTE:
-        content = _as_grey(content)  # OpenCV would give the palette's colours
+    png = png_header(content)
+    if png is not None and png.color_type == PALETTE:
+        return _palette_indices(path, content)
     pixels = decode(path, content, cv2.IMREAD_UNCHANGED)
-    if color_type in (GREY, PALETTE) and bits in (1, 2, 4):
-        pixels = pixels // (255 // (2**bits - 1))  # OpenCV spreads the levels over 0 to 255
+    if png is not None and png.color_type == GREY and png.bits < 8:
+        pixels = pixels // (255 // (2**png.bits - 1))  # OpenCV spreads the levels over 0 to 255
     channels = pixels.shape[2] if pixels.ndim == 3 else 1
     if pixels.dtype != np.uint8 or channels not in (1, 3, 4):
         raise DataError(
@@ -45,37 +75,35 @@ def read_values(path: Path) -> npt.NDArray[np.integer[Any]]:
             f"{path} has {int((pixels[..., 3] != 255).sum())} transparent pixels, expected none in a label map; save "
             "it without an alpha channel"
         )
-    values: npt.NDArray[np.int32] = pixels.view("<i4")[..., 0] & 0xFFFFFF
-    return values
+    colors: npt.NDArray[np.int32] = pixels.view("<i4")[..., 0] & 0xFFFFFF
+    return colors
+
+
+def _palette_indices(path: Path, content: bytes) -> UInt8Array:
+    """The (H, W) uint8 palette indices of a PNG; OpenCV would give the palette's colours."""
+    from PIL.PngImagePlugin import PngImageFile
+
+    require_bounded(path, content)
+    try:
+        PngImageFile(io.BytesIO(content)).verify()  # decoding does not compare the checksums
+        with PngImageFile(io.BytesIO(content)) as image:
+            return np.asarray(image)
+    except Exception as error:  # noqa: BLE001  a damaged file makes Pillow raise errors of many types
+        raise DataError(f"{path} cannot be decoded as an image: {error or repr(error)}; the file is damaged") from None
 
 
 def translate(
     values: npt.NDArray[np.integer[Any]], known: Mapping[int, int], unknown: int
-) -> tuple[npt.NDArray[np.uint8], dict[int, int]]:
-    """The class ids of a label map's values, uint8, with `unknown` for values that are not in `known`.
+) -> tuple[UInt8Array, dict[int, int]]:
+    """Translate values to uint8 class ids; a value that is not in `known` becomes `unknown`.
 
     Returns also how many pixels have each unknown value, the most frequent first.
     """
-    table = np.zeros(256 if values.dtype == np.uint8 else 1 << 24, np.uint16)  # what is not written takes no memory
+    table = np.zeros(256 if values.dtype == np.uint8 else 1 << 24, np.uint16)  # untouched pages take no memory
     table[list(known)] = [label + 1 for label in known.values()]
     labels = table[values]
-    strange = labels == 0
-    found, counts = np.unique(values[strange], return_counts=True)
-    labels[strange] = unknown + 1
+    is_unknown = labels == 0
+    strangers, counts = np.unique(values[is_unknown], return_counts=True)
+    labels[is_unknown] = unknown + 1
     order = np.argsort(-counts, kind="stable")
-    return (labels - 1).astype(np.uint8), dict(zip(found[order].tolist(), counts[order].tolist(), strict=True))
-
-
-def _as_grey(png: bytes) -> bytes:
-    """A PNG with a palette as one of grey levels: the header says so, and the palette and its transparency are gone."""
-    kept, position = [PNG], len(PNG)
-    while position < len(png):
-        end = position + 12 + number(png[position : position + 4])
-        chunk = png[position:end]
-        if chunk[4:8] == b"IHDR":
-            body = chunk[4:17] + b"\0" + chunk[18:21]
-            chunk = chunk[:4] + body + zlib.crc32(body).to_bytes(4, "big")
-        if chunk[4:8] in (b"IHDR", b"IDAT", b"IEND"):
-            kept.append(chunk)
-        position = end
-    return b"".join(kept)
+    return (labels - 1).astype(np.uint8), dict(zip(strangers[order].tolist(), counts[order].tolist(), strict=True))

@@ -1,7 +1,7 @@
-"""Street scenes drawn by the project itself, with exact labels, for where no data set is at hand.
+"""Synthetic street scenes with exact labels, for use without a data set.
 
-They have CamVid's classes and layout (sky above, road below, saturated and flat areas, thin poles), so they drive
-every path of a network trained on CamVid; they are no measure of its accuracy.
+They have CamVid's classes and layout (sky above, road below, saturated and flat areas, thin poles), so they exercise
+every path of a network trained on CamVid. They do not measure its accuracy.
 """
 
 from __future__ import annotations
@@ -17,11 +17,11 @@ from ..images import UInt8Array, encode
 
 _ID = {name: i for i, name in enumerate(CAMVID.names)}
 
-Point = tuple[float, float]  # x, y as shares of width and height
+Point = tuple[float, float]  # x, y as fractions of width and height
 
 
 class _Canvas:
-    """An image and its label map that are always painted together."""
+    """An image and its label map, always painted together."""
 
     def __init__(self, height: int, width: int) -> None:
         self.image = np.zeros((height, width, 3), np.uint8)
@@ -46,7 +46,7 @@ class _Canvas:
 
 
 def street_scene(seed: int, size: tuple[int, int] = (360, 480)) -> tuple[UInt8Array, UInt8Array]:
-    """Draw one scene; the same seed and size always give the same pixels.
+    """Draw one scene. The same seed and size always give the same pixels.
 
     Returns the image, (H, W, 3) uint8 BGR in [0, 255], and its label map, (H, W) uint8 CamVid ids, 11 = void.
     """
@@ -54,7 +54,7 @@ def street_scene(seed: int, size: tuple[int, int] = (360, 480)) -> tuple[UInt8Ar
     canvas = _Canvas(*size)
 
     def color(b: int, g: int, r: int) -> np.ndarray:
-        # brighter or darker, hardly another hue: a road is grey in any light
+        # vary the brightness, hardly the hue: a road is grey in any light
         return np.clip(np.array([b, g, r]) + rng.integers(-20, 21) + rng.integers(-4, 5, 3), 0, 255)
 
     horizon = rng.uniform(0.4, 0.55)
@@ -85,7 +85,7 @@ def street_scene(seed: int, size: tuple[int, int] = (360, 480)) -> tuple[UInt8Ar
 
 
 def _light(image: UInt8Array, rng: np.random.Generator) -> UInt8Array:
-    """Sensor noise and a light fall-off, so that areas are not all of one value; what was saturated stays so."""
+    """Add sensor noise and a light fall-off, so that areas are not uniform; saturated areas stay saturated."""
     shade = np.linspace(rng.uniform(0.85, 1), rng.uniform(0.85, 1), image.shape[1])[None, :, None]
     noisy = image * shade + rng.normal(0, 4, image.shape)
     noisy[image == 255] = 255
@@ -94,9 +94,9 @@ def _light(image: UInt8Array, rng: np.random.Generator) -> UInt8Array:
 
 
 def write_scenes(root: str | Path, split: str, seeds: range, size: tuple[int, int] = (360, 480)) -> None:
-    """Draw a scene per seed into `root/split/` and `root/splitannot/`, beside what is there, as sceneSEED.png.
+    """Draw a scene per seed into `root/split/` and `root/splitannot/`, as sceneSEED.png; other files are kept.
 
-    Raises ArtifactError where that folder cannot be written.
+    Raises ArtifactError if a folder cannot be written.
     """
     for seed in seeds:
         for folder, pixels in zip((split, f"{split}annot"), street_scene(seed, size), strict=True):

@@ -1,4 +1,4 @@
-"""Unpacking a data set's zip file, which comes from outside: all of it, or nothing."""
+"""Unpack a data set's zip file from an untrusted source: all of it, or nothing."""
 
 from __future__ import annotations
 
@@ -17,20 +17,20 @@ from ..console import progress
 from ..errors import ArtifactError, DataError
 
 MAX_FILES = 1_000_000
-MAX_RATIO = 100  # of the content to the zip; images hardly shrink
-SMALL = 1 << 30  # bytes that may shrink more: label maps that are not compressed themselves
+MAX_RATIO = 100  # size of the content over size of the zip; images hardly compress
+SMALL = 1 << 30  # bytes of content for which any ratio is allowed: uncompressed label maps compress well
 
 
 def unzip(path: str | Path, folder: str | Path) -> int:
-    """Unpack a zip file into a new folder; return how many files it held.
+    """Unpack a zip file into a new folder; return the number of its files.
 
-    The names and sizes of all its members are judged before anything is written, and the folder appears when it is
-    whole. Raises DataError where the file is damaged, no zip file, or not to be unpacked, ArtifactError where the
-    folder is there already or cannot be written.
+    The names and sizes of all members are checked before anything is written, and the folder appears when it is
+    complete. Raises DataError if the file is damaged, no zip file or unsafe, ArtifactError if the folder exists or
+    cannot be written.
     """
     folder = Path(folder).resolve()
     if not Path(path).is_file():
-        raise DataError(f"{path} is no file, expected a zip file")
+        raise DataError(f"{path} is not a file, expected a zip file")
     try:
         with zipfile.ZipFile(path) as archive:
             _require_harmless(Path(path), archive.infolist())
@@ -50,29 +50,29 @@ def unzip(path: str | Path, folder: str | Path) -> int:
 
 
 def _require_harmless(path: Path, members: list[zipfile.ZipInfo]) -> None:
-    places: set[str] = set()
-    within = {part.as_posix() for member in members for part in PurePosixPath(member.filename).parents}
+    seen: set[str] = set()
+    folders = {part.as_posix() for member in members for part in PurePosixPath(member.filename).parents}
     for member in members:
-        place = posixpath.normpath(member.filename)
-        flaw = _flaw(member) or ("is in it twice" if place in places else "")
-        if not flaw and place in within and not member.is_dir():
+        name = posixpath.normpath(member.filename)
+        flaw = _flaw(member) or ("is in it twice" if name in seen else "")
+        if not flaw and name in folders and not member.is_dir():
             flaw = "is a file and a folder"
         if flaw:
             raise DataError(
                 f"{path} has the member {member.filename[:100]!a}, which {flaw}; expected files below one folder, so "
-                "nothing was unpacked: take the zip from somewhere else"
+                "nothing was unpacked: get the zip from another source"
             )
-        places.add(place)
+        seen.add(name)
     size, packed = sum(member.file_size for member in members), path.stat().st_size
     if len(members) > MAX_FILES or size > max(SMALL, MAX_RATIO * packed):
         raise DataError(
             f"{path} of {packed} bytes would become {len(members)} files of {size} bytes; expected at most {MAX_FILES} "
-            f"files and {MAX_RATIO} times its size: it is a zip bomb, or to be unpacked by other means"
+            f"files and {MAX_RATIO} times its size: it is a zip bomb, or must be unpacked by other means"
         )
 
 
 def _flaw(member: zipfile.ZipInfo) -> str:
-    """What keeps a member from being unpacked; "" where nothing does."""
+    """What makes a member unsafe to unpack; "" if nothing does."""
     name, kind = member.filename, stat.S_IFMT(member.external_attr >> 16)
     if not name:
         return "has no name"
@@ -88,14 +88,14 @@ def _flaw(member: zipfile.ZipInfo) -> str:
 
 
 def _unpack(archive: zipfile.ZipFile, members: list[zipfile.ZipInfo], folder: Path) -> None:
-    if os.path.lexists(folder):  # even an empty one may be a mount point, or where somebody's shell is
-        raise ArtifactError(f"{folder} is there already; name a folder that is not, such as {folder / 'data'}")
+    if os.path.lexists(folder):  # even an empty one may be a mount point, or a shell's current folder
+        raise ArtifactError(f"{folder} exists already; name a new folder, such as {folder / 'data'}")
     unfinished = folder.with_name(f".{folder.name}-{secrets.token_hex(4)}")
     try:
         unfinished.mkdir(parents=True)
         free, size = shutil.disk_usage(unfinished).free, sum(member.file_size for member in members)
         if size > free:
-            raise ArtifactError(f"{folder} would take {size} bytes and {free} are free; free space or choose another")
+            raise ArtifactError(f"{folder} needs {size} bytes and {free} are free; free space or choose another folder")
         for member in progress(members, folder.name):
             archive.extract(member, unfinished)
         unfinished.replace(folder)

@@ -1,1 +1,1 @@
-"""Frames from whatever has some, and what is made of them to files: images, videos, cameras, pipes, ROS bags."""
+"""Frames from images, videos, cameras, pipes and ROS bags; their labels to files, pipes and windows."""

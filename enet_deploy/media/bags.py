@@ -1,4 +1,7 @@
-"""ROS bags, without ROS: images of a topic, and a new bag with their labels. ROS 1 (.bag) and 2 (.mcap, .db3)."""
+"""Read the images of a topic from a ROS bag, and write a bag with their labels. ROS 1 (.bag) and 2 (.mcap, .db3).
+
+ROS itself is not needed.
+"""
 
 from __future__ import annotations
 
@@ -18,10 +21,9 @@ from rosbags.typesys import Stores, get_typestore
 from ..classes import ClassList
 from ..errors import DataError, InputError
 from ..files import atomic_write
-from .pipeline import Segmented
+from .frames import Frame, Frames, FrameSource, LabelledFrame
 from .ros import image_fields, to_bgr
-from .sinks import Write
-from .sources import Frame, Frames, Source
+from .sinks import Sink
 
 NANO = 1_000_000_000
 IMAGE_TYPES = ("sensor_msgs/msg/Image", "sensor_msgs/msg/CompressedImage")
@@ -32,9 +34,9 @@ class BagFrame(Frame):
     """A frame of a bag.
 
     Attributes:
-        stamp: of its header, in nanoseconds.
+        stamp: time in its header, in nanoseconds.
         frame_id: of its header.
-        received: when the bag got it, in nanoseconds.
+        received: time at which the bag received it, in nanoseconds.
     """
 
     stamp: int = 0
@@ -42,11 +44,11 @@ class BagFrame(Frame):
     received: int = 0
 
 
-class Bag(Source):
-    """The images of one topic, raw or compressed, in the order the bag got them.
+class Bag(FrameSource):
+    """The images of one topic, raw or compressed, in the order in which the bag received them.
 
-    Without a topic it is the only one that has images. Raises DataError where it is no bag that can be read, InputError
-    where the topic has no images.
+    Without a `topic`, take the only topic that has images. Raises DataError if the bag cannot be read, InputError if
+    the topic has no images or several topics have some.
     """
 
     def __init__(self, path: Path, topic: str | None) -> None:
@@ -56,8 +58,8 @@ class Bag(Source):
         try:
             self._reader = highlevel.AnyReader([path], default_typestore=get_typestore(Stores.ROS2_HUMBLE))
             self._reader.open()
-        except Exception as error:  # noqa: BLE001  a damaged bag makes rosbags raise whatever its bytes lead to
-            advice = "; one whose recorder was cut off may be mended by `mcap recover`" * (path.suffix == ".mcap")
+        except Exception as error:  # noqa: BLE001  a damaged bag makes rosbags raise errors of many types
+            advice = "; if its recorder was cut off, `mcap recover` may repair it" * (path.suffix == ".mcap")
             raise DataError(f"{path} cannot be read as a ROS bag: {error or repr(error)}{advice}") from None
         images = [c for c in self._reader.connections if c.msgtype in IMAGE_TYPES]
         known = sorted({c.topic for c in images})
@@ -65,8 +67,8 @@ class Bag(Source):
             self._reader.close()
             if not known:
                 raise InputError(f"{path} has no images, expected messages of {' or '.join(IMAGE_TYPES)}")
-            said = "needs a --topic" if topic is None else f"has no images under --topic {topic}"
-            raise InputError(f"{path} {said}, expected {' or '.join(known)}")
+            flaw = "needs a --topic" if topic is None else f"has no images under --topic {topic}"
+            raise InputError(f"{path} {flaw}, expected {' or '.join(known)}")
         self.topic = topic or known[0]
         self._connections = [c for c in images if c.topic == self.topic]
         self.total = sum(c.msgcount for c in self._connections)
@@ -77,14 +79,14 @@ class Bag(Source):
             messages = self._reader.messages(self._connections)
             for count in itertools.count():
                 try:
-                    found = next(messages, None)
+                    message = next(messages, None)
                 except Exception as error:  # noqa: BLE001  as above
                     yield DataError(f"{self.name} cannot be read to its end: {error!r}")
                     return
-                if found is None:
+                if message is None:
                     return
-                self._start = self._start or found[1]
-                yield self._read(count, *found)
+                self._start = self._start or message[1]
+                yield self._read(count, *message)
 
     def _read(self, count: int, connection: Any, received: int, data: bytes) -> BagFrame | DataError:
         try:
@@ -102,21 +104,22 @@ class Bag(Source):
 
 
 @contextmanager
-def label_bag(path: Path, topic: str, classes: ClassList) -> Iterator[Write]:
-    """A bag with the labels of each frame of a bag under TOPIC/labels, as mono8 images of the same header and time.
+def label_bag(path: Path, topic: str, classes: ClassList) -> Iterator[Sink]:
+    """Write the labels of a bag's frames to a new bag.
 
-    TOPIC/classes says once what the ids mean, as JSON. A .bag is of ROS 1, an .mcap of ROS 2; it appears when the
-    block ends well. Raises ArtifactError where it cannot be written.
+    TOPIC/labels holds mono8 images with the header and time of their frames, TOPIC/classes the class list once, as
+    JSON. A .bag is of ROS 1, an .mcap of ROS 2. The file appears when the block ends without an error. Raises
+    ArtifactError if it cannot be written.
     """
     with atomic_write(path) as temporary, TemporaryDirectory(dir=temporary.parent, prefix=f".{path.stem}-") as folder:
         is_ros1 = path.suffix.lower() == ".bag"
         types = get_typestore(Stores.ROS1_NOETIC if is_ros1 else Stores.ROS2_HUMBLE)
-        made = Path(folder) / path.name
+        written = Path(folder) / path.name
         if is_ros1:
-            writer: Any = rosbag1.Writer(made)
+            writer: Any = rosbag1.Writer(written)
         else:
             writer = rosbag2.Writer(Path(folder) / "bag", version=9, storage_plugin=rosbag2.StoragePlugin.MCAP)
-            made = Path(folder) / "bag" / "bag.mcap"
+            written = Path(folder) / "bag" / "bag.mcap"
         serialize = types.serialize_ros1 if is_ros1 else types.serialize_cdr
         with writer:
             images = writer.add_connection(f"{topic}/labels", IMAGE_TYPES[0], typestore=types)
@@ -126,15 +129,15 @@ def label_bag(path: Path, topic: str, classes: ClassList) -> Iterator[Write]:
             image, header, time = (
                 types.types[name] for name in (IMAGE_TYPES[0], "std_msgs/msg/Header", "builtin_interfaces/msg/Time")
             )
-            told = False
+            has_classes = False
 
-            def write(item: Segmented) -> None:
-                nonlocal told
+            def write(item: LabelledFrame) -> None:
+                nonlocal has_classes
                 frame = item.frame
                 assert isinstance(frame, BagFrame)
-                if not told:
+                if not has_classes:
                     writer.write(names, frame.received, serialize(string(data=text), names.msgtype))
-                    told = True
+                    has_classes = True
                 fields = {"seq": 0} if is_ros1 else {}
                 stamp = time(sec=frame.stamp // NANO, nanosec=frame.stamp % NANO)
                 message = image(
@@ -143,4 +146,4 @@ def label_bag(path: Path, topic: str, classes: ClassList) -> Iterator[Write]:
                 writer.write(images, frame.received, serialize(message, images.msgtype))
 
             yield write
-        made.replace(temporary)
+        written.replace(temporary)

@@ -1,4 +1,4 @@
-"""From the text that names a source to the source: images, a video, a bag, a camera, a stream, raw bytes."""
+"""Open a source by the text that names it: images, a video, a bag, a camera, a stream, raw bytes."""
 
 from __future__ import annotations
 
@@ -11,9 +11,13 @@ import cv2
 from ..data import Part
 from ..errors import DataError, InputError
 from ..images import IMAGE_SUFFIXES
-from .sources import Capture, Images, Raw, Source, Stop, Video
+from .capture import Capture
+from .frames import FrameSource, Stop
+from .image_files import ImageFiles
+from .raw import RawFrames
+from .video import VideoFile
 
-BAG_SUFFIXES = (".bag", ".mcap", ".db3")  # ROS 1; ROS 2, which also keeps them in a folder with a metadata.yaml
+BAG_SUFFIXES = (".bag", ".mcap", ".db3")  # ROS 1; ROS 2, whose bags may also be folders with a metadata.yaml
 
 
 def open_source(
@@ -22,37 +26,36 @@ def open_source(
     raw: tuple[int, int] | None = None,
     rate: float | None = None,
     topic: str | None = None,
-) -> Source:
-    """Open what `text` names.
+) -> FrameSource:
+    """Open the source that `text` names.
 
     Args:
         text: an image, a folder or glob of images, a video file, a ROS bag, the number or device of a camera, a URL,
             a GStreamer pipeline, or "-" for standard input.
-        stopped: set, it ends a live source.
+        stopped: ends a live source when set.
         raw: (height, width) of the frames on standard input.
-        rate: of these, per second; 25 where it is None.
-        topic: of the images in a bag; None where it has one such topic.
+        rate: frames per second on standard input; None for 25.
+        topic: of the images in a bag; None if only one topic has images.
 
-    Raises InputError where `raw`, `rate` or `topic` do not fit, DataError where there is nothing to read, BackendError
-    where it is of a kind that this machine cannot open.
+    Raises InputError if `raw`, `rate` or `topic` do not suit the source, DataError if there is nothing to read,
+    BackendError if this machine cannot open sources of its kind.
     """
     path = Path(text)
     is_bag = path.suffix.lower() in BAG_SUFFIXES or (path / "metadata.yaml").is_file()
     if (raw is not None) != (text == "-"):
         raise InputError(
-            f"--raw HEIGHTxWIDTH {'missing' if raw is None else 'given'} for '{text}'; expected with '-', and only "
-            "there"
+            f"--raw HEIGHTxWIDTH {'missing' if raw is None else 'given'} for '{text}'; expected with '-' only"
         )
     if rate is not None and raw is None:
-        raise InputError(f"--fps given for '{text}', which has its own times; expected with '-', and only there")
+        raise InputError(f"--fps given for '{text}', which has its own times; expected with '-' only")
     if topic is not None and not is_bag:
-        raise InputError(f"--topic given for '{text}'; expected with a ROS bag, and only there")
+        raise InputError(f"--topic given for '{text}'; expected with a ROS bag only")
     if raw is not None:
-        return Raw(raw, 25.0 if rate is None else rate, stopped)
+        return RawFrames(raw, 25.0 if rate is None else rate, stopped)
     if is_bag:
         from .bags import Bag
 
-        bag: Source = Bag(path, topic)
+        bag: FrameSource = Bag(path, topic)
         return bag
     if text.isdecimal():
         return Capture(f"camera {text}", int(text), cv2.CAP_ANY, stopped)
@@ -63,49 +66,52 @@ def open_source(
         if capture.live:
             return capture
         capture.release()
-        return Video(text)
+        return VideoFile(text)
     return _open_files(text, path)
 
 
-def _open_files(text: str, path: Path) -> Source:
+def _open_files(text: str, path: Path) -> FrameSource:
     if path.is_dir():
         if not Part(path).by_stem():
-            every = path / "**" / "*.png"
-            raise DataError(f"{text} holds no images itself; name a folder that does, or a glob such as '{every}'")
-        return Images(text, [*Part(path).one_by_stem().values()])
+            nested = path / "**" / "*.png"
+            raise DataError(f"{text} holds no images itself; name a folder that does, or a glob such as '{nested}'")
+        return ImageFiles(text, [*Part(path).one_by_stem().values()])
     if not path.exists() and glob.has_magic(text):
-        return Images(text, _matching(text))
+        return ImageFiles(text, _matching(text))
     if not path.exists():
         raise DataError(
             f"{text} does not exist; expected an image, a folder or glob of images, a video file, a ROS bag, the "
             "number of a camera, a URL, a GStreamer pipeline, or - for raw frames on standard input"
         )
-    return Images(text, [path]) if path.suffix.lower() in IMAGE_SUFFIXES else Video(path)
+    return ImageFiles(text, [path]) if path.suffix.lower() in IMAGE_SUFFIXES else VideoFile(path)
 
 
 def _matching(pattern: str) -> list[Path]:
-    """The image files that a glob fits, sorted. Raises DataError where there are none, or two of one name."""
-    found = map(Path, sorted(glob.glob(pattern, recursive=True)))  # noqa: PTH207  Path.glob takes no absolute patterns
-    paths = [path for path in found if path.suffix.lower() in IMAGE_SUFFIXES]
-    if not paths:
-        raise DataError(f"no image fits {pattern}, expected some with one of {' '.join(sorted(IMAGE_SUFFIXES))}")
-    return _of_different_names(paths)
+    """The image files that match a glob, sorted. Raises DataError if there are none, or two have the same stem."""
+    files = map(Path, sorted(glob.glob(pattern, recursive=True)))  # noqa: PTH207  Path.glob takes no absolute patterns
+    images = [path for path in files if path.suffix.lower() in IMAGE_SUFFIXES]
+    if not images:
+        raise DataError(f"no image matches {pattern}, expected a suffix of {' '.join(sorted(IMAGE_SUFFIXES))}")
+    return _require_different_stems(images)
 
 
-def open_images(texts: Sequence[str]) -> Images:
-    """The image files that a shell made of a glob. Raises DataError where one is none, or two have one name."""
+def open_images(texts: Sequence[str]) -> ImageFiles:
+    """Open several image files, as a shell's glob gives them.
+
+    Raises DataError if one is no image, or two have the same stem.
+    """
     for text in texts:
         if Path(text).suffix.lower() not in IMAGE_SUFFIXES:
-            raise DataError(f"{text} is one of {len(texts)} sources and no image; expected one source, or images alone")
-    return Images(f"{len(texts)} images", _of_different_names([Path(text) for text in texts]))
+            raise DataError(f"{text} is one of {len(texts)} sources and no image; expected one source, or images only")
+    return ImageFiles(f"{len(texts)} images", _require_different_stems([Path(text) for text in texts]))
 
 
-def _of_different_names(paths: list[Path]) -> list[Path]:
-    names: dict[str, Path] = {}
+def _require_different_stems(paths: list[Path]) -> list[Path]:
+    by_stem: dict[str, Path] = {}
     for path in paths:
-        if names.setdefault(path.stem, path) != path:
+        if by_stem.setdefault(path.stem, path) != path:
             raise DataError(
-                f"{names[path.stem]} and {path} have the same stem, so what is made of one would replace that of the "
+                f"{by_stem[path.stem]} and {path} have the same stem, so the output of one would replace that of the "
                 "other; take one folder at a time"
             )
     return paths

@@ -1,4 +1,4 @@
-"""Decoding, labelling and what is done with the labels, at the same time."""
+"""Decode frames, label them, and hand them to their consumer, at the same time."""
 
 from __future__ import annotations
 
@@ -12,46 +12,30 @@ from typing import Generic, TypeVar
 
 from ..errors import DataError
 from ..images import UInt8Array
-from .sources import NAP, TIMEOUT_MS, Frame, Source, Stop
+from .frames import NAP, TIMEOUT_MS, Frame, FrameSource, LabelledFrame, Stop
 
 T = TypeVar("T")
 
-AHEAD = 4  # frames that wait, at most, before labelling and behind it
-
-
-@dataclass(frozen=True)
-class Segmented:
-    """A frame with its labels.
-
-    Attributes:
-        frame: as it came.
-        labels: (h, w) uint8 class ids, of the frame's size.
-        latency_ms: that labelling took, resizing there and back included, waiting not.
-        truth: what the labels should be, as `labels`, where somebody knows.
-    """
-
-    frame: Frame
-    labels: UInt8Array
-    latency_ms: float
-    truth: UInt8Array | None = None
+AHEAD = 4  # frames that wait at most, before labelling and after it
 
 
 @dataclass(frozen=True)
 class _End:
-    """Nothing follows; where an error was the reason, it is to be raised by whom the items were for."""
+    """The last item of a queue. The consumer raises `error`, if there is one."""
 
     error: BaseException | None = None
 
 
-class _Lane(Generic[T]):
+class _FrameQueue(Generic[T]):
     """Items on their way from one thread to the next.
 
     Args:
-        stopped: set, neither thread waits for the other any more.
-        newest_only: one item waits, and a newer one takes its place; else `AHEAD` do, and the next waits for room.
+        stopped: once set, neither thread waits for the other.
+        newest_only: one item waits, and a newer one replaces it; else `AHEAD` items wait, and the producer waits for
+            room.
 
     Attributes:
-        dropped: items whose place was taken.
+        dropped: number of items that were replaced.
     """
 
     def __init__(self, stopped: Stop, newest_only: bool) -> None:
@@ -60,7 +44,7 @@ class _Lane(Generic[T]):
         self._items: queue.Queue[T | _End] = queue.Queue(1 if newest_only else AHEAD)
 
     def put(self, item: T) -> None:
-        while self._newest_only and self._items.full():
+        while self._newest_only and self._items.full():  # here frames are dropped
             with suppress(queue.Empty):
                 self._items.get_nowait()
                 self.dropped += 1
@@ -68,12 +52,12 @@ class _Lane(Generic[T]):
 
     @contextmanager
     def filling(self) -> Iterator[None]:
-        """The end of the block is the end of the items, and what it raises is raised by whom they are for."""
+        """End the items when the block ends. The consumer raises what the block raises."""
         error = None
         try:
             yield
-        except BaseException as fault:  # noqa: BLE001  raised again by `__iter__`
-            error = fault
+        except BaseException as raised:  # noqa: BLE001  `__iter__` raises it again
+            error = raised
         self._put_when_there_is_room(_End(error))
 
     def _put_when_there_is_room(self, item: T | _End) -> None:
@@ -97,37 +81,38 @@ class _Lane(Generic[T]):
 
 
 class Pipeline:
-    """One thread decodes, one labels, and the caller's draws and encodes; bounded queues between them.
+    """One thread decodes, one labels, and the caller's thread draws and encodes, with bounded queues between them.
 
-    Of a live source only the newest frame waits to be labelled, and only the newest of the labelled ones to be taken,
-    so that what comes out is never late by more than the work in hand; of any other every frame comes out, in order.
+    Every frame of a file comes out, in order. With a live source, a newer frame replaces the one that waits to be
+    labelled, and the one that waits to be taken: what comes out is never later than the work in progress.
 
     Args:
-        source: of the frames; used by one thread.
-        label: (h, w, 3) uint8 BGR -> (h, w) uint8, `Runner.segment` for example; used by one thread.
-        stopped: set, from anywhere, it ends the frames soon.
-        every: only every so manieth frame is labelled.
+        source: of the frames; one thread uses it.
+        label: (h, w, 3) uint8 BGR -> (h, w) uint8, such as `Runner.segment`; one thread uses it.
+        stopped: any thread may set it to end the frames soon.
+        every: label every N-th frame only.
 
     Attributes:
-        undecodable: frames that were skipped because they could not be decoded; `first_flaw` is why the first was.
+        undecodable: number of frames that were skipped because they could not be decoded.
+        first_flaw: why the first of them could not.
     """
 
     def __init__(
-        self, source: Source, label: Callable[[UInt8Array], UInt8Array], stopped: Stop, every: int = 1
+        self, source: FrameSource, label: Callable[[UInt8Array], UInt8Array], stopped: Stop, every: int = 1
     ) -> None:
         self.undecodable = 0
         self.first_flaw: DataError | None = None
         self._source, self._label, self._every, self._stopped = source, label, every, stopped
-        self._decoded: _Lane[Frame] = _Lane(stopped, source.live)
-        self._labelled: _Lane[Segmented] = _Lane(stopped, source.live)
+        self._decoded: _FrameQueue[Frame] = _FrameQueue(stopped, source.live)
+        self._labelled: _FrameQueue[LabelledFrame] = _FrameQueue(stopped, source.live)
 
     @property
     def dropped(self) -> int:
-        """Frames of a live source that were left out for newer ones."""
+        """Number of frames of a live source that newer ones replaced."""
         return self._decoded.dropped + self._labelled.dropped
 
-    def run(self) -> Generator[Segmented, None, None]:
-        """Each labelled frame. Raises what the source or `label` raises."""
+    def run(self) -> Generator[LabelledFrame, None, None]:
+        """Yield each labelled frame. Raises what the source or `label` raises."""
         threads = [threading.Thread(target=work, daemon=True) for work in (self._decode, self._label_all)]
         for thread in threads:
             thread.start()
@@ -136,7 +121,7 @@ class Pipeline:
         finally:
             self._stopped.set()
             for thread in threads:
-                thread.join(2 * TIMEOUT_MS / 1000)  # a camera that hangs longer is left behind
+                thread.join(2 * TIMEOUT_MS / 1000)  # a camera may hang longer; do not wait for it
 
     def _decode(self) -> None:
         with self._decoded.filling(), closing(self._source.frames()) as frames:
@@ -154,4 +139,4 @@ class Pipeline:
             for frame in self._decoded:
                 start = time.perf_counter()
                 labels = self._label(frame.image)
-                self._labelled.put(Segmented(frame, labels, (time.perf_counter() - start) * 1e3))
+                self._labelled.put(LabelledFrame(frame, labels, (time.perf_counter() - start) * 1e3))

@@ -1,6 +1,6 @@
-"""Images of ROS messages, without ROS: any object with the fields of sensor_msgs/Image or CompressedImage will do.
+"""Convert ROS image messages, without ROS: any object with the fields of sensor_msgs/Image or CompressedImage works.
 
-The encodings are those of sensor_msgs/image_encodings.hpp that a camera sends. Rows may be padded (`step`).
+The encodings are those in sensor_msgs/image_encodings.hpp that cameras send. Rows may be padded (`step`).
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ import numpy as np
 from ..errors import DataError
 from ..images import UInt8Array, decode
 
-# encoding -> (bytes per channel, channels, how OpenCV turns it into BGR)
+# encoding -> (bytes per channel, channels, OpenCV's conversion to BGR)
 _ENCODINGS: dict[str, tuple[int, int, int | None]] = {
     **dict.fromkeys(("bgr8", "8UC3"), (1, 3, None)),
     "rgb8": (1, 3, cv2.COLOR_RGB2BGR),
@@ -31,14 +31,14 @@ _ENCODINGS: dict[str, tuple[int, int, int | None]] = {
 
 
 def to_bgr(message: Any) -> UInt8Array:
-    """The picture of a sensor_msgs/Image or CompressedImage: (height, width, 3) uint8 BGR, the caller's to keep.
+    """Convert a sensor_msgs/Image or CompressedImage to (height, width, 3) uint8 BGR, an array of the caller's own.
 
-    Of 16 bits the upper 8 are taken. Raises DataError where the message is not whole or its encoding is another.
+    A 16-bit image keeps its upper 8 bits. Raises DataError if the message is incomplete or its encoding is unknown.
     """
     data = np.frombuffer(message.data, np.uint8)
     if hasattr(message, "format"):
-        what = f"compressed image of {data.size} bytes and format '{message.format}'"
-        return decode(what, data.tobytes(), cv2.IMREAD_COLOR).astype(np.uint8, copy=False)
+        name = f"compressed image of {data.size} bytes and format '{message.format}'"
+        return decode(name, data.tobytes(), cv2.IMREAD_COLOR).astype(np.uint8, copy=False)
     if message.encoding not in _ENCODINGS:
         raise DataError(f"image encoding '{message.encoding}', expected one of {', '.join(_ENCODINGS)}")
     size, channels, code = _ENCODINGS[message.encoding]
@@ -54,16 +54,16 @@ def to_bgr(message: Any) -> UInt8Array:
     else:
         pixels = rows.reshape(height, width, channels)
     try:
-        turned = pixels.copy() if code is None else cv2.cvtColor(np.ascontiguousarray(pixels), code)
+        image = pixels.copy() if code is None else cv2.cvtColor(np.ascontiguousarray(pixels), code)
     except cv2.error as error:
-        raise DataError(f"{height}x{width} pixels of {message.encoding} are no picture: {error.err}") from None
-    return turned.astype(np.uint8, copy=False)
+        raise DataError(f"{height}x{width} pixels of {message.encoding} are no image: {error.err}") from None
+    return image.astype(np.uint8, copy=False)
 
 
 def image_fields(pixels: UInt8Array) -> dict[str, Any]:
-    """The fields, without the header, of a sensor_msgs/Image of labels, (h, w) uint8, or of a BGR picture, (h, w, 3).
+    """The fields of a sensor_msgs/Image, without the header, for (h, w) uint8 labels or a (h, w, 3) uint8 BGR image.
 
-    `data` is a flat uint8 array that shares the pixels' memory where they are contiguous.
+    `data` is a flat uint8 array. It shares the pixels' memory if they are contiguous.
     """
     height, width = pixels.shape[:2]
     data = np.ascontiguousarray(pixels).reshape(-1)

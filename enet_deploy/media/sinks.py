@@ -1,4 +1,7 @@
-"""Where pictures and figures go: a video, image files, bare bytes, JSON lines, a window."""
+"""Sinks for labelled frames: a video, image files, raw bytes, JSON lines, a window.
+
+A sink is a function that takes each frame; a renderer makes the picture that a sink writes or shows.
+"""
 
 from __future__ import annotations
 
@@ -15,41 +18,42 @@ from typing import Any
 import cv2
 import numpy as np
 
+from ..classes import ClassList
 from ..errors import BackendError, DataError
 from ..files import atomic_write
 from ..images import UInt8Array, encode
-from .pipeline import Segmented
-from .sources import BT709, Source, Stop
+from .frames import FrameSource, LabelledFrame, Stop
+from .video import BT709
 
-# The containers that keep a time for each frame; avi, for one, does not
+# Containers that keep the time of each frame; avi does not
 VIDEO_CODECS = {".mp4": "libx264", ".mov": "libx264", ".mkv": "libx264", ".webm": "libvpx-vp9"}
 CODEC_OPTIONS = {
     "libx264": {"preset": "ultrafast", "crf": "20"},  # veryfast saves half the bytes for three times the work
     "libvpx-vp9": {"deadline": "realtime", "cpu-used": "8", "crf": "30", "b": "0"},
 }
-LIMITED = 1  # range, in FFmpeg's numbers; where a video does not say, players guess its colours by its size
+LIMITED = 1  # colour range, in FFmpeg's numbers; if a video does not declare it, players guess by its size
 
-SCREEN_SECONDS = 20  # until it answers; over a network it takes some
-MIN_RATE, MAX_RATE = Fraction(1, 1000), Fraction(1000)  # that a file says it has; FFmpeg computes with 32 bits
+SCREEN_SECONDS = 20  # to wait for a screen's answer; over a network it takes some seconds
+MIN_RATE, MAX_RATE = Fraction(1, 1000), Fraction(1000)  # frames per second to declare; FFmpeg computes with 32 bits
 
-Draw = Callable[[Segmented], UInt8Array]  # a picture of a labelled frame: (h, w, 3) BGR, or (h, w), uint8
-Write = Callable[[Segmented], None]
+Renderer = Callable[[LabelledFrame], UInt8Array]  # a picture of a labelled frame: (h, w, 3) BGR, or (h, w), uint8
+Sink = Callable[[LabelledFrame], None]
 
 
 @contextmanager
-def video_file(path: Path, draw: Draw, source: Source, every: int = 1) -> Iterator[Write]:
-    """A video of what `draw` makes of each frame, without sound; each frame is due when it was in its source.
+def video_file(path: Path, render: Renderer, source: FrameSource, every: int = 1) -> Iterator[Sink]:
+    """Write a video without sound. Each frame keeps its time in the source.
 
     Frames of another size than the first are resized to it. An odd side gets one more row or column, a copy of the
-    last, as 4:2:0 knows even sizes only. The file appears when the block ends well.
+    last, as 4:2:0 needs even sizes. The file appears when the block ends without an error.
 
     Args:
         path: with one of the suffixes of `VIDEO_CODECS`.
-        draw: what is to be seen.
-        source: of the frames, with its clock and the shape of its pixels.
-        every: only every so manieth of them comes.
+        render: makes the pictures.
+        source: of the frames; gives the clock, the frame rate and the shape of the pixels.
+        every: the sink gets every N-th frame only.
 
-    Raises ArtifactError where it cannot be written.
+    Raises ArtifactError if it cannot be written.
     """
     import av
 
@@ -58,7 +62,7 @@ def video_file(path: Path, draw: Draw, source: Source, every: int = 1) -> Iterat
             container = av.open(str(temporary), "w")
             try:
                 encoder = _Encoder(container, VIDEO_CODECS[path.suffix.lower()], source, every)
-                yield lambda item: encoder.encode(draw(item), item.frame.time)
+                yield lambda item: encoder.encode(render(item), item.frame.time)
                 encoder.finish()
             except BaseException:
                 with suppress(av.error.FFmpegError):
@@ -70,12 +74,12 @@ def video_file(path: Path, draw: Draw, source: Source, every: int = 1) -> Iterat
 
 
 class _Encoder:
-    def __init__(self, container: Any, codec: str, source: Source, every: int) -> None:
+    def __init__(self, container: Any, codec: str, source: FrameSource, every: int) -> None:
         self._container, self._codec, self._time_base = container, codec, source.time_base
         self._rate = min(max(source.rate / every, MIN_RATE), MAX_RATE).limit_denominator(1001)
         self._source = source
         self._stream: Any = None
-        self._last = -1  # tick of the frame before
+        self._last = -1  # tick of the previous frame
 
     def encode(self, picture: UInt8Array, time: Fraction | None) -> None:
         from av import VideoFrame
@@ -112,32 +116,40 @@ def _fitted(picture: UInt8Array, height: int, width: int) -> UInt8Array:
     return fitted.astype(np.uint8, copy=False)
 
 
-def image_files(path: Path, draw: Draw, folder: bool) -> Write:
-    """A PNG of what `draw` makes of each frame, named after it, in the folder `path`; or the one file `path`."""
+def image_files(folder: Path, render: Renderer) -> Sink:
+    """Write a PNG per frame, named after the frame, to a folder."""
 
-    def write(item: Segmented) -> None:
-        file = path / f"{item.frame.name}.png" if folder else path
-        with atomic_write(file) as temporary:
-            temporary.write_bytes(encode(file, draw(item)))
+    def write(item: LabelledFrame) -> None:
+        _write_image(folder / f"{item.frame.name}.png", render(item))
 
     return write
 
 
-def raw_bytes(draw: Draw) -> Write:
-    """The bare bytes of what `draw` makes of each frame, on standard output.
+def image_file(path: Path, render: Renderer) -> Sink:
+    """Write the one frame of a source to an image file."""
+    return lambda item: _write_image(path, render(item))
 
-    What it returns raises DataError for a frame of another size than the first.
+
+def _write_image(path: Path, picture: UInt8Array) -> None:
+    with atomic_write(path) as temporary:
+        temporary.write_bytes(encode(path, picture))
+
+
+def raw_bytes(render: Renderer) -> Sink:
+    """Write the raw bytes of each picture to standard output.
+
+    The sink raises DataError for a picture of another size than the first.
     """
     shape: tuple[int, ...] = ()
 
-    def write(item: Segmented) -> None:
+    def write(item: LabelledFrame) -> None:
         nonlocal shape
-        picture = draw(item)
+        picture = render(item)
         shape = shape or picture.shape
         if picture.shape != shape:
             raise DataError(
-                f"frame {item.frame.name} becomes {_sides(picture.shape)}, the ones before {_sides(shape)} (height x "
-                "width), which bare bytes cannot tell apart; write to a folder"
+                f"frame {item.frame.name} becomes {_sides(picture.shape)}, earlier ones {_sides(shape)} (height x "
+                "width), and raw bytes cannot tell sizes apart; write to a folder"
             )
         _print(picture.tobytes())
 
@@ -147,12 +159,12 @@ def raw_bytes(draw: Draw) -> Write:
 def _print_line(text: str) -> None:
     if hasattr(sys.stdout, "buffer"):
         _print(f"{text}\n".encode())
-    else:  # a program has put something else in its place
+    else:  # the calling program has replaced standard output
         print(text, flush=True)
 
 
 def _print(content: bytes) -> None:
-    """On standard output; raises BrokenPipeError where nobody reads it any more, unlike `print` in a command."""
+    """Write to standard output. Unlike `print` in a command, raises BrokenPipeError if its reader has left."""
     sys.stdout.buffer.write(content)
     sys.stdout.buffer.flush()
 
@@ -162,30 +174,46 @@ def _sides(shape: tuple[int, ...]) -> str:
 
 
 @contextmanager
-def json_lines(path: str, record: Callable[[Segmented], dict[str, Any]]) -> Iterator[Write]:
-    """A line of JSON per frame, in a file that appears when the block ends well, or on standard output ("-")."""
+def json_lines(path: str, classes: ClassList) -> Iterator[Sink]:
+    """Write a line of JSON per frame to a file that appears when the block ends well, or to standard output ("-")."""
     if path == "-":
-        yield lambda item: _print_line(json.dumps(record(item), allow_nan=False))
+        yield lambda item: _print_line(json.dumps(frame_record(item, classes), allow_nan=False))
         return
     with atomic_write(path) as temporary, temporary.open("w", encoding="utf-8") as file:
-        yield lambda item: print(json.dumps(record(item), allow_nan=False), file=file)
+        yield lambda item: print(json.dumps(frame_record(item, classes), allow_nan=False), file=file)
+
+
+def frame_record(item: LabelledFrame, classes: ClassList) -> dict[str, Any]:
+    """The JSON of a frame: "frame", "time_s", "latency_ms", "shares", and with truth "pixel_accuracy"."""
+    # Takes a third of the time of numpy's bincount
+    counts = cv2.calcHist([item.labels], [0], None, [256], [0, 256]).ravel()
+    record: dict[str, Any] = {
+        "frame": item.frame.name,
+        "time_s": None if item.frame.time is None else round(float(item.frame.time), 6),
+        "latency_ms": round(item.latency_ms, 3),
+        "shares": {name: float(counts[id_]) / item.labels.size for id_, name in enumerate(classes.names)},
+    }
+    if item.truth is not None:
+        labelled = item.truth < len(classes)
+        record["pixel_accuracy"] = float((item.truth == item.labels)[labelled].mean()) if labelled.any() else None
+    return record
 
 
 def _screen_answers() -> bool:
-    """Whether a window can be opened: tried in a process of its own, as Qt ends the process where it cannot."""
+    """Whether a window can be opened. A child process tries, as Qt ends the process if it cannot."""
     try:
         done = subprocess.run(
             [sys.executable, "-c", "import cv2; cv2.namedWindow('enet')"], capture_output=True, timeout=SCREEN_SECONDS
         )
     except subprocess.TimeoutExpired:
         return False
-    return done.returncode >= 0  # else a signal ended it; an exception is for `window` to explain
+    return done.returncode >= 0  # negative if a signal ended it; `window` explains an exception
 
 
-def window(title: str, draw: Draw, stopped: Stop) -> Write:
-    """A window with what `draw` makes of each frame; q, Esc or closing it sets `stopped`.
+def window(title: str, render: Renderer, stopped: Stop) -> Sink:
+    """Show each picture in a window. q, Esc or closing the window sets `stopped`.
 
-    Raises BackendError where there is no screen.
+    Raises BackendError if there is no screen.
     """
     if sys.platform == "linux" and not (os.environ.get("DISPLAY") or os.environ.get("WAYLAND_DISPLAY")):
         raise BackendError("--show needs a screen, and neither DISPLAY nor WAYLAND_DISPLAY is set; use --out instead")
@@ -195,12 +223,12 @@ def window(title: str, draw: Draw, stopped: Stop) -> Write:
         cv2.namedWindow(title, cv2.WINDOW_NORMAL)
     except cv2.error:
         raise BackendError(
-            f"--show needs windows, and this OpenCV {cv2.__version__} was built without (opencv-python-headless is); "
-            "install opencv-python instead"
+            f"--show needs windows, and this OpenCV {cv2.__version__} was built without them (opencv-python-headless "
+            "is); install opencv-python instead"
         ) from None
 
-    def write(item: Segmented) -> None:
-        cv2.imshow(title, draw(item))
+    def write(item: LabelledFrame) -> None:
+        cv2.imshow(title, render(item))
         if cv2.waitKey(1) & 0xFF in (27, ord("q")) or cv2.getWindowProperty(title, cv2.WND_PROP_VISIBLE) < 1:
             stopped.set()
 

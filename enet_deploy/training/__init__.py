@@ -1,1 +1,1 @@
-"""Training: recipe, crops, losses, the loop."""
+"""Training: recipe, schedule, crops, losses, the loop, checkpoints, evaluation and logs."""

@@ -1,4 +1,4 @@
-"""Gradients as one CUDA graph: the host launches it in microseconds, where a thousand kernels take it milliseconds."""
+"""Gradients as one CUDA graph: launching it takes microseconds, launching its thousand kernels takes milliseconds."""
 
 from __future__ import annotations
 
@@ -9,20 +9,21 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-Variant = tuple[bool, bool]
+Variant = tuple[bool, bool]  # in bfloat16, with the Lovasz-softmax loss
 Replay = Callable[[], None]
-WARM_UPS = 3  # of the work before it is captured, as PyTorch's notes on CUDA graphs advise
+WARM_UPS = 3  # runs before the capture, as PyTorch's notes on CUDA graphs advise
 
 
 class CapturedGradients:
-    """What `compute` does, captured at the first call of each variant and size and replayed from then on.
+    """A function that captures `compute` at the first call of each variant and image size, and then replays it.
 
     Args:
-        compute: (images, labels, variant) -> loss, a detached scalar; leaves the parameters' gradients in `grad`. Its
-            work on the GPU has to be the same in every call of a variant: shapes, kernels, no look at a value.
-        module: whose parameters get gradients, and whose buffers `compute` may change.
-        record: runs a function once in a way that can be repeated; gives what repeats it, and its result, which each
-            repetition writes anew. None for CUDA graphs.
+        compute: (images, labels, variant) -> loss, a detached scalar; leaves the gradients in the parameters' `grad`.
+            Its work on the GPU has to be the same in every call of a variant: the same shapes and kernels, and no
+            value read on the host.
+        module: the parameters that get gradients, and the buffers that `compute` may change, are its.
+        record: runs a function once and returns a function that repeats the run, and the result, which each repetition
+            overwrites. None for CUDA graphs.
     """
 
     def __init__(
@@ -37,9 +38,9 @@ class CapturedGradients:
         self.recorded: dict[tuple[torch.Size, Variant], tuple[Replay, Tensor, Sequence[Tensor | None]]] = {}
 
     def __call__(self, images: Tensor, labels: Tensor, variant: Variant) -> Tensor:
-        """The loss of a batch; its gradients are in the parameters' `grad`, until the next call.
+        """Return the loss of a batch. Its gradients are in the parameters' `grad` until the next call.
 
-        While a variant is captured, at its first call, no other thread may use the GPU.
+        While a variant is captured, in its first call, no other thread may use the GPU.
         """
         with torch.cuda.device(images.device) if images.is_cuda else contextlib.nullcontext():
             return self._replayed(images, labels, variant)
@@ -62,7 +63,7 @@ class CapturedGradients:
     def _capture(
         self, variant: Variant, images: Tensor, labels: Tensor
     ) -> tuple[Replay, Tensor, Sequence[Tensor | None]]:
-        # runs that come before the first replay leave no trace in statistics and random numbers
+        # the runs before the first replay must not change BatchNorm's statistics and the random numbers
         buffers = [(buffer, buffer.clone()) for buffer in self.module.buffers()]
         random = torch.cuda.get_rng_state(images.device) if images.is_cuda else torch.get_rng_state()
         replay, loss = self.record(lambda: self.compute(images, labels, variant))
@@ -77,7 +78,7 @@ class CapturedGradients:
 
 
 class _CudaRecorder:
-    """Records as CUDA graphs that share one pool of memory: one at a time is replayed."""
+    """Records CUDA graphs that share one memory pool, because only one is replayed at a time."""
 
     def __init__(self) -> None:
         self.pool: Any = None

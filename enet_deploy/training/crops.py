@@ -10,7 +10,6 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-import numpy.typing as npt
 import torch
 from torch import Tensor
 from torch.nn import functional as F
@@ -20,18 +19,20 @@ from ..errors import DataError
 from ..images import UInt8Array, resize_image, resize_labels
 from .recipe import Recipe
 
-Pair = tuple[UInt8Array, UInt8Array]
+Pair = tuple[UInt8Array, UInt8Array]  # image (H, W, 3) BGR, labels (H, W)
 
-# streams of random numbers, all from one seed
-ORDER, DROPOUT, PLACEMENT, NOISE, ESTIMATE = range(1, 6)
-
-SPOTS = 8  # remembered per class and image, to aim crops at
-RARE = 0.02  # of the labelled pixels: a class with less is rare
+# purposes of random numbers: each has a stream of its own, all from one seed
+ORDER, DROPOUT, CROP, NOISE, ESTIMATE = range(1, 6)
 
 
 @dataclass(frozen=True)
 class Statistics:
-    """Of the training images: BGR mean and standard deviation on [0, 255]; pixel share per class, void left out."""
+    """Statistics of the training images.
+
+    Attributes:
+        mean, std: per channel, BGR, on the scale of [0, 255].
+        shares: share of the labelled pixels per class; void is left out.
+    """
 
     mean: tuple[float, float, float]
     std: tuple[float, float, float]
@@ -39,15 +40,16 @@ class Statistics:
 
 
 @dataclass(frozen=True)
-class Placement:
-    """Where a crop lies, and how its colours change.
+class CropParams:
+    """Position of a crop, and changes to its colours. The defaults change nothing.
 
     Attributes:
-        zoom: of the image. top, left: of the crop in the zoomed image, in pixels; may lie outside.
+        zoom: scale factor of the image.
+        top, left: of the crop in the zoomed image, in pixels; may lie outside.
         mirror: 1 to mirror the crop, else 0.
-        brightness, contrast, saturation: factors; 1 leaves the colours alone.
+        brightness, contrast, saturation: factors.
         blue, green, red: factors of the channels.
-        noise: standard deviation in grey levels of what is added to every value.
+        noise: standard deviation, in grey levels, of the noise that is added to every value.
     """
 
     zoom: float = 1.0
@@ -66,7 +68,7 @@ class Placement:
 def augment(
     images: Tensor,
     labels: Tensor,
-    placements: Sequence[Placement],
+    params: Sequence[CropParams],
     crop: tuple[int, int],
     fill: tuple[float, ...],
     void: int,
@@ -75,16 +77,19 @@ def augment(
     """Zoom, crop and mirror in one resampling, then change the colours.
 
     Args:
-        images: (N, H, W, 3) uint8 BGR. labels: (N, H, W) uint8.
-        placements: one per image.
+        images: (N, H, W, 3) uint8 BGR.
+        labels: (N, H, W) uint8.
+        params: one per image.
+        crop: (height, width) of the result.
         fill, void: BGR colour and label of what lies outside the image.
         generator: of the noise, on the images' device.
 
-    Returns (N, h, w, 3) float32 BGR in [0, 255] and (N, h, w) int64, h x w being `crop`.
+    Returns:
+        (N, h, w, 3) float32 BGR in [0, 255] and (N, h, w) int64, where (h, w) is `crop`.
     """
     device = images.device
-    # one copy to the device for all that this batch needs; from pinned memory, or the GPU would be waited for
-    rows = [[*dataclasses.astuple(placement), *fill] for placement in placements]
+    # one copy to the device for all that this batch needs; from pinned memory, or it would wait for the GPU
+    rows = [[*dataclasses.astuple(one), *fill] for one in params]
     table = torch.tensor(rows, dtype=torch.float32, pin_memory=device.type == "cuda").to(device, non_blocking=True)
     shift = table[:, None, None, -3:]
     zoom, top, left, mirror, brightness, contrast, saturation, *_, noise = table.T[:-3, :, None, None]
@@ -97,7 +102,7 @@ def augment(
     across = (x + 0.5 + left) / zoom * (2 / width) - 1
     down = (y + 0.5 + top) / zoom * (2 / height) - 1
     grid = torch.stack([across.expand(-1, *crop), down.expand(-1, *crop)], dim=-1)
-    # outside the image grid_sample gives 0: shift so that 0 is the fill
+    # outside the image grid_sample gives 0: shift the values so that 0 is the fill
     pixels = F.grid_sample((images - shift).permute(0, 3, 1, 2), grid, align_corners=False).permute(0, 2, 3, 1) + shift
     ids = F.grid_sample(labels[:, None] - float(void), grid, mode="nearest", align_corners=False)[:, 0] + void
 
@@ -105,50 +110,43 @@ def augment(
     grey = 0.114 * pixels[..., 0:1] + 0.587 * pixels[..., 1:2] + 0.299 * pixels[..., 2:3]  # ITU-R BT.601
     pixels = grey + saturation * (pixels - grey)
     pixels = brightness * tint * (contrast * (pixels - 128) + 128)
-    if any(placement.noise for placement in placements):
+    if any(one.noise for one in params):
         pixels = pixels + noise[..., None] * torch.randn(pixels.shape, generator=generator, device=device)
     # contiguous, so that the network gets channels_last: a CPU takes half as long again with anything else
     return pixels.clamp(0, 255).contiguous(), ids.round().long()
 
 
 def stream(seed: int, epoch: int, purpose: int, number: int = 0) -> np.random.Generator:
-    """Random numbers that depend on nothing but the arguments, all four below 2**32: a resumed run repeats them."""
+    """Random numbers that depend on the arguments only, each below 2**32: a resumed run draws the same ones."""
     return np.random.default_rng((seed, epoch, purpose, number))
 
 
-def draw(
-    recipe: Recipe, rng: np.random.Generator, size: tuple[int, int], spots: Sequence[npt.NDArray[np.intp]]
-) -> Placement:
-    """A random crop of an image of `size` (height, width).
-
-    Args:
-        spots: for each rare class in the image (K, 2) places (row, column) where it is.
-    """
+def draw_params(recipe: Recipe, crop: tuple[int, int], rng: np.random.Generator) -> CropParams:
+    """Draw the parameters of a random crop of this (height, width) from an image of the recipe's size."""
     zoom = math.exp(rng.uniform(math.log(recipe.scale[0]), math.log(recipe.scale[1])))
-    # room to move: negative where the zoomed image is smaller than the crop
-    room = size[0] * zoom - recipe.crop[0], size[1] * zoom - recipe.crop[1]
+    # negative if the zoomed image is smaller than the crop
+    room = recipe.size[0] * zoom - crop[0], recipe.size[1] * zoom - crop[1]
     top, left = rng.uniform(0, 1, 2) * room
-    if spots and rng.uniform() < recipe.rare:
-        places = spots[int(rng.integers(len(spots)))]
-        aim = (places[rng.integers(len(places))] + 0.5) * zoom - rng.uniform(0, 1, 2) * recipe.crop
-        top, left = np.clip(aim, np.minimum(0, room), np.maximum(0, room))
     mirror = float(recipe.flip and rng.uniform() < 0.5)
     brightness, contrast, saturation = rng.uniform(1 - recipe.color, 1 + recipe.color, 3).tolist()
     blue, green, red = rng.uniform(1 - recipe.tint, 1 + recipe.tint, 3).tolist()
     noise = rng.uniform(0, recipe.noise)
-    colours = (brightness, contrast, saturation, blue, green, red)
-    return Placement(zoom, float(top), float(left), mirror, *colours, noise=noise)
+    colors = (brightness, contrast, saturation, blue, green, red)
+    return CropParams(zoom, float(top), float(left), mirror, *colors, noise=noise)
 
 
 class Crops:
     """Augmented batches of a data set.
 
-    What a batch holds depends on the seed, the epoch and its image numbers alone, so a resumed run repeats it.
+    A batch depends on the seed, the epoch and its image numbers only, so a resumed run repeats it.
 
     Args:
+        void: label of what lies outside the images.
         progress: wraps the first pass, which decodes every image.
-        resident: hold the images on the device; otherwise they are decoded again in every epoch, by threads, ahead of
-            their use. None decides by the memory that is free.
+        resident: hold the images on the device. Otherwise threads decode them again in every epoch, ahead of their use.
+            None decides by the memory that is free.
+
+    Raises DataError if no training pixel has a class.
     """
 
     def __init__(
@@ -167,31 +165,27 @@ class Crops:
         if self.resident:
             self.images = torch.empty((len(data), *size, 3), dtype=torch.uint8, device=device)
             self.labels = torch.empty((len(data), *size), dtype=torch.uint8, device=device)
-        tally = _Tally(len(data.classes))
-        places = []
+        sums = _Sums(len(data.classes))
         for index, (image, labels) in enumerate(progress(read_ahead(data.__getitem__, range(len(data))))):
-            tally.add(image, labels)
-            image, labels = self._resize(image, labels)
-            places.append(_places(labels, len(data.classes), np.random.default_rng(index)) if recipe.rare else [])
+            sums.add(image, labels)
             if self.resident:
+                image, labels = self._resize(image, labels)
                 self.images[index], self.labels[index] = torch.from_numpy(image), torch.from_numpy(labels)
-        self.statistics = tally.statistics()
+        self.statistics = sums.statistics()
         self.fill: tuple[float, ...] = self.statistics.mean
-        rare = [share < RARE for share in self.statistics.shares]
-        self.spots = [[image[c] for c in np.flatnonzero(rare[: len(image)]) if len(image[c])] for image in places]
 
-    def _resize(self, image: UInt8Array, labels: UInt8Array) -> tuple[UInt8Array, UInt8Array]:
+    def _resize(self, image: UInt8Array, labels: UInt8Array) -> Pair:
         return resize_image(image, self.recipe.size), resize_labels(labels, self.recipe.size)
 
-    def batches(self, indices: Sequence[Sequence[int]], epoch: int) -> Iterator[tuple[Tensor, Tensor]]:
-        """For each list of image numbers its augmented images and labels (see `augment`), in the given order."""
+    def batches(
+        self, indices: Sequence[Sequence[int]], epoch: int, crop: tuple[int, int]
+    ) -> Iterator[tuple[Tensor, Tensor]]:
+        """Yield the augmented images and labels (see `augment`) of each list of image numbers, in the given order."""
         seed = self.recipe.seed
         for batch, (images, labels) in zip(indices, self._read(indices), strict=True):
-            placements = [
-                draw(self.recipe, stream(seed, epoch, PLACEMENT, i), self.recipe.size, self.spots[i]) for i in batch
-            ]
+            params = [draw_params(self.recipe, crop, stream(seed, epoch, CROP, i)) for i in batch]
             self.noise.manual_seed(int(stream(seed, epoch, NOISE, batch[0]).integers(1 << 62)))
-            yield augment(images, labels, placements, self.recipe.crop, self.fill, self.void, self.noise)
+            yield augment(images, labels, params, crop, self.fill, self.void, self.noise)
 
     def _read(self, indices: Sequence[Sequence[int]]) -> Iterator[tuple[Tensor, Tensor]]:
         if self.resident:
@@ -209,8 +203,8 @@ class Crops:
             yield images.to(self.device), labels.to(self.device)
 
 
-class _Tally:
-    """Sums for `Statistics`, image by image."""
+class _Sums:
+    """Running sums for `Statistics`."""
 
     def __init__(self, classes: int) -> None:
         self.total, self.squares, self.pixels = np.zeros(3), np.zeros(3), 0
@@ -233,18 +227,8 @@ class _Tally:
         return Statistics((b, g, r), (sb, sg, sr), tuple((self.counts / self.counts.sum()).tolist()))
 
 
-def _places(labels: UInt8Array, classes: int, rng: np.random.Generator) -> list[npt.NDArray[np.intp]]:
-    """For each class up to `SPOTS` random (row, column) where it is: (K, 2), K may be 0."""
-    flat = labels.ravel()
-    found = []
-    for number in range(classes):
-        where = np.flatnonzero(flat == number)
-        where = rng.choice(where, min(SPOTS, len(where)), replace=False)
-        found.append(np.stack(np.unravel_index(where, labels.shape), axis=1))
-    return found
-
-
 def _free_memory(device: torch.device) -> int:
+    """Free bytes on the device; of a system that does not say, a guess."""
     if device.type == "cuda":
         return torch.cuda.mem_get_info(device)[0]
     meminfo = Path("/proc/meminfo")

@@ -1,7 +1,7 @@
-"""Prior correction: trained with class weights, a network takes rare classes for more likely than they are.
+"""Prior correction: a network trained with class weights overestimates how likely rare classes are.
 
-Weights w multiply what a class costs, so the logits that are learnt are those of class priors multiplied by w. Taking
-alpha ln(w) from the logits takes the weights back, with alpha = 1 wholly. It is a change of the last layer's bias.
+Class weights w multiply the loss of a class, so the network learns the logits of class priors multiplied by w.
+Subtracting alpha ln(w) from the logits undoes that, with alpha = 1 completely. Only the last layer's bias changes.
 Menon et al.: "Long-tail learning via logit adjustment", ICLR 2021, section 4.1.
 """
 
@@ -20,14 +20,14 @@ from ..model import ENet
 from ..weights import load_weights
 
 ALPHAS = (0.0, 0.25, 0.5, 0.75, 1.0)  # tried at the end of a run
-KEY = "prior_correction"  # in the details of the metadata
+KEY = "prior_correction"  # in the metadata's details
 
 
 def corrected(net: ENet, weight: Tensor, alpha: float) -> ENet:
-    """A copy of the network with alpha ln(weight) taken from its last bias.
+    """A copy of the network with alpha ln(weight) subtracted from its last bias.
 
     Args:
-        weight: (C,), positive, of the classes in the loss.
+        weight: (C,), positive class weights of the loss.
     """
     net = copy.deepcopy(net)
     if alpha:
@@ -38,15 +38,15 @@ def corrected(net: ENet, weight: Tensor, alpha: float) -> ENet:
 
 
 def record(weight: Tensor, alpha: float) -> dict[str, Any]:
-    """What the metadata keeps of a correction, for `load_uncorrected`."""
+    """The metadata's entry for a correction, which `load_uncorrected` reads."""
     return {"alpha": alpha, "class_weights": weight.tolist()}
 
 
 def load_uncorrected(path: str | Path) -> tuple[ENet, Metadata]:
-    """`load_weights` with a correction taken back: weights as the loss knew them, to train on from.
+    """Read weights as `load_weights` does, and undo their prior correction, to train on from them.
 
-    The metadata says nothing of the correction any more. Raises ArtifactError where it says something else of it than
-    `record`, and for all that `load_weights` raises it for.
+    The returned metadata has no entry for the correction. Raises ArtifactError if the entry is not one of `record`, and
+    if `load_weights` does.
     """
     net, metadata = load_weights(path)
     if (had := metadata.details.pop(KEY, None)) is None:
@@ -58,6 +58,6 @@ def load_uncorrected(path: str | Path) -> tuple[ENet, Metadata]:
             raise ValueError("expected a positive weight per class")
     except (KeyError, OverflowError, RuntimeError, TypeError, ValueError) as error:
         raise ArtifactError(
-            f"{path} has a {KEY} in its metadata that cannot be taken back ({error!r}); expected what enet-train writes"
+            f"{path} has a {KEY} in its metadata that cannot be undone ({error!r}); expected one written by enet-train"
         ) from None
     return undone, metadata

@@ -1,4 +1,4 @@
-"""`enet-bench --architectures`: the networks are those of the papers, and what is timed of them is the same on all."""
+"""`benchmarks.studies.architectures`: the networks are those of the papers, and all are timed alike."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ import torch
 from torch.nn import functional as F
 
 from enet_deploy import open_runner
-from enet_deploy.benchmarks.studies import architectures as architectures_cli
+from enet_deploy.benchmarks.studies import architectures
 from enet_deploy.benchmarks.studies.networks import (
     NETS,
     SegNet,
@@ -63,7 +63,7 @@ def test_multiply_adds_of_a_known_network() -> None:
 def test_graph_and_pytorch_agree(name: str, tmp_path: Path) -> None:
     size = (48, 64)
     path = tmp_path / "net.onnx"
-    architectures_cli._export(name, size, path)
+    architectures._export(name, size, path)
     frames = street_scene(0, size)[0][None]
     with open_untrained(name, size) as reference, open_runner(path, "ort") as runner:
         assert runner.spec.size == size
@@ -73,15 +73,17 @@ def test_graph_and_pytorch_agree(name: str, tmp_path: Path) -> None:
 def test_command(
     exported: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr(architectures_cli, "_export", lambda name, size, path: shutil.copy(exported, path))
-    monkeypatch.setattr(architectures_cli, "_export_deployed", lambda size, folder, path: shutil.copy(exported, path))
-    monkeypatch.setattr(architectures_cli, "BACKENDS", ("torch", "ort"))
-    monkeypatch.setattr(architectures_cli, "ROUNDS", 2)
+    monkeypatch.setattr(architectures, "_export", lambda name, size, path: shutil.copy(exported, path))
+    monkeypatch.setattr(architectures, "_export_deployed", lambda size, folder, path: shutil.copy(exported, path))
+    monkeypatch.setattr(architectures, "BACKENDS", ("torch", "ort"))
+    monkeypatch.setattr(architectures, "ROUNDS", 2)
     out = tmp_path / "out.json"
-    assert architectures_cli.main(["--size", "96x128", "--json", str(out)]) == 0
+    assert architectures.main(["--size", "96x128", "--json", str(out)]) == 0
     assert '"fewer parameters than U-Net and SegNet": holds, 86 and 82 times fewer' in capsys.readouterr().out
     result = json.loads(out.read_text())
-    assert [net["name"] for net in result["nets"]] == list(architectures_cli.ORDER)
+    assert [net["name"] for net in result["nets"]] == list(architectures.ORDER)
     enet, segnet, _, deployed = result["nets"]
     assert deployed["ms"].keys() == {"ort"} and segnet["multiply_adds"] > 50 * enet["multiply_adds"]
+    assert architectures.main(["--json", str(tmp_path)]) == 2  # a folder
+    assert str(tmp_path) in capsys.readouterr().err
     assert segnet["peak_bytes"]["torch"] > enet["peak_bytes"]["torch"] and segnet["enet_speed"]["torch"]["ratio"] > 1

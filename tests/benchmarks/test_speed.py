@@ -16,7 +16,7 @@ import pytest
 from enet_deploy import open_runner
 from enet_deploy.benchmarks.measure.processes import Processes
 from enet_deploy.benchmarks.measure.timing import times
-from enet_deploy.benchmarks.studies import speed as speed
+from enet_deploy.benchmarks.studies import speed
 from enet_deploy.data.scenes import street_scene
 from enet_deploy.errors import ArtifactError, EnetError
 
@@ -54,10 +54,10 @@ def test_every_row_has_its_calls(
 
 def test_a_row_is_judged_by_the_median_of_its_rounds() -> None:
     blocks = {"plain": [10.0, 30.0, 20.0], "a": [5.0, 5.0, 5.0], "b": [4.0, 10.0, 5.0], "c": [9.0, 9.0, 9.0]}
-    found = speed.judge(speed.Row(("plain",), ("a", "c"), least=4.0), blocks)
+    found = speed.evaluate_row(speed.Row(("plain",), ("a", "c"), least=4.0), blocks)
     assert (found["faster"], found["ratio"], found["reached"]) == ("a", 4.0, True)
     assert (found["lowest"], found["highest"], found["wanted"]) == (2.0, 6.0, ">= 4")
-    assert not speed.judge(speed.Row(("plain",), ("b",), most=2.5), blocks)["reached"]
+    assert not speed.evaluate_row(speed.Row(("plain",), ("b",), most=2.5), blocks)["reached"]
     assert speed.as_markdown([found]).splitlines()[2] == (
         "| plain, 20.0 | a, 5.0 | 4.00 (2.00 to 6.00) | >= 4 | reached |"
     )

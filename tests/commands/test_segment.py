@@ -1,140 +1,39 @@
-"""enet-segment and what it stands on, with real codecs: small videos and images that these tests encode themselves."""
+"""enet-segment, with real codecs: small videos and images that these tests encode themselves."""
 
 from __future__ import annotations
 
-import itertools
 import json
-import os
 import re
 import signal
 import subprocess
 import sys
-import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from fractions import Fraction
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
-from typing import Any
 
 import cv2
 import numpy as np
 import pytest
 from helpers import SIZE
+from videos import FRAMES, Fake, apart, av, read, write_video
 
-from enet_deploy import CAMVID, DataError, colorize, open_runner
+from enet_deploy import CAMVID, colorize, open_runner
 from enet_deploy.artifacts import Metadata
 from enet_deploy.classes import CITYSCAPES
 from enet_deploy.commands.segment import main
-from enet_deploy.data.scenes import street_scene
 from enet_deploy.images import UInt8Array, overlay, read_image
-from enet_deploy.media import sinks, sources
-from enet_deploy.media.open import open_source
-from enet_deploy.media.pipeline import Pipeline, Segmented
+from enet_deploy.media import sinks
+from enet_deploy.media.frames import Frame, LabelledFrame
 from enet_deploy.media.sinks import video_file
-from enet_deploy.media.sources import Capture, Frame, Raw, Source, Stop, Video
 from enet_deploy.model import ENet
 from enet_deploy.weights import save_weights
-
-av = pytest.importorskip("av")
-
-# Blurred, as a codec leaves little of noise
-FRAMES = [cv2.GaussianBlur(street_scene(seed, (96, 128))[0], (9, 9), 0) for seed in range(4)]
-
-
-def write_video(
-    path: Path,
-    codec: str = "libx264",
-    pix_fmt: str = "yuv420p",
-    pictures: list[UInt8Array] = FRAMES,
-    ticks: list[int] | None = None,
-    rotation: int = 0,
-    sound: bool = False,
-) -> Path:
-    """A video of these pictures, at 25 per second or due at these ticks of 1/1000 s."""
-    ticks = ticks or [40 * i for i in range(len(pictures))]
-    with av.open(str(path), "w") as container:
-        stream = container.add_stream(codec, rate=25)
-        stream.height, stream.width = pictures[0].shape[:2]
-        stream.pix_fmt = pix_fmt
-        stream.codec_context.time_base = Fraction(1, 1000 if path.suffix != ".avi" else 25)
-        stream.set_display_rotation(rotation)
-        if sound:
-            voice = container.add_stream("aac", rate=8000)
-            silence = av.AudioFrame.from_ndarray(np.zeros((1, 8000), np.float32), "fltp", "mono")
-            silence.sample_rate = 8000
-            container.mux(voice.encode(silence))
-            container.mux(voice.encode(None))
-        for picture, tick in zip(pictures, ticks, strict=True):
-            frame = av.VideoFrame.from_ndarray(picture, format="bgr24")
-            frame.pts, frame.time_base = tick, Fraction(1, 1000)
-            container.mux(stream.encode(frame))
-        container.mux(stream.encode(None))
-    return path
-
-
-def frames_of(source: Source) -> list[Frame]:
-    found = list(source.frames())
-    assert all(isinstance(frame, Frame) for frame in found), found
-    return [frame for frame in found if isinstance(frame, Frame)]
-
-
-def read(path: Path) -> list[Frame]:
-    return frames_of(Video(path))
-
-
-def apart(one: UInt8Array, other: UInt8Array) -> float:
-    """Mean difference of grey levels."""
-    return float(np.abs(one.astype(int) - other).mean())
 
 
 @pytest.fixture
 def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.chdir(tmp_path)
     return tmp_path
-
-
-@pytest.mark.parametrize(
-    ("name", "codec", "pix_fmt", "near"),
-    [
-        ("a.mp4", "libx264", "yuv420p", 4),
-        ("a.mov", "mjpeg", "yuvj422p", 4),
-        ("a.mkv", "libvpx-vp9", "yuv420p", 6),
-        ("a.avi", "mpeg4", "yuv420p", 6),
-        ("a.mkv", "libx264", "yuv420p10le", 4),
-        ("a.mkv", "ffv1", "bgr0", 0),
-        ("a.mkv", "ffv1", "bgra", 0),
-        ("a.mkv", "ffv1", "gray16le", None),
-    ],
-)
-def test_video_is_read_whatever_its_codec(
-    tmp_path: Path, name: str, codec: str, pix_fmt: str, near: int | None
-) -> None:
-    frames = read(write_video(tmp_path / name, codec, pix_fmt))
-    assert [frame.time for frame in frames] == [Fraction(i, 25) for i in range(4)]
-    for frame, picture in zip(frames, FRAMES, strict=True):
-        if near is None:
-            picture = cv2.cvtColor(cv2.cvtColor(picture, cv2.COLOR_BGR2GRAY), cv2.COLOR_GRAY2BGR)
-        assert frame.image.shape == picture.shape
-        assert apart(frame.image, picture) <= (3 if near is None else near)
-
-
-def test_whole_videos_are_not_called_cut_short(here: Path, exported: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    videos = [write_video(here / f"short{suffix}") for suffix in (".mp4", ".mkv", ".mov")]
-    videos += [write_video(here / "short.avi", "mpeg4"), write_video(here / "long.avi", pictures=FRAMES * 10)]
-    videos += [write_video(here / "sound.mkv", sound=True), write_video(here / "sound.mp4", sound=True)]
-    videos += [write_video(here / "late.mkv", ticks=[5000, 5040, 5080, 5200])]
-    for video in videos:
-        for source in (str(video), video.as_uri()):
-            assert main([str(exported), source, "--json", "lines"]) == 0
-            assert "decoded" not in (told := capsys.readouterr().err), (source, told)
-
-
-@pytest.mark.parametrize("rotation", [90, 180, 270])
-def test_rotated_video_is_turned_as_opencv_turns_it(tmp_path: Path, rotation: int) -> None:
-    path = write_video(tmp_path / "a.mp4", rotation=rotation)
-    _, expected = cv2.VideoCapture(str(path)).read()
-    assert apart(read(path)[0].image, expected) < 3
 
 
 @pytest.mark.parametrize("suffix", [".mp4", ".mov", ".mkv", ".webm"])
@@ -150,11 +49,6 @@ def test_overlay_video_keeps_the_time_of_each_frame_and_no_sound(here: Path, exp
     with open_runner(exported) as runner:
         for frame, source in zip(result, read(video), strict=True):
             assert apart(frame.image, overlay(source.image, runner.segment(source.image), CAMVID)) < 8
-
-
-def test_video_that_starts_late_counts_from_its_start(tmp_path: Path) -> None:
-    times = [frame.time for frame in read(write_video(tmp_path / "a.mkv", ticks=[5000, 5040, 5080, 5200]))]
-    assert times == [0, Fraction(1, 25), Fraction(2, 25), Fraction(1, 5)]
 
 
 def test_colours_of_a_video_are_those_of_its_matrix(here: Path, exported: Path) -> None:
@@ -228,10 +122,10 @@ def test_video_cut_short_gives_what_is_there(here: Path, exported: Path, capsys:
     video.write_bytes(video.read_bytes()[: video.stat().st_size // 2])  # as a robot that lost power leaves it
     assert main([str(exported), str(video), "--out", "out.mp4"]) == 0
     assert 10 < len(read(here / "out.mp4")) < 40
-    assert re.search(r"ended at 0\.[4-9] of about 1\.6 s; it seems cut short", capsys.readouterr().err)
+    assert re.search(r"ended at 0\.[4-9] of about 1\.6 s", capsys.readouterr().err)
     assert main([str(exported), video.as_uri(), "--json", "lines"]) == 0  # by OpenCV, as over a network
     assert main([str(exported), video.as_uri(), "--json", "lines"]) == 0  # and over the one that is there
-    assert re.search(r"ended at 0\.[4-9] of about 1\.6 s; it seems cut short", capsys.readouterr().err)
+    assert re.search(r"ended at 0\.[4-9] of about 1\.6 s", capsys.readouterr().err)
 
 
 def write_pictures(folder: Path) -> dict[str, UInt8Array]:
@@ -345,7 +239,7 @@ def test_every_nth_frame_at_its_own_time(here: Path, exported: Path) -> None:
     source.rate = Fraction(27_000_000, 917_177)  # as phones have it; a rate of 32-bit numbers is written
     for every in (1, 2999):
         with video_file(here / "rate.mp4", lambda item: item.frame.image, source, every) as write:
-            write(Segmented(Frame(FRAMES[0], "", Fraction(0)), FRAMES[0][:, :, 0], 0.0))
+            write(LabelledFrame(Frame(FRAMES[0], "", Fraction(0)), FRAMES[0][:, :, 0], 0.0))
     video = write_video(here / "a.mp4", pictures=FRAMES * 2)
     assert main([str(exported), str(video), "--every", "3", "--out", "b.mp4"]) == 0
     assert [frame.time for frame in read(here / "b.mp4")] == [0, Fraction(3, 25), Fraction(6, 25)]
@@ -386,7 +280,7 @@ def test_signal_finishes_the_files(here: Path, exported: Path, number: signal.Si
 
 
 def test_closed_pipe_finishes_the_files(here: Path, exported: Path) -> None:
-    write_video(here / "a.mp4", pictures=FRAMES * 100)
+    write_video(here / "a.mp4", pictures=FRAMES * 60)  # their JSON is longer than a pipe holds
     arguments = command(str(exported), "a.mp4", "--out", "-", "--json", "lines")  # both have what was shown last
     with subprocess.Popen(arguments, stdout=subprocess.PIPE, stderr=subprocess.PIPE) as child:
         child.stdout.read(1)
@@ -399,7 +293,7 @@ def test_closed_pipe_finishes_the_files(here: Path, exported: Path) -> None:
         child.stdout.close()
         told = child.stderr.read().decode()
         assert child.wait(30) == 128 + signal.SIGPIPE and "wrote out.mp4" in told and told.count("\n") == 1, told
-    assert 1 <= len(read(here / "out.mp4")) < 400
+    assert 1 <= len(read(here / "out.mp4")) < 240
     done = subprocess.run(
         ["sh", "-c", '"$@" >&-', "sh", *command(str(exported), "a.mp4", "--json", "-")],
         capture_output=True,
@@ -416,20 +310,6 @@ def test_signal_before_the_first_frame_leaves_what_was_there(here: Path, exporte
         child.send_signal(signal.SIGTERM)
         assert child.wait(30) == 143
     assert [path.name for path in here.iterdir()] == ["out.mp4"] and Path("out.mp4").read_text() == "of yesterday"
-
-
-@pytest.mark.parametrize("suffix", [".mp4", ".mov", ".mkv", ".webm"])
-def test_camera_that_was_away_for_a_day_leaves_a_gap_of_a_day(tmp_path: Path, suffix: str) -> None:
-    times = [0, 1, 90_000, 90_001]
-    source = Fake(4, live=True)
-    source.rate = Fraction(30)
-    with video_file(tmp_path / f"a{suffix}", lambda item: item.frame.image, source) as write:
-        for index, second in enumerate(times):
-            write(Segmented(Frame(FRAMES[index], "", Fraction(second)), FRAMES[index][:, :, 0], 0.0))
-    assert [frame.time for frame in read(tmp_path / f"a{suffix}")] == times
-    with av.open(str(tmp_path / f"a{suffix}")) as container:
-        if suffix in (".mkv", ".webm"):  # the others tell the mean
-            assert container.streams.video[0].average_rate == 30
 
 
 def wait_for(child: subprocess.Popen[bytes], done: Callable[[], bool]) -> None:
@@ -450,7 +330,7 @@ def test_kill_at_any_moment_leaves_whole_files_or_none(here: Path, exported: Pat
     assert len(expected) == 24
     for path in (Path("out.mp4"), Path("out.jsonl"), *(here / "ids").iterdir()):
         path.unlink()
-    for seen in (0, 1, 2, 5, 11, 20):
+    for seen in (0, 1, 5, 20):
         with subprocess.Popen(command(*arguments), stderr=subprocess.PIPE) as child:
             wait_for(child, lambda: len(contents(here / "ids")) >= seen)  # noqa: B023  used before the next round
             child.kill()
@@ -463,226 +343,18 @@ def test_kill_at_any_moment_leaves_whole_files_or_none(here: Path, exported: Pat
     assert contents(here / "ids") == expected and len(read(here / "out.mp4")) == 24
 
 
-@pytest.mark.parametrize("output", ["--out=out.mp4", "--labels=ids", "--json=out.jsonl"])
-def test_full_disk_is_said_and_leaves_no_file(here: Path, exported: Path, output: str) -> None:
+def test_full_disk_is_said_and_leaves_no_file(here: Path, exported: Path) -> None:
     write_video(here / "a.mkv", pictures=FRAMES * 6)
+    outputs = ["--out=out.mp4", "--labels=ids", "--json=out.jsonl"]
     limited = ["import resource; resource.setrlimit(resource.RLIMIT_FSIZE, (200, 200))", "import sys"]
-    limited += ["from enet_deploy.commands.segment import main", "sys.exit(main(sys.argv[1:]))"]
-    arguments = [sys.executable, "-c", "\n".join(limited), str(exported), "a.mkv", output]
+    limited += ["from enet_deploy.commands.segment import main"]
+    limited += ["print(*[main([*sys.argv[1:3], output]) for output in sys.argv[3:]])"]
+    arguments = [sys.executable, "-c", "\n".join(limited), str(exported), "a.mkv", *outputs]
     done = subprocess.run(arguments, capture_output=True, text=True)
-    assert done.returncode == 2 and done.stderr.count("\n") == 1, done.stderr
-    assert "error: cannot write" in done.stderr and "free space" in done.stderr
+    assert done.stdout.split() == ["2"] * 3, done.stderr
+    for line, name in zip(done.stderr.splitlines(), ("out.mp4", "ids", "out.jsonl"), strict=True):
+        assert re.search(rf"error: cannot write .*{name}.* free space", line), line
     assert [path.name for path in here.rglob("*") if path.is_file()] == ["a.mkv"]
-
-
-class Camera(BaseHTTPRequestHandler):
-    """Motion JPEG over HTTP, as network cameras send it; every connection ends after some frames."""
-
-    frames = 40
-    connections = 0
-
-    def do_GET(self) -> None:
-        Camera.connections += 1
-        self.send_response(200)
-        self.send_header("Content-Type", "multipart/x-mixed-replace; boundary=frame")
-        self.end_headers()
-        try:
-            for index in range(self.frames):
-                jpeg = cv2.imencode(".jpg", FRAMES[index % 4])[1].tobytes()
-                head = f"--frame\r\nContent-Type: image/jpeg\r\nContent-Length: {len(jpeg)}\r\n\r\n"
-                self.wfile.write(head.encode() + jpeg + b"\r\n")
-                time.sleep(0.01)
-        except OSError:
-            pass
-
-    def log_message(self, *_: Any) -> None:
-        pass
-
-
-@pytest.fixture
-def camera() -> Iterator[str]:
-    Camera.connections = 0
-    with ThreadingHTTPServer(("127.0.0.1", 0), Camera) as server:
-        threading.Thread(target=server.serve_forever, daemon=True).start()
-        yield f"http://127.0.0.1:{server.server_port}/video.mjpg"
-        server.shutdown()
-
-
-def test_lost_camera_is_opened_again_and_says_so(
-    camera: str, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
-) -> None:
-    monkeypatch.setattr(sources, "RETRY_WAITS", (0.01,))
-    stopped = Stop()
-    source = open_source(camera, stopped)
-    assert isinstance(source, Capture) and source.live
-    frames = []
-    for frame in source.frames():
-        assert isinstance(frame, Frame)
-        assert min(apart(frame.image, picture) for picture in FRAMES) < 4
-        frames.append(frame)
-        if len(frames) == Camera.frames + 5:
-            stopped.set()
-    assert Camera.connections == 2
-    assert all(a.time < b.time for a, b in itertools.pairwise(frames))
-    assert [record.getMessage() for record in caplog.records] == [
-        f"{camera} gives no frames; opened again in 0.01 s", f"{camera} is back",
-    ]  # fmt: skip
-
-
-def test_source_that_opens_and_gives_nothing_is_left_alone_for_longer_and_longer(
-    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
-) -> None:
-    monkeypatch.setattr(sources, "RETRY_WAITS", (0.01, 0.02, 0.03))
-    stopped = Stop()
-    given = iter([True, False, False, False, False, False, True, False])
-    released = []
-
-    class Flaky:
-        def isOpened(self) -> bool:
-            return True
-
-        def get(self, _: int) -> float:
-            return 0.0
-
-        def read(self) -> tuple[bool, UInt8Array | None]:
-            there = next(given, None)
-            if there is None:
-                stopped.set()
-            return bool(there), FRAMES[0] if there else None
-
-        def release(self) -> None:
-            released.append(self)
-
-    monkeypatch.setattr(cv2, "VideoCapture", lambda *_: Flaky())
-    assert len(frames_of(Capture("it", 0, cv2.CAP_ANY, stopped))) == 2
-    waits = [m.split()[-2] for record in caplog.records if "again" in (m := record.getMessage())]
-    assert waits == ["0.01", "0.02", "0.03", "0.03", "0.03", "0.01", "0.02"]
-    assert [record.getMessage() for record in caplog.records].count("it is back") == 1 and len(released) == 8
-
-
-@pytest.mark.parametrize(
-    ("suffix", "text"),
-    [
-        (".m3u8", "#EXTM3U\n#EXT-X-TARGETDURATION:10\n#EXTINF:10,\n{camera}\n#EXT-X-ENDLIST\n"),
-        (".mp4", "ffconcat version 1.0\nfile {camera}\n"),
-        (".mp4", "ffconcat version 1.0\nfile {video}\n"),
-    ],
-)
-def test_list_in_place_of_a_video_opens_nothing(tmp_path: Path, camera: str, suffix: str, text: str) -> None:
-    video = write_video(tmp_path / "a.mp4")
-    playlist = tmp_path / f"list{suffix}"
-    playlist.write_text(text.format(camera=camera, video=video))
-    with pytest.raises(DataError, match="is neither an image nor a video that can be read"):
-        Video(playlist)
-    assert Camera.connections == 0
-
-
-class Fake(Source):
-    """Frames that are numbers; a live one hands them out faster than anything takes them."""
-
-    def __init__(self, count: int, live: bool) -> None:
-        super().__init__("fake")
-        self.count, self.live = count, live
-
-    def frames(self) -> Iterator[Frame | DataError]:
-        for index in range(self.count):
-            yield Frame(np.full((2, 2, 3), index % 256, np.uint8), f"{index}", Fraction(index))
-
-
-def test_of_a_live_source_only_the_newest_frame_counts() -> None:
-    def label(image: UInt8Array) -> UInt8Array:
-        time.sleep(0.02)
-        return image[:, :, 0]
-
-    class Slow(Fake):
-        def frames(self) -> Iterator[Frame | DataError]:
-            for frame in super().frames():
-                time.sleep(0.002)
-                yield frame
-
-    pipeline = Pipeline(Slow(100, live=True), label, Stop())
-    names = [int(item.frame.name) for item in pipeline.run()]
-    assert names == sorted(names) and names[-1] == 99
-    assert len(names) + pipeline.dropped == 100 and pipeline.dropped > 50
-    pipeline = Pipeline(Slow(20, live=False), label, Stop())
-    assert [int(item.frame.name) for item in pipeline.run()] == list(range(20)) and pipeline.dropped == 0
-
-
-def test_pipeline_keeps_few_frames_and_raises_what_its_threads_raise() -> None:
-    alive = 0
-
-    class Counted(Fake):
-        def frames(self) -> Iterator[Frame | DataError]:
-            nonlocal alive
-            for frame in super().frames():
-                alive += 1
-                yield frame
-
-    most, done = 0, 0
-    for _ in Pipeline(Counted(5000, live=False), lambda image: image[:, :, 0], Stop()).run():
-        done += 1
-        most = max(most, alive - done)
-    assert done == 5000 and most < 15
-
-    def fail(image: UInt8Array) -> UInt8Array:
-        raise DataError("no labels today")
-
-    with pytest.raises(DataError, match="no labels today"):
-        list(Pipeline(Fake(3, live=False), fail, Stop()).run())
-    assert not {"_decode", "_label_all"} & {t.name.partition("(")[2].rstrip(")") for t in threading.enumerate()}
-
-
-def test_slow_end_of_a_live_source_gets_the_newest_frame() -> None:
-    taken, over = threading.Event(), threading.Event()
-
-    class Quick(Fake):
-        def frames(self) -> Iterator[Frame | DataError]:
-            for frame in super().frames():
-                yield frame
-                taken.wait()
-            over.set()
-
-    pipeline = Pipeline(Quick(100, live=True), lambda image: image[:, :, 0], Stop())
-    items = pipeline.run()
-    assert next(items).frame.name == "0"
-    taken.set()
-    over.wait()  # while the caller is at work all others come
-    rest = [int(item.frame.name) for item in items]
-    assert rest[-1] == 99 and len(rest) <= 3, rest  # waiting to be labelled, in hand, and waiting to be taken
-    assert pipeline.dropped == 99 - len(rest)
-
-
-def test_source_is_freed_where_nobody_takes_its_frames() -> None:
-    freed = threading.Event()
-
-    class Held(Fake):
-        def frames(self) -> Iterator[Frame | DataError]:
-            try:
-                yield from super().frames()
-            finally:
-                freed.set()
-
-    for _ in Pipeline(Held(10_000, live=False), lambda image: image[:, :, 0], Stop()).run():
-        break
-    assert freed.wait(5)
-
-
-def test_raw_reader_puts_torn_reads_together() -> None:
-    readable, writable = os.pipe()
-    source = Raw((96, 128), 30.0, Stop(), readable)
-
-    def feed() -> None:
-        with os.fdopen(writable, "wb") as pipe:
-            raw = b"".join(frame.tobytes() for frame in FRAMES)
-            for start in range(0, len(raw), 10_007):
-                pipe.write(raw[start : start + 10_007])
-                pipe.flush()
-
-    threading.Thread(target=feed).start()
-    frames = frames_of(source)
-    assert all(np.array_equal(frame.image, picture) for frame, picture in zip(frames, FRAMES, strict=True))
-    assert frames[3].time == Fraction(3, 30)
-    os.close(readable)
 
 
 def test_window_shows_the_overlay_and_q_ends_it(
@@ -720,57 +392,51 @@ def no_display(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["nowhere.mp4"], "nowhere.mp4 does not exist; expected an image, a folder or glob of images, a video file"),
-        (["*.gif"], "no image fits *.gif"),
-        (["text.mp4"], "text.mp4 is neither an image nor a video that can be read"),
-        (["sound.m4a"], "sound.m4a holds no video"),
-        (["empty"], "empty holds no images"),
+        (["nowhere.mp4"], "nowhere.mp4 does not exist"),
+        (["*.gif"], r"\*\.gif"),
+        (["text.mp4"], "text.mp4 .* video"),
+        (["sound.m4a"], "sound.m4a .* video"),
+        (["empty"], "empty .* images"),
         (["damaged"], "damaged/a.png cannot be decoded"),
-        (["7"], "camera 7 cannot be opened; check that it is there, and that no other program has it"),
+        (["7"], "camera 7 cannot be opened"),
         (["http://127.0.0.1:9/a.mjpg"], "http://127.0.0.1:9/a.mjpg cannot be opened"),
-        (["videotestsrc ! appsink"], "is a GStreamer pipeline, and this OpenCV"),
-        (["-"], "--raw HEIGHTxWIDTH missing for '-'; expected with '-', and only there"),
+        (["videotestsrc ! appsink"], "videotestsrc ! appsink.* GStreamer"),
+        (["-"], "--raw HEIGHTxWIDTH missing for '-'"),
         (["a.mp4", "--raw", "96x128"], "--raw HEIGHTxWIDTH given for 'a.mp4'"),
-        (["-", "--raw", "100000x100000"], "'100000x100000', expected at most 268435456 pixels, which is 16384x16384"),
-        (["-", "--raw", "96"], "'96', expected HEIGHTxWIDTH such as 720x1280"),
-        (["-", "--raw", "96x128"], "frames of standard input go nowhere"),
-        (["a.mp4", "--topic", "/a"], "--topic given for 'a.mp4'; expected with a ROS bag"),
-        (["a.mp4", "--out", "a.mp4"], "a.mp4 is what the frames are read from"),
-        (["images", "--out", "images"], "images is what the frames are read from"),
-        (
-            ["a.mp4", "--out", "b.avi"],
-            "--out b.avi, expected a folder (no dot in its name), -, an image, or a video: .mp4, .mov, .mkv, .webm",
-        ),
-        (["a.mp4", "--out", "b.png"], "--out b.png is one image, and a.mp4 has more frames; name a folder or a video"),
-        (["a.mp4", "--out", "b.bag"], "--out b.bag is a bag, and a.mp4 is none"),
-        (["a.mp4", "--labels", "b.jpg"], "--labels b.jpg, expected a folder (no dot in its name), a .png file"),
-        (["images", "--out", "b.mp4"], "--out b.mp4 for images, which have no times"),
-        (["a.mp4", "--out", "b", "--labels", "./b"], "outputs b, ./b, expected a different one for each"),
-        (["a.mp4", "--compare"], "--compare for a.mp4, expected images of one folder NAME with NAMEannot beside it"),
-        (["a.mp4", "--labels", "ids", "--legend"], "--legend without a picture to draw it into; add --out or --show"),
-        (["a.mp4", "--labels", "ids", "--alpha", "1"], "--alpha with no overlay"),
-        (["images", "--compare", "--alpha", "1"], "--alpha with --compare, which lays nothing over the image"),
-        (
-            ["images", "--out", "b.pgm"],
-            "b.pgm: OpenCV cannot write 96x128 (height x width) pixels as '.pgm'; take .png",
-        ),
-        (["wide.png", "--out", "b.gif"], "b.gif: OpenCV cannot write 2x70000"),
-        (["wide.png", "--out", "b.jpg"], "b.jpg: OpenCV cannot write 2x70000"),
-        (["nested"], "nested holds no images itself; name a folder that does, or a glob such as 'nested/**/*.png'"),
+        (["-", "--raw", "100000x100000"], "'100000x100000'.* 268435456 .*16384x16384"),
+        (["-", "--raw", "96"], "--raw: '96'.* HEIGHTxWIDTH"),
+        (["-", "--raw", "96x128"], "standard input.* --out"),
+        (["a.mp4", "--topic", "/a"], "--topic .*'a.mp4'"),
+        (["a.mp4", "--out", "a.mp4"], "a.mp4 .*input"),
+        (["images", "--out", "images"], "images .*input"),
+        (["a.mp4", "--out", "b.avi"], "--out b.avi, .*: .mp4, .mov, .mkv, .webm"),
+        (["a.mp4", "--out", "b.png"], "--out b.png .*a.mp4"),
+        (["a.mp4", "--out", "b.bag"], "--out b.bag .*a.mp4"),
+        (["a.mp4", "--labels", "b.jpg"], "--labels b.jpg, .*.png"),
+        (["images", "--out", "b.mp4"], "--out b.mp4 for images"),
+        (["a.mp4", "--out", "b", "--labels", "./b"], "outputs b, ./b"),
+        (["a.mp4", "--compare"], "--compare for a.mp4.* NAMEannot"),
+        (["a.mp4", "--labels", "ids", "--legend"], "--legend without .* --out"),
+        (["a.mp4", "--labels", "ids", "--alpha", "1"], "--alpha without .* --out"),
+        (["images", "--compare", "--alpha", "1"], "--alpha: .*--compare"),
+        (["images", "--out", "b.pgm"], "b.pgm: .* 96x128 .*'.pgm'"),
+        (["wide.png", "--out", "b.gif"], "b.gif: .* 2x70000"),
+        (["wide.png", "--out", "b.jpg"], "b.jpg: .* 2x70000"),
+        (["nested"], r"nested .*'nested/\*\*/\*\.png'"),
         (["images", "--compare"], "imagesannot is not a folder"),
         (["a.mp4", "--out", "file/b.mp4"], "file/b.mp4"),
         (["a.mp4", "--show"], "--show needs a screen"),
-        (["a.mp4", "--fps", "30"], "--fps given for 'a.mp4', which has its own times"),
-        (["-", "--raw", "96x128", "--fps", "0.0004"], "'0.0004', expected frames per second from 0.001 to 1000"),
-        (["-", "--raw", "96x128", "--fps", "1e12"], "'1e12', expected frames per second from 0.001 to 1000"),
-        (["a.mp4", "--out", "file"], "file is a file, expected a folder; name another"),
-        (["a.mp4", "--out", ""], "argument --out: '', expected a name or a path"),
-        ([""], "argument SOURCE: '', expected a name or a path"),
-        (["model.onnx"], "SOURCE model.onnx is an artifact, expected what holds frames; the artifact comes first"),
-        (["images/a.png", "a.mp4"], "a.mp4 is one of 2 sources and no image; expected one source, or images alone"),
-        (["images/a.png", "wide.png", "--fps", "9"], "--fps given for 2 images; expected with one source"),
-        (["images/a.png", "wide.png", "--labels", "-"], "becomes 2x70000, the ones before 96x128 (height x width)"),
-        (["a.mp4", "--every", "0"], "'0', expected a whole number of at least 1"),
+        (["a.mp4", "--fps", "30"], "--fps given for 'a.mp4'"),
+        (["-", "--raw", "96x128", "--fps", "0.0004"], "'0.0004'.* 0.001 to 1000"),
+        (["-", "--raw", "96x128", "--fps", "1e12"], "'1e12'.* 0.001 to 1000"),
+        (["a.mp4", "--out", "file"], "file is a file"),
+        (["a.mp4", "--out", ""], "--out: ''"),
+        ([""], "SOURCE: ''"),
+        (["model.onnx"], "model.onnx is an artifact"),
+        (["images/a.png", "a.mp4"], "a.mp4 .* 2 sources"),
+        (["images/a.png", "wide.png", "--fps", "9"], "--fps .* 2 images"),
+        (["images/a.png", "wide.png", "--labels", "-"], "2x70000.* 96x128"),
+        (["a.mp4", "--every", "0"], "--every: '0'.* at least 1"),
     ],
 )
 def test_bad_argument_is_explained_and_leaves_no_file(
@@ -805,7 +471,7 @@ def test_bad_argument_is_explained_and_leaves_no_file(
     assert code == 2
     # FFmpeg's own lines begin with [; the command silences them, which comes too late in a process that used it before
     told = "\n".join(line for line in capfd.readouterr().err.splitlines() if not line.startswith("["))
-    assert message in told and told.count("\n") == 0, told
+    assert re.search(message, told) and told.count("\n") == 0, told
     assert sorted(here.rglob("*")) == before
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import shutil
 import stat
 import zipfile
@@ -13,18 +14,21 @@ from pathlib import Path
 import cv2
 import numpy as np
 import pytest
+import torch
 from helpers import claim, image, label_map, save
 
 from enet_deploy import open_runner
-from enet_deploy.classes import CAMVID
+from enet_deploy.artifacts import Metadata
+from enet_deploy.classes import CAMVID, read_classes
 from enet_deploy.commands import evaluate
-from enet_deploy.commands import train as train_cli
 from enet_deploy.commands.data import main as enet_data
 from enet_deploy.data import open_data
 from enet_deploy.data.unzip import unzip
 from enet_deploy.errors import ArtifactError, DataError
 from enet_deploy.export import cli as export_cli
 from enet_deploy.images import colorize
+from enet_deploy.model import ENet
+from enet_deploy.weights import save_weights
 
 
 def test_a_whole_data_set(scenes: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -34,7 +38,7 @@ def test_a_whole_data_set(scenes: Path, tmp_path: Path, capsys: pytest.CaptureFi
     assert lines[0] == ["train", "val"] and lines[1] == ["images", "8", "4"]
     labels = np.stack([labels for _, labels in open_data(scenes, "train")])
     assert ["car", f"{100 * (labels == 8).mean():.2f}", "%"] in [line[:3] for line in lines]
-    assert lines[-1] == ["nothing", "is", "wrong"]
+    assert lines[-1] == ["no", "problems"]
     found = json.loads(record.read_text())
     assert found["problems"] == found["warnings"] == []
     train = found["splits"]["train"]
@@ -43,8 +47,8 @@ def test_a_whole_data_set(scenes: Path, tmp_path: Path, capsys: pytest.CaptureFi
     )
     drawn = cv2.imread(str(picture))
     assert drawn.shape[1] > 1500
-    colors = set(map(tuple, drawn.reshape(-1, 3).tolist()))
-    assert {color[::-1] for color in CAMVID.colors} <= colors  # the legend
+    colors = np.unique(drawn.reshape(-1, 3) @ np.array([1, 1 << 8, 1 << 16])).tolist()  # 0xRRGGBB
+    assert {red << 16 | green << 8 | blue for red, green, blue in CAMVID.colors} <= set(colors)  # the legend
 
 
 def relink(path: Path, target: str) -> None:
@@ -57,35 +61,35 @@ BAD_DAYS: dict[str, tuple[Callable[[Path], object], str]] = {
     "no image": (lambda r: (r / "val" / "scene1001.png").unlink(), "without an image .* (1 file): valannot/scene1001"),
     "one stem twice": (
         lambda r: save(r / "train" / "scene0001.bmp", image(96, 128)),
-        "several images of one stem; keep one of each (2 files): train/scene0001.bmp, train/scene0001.png",
+        "several images of one stem .* (2 files): train/scene0001.bmp, train/scene0001.png",
     ),
     "JPEG label map": (
         lambda r: save(r / "trainannot" / "x.jpg", label_map(3, 96, 128)),
-        "a format that changes values; save them as PNG (1 file): trainannot/x.jpg",
+        "a format that changes values .* (1 file): trainannot/x.jpg",
     ),
     "cut": (lambda r: os.truncate(r / "train" / "scene0000.png", 999), "cannot be decoded .* train/scene0000.png"),
     "terminal escapes": (lambda r: (r / "train" / "\x1b[2J.png").touch(), r"'train/\x1b[2J.png'"),
-    "bomb": (lambda r: claim(r / "train" / "scene0000.png", 60_000), "says it is 60000x60000 .* train/scene0000.png"),
+    "bomb": (lambda r: claim(r / "train" / "scene0000.png", 60_000), "60000x60000 .* train/scene0000.png"),
     "huge": (lambda r: claim(r / "trainannot" / "scene0000.png", 20_000), "20000x20000 .* trainannot/scene0000.png"),
     "one pixel": (lambda r: save(r / "train" / "scene0000.png", image(1, 1)), "under 8 pixels .* train/scene0000.png"),
     "another size": (
         lambda r: save(r / "trainannot" / "scene0000.png", label_map(3, 96, 127)),
-        "not of the size of its image; .* (1 file): trainannot/scene0000.png",
+        "not of the size of its image .* (1 file): trainannot/scene0000.png",
     ),
     "unknown ids": (
         lambda r: [save(r / "trainannot" / f"scene000{i}.png", label_map(70 + i, 96, 128)) for i in (0, 1)],
-        "id 70 (12288 pixels in 1 file), id 71 (12288 pixels in 1 file); expected ids 0 to 10 and 11 for .* (2 files)",
+        "id 70 (12288 pixels in 1 file) .* id 71 (12288 pixels in 1 file) .* 0 to 10 and 11 for void .* (2 files)",
     ),
     "colours of classes, of which one is swapped": (
         lambda r: [
             save(r / "trainannot" / "scene0000.png", np.full((96, 128, 3), (128, 0, 0), np.uint8)),
             save(r / "trainannot" / "scene0001.png", np.full((96, 128, 3), CAMVID.colors[3][::-1], np.uint8)),
         ],
-        "colour #000080 (a known one with red and blue swapped) (12288 pixels in 1 file); expected .* scene0000.png",
+        "#000080 (a known one with red and blue swapped) (12288 pixels in 1 file) .* trainannot/scene0000.png",
     ),
     "unknown colour": (
         lambda r: save(r / "trainannot" / "scene0000.png", image(96, 128)),
-        "no class, colour #1e140a (12288 pixels in 1 file); expected .* trainannot/scene0000.png",
+        "#1e140a (12288 pixels in 1 file) .* (1 file): trainannot/scene0000.png",
     ),
     "another id wherever a class was": (
         lambda r: [
@@ -93,26 +97,26 @@ BAD_DAYS: dict[str, tuple[Callable[[Path], object], str]] = {
             for path in (r / "trainannot").iterdir()
             for labels in [cv2.imread(str(path), cv2.IMREAD_UNCHANGED)]
         ],
-        "classes without a pixel in train, which cannot be learnt: car",
+        "classes without a pixel in train .* car",
     ),
     "leak, in another format": (
         lambda r: [
             (r / "val" / "scene1000.png").unlink(),
             save(r / "val" / "scene1000.bmp", cv2.imread(str(r / "train" / "scene0000.png"))),
         ],
-        "the same picture in several splits, .* (1 file): train/scene0000.png = val/scene1000.bmp",
+        "the same picture in several splits .* (1 file): train/scene0000.png = val/scene1000.bmp",
     ),
     "leak, by a link": (
         lambda r: relink(r / "val" / "scene1000.png", "../train/scene0000.png"),
-        "the same picture in several splits, .* (1 file): train/scene0000.png = val/scene1000.png",
+        "the same picture in several splits .* (1 file): train/scene0000.png = val/scene1000.png",
     ),
     "no val": (
         lambda r: [shutil.rmtree(r / "val"), shutil.rmtree(r / "valannot")],
-        "no split val, expected one: enet-train needs train and val",
+        "no split val",
     ),
     "endless file": (
         lambda r: relink(r / "train" / "scene0000.png", "/dev/zero"),
-        "is a folder or a device, expected an image file; remove it (1 file): train/scene0000.png",
+        "is a folder or a device .* (1 file): train/scene0000.png",
     ),
 }  # fmt: skip
 
@@ -126,9 +130,7 @@ def problems(root: Path, capsys: pytest.CaptureFixture[str]) -> list[str]:
     assert enet_data(["check", str(root)]) == 1
     captured = capsys.readouterr()
     found = [line for line in captured.out.splitlines() if line.startswith("problem: ")]
-    assert (
-        captured.err == f"enet-data: error: {root} has problems, {len(found)} in all; mend what the lines above say\n"
-    )
+    assert captured.err.count("\n") == 1 and re.search(rf"{root} has {len(found)} problem", captured.err)
     assert captured.out.replace("\n", "").isprintable()
     return found
 
@@ -163,10 +165,10 @@ def test_what_may_be_meant_is_a_warning(data: Path, tmp_path: Path, capsys: pyte
     assert [line for line in lines if line.startswith("warning: ")] == [
         "warning: links that lead out of the folder; a copy of it would lack these files (1 file): train/scene0001.png",
         "warning: the same picture several times in a split (1 file): train/again.png = train/scene0002.png",
-        "warning: train has images of several sizes, all to be resized to one: 96x128 (9), 96x256 (1)",
+        "warning: train has images of several sizes, which are all resized to one: 96x128 (9), 96x256 (1)",
         f"warning: classes without a pixel in test, which get no score: {', '.join(CAMVID.names)}",
     ]
-    assert last == "nothing is wrong that a training would suffer from"
+    assert last.startswith("no problems")
 
 
 def test_what_is_no_data_set_is_exit_code_2(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -198,9 +200,9 @@ def zipped(path: Path, *members: tuple[str | zipfile.ZipInfo, bytes]) -> Path:
 def test_unzip(scenes: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     archive = shutil.make_archive(str(tmp_path / "scenes"), "zip", scenes)
     assert enet_data(["unzip", archive, str(tmp_path / "data")]) == 0
-    assert "files unpacked: 24; see `enet-data check" in capsys.readouterr().out
+    assert "files unpacked: 24;" in capsys.readouterr().out
     assert len(open_data(tmp_path / "data", "train")) == 8
-    with pytest.raises(ArtifactError, match=r"data is there already; name a folder that is not, such as .*data/data"):
+    with pytest.raises(ArtifactError, match=r"data exists already.*data/data"):
         unzip(archive, tmp_path / "data")
 
 
@@ -221,7 +223,7 @@ def nameless() -> zipfile.ZipInfo:
     [
         (
             [("../evil.png", b"x")],
-            r"member '\.\./evil\.png', which leads out of the folder; expected .* nothing was unpack",
+            r"'\.\./evil\.png', which leads out of the folder",
         ),
         ([("train/../../evil.png", b"x")], "leads out of the folder"),
         ([("/etc/evil", b"x")], "leads out of the folder"),
@@ -247,7 +249,7 @@ def test_a_zip_file_that_could_do_harm_is_refused_whole(
 def test_a_zip_bomb_is_refused_before_anything_is_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("enet_deploy.data.unzip.SMALL", 1 << 20)
     bomb = zipped(tmp_path / "bomb.zip", ("train/a.png", bytes(2 << 20)))
-    with pytest.raises(DataError, match=r"would become 1 files of 2097152 bytes; .* it is a zip bomb, or to be"):
+    with pytest.raises(DataError, match=r"bomb\.zip .*\b2097152\b"):
         unzip(bomb, tmp_path / "data")
     assert [*tmp_path.iterdir()] == [bomb]
 
@@ -267,7 +269,7 @@ def test_a_zip_file_that_does_not_fit_is_refused_before_anything_is_written(
     archive = zipped(tmp_path / "a.zip", ("train/a.png", bytes(1000)))
     usage = shutil.disk_usage(tmp_path)
     monkeypatch.setattr(shutil, "disk_usage", lambda _: usage._replace(free=999))
-    with pytest.raises(ArtifactError, match="data would take 1000 bytes and 999 are free; free space or choose"):
+    with pytest.raises(ArtifactError, match=r"data .*\b1000\b.*\b999\b"):
         unzip(archive, tmp_path / "data")
     assert [*tmp_path.iterdir()] == [archive]
 
@@ -287,17 +289,15 @@ def test_a_damaged_zip_file_leaves_nothing(tmp_path: Path, damage: Callable[[Pat
         archive.writestr("train/a.png", b"x")
         archive.writestr("train/é.png", b"pixels")
     damage(tmp_path / "a.zip")
-    with pytest.raises(
-        DataError, match=r"a\.zip (cannot be unpacked: .*; expected a whole zip file, fetch it again|is no file)"
-    ):
+    with pytest.raises(DataError, match=r"a\.zip (cannot be unpacked|is not a file)"):
         unzip(tmp_path / "a.zip", tmp_path / "data")
     assert {path.name for path in tmp_path.iterdir()} <= {"a.zip"}
 
 
-def test_a_data_set_of_ones_own_trains_exports_scores_and_segments(
+def test_a_data_set_of_ones_own_is_checked_exported_scored_and_segmented(
     scenes: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """Three classes and void, by colour; what CamVid's 12 labels become."""
+    """Three classes and void, by colour, to which CamVid's 12 labels are mapped. test_train trains on other classes."""
     own = {
         "names": ["sky", "<i>thing</i>", "ground"],
         "colors": [[1, 2, 250], [250, 1, 2], [2, 250, 1]],
@@ -305,7 +305,7 @@ def test_a_data_set_of_ones_own_trains_exports_scores_and_segments(
     }
     palette = np.array([*own["colors"], [0, 0, 0]], np.uint8)[:, ::-1]
     groups = np.array([0, 1, 1, 2, 2, 1, 1, 1, 1, 1, 1, 3])
-    root, run = tmp_path / "own", tmp_path / "run"
+    root = tmp_path / "own"
     for split in ("train", "val"):
         shutil.copytree(scenes / split, root / split)
         for (path, _), (_, labels) in zip(open_data(scenes, split).pairs, open_data(scenes, split), strict=True):
@@ -313,10 +313,11 @@ def test_a_data_set_of_ones_own_trains_exports_scores_and_segments(
     (root / "classes.json").write_text(json.dumps(own))
     assert enet_data(["check", str(root)]) == 0
 
-    options = "--size 48x64 --crop 32x32 --batch 4 --epochs 1"
-    assert train_cli.main([str(root), "--out", str(run), *options.split()]) == 0
-    weights, graph = str(run / "best.safetensors"), str(tmp_path / "own-fp32.onnx")
-    assert export_cli.main(["--weights", weights, "--out", str(tmp_path), "--name", "own", "--data", str(root)]) == 0
+    weights, graph = tmp_path / "own.safetensors", str(tmp_path / "own-fp32.onnx")
+    torch.manual_seed(0)
+    save_weights(weights, ENet(3), Metadata(read_classes(root), (110.0,) * 3, (78.0,) * 3, (48, 64)))
+    options = ["--out", str(tmp_path), "--name", "own", "--data", str(root)]
+    assert export_cli.main(["--weights", str(weights), *options]) == 0
     capsys.readouterr()
     assert evaluate.main([graph, "--data", str(root), "--backend", "ort"]) == 0
     assert "<i>thing</i>" in capsys.readouterr().out

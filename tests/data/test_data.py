@@ -16,9 +16,10 @@ from PIL import Image
 from enet_deploy.classes import CAMVID, ClassList
 from enet_deploy.commands.data import main as enet_data
 from enet_deploy.data import find_images, join, open_data
+from enet_deploy.data.label_maps import read_values
 from enet_deploy.data.scenes import street_scene
 from enet_deploy.errors import DataError, InputError
-from enet_deploy.images import colorize, read_image
+from enet_deploy.images import colorize, encode, header_size, read_image, require_bounded
 
 TWO = {"names": ["floor", "wall"], "colors": [[0, 90, 200], [200, 200, 0]], "ignore_id": 255}
 
@@ -49,11 +50,11 @@ def test_pairs_are_matched_by_stem_and_sorted(root: Path) -> None:
 @pytest.mark.parametrize(
     ("damage", "message"),
     [
-        (lambda r: (r / "trainannot" / "a.png").unlink(), r"a\.PPM has no partner 'a\.\*' in .*trainannot \(1 such"),
-        (lambda r: (r / "train" / "b.png").unlink(), r"b\.bmp has no partner 'b\.\*' in .*train \(1 such"),
-        (lambda r: [p.unlink() for p in (r / "train").iterdir()], r"train holds no images; expected .*\.png"),
-        (lambda r: (r / "trainannot").rename(r / "labels"), r"trainannot is not a folder; .*enet-data camvid"),
-        (lambda r: save(r / "train" / "b.bmp", image()), r"b\.bmp and .*b\.png have the same stem; keep one"),
+        (lambda r: (r / "trainannot" / "a.png").unlink(), r"a\.PPM .*'a\.\*'.*trainannot\b.*\b1\b"),
+        (lambda r: (r / "train" / "b.png").unlink(), r"b\.bmp .*'b\.\*'.*train\b.*\b1\b"),
+        (lambda r: [p.unlink() for p in (r / "train").iterdir()], r"train holds no images\b.*\.png"),
+        (lambda r: (r / "trainannot").rename(r / "labels"), r"trainannot is not a folder"),
+        (lambda r: save(r / "train" / "b.bmp", image()), r"b\.bmp and .*b\.png have the same stem"),
     ],
     ids=["no label map", "no image", "empty split", "no folder", "one stem twice"],
 )
@@ -68,55 +69,44 @@ def test_incomplete_sets_are_refused_before_anything_is_decoded(
 @pytest.mark.parametrize(
     ("damage", "message"),
     [
-        (lambda r: (r / "train" / "b.png").write_bytes(b""), r"train/b\.png cannot be decoded as an image"),
-        (lambda r: (r / "train" / "b.png").write_bytes(b"\x89PNG\r\n\x1a\n"), r"b\.png cannot be decoded as an image"),
-        (lambda r: (r / "trainannot" / "b.bmp").write_bytes(b"BM"), r"b\.bmp cannot be decoded as an image"),
+        (lambda r: (r / "train" / "b.png").write_bytes(b""), r"train/b\.png cannot be decoded"),
+        (lambda r: (r / "train" / "b.png").write_bytes(b"\x89PNG\r\n\x1a\n"), r"b\.png cannot be decoded"),
+        (lambda r: (r / "trainannot" / "b.bmp").write_bytes(b"BM"), r"b\.bmp cannot be decoded"),
         (lambda r: (r / "train" / "b.png").unlink(), r"b\.png does not exist"),
         (
             lambda r: save(r / "trainannot" / "b.bmp", label_map(3, 8, 6)),
-            r"b\.bmp is 8x6 \(height x width\) but its image .*b\.png is 6x8",
+            r"b\.bmp is 8x6 .*b\.png is 6x8",
         ),
         (
             lambda r: save(r / "trainannot" / "b.bmp", label_map(200)),
-            r"b\.bmp holds class id 200 \(48 pixels .*; expected 0 to 10 and 11 for void: .* classes\.json",
+            r"b\.bmp .*\bid 200\b.*\b48\b.* 0 to 10 and 11 for void",
         ),
         (
             lambda r: save(r / "trainannot" / "b.bmp", image()),
-            r'b\.bmp holds the colour #1e140a \(48 pixels .*; expected those .* "label_values": \{"#1e140a": "NAME"\}',
+            r'b\.bmp .*#1e140a\b.*\b48\b.* "label_values": \{"#1e140a": "NAME"\}',
         ),
         (
             lambda r: save(r / "trainannot" / "b.png", label_map().astype(np.uint16)).replace(
                 r / "trainannot" / "b.bmp"
             ),
-            r"has 1 channel of uint16; expected an 8-bit",
+            r"b\.bmp has 1 channel of uint16",
         ),
         (
             lambda r: save(r / "trainannot" / "b.png", np.zeros((6, 8, 4), np.uint8)).replace(
                 r / "trainannot" / "b.bmp"
             ),
-            r"b\.bmp has 48 transparent pixels, expected none in a label map; save it without",
+            r"b\.bmp has 48 transparent pixels",
         ),
-        (lambda r: [(r / "train" / "b.png").unlink(), (r / "train" / "b.png").mkdir()], r"b\.png is a folder or a dev"),
-        (lambda r: claim(r / "train" / "b.png", 20_000), r"b\.png says it is 20000x20000 .* tiles"),
+        (lambda r: [(r / "train" / "b.png").unlink(), (r / "train" / "b.png").mkdir()], r"b\.png is a folder"),
+        (lambda r: claim(r / "train" / "b.png", 20_000), r"b\.png .*20000x20000"),
         (
             lambda r: claim(r / "trainannot" / "b.bmp", 60_000),
-            r"b\.bmp says it is 60000x60000 .* at most 268435456 pix",
+            r"b\.bmp .*60000x60000 .*268435456",
         ),
     ],
     ids=[
-        *(
-            "zero bytes",
-            "cut image",
-            "cut map",
-            "gone",
-            "size",
-            "id 200",
-            "colours",
-            "16 bits",
-            "transparent",
-            "folder",
-        ),
-        *("huge", "bomb"),
+        *("zero bytes", "cut image", "cut map", "gone", "size", "id 200", "colours", "16 bits", "transparent"),
+        *("folder", "huge", "bomb"),
     ],
 )
 def test_bad_files_are_named_when_read(root: Path, damage: Callable[[Path], object], message: str) -> None:
@@ -125,6 +115,25 @@ def test_bad_files_are_named_when_read(root: Path, damage: Callable[[Path], obje
     data[0]  # the other pair is whole
     with pytest.raises(DataError, match=message):
         data[1]
+
+
+@pytest.mark.parametrize("suffix", [".png", ".jpg", ".jp2", ".bmp", ".tiff", ".ppm", ".ras", ".gif"])
+def test_size_is_read_from_the_header_of_every_format(suffix: str) -> None:
+    content = encode(f"a{suffix}", image(48, 64))
+    assert header_size(content) == (48, 64)
+    assert header_size(content[:4]) is None
+
+
+@pytest.mark.parametrize(("side", "is_refused"), [(12_000, False), (16_384, False), (16_385, True)])
+def test_size_limit_is_ours_not_pillows(side: int, is_refused: bool) -> None:
+    """Pillow warns of images over 89 million pixels and refuses those over 179 million."""
+    content = f"P6\n{side} {side}\n255\n".encode()
+    if is_refused:
+        with pytest.raises(DataError, match=rf"a\.ppm .*{side}x{side}"):
+            require_bounded("a.ppm", content)
+    else:
+        require_bounded("a.ppm", content)
+        assert header_size(content) == (side, side)
 
 
 def test_an_image_that_is_not_there_is_a_data_error(tmp_path: Path) -> None:
@@ -137,7 +146,7 @@ def test_classes_json_replaces_camvid(root: Path) -> None:
     data = open_data(root, "train")
     assert data.classes == ClassList(("floor", "wall"), ((0, 90, 200), (200, 200, 0)), 255)
     assert data.classes.to_json() == TWO
-    with pytest.raises(DataError, match=r"holds class id 11 .* expected 0 to 1 and 255 for void"):
+    with pytest.raises(DataError, match=r"a\.png .*\bid 11\b.* 0 to 1 and 255 for void"):
         data[0]
     save(root / "trainannot" / "a.png", label_map(255))
     assert (data[0][1] == 255).all()
@@ -146,7 +155,7 @@ def test_classes_json_replaces_camvid(root: Path) -> None:
 def test_without_ignore_id_every_pixel_needs_a_class(root: Path) -> None:
     (root / "classes.json").write_text(json.dumps(TWO | {"ignore_id": None}))
     save(root / "trainannot" / "a.png", label_map(255))
-    with pytest.raises(DataError, match=r"holds class id 255 .* expected 0 to 1: correct"):
+    with pytest.raises(DataError, match=r"a\.png .*\bid 255\b.* 0 to 1,"):
         open_data(root, "train")[0]
 
 
@@ -164,11 +173,11 @@ def test_without_ignore_id_every_pixel_needs_a_class(root: Path) -> None:
         ({"names": [str(i) for i in range(256)], "colors": [[0, 0, 0]] * 256}, "256 class names, expected 2 to 255"),
         (TWO | {"ignore_id": 1}, r"ignore_id 1, expected 2 to 255 \(no class has it\) or null"),
         (TWO | {"ignore_id": 256}, "ignore_id 256, expected 2 to 255"),
-        (TWO | {"ignore_id": "none"}, "this one is not: 'none' is no int"),
-        (["floor", "wall"], r"this one is not: it is no object but \['floor', 'wall'\]"),
+        (TWO | {"ignore_id": "none"}, "'none'.*int"),
+        (["floor", "wall"], r"\['floor', 'wall'\]"),
         (TWO | {"colors": [[1, 2, 3], [1, 2, 3]]}, r"color \[1, 2, 3\] of several classes"),
-        (TWO | {"names": ["floor", None]}, "this one is not: None is no str"),
-        (TWO | {"colors": [[0, 90, 200], [200, 200, 1.5]]}, "this one is not: 1.5 is no int"),
+        (TWO | {"names": ["floor", None]}, "None.*str"),
+        (TWO | {"colors": [[0, 90, 200], [200, 200, 1.5]]}, r"1\.5.*int"),
         (
             TWO | {"label_value": {"7": "floor"}},
             "the keys names, colors, .*label_value, expected some of colors, ignore",
@@ -182,7 +191,7 @@ def test_without_ignore_id_every_pixel_needs_a_class(root: Path) -> None:
         (TWO | {"label_values": {"#12345": "wall"}}, r"has '#12345', expected .* a colour such as \"#0a5ac8\""),
         (TWO | {"label_values": {"7": "door"}}, "gives 7 to 'door', expected one of floor, wall, or null"),
         (TWO | {"label_values": {"7": ["wall"]}}, r"gives 7 to \['wall'\], expected one of"),
-        (TWO | {"ignore_id": None, "label_values": {"7": None}}, "gives 7 to None, .* where there is an ignore_id"),
+        (TWO | {"ignore_id": None, "label_values": {"7": None}}, "7 to None, .*ignore_id"),
         ("[" * 100_000, "recursion"),
     ],
 )
@@ -250,6 +259,18 @@ def test_png_label_maps_hold_ids(tmp_path: Path, write: Callable[[Path, np.ndarr
     np.testing.assert_array_equal(read_as(tmp_path, lambda path: write(path, ids, bits)), ids)
 
 
+def test_a_palette_map_with_a_changed_bit_is_refused(tmp_path: Path) -> None:
+    """Decoding alone would give other ids: Pillow compares checksums only in `verify`."""
+    path = tmp_path / "a.png"
+    palette_png(path, IDS, 8)
+    whole = path.read_bytes()
+    start = whole.index(b"IDAT") + 4
+    for position in range(start, whole.index(b"IEND") - 4):
+        path.write_bytes(whole[:position] + bytes([whole[position] ^ 1]) + whole[position + 1 :])
+        with pytest.raises(DataError, match=r"a\.png cannot be decoded"):
+            read_values(path)
+
+
 @pytest.mark.parametrize("alpha", [False, True])
 def test_label_maps_of_colours_are_read_by_the_classes_colours(tmp_path: Path, alpha: bool) -> None:
     read = read_as(tmp_path, lambda path: save(path, colored((0, 0, 0), alpha)))
@@ -263,18 +284,16 @@ def test_label_values_spell_out_ids_and_colours(tmp_path: Path) -> None:
     np.testing.assert_array_equal(read_as(tmp_path, lambda path: save(path, raw), label_values=values), IDS)
     border = colored((224, 224, 192))
     np.testing.assert_array_equal(read_as(tmp_path, lambda path: save(path, border), label_values=values), IDS)
-    with pytest.raises(
-        DataError, match=r"holds class id 2 \(3 pixels .* expected 7 to 8, 33 to 34 and 0 to 1 for void"
-    ):
+    with pytest.raises(DataError, match=r"\bid 2\b.*\b3\b.* 7 to 8, 33 to 34 and 0 to 1 for void"):
         read_as(
             tmp_path, lambda path: save(path, np.array([[2, 2], [2, 1]], np.uint8)), label_values={**values, "1": None}
         )
 
 
 def test_a_colour_without_a_class_is_named_by_how_often_it_comes(tmp_path: Path) -> None:
-    with pytest.raises(DataError, match=r"the colour #c0e0e0 \(1 pixels"):
+    with pytest.raises(DataError, match=r"a\.png .*#c0e0e0\b.*\b1\b"):
         read_as(tmp_path, lambda path: save(path, colored((192, 224, 224))))
-    with pytest.raises(DataError, match=r"the colour #000000 \(1 pixels"):  # black is void, where there is void
+    with pytest.raises(DataError, match=r"a\.png .*#000000\b.*\b1\b"):  # black is void, where there is void
         read_as(tmp_path, lambda path: save(path, colored((0, 0, 0))), ignore_id=None)
 
 
@@ -292,9 +311,7 @@ def test_cityscapes_layout(tmp_path: Path) -> None:
     train_ids = [255] * 7 + [0, 1, 255, 255, 2, 3, 4, 255, 255, 255, 5, 255, *range(6, 16), 255, 255, 16, 17, 18]
     np.testing.assert_array_equal(data[0][1].ravel(), train_ids)  # of cityscapesScripts' labels.py
     save(data.pairs[0][1], raw + 1)
-    with pytest.raises(
-        DataError, match=r"class id 34 \(1 pixels .* expected 7 to 8, 11 to 13, .* and 0 to 6, .* for void"
-    ):
+    with pytest.raises(DataError, match=r"\bid 34\b.*\b1\b.* 7 to 8, 11 to 13, .* and 0 to 6, .* for void"):
         data[0]
     data.pairs[1][1].unlink()
     with pytest.raises(DataError, match=r"no partner 'ulm_000000_000019\.\*' in .*gtFine/train"):
@@ -372,7 +389,7 @@ def test_camvid_is_whole(camvid: Path) -> None:
 
 def test_drawn_data_set_is_read_back(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert enet_data(["scenes", str(tmp_path), "--count", "2", "--seed", "7", "--size", "96x128"]) == 0
-    assert "2 drawn scenes in train/" in capsys.readouterr().out
+    assert "2 scenes in train/" in capsys.readouterr().out
     data = open_data(tmp_path, "train")
     assert [path.name for path, _ in data.pairs] == ["scene0007.png", "scene0008.png"]
     for (picture, labels), seed in zip(data, (7, 8), strict=True):

@@ -209,7 +209,7 @@ def test_encodings_and_padded_rows(encoding: str) -> None:
         ({"step": 17}, "in rows of 17 bytes, expected 4 rows of at least 18"),
         ({"data": np.zeros(70, np.uint8)}, "image message of 70 bytes for 4x6"),
         ({"height": 4_000_000_000}, "for 4000000000x6"),
-        ({"encoding": "yuv422", "width": 5}, "4x5 pixels of yuv422 are no picture"),
+        ({"encoding": "yuv422", "width": 5}, "4x5 pixels of yuv422"),
     ],
 )
 def test_message_that_is_not_whole(change: dict[str, Any], message: str) -> None:
@@ -240,5 +240,5 @@ def test_compressed_image_of_a_kilobyte_does_not_take_all_memory() -> None:
     header = b"IHDR" + (32_000).to_bytes(4, "big") * 2 + png[24:29]
     bomb = png[:12] + header + zlib.crc32(header).to_bytes(4, "big") + png[33:]
     message = SimpleNamespace(format="png", data=np.frombuffer(bomb, np.uint8))
-    with pytest.raises(DataError, match=r"^compressed image of .* and format 'png' says it is 32000x32000"):
+    with pytest.raises(DataError, match=r"^compressed image of .*'png' .*32000x32000"):
         to_bgr(message)

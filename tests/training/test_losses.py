@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from enet_deploy.training.losses import TEMPERATURE, cross_entropy, distillation, hard_cross_entropy, lovasz_softmax
+from enet_deploy.training.losses import TEMPERATURE, cross_entropy, distillation, lovasz_softmax
 
 VOID = 11
 
@@ -31,13 +31,12 @@ def test_cross_entropy_is_torch_s_weighted_mean() -> None:
     torch.testing.assert_close(cross_entropy(logits, labels, weight, VOID), expected)
 
 
-@pytest.mark.parametrize("loss", ["weighted", "hard", "lovasz"])
+@pytest.mark.parametrize("loss", ["weighted", "lovasz"])
 def test_void_alone_teaches_nothing(loss: str) -> None:
     logits, labels = example()
     labels = torch.full_like(labels, VOID)
     value = {
         "weighted": lambda: cross_entropy(logits, labels, torch.ones(4), VOID),
-        "hard": lambda: hard_cross_entropy(logits, labels, VOID, 0.7),
         "lovasz": lambda: lovasz_softmax(logits, labels, VOID),
     }[loss]()
     value.backward()  # type: ignore[no-untyped-call]
@@ -70,17 +69,6 @@ def test_lovasz_of_a_sure_prediction_is_one_minus_its_iou() -> None:
     predicted = torch.tensor([[[0, 0, 1, 1, 1, 0]]])  # IoU 2/3 and 2/3: what lies on void does not count
     logits = F.one_hot(predicted, 3).permute(0, 3, 1, 2) * 100.0
     assert lovasz_softmax(logits, labels, VOID).item() == pytest.approx(1 / 3)
-
-
-def test_hard_pixels_alone_count() -> None:
-    chance = torch.tensor([0.9, 0.8, 0.5, 0.2, 0.1])  # of the right class, 0
-    logits = torch.stack([chance, 1 - chance]).log()[None, :, None]
-    labels = torch.tensor([[[0, 0, 0, 0, VOID]]])
-    loss = hard_cross_entropy(logits, labels, VOID, threshold=0.7)
-    assert loss.item() == pytest.approx(-(chance[2:4].log().mean()).item())
-    # where all are easy the hardest still count
-    easy = hard_cross_entropy(logits[..., :2], labels[..., :2], VOID, threshold=0.7, least=0.5)
-    assert easy.item() == pytest.approx(-chance[1].log().item())
 
 
 def test_distillation_is_the_divergence_from_the_teacher() -> None:

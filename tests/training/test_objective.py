@@ -1,4 +1,4 @@
-"""What training minimises against the plain way: the network's logits as an image, and `torch.nn.functional`."""
+"""The training objective against the plain form: the network's logits as an image, and `torch.nn.functional`."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from enet_deploy.activations import PReLU
 from enet_deploy.classes import CAMVID
 from enet_deploy.data import open_data
 from enet_deploy.model import ENet, Segmenter
-from enet_deploy.training.losses import distillation, hard_cross_entropy, lovasz_softmax
+from enet_deploy.training.losses import distillation, lovasz_softmax
 from enet_deploy.training.objective import Objective, by_corner, corner_logits, sixteenth, sixteenth_logits
 from enet_deploy.training.recipe import Recipe
 from enet_deploy.weights import load_weights
@@ -89,10 +89,7 @@ def plain_loss(net: ENet, head: nn.Conv2d, recipe: Recipe, x: Tensor, labels: Te
     """The objective of a recipe as it is written in textbooks."""
     code, *indices = net.encode(x)
     logits = net.fullconv(net.decode(code, *indices))
-    if recipe.ohem:
-        loss = hard_cross_entropy(logits, labels, VOID, recipe.ohem)
-    else:
-        loss = F.cross_entropy(logits, labels, WEIGHT, ignore_index=VOID)
+    loss = F.cross_entropy(logits, labels, WEIGHT, ignore_index=VOID)
     loss = loss + recipe.aux * F.cross_entropy(head(code), labels[:, 4::8, 4::8], WEIGHT, ignore_index=VOID)
     few = [
         (slice(y + i // 2, None, 8), slice(x + i % 2, None, 8))
@@ -104,10 +101,9 @@ def plain_loss(net: ENet, head: nn.Conv2d, recipe: Recipe, x: Tensor, labels: Te
     return loss + recipe.distill * distillation(logits, teacher)
 
 
-@pytest.mark.parametrize("ohem", [0.0, 0.7])
-def test_objective_has_the_plain_one_s_value_and_gradients(batch: tuple[ENet, Tensor, Tensor], ohem: float) -> None:
+def test_objective_has_the_plain_one_s_value_and_gradients(batch: tuple[ENet, Tensor, Tensor]) -> None:
     net, x, labels = batch
-    recipe = Recipe(ohem=ohem, aux=0.4, lovasz=0.7, distill=0.5)
+    recipe = Recipe(aux=0.4, lovasz=0.7, distill=0.5)
     objective = Objective(net, recipe, VOID)
     assert objective.head is not None
     teacher = torch.randn(4, len(CAMVID), *SIZE, generator=torch.Generator().manual_seed(1))

@@ -23,7 +23,7 @@ class SegmentationNode(Node):
     def __init__(self) -> None:
         super().__init__("enet_segmentation")
         defaults = {"artifact": "", "backend": "", "device": "", "alpha": 0.5, "compressed": False}
-        # best_effort takes what any camera sends; a reliable subscription hears nothing of a best_effort one
+        # best_effort receives from any camera; a reliable subscription gets nothing from a best_effort publisher
         defaults |= {"reliability": "best_effort", "depth": 1}
         given = {name: self.declare_parameter(name, default).value for name, default in defaults.items()}
         if not given["artifact"]:
@@ -48,7 +48,7 @@ class SegmentationNode(Node):
         self.create_subscription(CompressedImage if given["compressed"] else Image, "~/image", self.on_image, newest)
 
     def on_image(self, message: Any) -> None:
-        """Publish the labels of a message under its own header; say, now and then, why one has none."""
+        """Publish the labels of a message with its header; if that fails, log why, at most every five seconds."""
         try:
             watched = self.overlay.get_subscription_count() > 0
             labels, overlay = self.segmentation(message, with_overlay=watched)
@@ -57,7 +57,7 @@ class SegmentationNode(Node):
             return
         for publisher, fields in ((self.labels, labels), (self.overlay, overlay)):
             if fields is not None:
-                # rclpy takes an array of bytes as it is, and checks anything else one by one
+                # rclpy takes an array of bytes as it is, and checks every element of anything else
                 data = array.array("B", fields["data"].tobytes())
                 publisher.publish(Image(header=message.header, **{**fields, "data": data}))
 
@@ -74,7 +74,7 @@ def main() -> None:
         raise SystemExit(f"enet_segmentation: error: {error}") from None
     try:
         rclpy.spin(node)
-    except (KeyboardInterrupt, ExternalShutdownException):  # Ctrl-C, and SIGTERM from whoever launched it
+    except (KeyboardInterrupt, ExternalShutdownException):  # Ctrl-C, and SIGTERM from the launcher
         pass
     finally:
         node.destroy_node()

@@ -1,4 +1,4 @@
-"""What the node does with a message, without ROS: sensor_msgs/Image in, the fields of two of them out."""
+"""Process a message of the node, without ROS: from a sensor_msgs/Image to the fields of two output images."""
 
 from __future__ import annotations
 
@@ -11,10 +11,10 @@ from enet_deploy.media.ros import image_fields, to_bgr
 
 
 class Segmentation:
-    """Labels the pictures of messages.
+    """Labels the images of messages.
 
     Args:
-        runner: open, and used by this alone.
+        runner: open; nothing else may use it.
         alpha: share of the colours in the overlay, 0 to 1.
     """
 
@@ -23,21 +23,21 @@ class Segmentation:
 
     @property
     def classes(self) -> str:
-        """What the ids mean, as JSON: names, colours (RGB) and the id of void."""
+        """The class list as JSON: names, colours (RGB) and the id of void."""
         return json.dumps(self._runner.spec.classes.to_json())
 
     def __call__(self, message: Any, with_overlay: bool = True) -> tuple[dict[str, Any], dict[str, Any] | None]:
-        """The fields, without the header, of the label image (mono8) and of the overlay (bgr8).
+        """Return the fields, without the header, of the label image (mono8) and of the overlay (bgr8).
 
         Args:
-            message: a sensor_msgs/Image or CompressedImage, of ROS or of anything with its fields.
-            with_overlay: False where nobody looks at it, which saves its time; then there is None.
+            message: a sensor_msgs/Image or CompressedImage, or any object with its fields.
+            with_overlay: False saves the time for the overlay and returns None for it.
 
-        Raises DataError where the message has no picture that can be read.
+        Raises DataError if the message holds no image that can be read.
         """
         image = to_bgr(message)
         labels = self._runner.segment(image)
-        picture = None
+        fields = None
         if with_overlay:
-            picture = image_fields(overlay(image, labels, self._runner.spec.classes, self._alpha))
-        return image_fields(labels), picture
+            fields = image_fields(overlay(image, labels, self._runner.spec.classes, self._alpha))
+        return image_fields(labels), fields

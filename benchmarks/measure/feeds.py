@@ -1,0 +1,79 @@
+"""Where a timed runner's camera images come from: a few stills, or a video."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Protocol
+
+import cv2
+import numpy as np
+
+from enet_deploy.errors import InputError
+from enet_deploy.images import UInt8Array
+
+STAGES = ("pre", "infer", "post", "total")
+VIDEO_STAGES = ("decode", "pre", "infer", "post", "overlay", "total")
+
+
+class CameraFeed(Protocol):
+    """An endless source of camera images."""
+
+    @property
+    def stages(self) -> tuple[str, ...]:
+        """The stages of a call that are timed, in order."""
+
+    @property
+    def rewinding(self) -> float:
+        """Seconds so far that do not count."""
+
+    def read(self) -> tuple[UInt8Array, float]:
+        """An image, (h, w, 3) uint8 BGR, and the seconds that decoding it took."""
+
+
+class StillsFeed:
+    """The same images in turn. Decoding and overlay are not timed."""
+
+    stages = STAGES
+    rewinding = 0.0
+
+    def __init__(self, images: Sequence[UInt8Array]) -> None:
+        self.images = images
+        self._next = 0
+
+    def read(self) -> tuple[UInt8Array, float]:
+        image = self.images[self._next % len(self.images)]
+        self._next += 1
+        return image, 0.0
+
+
+class VideoFeed:
+    """The frames of a video, again and again. The whole loop of a robot is timed, from decoding to an overlay.
+
+    Attributes:
+        rewinding: seconds spent on starting again, which a robot's loop does not have.
+
+    `read` raises InputError if OpenCV finds no frame in the file.
+    """
+
+    stages = VIDEO_STAGES
+
+    def __init__(self, path: str | Path) -> None:
+        self.path = path
+        self.rewinding = 0.0
+        self._capture = cv2.VideoCapture(str(path))
+
+    def read(self) -> tuple[UInt8Array, float]:
+        start = time.perf_counter()
+        is_frame, image = self._capture.read()
+        if not is_frame:
+            ended = time.perf_counter()
+            self._capture = cv2.VideoCapture(str(self.path))
+            self.rewinding += time.perf_counter() - ended
+            start = time.perf_counter()
+            is_frame, image = self._capture.read()
+        seconds = time.perf_counter() - start
+        if not is_frame:
+            raise InputError(f"{self.path} has no frame that OpenCV can decode, expected a video file")
+        return image.astype(np.uint8, copy=False), seconds

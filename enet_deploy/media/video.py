@@ -1,0 +1,100 @@
+"""Frames from video files, decoded by PyAV."""
+
+from __future__ import annotations
+
+import re
+from fractions import Fraction
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from ..errors import DataError
+from .frames import TIMEOUT_MS, Frame, Frames, FrameSource
+
+BT709, UNSPECIFIED = 1, 2  # colour matrices, in FFmpeg's numbers
+SD_HEIGHT, HD_WIDTH = 576, 1280  # without a declared matrix, a picture higher or as wide is taken for BT.709, as by mpv
+
+
+class VideoFile(FrameSource):
+    """A video file, local or at a URL. PyAV decodes it, as OpenCV does not tell the exact time of a frame.
+
+    Pictures are rotated as the file says (phones record upright videos in landscape). As in any player, damage that
+    the decoder does not notice passes.
+
+    Raises DataError if it cannot be opened or holds no video.
+    """
+
+    def __init__(self, path: Path | str) -> None:
+        import av
+
+        super().__init__(str(path))
+        try:
+            self._container = av.open(self.name, timeout=TIMEOUT_MS / 1000 if "://" in self.name else None)
+        except av.error.FFmpegError as error:
+            raise DataError(f"{path} is neither an image nor a video that can be read: {error.strerror}") from None
+        stream = self._container.streams.best("video")  # not the cover picture
+        if not isinstance(stream, av.VideoStream):
+            self._container.close()
+            raise DataError(f"{path} holds no video, expected a file with at least one video stream")
+        self._stream = stream
+        self._stream.thread_type = "AUTO"
+        self.time_base = self._stream.time_base or self.time_base
+        self.rate = self._stream.average_rate or self.rate
+        self._seconds = float((stream.duration or 0) * (stream.time_base or 0)) or _tagged(stream.metadata)
+        if not self._seconds and len(self._container.streams) == 1:  # else it may be the duration of the sound
+            self._seconds = (self._container.duration or 0) / 1_000_000
+        self.total = self._stream.frames or round(self._seconds * self.rate) or None
+        self._count, self._end = 0, 0.0
+
+    def frames(self) -> Frames:
+        from av.error import FFmpegError
+
+        with self._container as container:
+            packets = container.demux(self._stream)
+            while True:
+                try:
+                    packet = next(packets, None)
+                except FFmpegError as error:
+                    yield DataError(f"{self.name} cannot be read to its end: {error}")
+                    return
+                if packet is None:
+                    is_whole = self._stream.frames and self._count >= 0.9 * self._stream.frames
+                    if not is_whole and (too_short := _too_short(self.name, self._end, self._seconds)):
+                        yield too_short
+                    return
+                try:
+                    pictures = packet.decode()
+                except FFmpegError as error:
+                    yield DataError(f"{self.name}: a frame cannot be decoded: {error}")
+                    continue
+                yield from map(self._frame, pictures)
+
+    def _frame(self, picture: Any) -> Frame | DataError:
+        index = self._count
+        self._count += 1
+        if picture.is_corrupt:
+            return DataError(f"{self.name}: frame {index} is damaged")
+        started = Fraction(self._container.start_time or 0, 1_000_000)
+        due = index / self.rate if picture.pts is None else picture.pts * picture.time_base - started
+        is_high = picture.height > SD_HEIGHT or picture.width >= HD_WIDTH
+        matrix = BT709 if picture.colorspace == UNSPECIFIED and is_high else None
+        aspect = self._stream.sample_aspect_ratio or Fraction(1)
+        self.pixel_aspect = 1 / aspect if picture.rotation % 180 else aspect
+        image = np.rot90(picture.to_ndarray(format="bgr24", src_colorspace=matrix), picture.rotation // 90)
+        # some containers count their duration from 0, whatever the time of their first frame
+        self._end = float(due + started + (picture.duration or 0) * (picture.time_base or 0))
+        return Frame(np.ascontiguousarray(image), f"{index:06}", max(due, Fraction(0)))
+
+
+def _tagged(metadata: dict[str, str]) -> float:
+    """Duration of a Matroska file's track in seconds; 0 if its tags do not say."""
+    match = re.fullmatch(r"(\d+):(\d+):(\d+(?:\.\d+)?)", metadata.get("DURATION", ""))
+    return sum(float(part) * unit for part, unit in zip(match.groups(), (3600, 60, 1), strict=True)) if match else 0.0
+
+
+def _too_short(name: str, end: float, seconds: float) -> DataError | None:
+    """The error for a video that ends much earlier than its duration, which may be an estimate; else None."""
+    if end >= 0.9 * seconds:
+        return None
+    return DataError(f"{name} ended at {end:.1f} of about {seconds:.1f} s; it seems to be cut short: fetch it again")

@@ -1,0 +1,102 @@
+"""What a run tells people: log.csv, a line of text per epoch, and event files for TensorBoard."""
+
+from __future__ import annotations
+
+import csv
+import io
+import logging
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from ..classes import ClassList
+from ..files import atomic_write
+from ..images import UInt8Array
+from ..media.drawing import panels, side_by_side
+from .evaluation import CLASS_IOU, Example
+
+if TYPE_CHECKING:
+    from torch.utils.tensorboard import SummaryWriter
+
+Row = Mapping[str, float]  # the figures of one epoch, by column of log.csv
+
+PICTURE_SIDE = 480  # pixels of the longer side of an example picture, so that event files stay small
+
+log = logging.getLogger(__name__)
+
+
+def write_csv(path: Path, history: Sequence[Row]) -> None:
+    """Write one line per epoch, the whole file or nothing. A value that an epoch does not have is left empty."""
+    columns = list(dict.fromkeys(name for row in history for name in row))
+    text = io.StringIO()
+    writer = csv.DictWriter(text, columns, lineterminator="\n")
+    writer.writeheader()
+    writer.writerows(history)
+    with atomic_write(path) as temporary:
+        temporary.write_text(text.getvalue())
+
+
+def log_epoch(row: Row, epochs: int) -> None:
+    """Log the main figures of an epoch; those per class and those that count void are in log.csv only."""
+    names = [name for name in row if name != "epoch" and not name.startswith(CLASS_IOU) and "void_counts" not in name]
+    log.info("  ".join([f"epoch {row['epoch']:.0f}/{epochs}", *(f"{name} {row[name]:.5g}" for name in names)]))
+
+
+def require_tensorboard() -> None:
+    """Raise ModuleNotFoundError if event files cannot be written; call this before the long work."""
+    import torch.utils.tensorboard  # noqa: F401
+
+
+class TensorBoard:
+    """Event files of a run, in one folder: curves over epochs, and example pictures.
+
+    Args:
+        folder: is created when the first events are written.
+        classes: of the data set, for the colours of label maps.
+        epoch: the epoch that the run continues from, 0 for a new run. TensorBoard then hides events of later epochs
+            that an interrupted run left in the folder. If the folder has no event file, the curves of the earlier
+            epochs are written anew.
+    """
+
+    def __init__(self, folder: Path, classes: ClassList, epoch: int) -> None:
+        self.folder, self.classes = folder, classes
+        self.written = epoch if any(folder.glob("events.out.tfevents.*")) else 0
+        self._writer: SummaryWriter | None = None
+
+    def write(self, history: Sequence[Row], examples: Callable[[], Sequence[Example]]) -> None:
+        """Write the epochs of `history` that are not written yet; if the last of them was evaluated, pictures too.
+
+        Raises OSError if the files cannot be written.
+        """
+        from torch.utils.tensorboard import SummaryWriter
+
+        if self._writer is None:
+            self._writer = SummaryWriter(str(self.folder), purge_step=self.written + 1)
+        rows, self.written = history[self.written :], len(history)
+        for row in rows:
+            for name in row.keys() - {"epoch"}:
+                self._writer.add_scalar(_tag(name), row[name], int(row["epoch"]))
+        if rows and "val_miou" in rows[-1]:
+            for example in examples():
+                rgb = np.ascontiguousarray(example_picture(example, self.classes)[..., ::-1])
+                self._writer.add_image(f"examples/{example.name}", rgb, self.written, dataformats="HWC")
+        self._writer.flush()
+
+    def close(self) -> None:
+        if self._writer is not None:
+            self._writer.close()
+
+
+def _tag(column: str) -> str:
+    """The name of a curve; TensorBoard groups curves by what is in front of the slash."""
+    if column.startswith(CLASS_IOU):
+        return f"val_iou/{column.removeprefix(CLASS_IOU)}"
+    return f"val/{column.removeprefix('val_')}" if column.startswith("val_") else f"train/{column}"
+
+
+def example_picture(example: Example, classes: ClassList) -> UInt8Array:
+    """Image, truth and prediction side by side: (h, w, 3) uint8 BGR."""
+    label_maps = {"truth": example.labels, "prediction": example.predicted}
+    return side_by_side(panels(example.frame, label_maps, classes, PICTURE_SIDE))

@@ -1,0 +1,91 @@
+"""The networks that a run starts from: its own, random or from a file, and the teacher."""
+
+from __future__ import annotations
+
+import logging
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from ..artifacts import Metadata
+from ..classes import ClassList
+from ..errors import ArtifactError, InputError
+from ..files import sha256
+from ..model import ENet, Segmenter
+from .prior import load_uncorrected
+from .recipe import Recipe
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class StartingPoint:
+    """What a run starts from.
+
+    Attributes:
+        net: the network to train, on the CPU.
+        metadata: of the weights it was read from; None for random weights.
+        teacher: the network whose output is learnt beside the labels, on the training device; None for none.
+        details: of init and teacher, for the metadata of the new weights.
+    """
+
+    net: ENet
+    metadata: Metadata | None
+    teacher: Segmenter | None
+    details: dict[str, Any]
+
+
+def starting_point(
+    init: str | Path | None, teacher: str | Path | None, classes: ClassList, recipe: Recipe, device: torch.device
+) -> StartingPoint:
+    """Make or read the networks. Random weights come from torch's global generator.
+
+    Raises InputError if recipe and weights do not fit each other, and ArtifactError for a bad file.
+    """
+    if teacher is not None and not recipe.distill:
+        raise InputError("distill 0 with a teacher, expected more; leave out --teacher, or --distill")
+    metadata: Metadata | None = None
+    segmenter: Segmenter | None = None
+    details: dict[str, Any] = {}
+    if init is None:
+        net = ENet(len(classes), recipe.width, recipe.slopes)
+    else:
+        net, metadata = _initial_network(init, classes, recipe)
+        details["init"] = {**metadata.details, "sha256": sha256(init)}
+    if teacher is not None:
+        segmenter, details["teacher"] = _read_teacher(teacher, classes, device)
+    return StartingPoint(net, metadata, segmenter, details)
+
+
+def _initial_network(path: str | Path, classes: ClassList, recipe: Recipe) -> tuple[ENet, Metadata]:
+    """Weights to start from; if their classes are others, with a new last layer."""
+    net, metadata = load_uncorrected(path)
+    if metadata.classes.names != classes.names:
+        log.info(
+            f"{path} has other classes ({', '.join(metadata.classes.names)}): all layers are used but the last, which "
+            "starts from random weights"
+        )
+        net.renew_classes(len(classes))
+    if net.width != recipe.width:
+        raise InputError(f"width {recipe.width}, but {path} has width {net.width}; pass --width {net.width}")
+    if recipe.slopes == "channel" and net.slopes == "layer":
+        raise InputError(f"slopes channel, but {path} has one slope per layer; pass --slopes layer")
+    if recipe.slopes != net.slopes:
+        log.info(f"{path} has a PReLU slope per channel: each layer starts from the mean of its slopes")
+        net.share_slopes()
+    return net, metadata
+
+
+def _read_teacher(path: str | Path, classes: ClassList, device: torch.device) -> tuple[Segmenter, dict[str, Any]]:
+    """The teacher, and its details for the metadata of the new weights."""
+    net, metadata = load_uncorrected(path)
+    if metadata.classes.names != classes.names:
+        raise ArtifactError(
+            f"{path} has the classes {', '.join(metadata.classes.names)}, expected those of the data set, "
+            f"{', '.join(classes.names)}; pass a teacher with these classes, or none"
+        )
+    teacher = Segmenter(net, metadata.mean, metadata.std).to(device).eval().requires_grad_(False)
+    teacher.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+    return teacher, {**metadata.details, "sha256": sha256(path), "width": net.width}

@@ -1,0 +1,262 @@
+"""Runs resume to the same bits after any interruption; checkpoints that are damaged or of another run are refused."""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+import pickle
+import re
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from helpers import ROOT, write_scenes
+from training_runs import (
+    FILES,
+    STEPS,
+    TIMES,
+    arguments,
+    assert_refused,
+    assert_same_tensors,
+    enet_train,
+    interrupted_in_the_second_epoch,
+    rows,
+    tensors,
+)
+
+from enet_deploy.commands import train as train_cli
+from enet_deploy.training.checkpoint import Checkpoint
+from enet_deploy.training.step import TrainingStep
+from enet_deploy.training.trainer import Trainer
+from enet_deploy.weights import load_weights, save_weights
+
+
+@pytest.mark.parametrize(
+    ("owner", "name", "call"),
+    [
+        (TrainingStep, "__call__", 1),
+        (TrainingStep, "__call__", STEPS + 1),
+        (Trainer, "_evaluate", 0),
+        (Path, "write_bytes", 3),
+    ],
+    ids=["first epoch", "second epoch", "evaluation", "writing a checkpoint"],
+)
+def test_interrupted_run_resumes_to_the_same_bits(
+    finished: Path, scenes: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, owner: Any, name: str, call: int
+) -> None:
+    original = getattr(owner, name)
+    calls = iter(range(call + 1))
+
+    def interrupted(*args: Any) -> Any:
+        if next(calls) < call:
+            return original(*args)
+        if owner is Path:
+            original(args[0], args[1][:1000])
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("enet_deploy.training.trainer.CHECKPOINT_SECONDS", 0.0)
+    with monkeypatch.context() as patch:
+        patch.setattr(owner, name, interrupted)
+        assert enet_train(scenes, tmp_path) == 130
+    assert not (tmp_path / "last.safetensors").exists()
+    assert {path.name for path in tmp_path.iterdir()} <= set(FILES)  # no half-written file either
+
+    assert enet_train(scenes, tmp_path, "--resume") == 0
+    for file in ("last.safetensors", "best.safetensors"):
+        assert_same_tensors(tensors(tmp_path / file), tensors(finished / file))
+    for row, expected in zip(rows(tmp_path), rows(finished), strict=True):
+        assert row | TIMES == expected | TIMES
+
+
+# Trains in child processes of one that has imported torch, each killed at another event; prints the number of events.
+# An event is a step, a file half written, and a file about to get its name or just named.
+KILLED = """
+import os, signal, sys
+from pathlib import Path
+import torch
+from enet_deploy.commands import train as train_cli
+from enet_deploy.training import evaluation
+from enet_deploy.training.step import TrainingStep
+
+evaluation.ALPHAS = ()
+
+torch.optim.Adam([torch.nn.Parameter(torch.zeros(1))])  # imports for seconds; now, so that no child has to
+
+def train_until(last, out):
+    events = iter(range(last))
+    def event():
+        if next(events, None) is None:
+            os.kill(os.getpid(), signal.SIGKILL)
+    def wrap(owner, name, before, after):
+        original = getattr(owner, name)
+        def wrapped(*arguments):
+            before(*arguments)
+            event()
+            result = original(*arguments)
+            if after:
+                event()
+            return result
+        setattr(owner, name, wrapped)
+    write = Path.write_bytes
+    wrap(TrainingStep, "__call__", lambda *_: None, False)
+    wrap(Path, "write_bytes", lambda path, content: write(path, content[: len(content) // 2]), False)
+    wrap(Path, "write_text", lambda path, text: write(path, text.encode()[: len(text) // 2]), False)
+    wrap(Path, "replace", lambda *_: None, True)
+    code = train_cli.main([*sys.argv[3:], "--out", out])
+    print(last - len(list(events)), flush=True)
+    os._exit(code)
+
+for last in map(int, sys.argv[1].split(",")):
+    if os.fork() == 0:
+        train_until(last, f"{sys.argv[2]}-{last}")
+    os.wait()
+"""
+
+
+def killed_after(events: list[int], data: Path, out: Path) -> str:
+    """Runs in the folders OUT-N, each of them killed after N events."""
+    argv = [",".join(map(str, events)), str(out), *arguments(data, out, eval_every=1)]
+    done = subprocess.run(
+        [sys.executable, "-c", KILLED, *argv],
+        env=os.environ | {"PYTHONPATH": str(ROOT)},
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 0, done.stderr
+    return done.stdout
+
+
+def assert_whole(out: Path) -> None:
+    """Every file with a final name is whole; names that start with a dot are temporary."""
+    for path in out.glob("[!.]*"):
+        if path.suffix == ".safetensors":
+            load_weights(path)
+        elif path.name == "checkpoint.pt":
+            Checkpoint.read(out)
+        else:
+            assert path.name == "log.csv" and path.read_text().endswith("\n")
+            assert all(None not in row.values() for row in rows(out))
+
+
+@pytest.mark.slow
+def test_run_killed_at_any_moment_resumes_to_the_same_bits(scenes: Path, tmp_path: Path) -> None:
+    count = int(killed_after([1000], scenes, tmp_path / "run"))
+    whole = tmp_path / "run-1000"
+    # half of them while the last files are renamed, when only the end of the run is left to do
+    moments = [1, 4, count // 2, count - 8, count - 6, count - 4]
+    assert killed_after(moments, scenes, tmp_path / "run") == ""
+    for moment in moments:
+        out = tmp_path / f"run-{moment}"
+        assert_whole(out)
+        begun = (out / "checkpoint.pt").exists()
+        assert enet_train(scenes, out, *(["--resume"] if begun else []), eval_every=1) == 0
+        for name in ("last.safetensors", "best.safetensors"):
+            assert_same_tensors(tensors(out / name), tensors(whole / name))
+        assert [row | TIMES for row in rows(out)] == [row | TIMES for row in rows(whole)]
+
+
+def test_terminated_run_says_how_to_go_on(scenes: Path, tmp_path: Path) -> None:
+    command = [sys.executable, "-m", "enet_deploy.commands.train", *arguments(scenes, tmp_path, epochs=1000)]
+    environment = os.environ | {"PYTHONPATH": str(ROOT)}
+    with subprocess.Popen(command, env=environment, stderr=subprocess.PIPE, text=True) as process:
+        while not (tmp_path / "log.csv").exists():
+            assert process.poll() is None
+            time.sleep(0.005)
+        process.terminate()
+        _, error = process.communicate()
+    assert process.returncode == 143
+    assert re.fullmatch(
+        r"enet-train: interrupted; the same command with --resume continues after epoch \d+", error.splitlines()[-1]
+    )
+    assert {path.name for path in tmp_path.iterdir()} <= set(FILES)
+
+
+def test_run_from_other_weights_resumes_to_the_same_bits(
+    finished: Path, scenes: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    net, metadata = load_weights(finished / "last.safetensors")
+    start = tmp_path / "start.safetensors"  # its mean, not the data set's, is the colour outside the images
+    save_weights(start, net, dataclasses.replace(metadata, mean=(10.0, 200.0, 90.0)))
+    assert enet_train(scenes, tmp_path / "whole", "--init", str(start), epochs=3, eval_every=3) == 0
+    with interrupted_in_the_second_epoch(monkeypatch):
+        assert enet_train(scenes, tmp_path / "broken", "--init", str(start), epochs=3, eval_every=3) == 130
+    # the next epoch is not evaluated
+    assert enet_train(scenes, tmp_path / "broken", "--resume", epochs=3, eval_every=3) == 0
+    whole, broken = (tensors(tmp_path / run / "last.safetensors") for run in ("whole", "broken"))
+    assert_same_tensors(whole, broken)
+
+
+LOSSES = ["--aux", "0.4", "--lovasz", "1", "--lovasz-from", "0", "--noise", "8"]
+
+
+def test_interrupted_run_with_every_loss_resumes_to_the_same_bits(
+    finished: Path, scenes: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    teacher = ["--teacher", str(finished / "last.safetensors")]
+    assert enet_train(scenes, tmp_path / "whole", *LOSSES, *teacher) == 0
+    with interrupted_in_the_second_epoch(monkeypatch):
+        assert enet_train(scenes, tmp_path / "broken", *LOSSES, *teacher) == 130
+    assert "the same command with --resume continues" in capsys.readouterr().err
+    code = enet_train(scenes, tmp_path / "broken", "--resume")
+    assert_refused(code, capsys, "checkpoint.pt", "--teacher", "None")
+    assert enet_train(scenes, tmp_path / "broken", "--resume", *teacher) == 0
+    assert_same_tensors(*(tensors(tmp_path / run / "last.safetensors") for run in ("whole", "broken")))
+
+
+@pytest.mark.parametrize("lost", ["optimizer", "identity", "net"])
+def test_checkpoint_that_lacks_a_part(
+    finished: Path, scenes: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], lost: str
+) -> None:
+    state = torch.load(finished / "checkpoint.pt", weights_only=True)
+    del state[lost]
+    torch.save(state, tmp_path / "checkpoint.pt")
+    assert_refused(enet_train(scenes, tmp_path, "--resume"), capsys, "checkpoint.pt")
+
+
+def test_other_images_than_the_run_began_with(
+    finished: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "checkpoint.pt").write_bytes((finished / "checkpoint.pt").read_bytes())
+    data = write_scenes(tmp_path / "data", {"train": 4, "val": 1})
+    assert_refused(enet_train(data, tmp_path, "--resume"), capsys, "training images 8 (", "4 (")
+
+
+def test_finished_run_can_be_resumed(finished: Path, scenes: Path, tmp_path: Path) -> None:
+    (tmp_path / "checkpoint.pt").write_bytes((finished / "checkpoint.pt").read_bytes())
+    assert train_cli.main([str(scenes), "--out", str(tmp_path), "--resume"]) == 0
+    assert_same_tensors(tensors(tmp_path / "last.safetensors"), tensors(finished / "last.safetensors"))
+
+
+class Touch:
+    """Pickled, it makes a file when it is loaded by whoever trusts it."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    def __reduce__(self) -> tuple[Callable[..., Any], tuple[Any, ...]]:
+        return Path.touch, (self.path,)
+
+
+@pytest.mark.parametrize("damage", ["cut", "text", "pickle", "zipped pickle", "other recipe"])
+def test_bad_checkpoints_are_refused_and_run_no_code(
+    finished: Path, scenes: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], damage: str
+) -> None:
+    checkpoint, touched = tmp_path / "checkpoint.pt", tmp_path / "touched"
+    if damage == "cut":
+        checkpoint.write_bytes((finished / "checkpoint.pt").read_bytes()[:-5000])
+    elif damage == "text":
+        checkpoint.write_text("no checkpoint")
+    elif damage == "pickle":
+        checkpoint.write_bytes(pickle.dumps(Touch(touched)))
+    elif damage == "zipped pickle":
+        torch.save(Touch(touched), checkpoint)
+    else:
+        torch.save({"recipe": {"momentum": 0.9}}, checkpoint)
+    code = enet_train(scenes, tmp_path, "--resume")
+    assert_refused(code, capsys, "checkpoint.pt")
+    assert not touched.exists()
