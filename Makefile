@@ -1,5 +1,5 @@
-# `make demo`, `make gpu` and `make test` set themselves up in .venv, `make test-minimal` in .venv-minimal; nothing else
-# is needed but Python 3.10 or later.
+# `make demo`, `make gpu` and `make test` set themselves up in .venv, `make test-minimal` in .venv-minimal, `make docs` in
+# .venv-docs; nothing else is needed but Python 3.10 or later.
 
 PYTHON ?= python3
 FUZZ_SECONDS ?= 60
@@ -8,8 +8,9 @@ BIN := .venv/bin
 INSTALLED := .venv/installed
 WEIGHTS := enet_deploy/weights/enet-camvid.safetensors
 MINIMAL := .venv-minimal
+DOCS := .venv-docs
 
-.PHONY: demo gpu test test-fast test-minimal fuzz lint clean
+.PHONY: demo gpu test test-fast test-minimal fuzz docs lint clean
 
 demo: $(INSTALLED) ## fp32 and int8 on PyTorch, ONNX Runtime and OpenVINO side by side with a report; an engine for an RTX 3060
 	$(BIN)/enet-export --logits --out demo
@@ -40,6 +41,12 @@ test-minimal: ## the tests with the newest releases, a headless OpenCV, and no O
 fuzz: $(INSTALLED) ## every reader of foreign files against damaged ones, for so many seconds
 	OMP_NUM_THREADS=1 $(BIN)/python tests/fuzz.py $(FUZZ_SECONDS)
 
+# The pages are made from the text of the code, so PyTorch is not needed; ruff formats signatures.
+docs: ## the documentation's site, in build/site; a warning or a dead link is an error. `make docs ARGS=serve` while you write
+	test -x $(DOCS)/bin/mkdocs || $(PYTHON) -m venv $(DOCS)
+	$(DOCS)/bin/pip install -q -c constraints.txt -e '.[docs]' ruff
+	NO_MKDOCS_2_WARNING=1 PATH="$(DOCS)/bin:$$PATH" $(DOCS)/bin/mkdocs $(or $(ARGS),build) --strict
+
 lint: $(INSTALLED)
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
@@ -55,4 +62,4 @@ $(INSTALLED): setup.cfg pyproject.toml constraints.txt
 	touch $@
 
 clean:
-	rm -rf .venv $(MINIMAL) build demo gpu-report gpu-rehearsal *.egg-info .mypy_cache .pytest_cache .ruff_cache .hypothesis
+	rm -rf .venv $(MINIMAL) $(DOCS) build demo gpu-report gpu-rehearsal *.egg-info .mypy_cache .pytest_cache .ruff_cache .hypothesis
