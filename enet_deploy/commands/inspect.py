@@ -1,0 +1,137 @@
+"""`enet-inspect`: what weights, a graph or an engine is, on one screen, without opening a backend."""
+
+from __future__ import annotations
+
+import argparse
+from collections import Counter
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from ..artifacts import Metadata, graph_metadata
+from ..console import counted, printable
+from ..errors import ArtifactError
+from ..files import sha256
+from ..runners.tensorrt.card import EngineCard
+from ..runners.tensorrt.library import FLAVOURS
+from . import cli
+
+Lines = dict[str, str]
+
+
+def describe(path: Path) -> Lines:
+    """Return title -> what to say of an artifact.
+
+    Raises ArtifactError if the file is missing, damaged, or no artifact of this package.
+    """
+    if not path.is_file():
+        raise ArtifactError(
+            f"{path} is not a file; expected weights (.safetensors), a graph (.onnx) or an engine (.engine)"
+        )
+    if path.suffix == ".safetensors":
+        own, metadata = _weights(path)
+    elif path.suffix == ".onnx":
+        own, metadata = _graph(path)
+    elif path.suffix == ".engine":
+        own, metadata = _engine(path)
+    else:
+        raise ArtifactError(f"{path} has the suffix '{path.suffix}', expected .safetensors, .onnx or .engine")
+    size = {"file": f"{path.stat().st_size / 1e6:.2f} MB, SHA-256 {sha256(path)}"}
+    return {**own, **size, **_common(metadata)}
+
+
+def _weights(path: Path) -> tuple[Lines, Metadata]:
+    from ..weights import Weights
+
+    weights = Weights.read(path)
+    count = sum(parameter.numel() for parameter in weights.net.parameters())
+    what = f"weights of ENet: {count:,} parameters, width {weights.net.width}, a PReLU slope per {weights.net.slopes}"
+    return {"what": what}, weights.metadata
+
+
+def _graph(path: Path) -> tuple[Lines, Metadata]:
+    import onnx
+    from google.protobuf.message import DecodeError
+
+    try:
+        model = onnx.load(path, load_external_data=False)
+    except DecodeError:
+        raise ArtifactError(f"{path} is not an ONNX file, or is damaged; export it again with enet-export") from None
+    metadata = graph_metadata(model, path)
+    kinds = Counter(node.op_type for node in model.graph.node)
+    shown = ", ".join(f"{count} {kind}" for kind, count in kinds.most_common(6))
+    ports = (*model.graph.input, *model.graph.output)
+    lines = {
+        "what": f"ONNX graph, {metadata.precision}"
+        + (f", layout {metadata.qdq_layout}" if metadata.qdq_layout else ""),
+        "operations": f"{sum(kinds.values())}: {shown}, ...",
+        "inputs and outputs": ", ".join(map(_port, ports)),
+    }
+    return lines, metadata
+
+
+def _port(port: Any) -> str:
+    import onnx
+
+    type_ = port.type.tensor_type
+    sides = ", ".join(str(side.dim_value) if side.HasField("dim_value") else "any" for side in type_.shape.dim)
+    return f"{port.name} {onnx.helper.tensor_dtype_to_np_dtype(type_.elem_type)} ({sides})"
+
+
+def _engine(path: Path) -> tuple[Lines, Metadata]:
+    card = EngineCard.read(path)
+    shares = card.precision_shares
+    compatible = [name for name in ("version", "hardware") if getattr(card, f"{name}_compatible")]
+    lines = {
+        "what": f"engine of {FLAVOURS[card.flavour]} {card.version}, from a graph in {card.metadata.precision}",
+        "for": f"compute capability {', '.join(card.compute_capabilities)}"
+        + (f", built on {card.gpu}" if card.gpu else ", built ahead of time")
+        + "".join(f", {name} compatible" for name in compatible),
+        "layers compute in": "not inspected"
+        if shares is None
+        else ", ".join(f"{precision} {share:.0%}" for precision, share in shares.items()),
+        "graph": f"SHA-256 {card.onnx_sha256}",
+    }
+    return lines, card.metadata
+
+
+def _common(metadata: Metadata) -> Lines:
+    details = metadata.details
+    height, width = metadata.size
+    normalised = f"mean {_numbers(metadata.mean)}, std {_numbers(metadata.std)}"
+    lines = {"frames": f"{height}x{width} (height x width), BGR; {normalised}"}
+    if metadata.weights_sha256:
+        lines["from weights"] = f"SHA-256 {metadata.weights_sha256}"
+    void = "" if metadata.classes.ignore_id is None else f"; void is {metadata.classes.ignore_id}"
+    lines["classes"] = f"{len(metadata.classes)}: {', '.join(metadata.classes.names)}{void}"
+    images = details.get("images")
+    if isinstance(images, dict) and isinstance(images.get("train"), int):
+        lines["trained on"] = f"{counted(images['train'], 'image')} of {details.get('split', 'an unnamed split')}"
+    calibration = details.get("calibration")
+    if isinstance(calibration, dict):
+        lines["calibrated by"] = str(calibration.get("method", "an unnamed method"))
+    if "commit" in details:
+        lines["commit"] = str(details["commit"])
+    return lines
+
+
+def _numbers(values: Sequence[float]) -> str:
+    return ", ".join(f"{value:.1f}" for value in values)
+
+
+def _inspect(args: argparse.Namespace) -> None:
+    for path in args.artifacts:
+        lines = describe(path)
+        print(printable(str(path)))
+        for title, text in lines.items():
+            print(f"  {title:<19}{printable(text)}")
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    parser = cli.Parser("enet-inspect", description="Say what weights, a graph or an engine is.")
+    parser.add_argument("artifacts", nargs="+", type=Path, metavar="FILE", help=".safetensors, .onnx or .engine")
+    return cli.run(parser, _inspect, argv)
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())

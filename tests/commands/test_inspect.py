@@ -1,0 +1,84 @@
+"""`enet-inspect`, and `enet`, which runs every command by one name."""
+
+from __future__ import annotations
+
+import importlib.metadata
+from pathlib import Path
+
+import pytest
+from helpers import SIZE, write_graph
+
+from enet_deploy import __main__ as umbrella
+from enet_deploy import __version__
+from enet_deploy.commands.inspect import main
+from enet_deploy.files import sha256
+from enet_deploy.runners.tensorrt.card import EngineCard
+
+
+def lines(text: str) -> dict[str, str]:
+    """Title -> what the command says, of one artifact."""
+    return {line[2:20].strip(): line[21:].strip() for line in text.splitlines()[1:]}
+
+
+def test_weights_and_their_graphs(weights: Path, graphs: dict[str, Path], capsys: pytest.CaptureFixture[str]) -> None:
+    assert main([str(weights)]) == 0
+    told = lines(capsys.readouterr().out)
+    assert "360,098 parameters" in told["what"] and told["file"].endswith(sha256(weights))
+    assert "540 images" in told["trained on"]
+    for precision in ("fp32", "int8"):
+        assert main([str(graphs[precision])]) == 0
+        told = lines(capsys.readouterr().out)
+        assert precision in told["what"] and told["from weights"].endswith(sha256(weights))
+        assert f"frames uint8 (any, {SIZE[0]}, {SIZE[1]}, 3)" in told["inputs and outputs"]
+    assert told["calibrated by"] == "mse" and "layout all" in told["what"]
+
+
+def test_engines_are_told_by_their_card(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    engine, graph = tmp_path / "a.engine", write_graph(tmp_path / "a.onnx", "fp16")
+    engine.write_bytes(b"engine")
+    import onnx
+
+    from enet_deploy.artifacts import graph_metadata
+    from enet_deploy.files import digest
+
+    metadata = graph_metadata(onnx.load(graph), graph)
+    card = EngineCard(
+        digest(b"engine"), sha256(graph), "trt-rtx", "1.7", ("8.6", "8.9"), None, False, False, {"fp16": 0.75}, metadata
+    )
+    card.write(engine)
+    assert main([str(engine)]) == 0
+    told = lines(capsys.readouterr().out)
+    assert told["layers compute in"] == "fp16 75%" and "8.6, 8.9" in told["for"]
+    assert told["graph"].endswith(sha256(graph))
+    engine.write_bytes(b"another")
+    assert main([str(engine)]) == 2
+    assert "a.engine" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("name", ["missing.onnx", "damaged.onnx", "foreign.txt"])
+def test_what_is_no_artifact_is_refused(tmp_path: Path, name: str, capsys: pytest.CaptureFixture[str]) -> None:
+    path = tmp_path / name
+    if not name.startswith("missing"):
+        path.write_bytes(b"\xff" * 20)
+    assert main([str(path)]) == 2
+    told = capsys.readouterr()
+    assert name in told.err and told.err.count("\n") == 1 and told.out == ""
+
+
+def test_one_name_for_all_commands(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    group = "console_scripts"
+    scripts = [
+        importlib.metadata.EntryPoint("enet-inspect", "enet_deploy.commands.inspect:main", group),
+        importlib.metadata.EntryPoint("enet-train", "enet_deploy.commands.train:main", group),
+        importlib.metadata.EntryPoint("enet-else", "somebody.else:main", group),
+    ]
+    monkeypatch.setattr(umbrella, "entry_points", lambda group: scripts)
+    assert umbrella.main(["inspect", "missing.onnx"]) == 2
+    assert "missing.onnx" in capsys.readouterr().err
+    assert umbrella.main(["--version"]) == 0 and capsys.readouterr().out.strip() == __version__
+    assert umbrella.main([]) == 0
+    told = capsys.readouterr().out
+    assert "enet train" in told and "else" not in told
+    assert umbrella.main(["enet-trian"]) == 2 and "train" in capsys.readouterr().err
+    monkeypatch.setattr(umbrella, "entry_points", lambda group: [])
+    assert umbrella.main(["train"]) == 2 and "pip install" in capsys.readouterr().err
