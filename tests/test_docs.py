@@ -98,7 +98,9 @@ def scripts() -> dict[str, str]:
     setup = configparser.ConfigParser()
     setup.read(ROOT / "setup.cfg")
     lines = setup["options.entry_points"]["console_scripts"].strip().splitlines()
-    return {script: target.split(":")[0] for script, target in (line.split(" = ") for line in lines)}
+    found = {script: target.split(":")[0] for script, target in (line.split(" = ") for line in lines)}
+    del found["enet"]  # which calls the others
+    return found
 
 
 SCRIPTS = scripts()
@@ -106,6 +108,8 @@ SCRIPTS = scripts()
 
 def call(words: list[str]) -> Call | None:
     """What of this project the words call, if anything."""
+    if words[0] == "enet" and f"enet-{words[1]}" in SCRIPTS:
+        return Call(SCRIPTS[f"enet-{words[1]}"], words[2:])
     if words[0] in SCRIPTS:
         return Call(SCRIPTS[words[0]], words[1:])
     if words[0] in ("python", "python3", "torchrun") and "-m" in words:
