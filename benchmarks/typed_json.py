@@ -75,7 +75,7 @@ def _read_dataclass(kind: Any, value: Any, place: str) -> Any:
     read = {}
     for field, name in _stored(kind):
         if name not in value:
-            raise ValueError(f"{place or 'it'} lacks '{name}'")
+            raise ValueError(f"{place or 'the object'} lacks '{name}'")
         read[field.name] = _read(hints[field.name], value[name], f"{place}.{name}".lstrip("."))
     try:
         return kind(**read)
@@ -92,4 +92,4 @@ def _read_tuple(arguments: tuple[Any, ...], value: Any, place: str) -> tuple[Any
 
 def _require(holds: bool, value: object, expected: str, place: str) -> None:
     if not holds:
-        raise ValueError(f"{place or 'it'} is {value!r:.40}, expected {expected}")
+        raise ValueError(f"{place or 'the value'} is {value!r:.40}, expected {expected}")

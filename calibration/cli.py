@@ -157,7 +157,7 @@ def _require(args: argparse.Namespace) -> None:
     """Refuse impossible arguments before minutes of measuring."""
     cli.require_weights(args.weights)
     if args.record and args.method != "auto":
-        raise InputError(f"--method {args.method} with --record {args.record}, whose ranges are settled; drop one")
+        raise InputError(f"--method {args.method} with --record {args.record}, expected one: a record has its ranges")
     if args.max_drop is not None and not 0 <= args.max_drop < math.inf:
         raise InputError(f"--max-drop {args.max_drop}, expected points such as {BUDGET['miou']}")
     if args.trt_cache and args.trt_cache.resolve() == args.out.resolve():

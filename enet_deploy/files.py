@@ -65,7 +65,7 @@ def require_writable(path: str | Path) -> None:
     try:  # os.access() is not enough: it tells root that a read-only file system is writable
         tempfile.TemporaryFile(dir=folder).close()
     except OSError:
-        raise ArtifactError(f"cannot write {path}: {folder} is no folder that can be written; choose another") from None
+        raise ArtifactError(f"cannot write {path}: {folder} is not a writable folder; choose another") from None
 
 
 def _replaceable(path: str | Path) -> Path:

@@ -75,7 +75,7 @@ class ConfusionMatrix:
         truth = self.counts[:-1].sum(axis=1).astype(float)
         predicted = counted[:, :-1].sum(axis=0).astype(float)
         if not truth.any():
-            raise InputError("no labelled pixel was counted, expected at least one image with a class in it")
+            raise InputError("every counted pixel is void, expected at least one pixel of a class")
         present = truth + predicted > 0
         with np.errstate(invalid="ignore"):
             iou = hit / (truth + predicted - hit)

@@ -93,8 +93,8 @@ def _from_graph(args: argparse.Namespace) -> Path:
     given = [n for n in ("fp16", "size", "batch", "dynamic_batch", "logits", "weights", "name") if getattr(args, n)]
     if given:
         raise InputError(
-            f"--{given[0].replace('_', '-')} with {model}, whose name, precision, size, batch and outputs are "
-            "settled; export it again from weights"
+            f"--{given[0].replace('_', '-')} with {model}, expected without: a graph keeps its name, "
+            "precision, size, batch and outputs; export it again from weights"
         )
     if not args.int8:
         if args.data is not None or args.max_disagreement is not None:

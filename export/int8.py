@@ -155,7 +155,10 @@ def quantize(
     if metadata.precision not in _INT8_OF:
         raise ArtifactError(f"{source} is {metadata.precision} already, expected fp32 or fp16; quantise the float one")
     if qdq_layout == "ort" and metadata.precision != "fp32":
-        raise InputError(f"{source} is {metadata.precision}; ONNX Runtime's int8 kernels want fp32 around them")
+        raise InputError(
+            f"{source} is {metadata.precision}, expected fp32: ONNX Runtime's int8 kernels need it; "
+            "export without --fp16"
+        )
     record.require_weights(metadata.weights_sha256, "the calibration record")
     _require_tensors(model.graph, record)
     result = quantized_copy(model, record.ranges, record.float_layers, qdq_layout)

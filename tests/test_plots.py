@@ -63,7 +63,7 @@ def test_pictures_that_cannot_be(tmp_path: Path) -> None:
     for path, error, message in (
         (tmp_path / "a.gif", InputError, r"a\.gif has the suffix '\.gif', expected \.png or \.svg"),
         (tmp_path / "a", InputError, r"the suffix '', expected"),
-        (tmp_path / "file" / "a.png", ArtifactError, "cannot write .*file is no folder that can be written"),
+        (tmp_path / "file" / "a.png", ArtifactError, "cannot write .*file is not a writable folder"),
     ):
         with pytest.raises(error, match=message):
             require_plot(path)

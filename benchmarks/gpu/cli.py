@@ -223,7 +223,7 @@ def _gpu(args: argparse.Namespace) -> None:
     if unknown:
         raise InputError(f"--steps {unknown[0]}, expected some of {', '.join(STEPS)}")
     if args.minutes == 0:
-        raise InputError("--minutes 0, expected more: with none no step is begun")
+        raise InputError("--minutes 0, expected above 0: no step would start")
     settings, card = _settings(args), None
     if settings.rehearsal:  # frames are so small that threads wait for each other, on a busy machine for seconds
         os.environ.setdefault("OMP_NUM_THREADS", "1")

@@ -183,7 +183,7 @@ class Parity:
         differences = np.abs(logits - expected)
         difference = float(differences.max())
         if math.isnan(difference):
-            raise ParityError(f"{spec.artifact} on {spec.backend} gives logits that are no number; do not deploy it")
+            raise ParityError(f"{spec.artifact} on {spec.backend} gives NaN logits, expected numbers; do not deploy it")
         self.max_abs_logit = max(difference, self.max_abs_logit or 0.0)
         self.p99_abs_logit = max(float(np.percentile(differences, 99)), self.p99_abs_logit or 0.0)
 

@@ -219,13 +219,13 @@ def _fitting_batch(case: Case, cases: Sequence[Case], specs: dict[str, Spec]) ->
 
 @dataclass(frozen=True)
 class BenchInputs:
-    """What the runners see.
+    """The camera images that the runners of a run are timed and compared on.
 
     Attributes:
         make_feed: makes the images that they are timed with.
         images: some of them, (h, w, 3) uint8 BGR.
         pairs: (image, truth or None) to compare labels on.
-        described: for the JSON.
+        described: the same in the JSON of the run.
     """
 
     make_feed: Callable[[], CameraFeed]

@@ -64,7 +64,7 @@ def _check(args: argparse.Namespace) -> None:
         draw_check(args.picture, report)
     if report.problems:
         count = console.counted(len(report.problems), "problem")
-        raise RequirementError(f"{args.dir} has {count}, expected none; correct what the lines above say")
+        raise RequirementError(f"{args.dir} has {count}, expected none; correct those listed above")
     print("no problems" if not report.warnings else "no problems; the warnings do not prevent training")
 
 

@@ -56,7 +56,7 @@ def _resumed(args: argparse.Namespace, given: dict[str, Any]) -> tuple[Recipe, C
 
     for name in ("preset", "init"):
         if getattr(args, name):
-            raise InputError(f"--{name} with --resume, expected none: the run has its own")
+            raise InputError(f"--{name} with --resume, expected one of them: a resumed run keeps its own {name}")
     checkpoint = Checkpoint.read(args.out)
     for name, value in given.items():
         had = getattr(checkpoint.recipe, name)
@@ -82,7 +82,10 @@ def _data(args: argparse.Namespace) -> tuple[DataSet, DataSet, str]:
         if args.hold_out is not None:  # that folder may have the same drive
             more = without(more, args.hold_out)
             if not len(more):
-                raise InputError(f"hold-out '{args.hold_out}' fits every image of {folder}, expected some others")
+                raise InputError(
+                    f"hold-out '{args.hold_out}' matches every image of {folder}, expected some to train on; "
+                    "take a longer prefix"
+                )
         train, split = join([train, more]), f"{split} + {len(more)} more"
     return train, val, split
 

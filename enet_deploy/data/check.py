@@ -232,7 +232,7 @@ def _examine_labels(pair: _Pair, path: Path, report: Report) -> None:
 
 
 def _add(report: Report, pair: _Pair) -> None:
-    """Add what was found in a pair to the report."""
+    """Add the flaws and the counts of a pair to the report."""
     split = report.splits[pair.split]
     for message, path in pair.flaws:
         report.problem(message, [path])

@@ -92,7 +92,7 @@ class Part(NamedTuple):
     ending: str = ""
 
     def by_stem(self) -> dict[str, list[Path]]:
-        """The files, sorted, by the stem that they share with their partner. Each stem should have one file."""
+        """Return stem -> files, both sorted. An image and its label map have the same stem."""
         files: dict[str, list[Path]] = {}
         for path in sorted(self.folder.glob(self.pattern)):
             # hidden files are no images: they are unfinished ones, or those that macOS puts beside each file
@@ -211,7 +211,7 @@ def hold_out(data: DataSet, prefix: str) -> tuple[DataSet, DataSet]:
     rest = without(data, prefix)
     if not held or not len(rest):
         raise InputError(
-            f"hold-out '{prefix}' fits {len(held)} of {len(data)} images, expected some, not all; "
+            f"hold-out '{prefix}' matches {len(held)} of {len(data)} images, expected some, not all; "
             f"names look like '{data.pairs[0][0].name}'"
         )
     return rest, dataclasses.replace(data, pairs=held)

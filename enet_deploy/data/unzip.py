@@ -67,7 +67,7 @@ def _require_harmless(path: Path, members: list[zipfile.ZipInfo]) -> None:
     if len(members) > MAX_FILES or size > max(SMALL, MAX_RATIO * packed):
         raise DataError(
             f"{path} of {packed} bytes would become {len(members)} files of {size} bytes; expected at most {MAX_FILES} "
-            f"files and {MAX_RATIO} times its size: it is a zip bomb, or must be unpacked by other means"
+            f"files and {MAX_RATIO} times its size: it may be a zip bomb; if you trust it, unpack it with another tool"
         )
 
 

@@ -46,7 +46,7 @@ class Frame:
 
     Attributes:
         image: (h, w, 3) uint8 BGR.
-        name: the stem of output files: that of the image file, or the frame's number in the source.
+        name: stem for output files: the image file's stem, or the frame's number in the source.
         time: seconds from the start of the source, exact; None for image files.
     """
 

@@ -40,7 +40,7 @@ class GroundTruth:
         """Return the frame with its true labels, and count its pixels. Raises DataError if it has no label map."""
         index = self._index.get(item.frame.name)
         if index is None:
-            raise DataError(f"{item.frame.name} is no image of a data set, expected one with a label map")
+            raise DataError(f"{item.frame.name} has no label map in the data set; add it, or leave out --compare")
         truth = self._data.read_labels(index)
         if truth.shape != item.labels.shape:
             image, label_map = self._data.pairs[index]

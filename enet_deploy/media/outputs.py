@@ -127,7 +127,7 @@ def _picture_sink(
         return sinks.image_files(Path(path), render)
     if suffix in sinks.VIDEO_CODECS:
         if isinstance(source, ImageFiles):
-            raise InputError(f"{option} {path} for images, which have no times; expected a folder or an image's name")
+            raise InputError(f"{option} {path} is a video, but images have no times; expected a folder or an image")
         return stack.enter_context(sinks.video_file(Path(path), render, source, every))
     if suffix not in IMAGE_SUFFIXES:
         raise InputError(

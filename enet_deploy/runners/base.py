@@ -289,7 +289,7 @@ class Runner(ABC):
 
     def _profile(self, frames: UInt8Array, calls: int) -> Iterator[list[Operation]]:
         """Yield the operations of each call, one list per call."""
-        raise BackendError(f"the backend {self.backend} does not tell the times of its operations")
+        raise BackendError(f"backend '{self.backend}' does not measure single operations; profile with another backend")
 
     @abstractmethod
     def _close(self) -> None:

@@ -200,4 +200,4 @@ def _make_folder(path: str) -> None:
     try:
         Path(path).mkdir(parents=True, exist_ok=True)
     except OSError as error:
-        raise InputError(f"cache {path}: {error}; expected a folder, or where one can be made") from None
+        raise InputError(f"cache {path}: {error}; expected a folder that exists or can be created") from None

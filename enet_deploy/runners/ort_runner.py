@@ -143,7 +143,7 @@ class OrtRunner(Runner):
     def _profile(self, frames: UInt8Array, calls: int) -> Iterator[list[Operation]]:
         if self._index is not None:
             raise BackendError(
-                f"onnxruntime tells when operations were started on {self.device}, not how long they took"
+                f"onnxruntime on {self.device} measures when operations start, not how long they take; profile on cpu"
             )
         import onnxruntime as ort
 

@@ -37,7 +37,9 @@ class WeightAverage:
         torch._foreach_lerp_(self._averages, self._parameters, 1 - decay)
 
     def estimate_statistics(self, images: Iterable[Tensor]) -> None:
-        """Estimate BatchNorm's statistics from normalised images (N, 3, H, W): no training step used these weights.
+        """Estimate BatchNorm's statistics of the averaged weights, which no training step used.
+
+        `images` are normalised batches, (N, 3, H, W).
 
         Izmailov et al.: "Averaging weights leads to wider optima and better generalization", 2018, section 3.2.
         """

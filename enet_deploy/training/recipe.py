@@ -108,7 +108,7 @@ class Recipe:
             if not 0 <= getattr(self, name) < 1:
                 raise InputError(f"{name} {getattr(self, name)}, expected at least 0 (none) and below 1")
         if self.seed >= 2**32:
-            raise InputError(f"seed {self.seed}, expected below 2**32")
+            raise InputError(f"seed {self.seed}, expected 0 to 2**32 - 1")
         if not 1 < self.class_weight_c < math.inf:
             raise InputError(f"class_weight_c {self.class_weight_c}, expected above 1: ln(c + share) must be positive")
         if not 0 < self.scale[0] <= self.scale[1] < math.inf:

@@ -45,7 +45,7 @@ def starting_point(
     Raises InputError if recipe and weights do not fit each other, and ArtifactError for a bad file.
     """
     if teacher is not None and not recipe.distill:
-        raise InputError("distill 0 with a teacher, expected more; leave out --teacher, or --distill")
+        raise InputError("distill 0 with a teacher, expected above 0; raise --distill, or leave out --teacher")
     metadata: Metadata | None = None
     segmenter: Segmenter | None = None
     details: dict[str, Any] = {}

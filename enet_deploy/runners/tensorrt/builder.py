@@ -84,11 +84,11 @@ class BuildOptions:
                 "GPU in the machine; only trt-rtx builds ahead of time"
             )
         if self.flavour == "trt-rtx" and self.version_compatible:
-            raise InputError("a version-compatible engine, which TensorRT-RTX does not make; take engine 'trt'")
+            raise InputError("version_compatible with engine 'trt-rtx', expected engine 'trt', which alone has it")
         if self.flavour == "trt-rtx" and self.hardware_compatible:
             raise InputError(
-                "a hardware-compatible engine, which TensorRT-RTX does not make; name every compute capability that "
-                "the engine is for"
+                "hardware_compatible with engine 'trt-rtx', expected engine 'trt'; for TensorRT-RTX, name each compute "
+                "capability that the engine is for instead"
             )
         if self.workspace_mb is not None and self.workspace_mb < 1:
             raise InputError(f"workspace {self.workspace_mb} MiB, expected at least 1")
@@ -247,12 +247,12 @@ def _machine(trt: Any, options: BuildOptions) -> tuple[Gpu | None, tuple[str, ..
     known = rtx_capabilities(trt) if options.flavour == "trt-rtx" else capabilities
     unknown = [capability for capability in capabilities if capability not in known]
     if unknown:
-        those = f"that TensorRT-RTX {trt.__version__} builds for: {', '.join(sorted(known, key=float))}"
+        supported = f"of those that TensorRT-RTX {trt.__version__} builds for: {', '.join(sorted(known, key=float))}"
         if not options.compute_capabilities:
-            raise BackendError(f"{gpu} is none of the GPUs {those}; build with --engine trt")
+            raise BackendError(f"{gpu}, expected a GPU with a compute capability {supported}; build with --engine trt")
         raise InputError(
-            f"compute capability '{unknown[0]}', expected one {those}; for a Jetson or a data-centre GPU: --engine "
-            "trt, on it"
+            f"compute capability '{unknown[0]}', expected one {supported}; for a Jetson or a data-centre GPU "
+            "build with --engine trt on that machine"
         )
     return gpu, capabilities
 

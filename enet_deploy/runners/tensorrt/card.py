@@ -93,12 +93,12 @@ class EngineCard:
             again = cls.rebuild(engine, card.flavour)
         except FileNotFoundError:
             raise ArtifactError(
-                f"{engine} has no {path.name} beside it, which says what it is and shows damage; copy both, from whom "
-                f"you trust, because an engine is code and the card is not signed, or {again}"
+                f"{engine} has no card {path.name} beside it, expected both files; copy both from a source that you "
+                f"trust (an engine is code, and the card is not signed), or {again}"
             ) from None
         except (OSError, KeyError, TypeError, ValueError, RecursionError) as error:
             why = " ".join(f"{error}".split())  # a field's name may have line breaks
-            raise ArtifactError(f"{path} is no description of an engine: {why}; {again}") from None
+            raise ArtifactError(f"{path} is not an engine's card: {why}; {again}") from None
         try:
             content = Path(engine).read_bytes()
         except OSError as error:

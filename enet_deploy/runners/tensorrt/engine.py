@@ -155,7 +155,7 @@ class Engine:
         }
 
     def _configure_rtx(self, path: Path, graphs: bool) -> None:
-        """Use the file `path` for the kernels that TensorRT-RTX compiles at the first run, for the next process."""
+        """Keep the kernels that TensorRT-RTX compiles at the first run in the file `path`, for the next process."""
         self._config = self._rtx_config(graphs)
         self._cache = self._config.create_runtime_cache()
         self._cache_path = path

@@ -94,7 +94,7 @@ class TrtRunner(Runner):
         if flavour == "trt-rtx":
             return True, "CUDA graphs by TensorRT-RTX"  # it captures after its kernels have been specialised
         if self._graphs and not device.can_capture:
-            raise BackendError(f"CUDA graphs, which {device.package} does not have; pip install cuda-bindings")
+            raise BackendError(f"cuda_graphs=True with {device.package}, which has none; pip install cuda-bindings")
         return device.can_capture, "CUDA graphs" if device.can_capture else "no CUDA graphs (cuda-bindings has them)"
 
     def _new_lane(self) -> Lane:
