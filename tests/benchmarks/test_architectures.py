@@ -38,6 +38,7 @@ def test_sizes_are_those_of_the_papers() -> None:
     assert parameters(UNet(2)) == 31_031_810  # of Ronneberger's network with three channels in and two classes
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("size", [(90, 120), (64, 96)])  # sides that do not halve evenly, and that do
 @pytest.mark.parametrize("name", NETS)
 def test_any_even_size(name: str, size: tuple[int, int]) -> None:
@@ -59,6 +60,7 @@ def test_multiply_adds_of_a_known_network() -> None:
     assert multiply_adds(torch.nn.Conv2d(3, 8, 3, padding=1), (10, 20)) == 10 * 20 * 8 * 27
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", NETS)
 def test_graph_and_pytorch_agree(name: str, tmp_path: Path) -> None:
     size = (48, 64)
@@ -70,6 +72,7 @@ def test_graph_and_pytorch_agree(name: str, tmp_path: Path) -> None:
         assert np.mean(reference.infer(frames) == runner.infer(frames)) > 0.99
 
 
+@pytest.mark.slow
 def test_command(
     exported: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -344,6 +344,7 @@ def test_graphs_run_on_all_that_is_installed_and_weights_on_torch(monkeypatch: p
     assert backends("a.onnx") == ["ort"]  # which says how to install it
 
 
+@pytest.mark.slow
 def test_without_artifact_the_weights_are_exported_at_each_size(tmp_path: Path, weights: Path) -> None:
     path = tmp_path / "out.json"
     options = ["--backend", "torch", "--backend", "ort", "--frames", "5", "--size", "64x96,96x64"]
@@ -358,6 +359,7 @@ def test_without_artifact_the_weights_are_exported_at_each_size(tmp_path: Path, 
     assert all(result["parity"]["agreement"] >= 0.9 and result["accuracy"] is None for result in run["results"])
 
 
+@pytest.mark.slow
 def test_sweep_of_batches_on_a_video(
     tmp_path: Path, weights: Path, exported: Path, video: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

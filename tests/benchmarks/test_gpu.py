@@ -176,6 +176,7 @@ def test_no_step_begins_after_the_end(tmp_path: Path) -> None:
     assert not list(tmp_path.iterdir())
 
 
+@pytest.mark.slow
 def test_rehearsal_from_end_to_end(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     out = tmp_path / "out"
     words = ["--rehearse", "--out", str(out), "--steps", "facts,contract-trt,train-minute", "--minutes", "60"]
@@ -242,6 +243,7 @@ def test_a_failure_is_in_the_exit_code(tmp_path: Path, monkeypatch: pytest.Monke
 # The steps
 
 
+@pytest.mark.slow
 def test_steps_of_a_rehearsal(work: Path) -> None:
     code, found = step("contract-ort", SHORT, work)
     assert code == 0 and {row["check"] for row in found["findings"]} == {"opens", *contract.CHECKS}

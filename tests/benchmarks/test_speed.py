@@ -23,6 +23,7 @@ from enet_deploy.errors import ArtifactError, EnetError
 SMALL = (96, 128)
 
 
+@pytest.mark.slow
 def test_what_ours_is_held_against_gives_the_same_labels(weights: Path, tmp_path: Path) -> None:
     pytest.importorskip("openvino")
     frames = street_scene(0, SMALL)[0][None]

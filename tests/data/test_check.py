@@ -294,6 +294,7 @@ def test_a_damaged_zip_file_leaves_nothing(tmp_path: Path, damage: Callable[[Pat
     assert {path.name for path in tmp_path.iterdir()} <= {"a.zip"}
 
 
+@pytest.mark.slow
 def test_a_data_set_of_ones_own_is_checked_exported_scored_and_segmented(
     scenes: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

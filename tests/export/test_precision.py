@@ -146,6 +146,7 @@ def test_fp16_and_int8_and_an_engine_ahead_of_time(tmp_path: Path, capsys: pytes
     assert calibration["sha256"] == record_for(card.metadata.weights_sha256).sha256
 
 
+@pytest.mark.slow
 def test_no_engine_where_there_is_no_tensorrt(
     graphs: dict[str, Path], tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -173,6 +174,7 @@ def test_no_engine_where_there_is_no_gpu(
     assert f"enet-export '{out}/enet-int8.onnx' --engine trt-rtx" in why  # quoted for a shell
 
 
+@pytest.mark.slow
 def test_equal_weights_in_two_layers_have_each_their_own_int8(exported: Path) -> None:
     """The exporter stores them once; see also `graph.clean`."""
     model = onnx.load(exported)

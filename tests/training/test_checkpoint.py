@@ -160,6 +160,7 @@ def test_run_killed_at_any_moment_resumes_to_the_same_bits(scenes: Path, tmp_pat
         assert [row | TIMES for row in rows(out)] == [row | TIMES for row in rows(whole)]
 
 
+@pytest.mark.slow
 def test_terminated_run_says_how_to_go_on(scenes: Path, tmp_path: Path) -> None:
     command = [sys.executable, "-m", "enet_deploy.commands.train", *arguments(scenes, tmp_path, epochs=1000)]
     environment = os.environ | {"PYTHONPATH": str(ROOT)}

@@ -87,6 +87,7 @@ def test_loss_falls_on_a_scene_seen_again_and_again(tmp_path: Path) -> None:
 MIOU = {1: 0.3, 2: 0.5, 3: 0.4, 4: 0.5, 5: 0.9}  # epoch -> val mIoU
 
 
+@pytest.mark.slow
 def test_run_stops_when_its_patience_is_at_its_end(
     finished: Path, scenes: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
