@@ -1,9 +1,9 @@
-"""The steps of a GPU's report (`gpu.py`), each to be run in a process of its own:
+"""The steps of a GPU's report. `cli` runs each in a process of its own:
 
     python -m enet_deploy.benchmarks.gpu.steps STEP WORK FINDINGS.json
 
-A step writes what it finds as soon as it is known: what ends it, a crash or the clock, loses nothing of that. A
-rehearsal runs the same on the CPU; what needs a card says so.
+A step writes each finding at once, so that a crash or the time limit loses none of them. A rehearsal runs the same
+steps on the CPU; a step that needs a card says so.
 """
 
 from __future__ import annotations
