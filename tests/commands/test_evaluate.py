@@ -147,7 +147,7 @@ def test_data_of_other_classes_is_refused(
         (["{scenes}/none.onnx", "--data", "{scenes}"], "none.onnx does not exist"),
         (["{exported}", "--data", "{scenes}", "--backend", "torch"], "expected a .safetensors file"),
         (["{exported}", "--data", "{scenes}", "--json", "{exported}/x.json"], "cannot write"),
-        (["none.onnx", "--data", "none", "--confusion", "{exported}/x.png"], "no folder that can be written"),
+        (["none.onnx", "--data", "none", "--confusion", "{exported}/x.png"], "not a writable folder"),
         (["none.onnx", "--data", "none", "--confusion", "x.gif"], "the suffix '.gif', expected .png or .svg"),
     ],
 )

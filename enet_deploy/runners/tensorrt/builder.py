@@ -247,9 +247,9 @@ def _machine(trt: Any, options: BuildOptions) -> tuple[Gpu | None, tuple[str, ..
     known = rtx_capabilities(trt) if options.flavour == "trt-rtx" else capabilities
     unknown = [capability for capability in capabilities if capability not in known]
     if unknown:
-        supported = f"of those that TensorRT-RTX {trt.__version__} builds for: {', '.join(sorted(known, key=float))}"
+        supported = f"that TensorRT-RTX {trt.__version__} builds for: {', '.join(sorted(known, key=float))}"
         if not options.compute_capabilities:
-            raise BackendError(f"{gpu}, expected a GPU with a compute capability {supported}; build with --engine trt")
+            raise BackendError(f"{gpu}, expected a compute capability {supported}; build with --engine trt")
         raise InputError(
             f"compute capability '{unknown[0]}', expected one {supported}; for a Jetson or a data-centre GPU "
             "build with --engine trt on that machine"
