@@ -84,10 +84,10 @@ class BuildOptions:
                 "GPU in the machine; only trt-rtx builds ahead of time"
             )
         if self.flavour == "trt-rtx" and self.version_compatible:
-            raise InputError("version_compatible with engine 'trt-rtx', expected engine 'trt', which alone has it")
+            raise InputError("version-compatible with engine 'trt-rtx', expected engine 'trt', which alone has it")
         if self.flavour == "trt-rtx" and self.hardware_compatible:
             raise InputError(
-                "hardware_compatible with engine 'trt-rtx', expected engine 'trt'; for TensorRT-RTX, name each compute "
+                "hardware-compatible with engine 'trt-rtx', expected engine 'trt'; for TensorRT-RTX, name each compute "
                 "capability that the engine is for instead"
             )
         if self.workspace_mb is not None and self.workspace_mb < 1:
