@@ -399,18 +399,8 @@ def test_ctrl_c_while_comparing_keeps_the_times(
 
     monkeypatch.setattr(RemoteRunner, "logits", interrupted)
     out = tmp_path / "out.json"
-    command = [
-        str(exported),
-        "--backend",
-        "ort",
-        "--frames",
-        "5",
-        "--json",
-        str(out),
-        "--html",
-        str(tmp_path / "a.html"),
-    ]
-    assert cli.main(command) == 130
+    options = ["--backend", "ort", "--frames", "5", "--json", str(out), "--html", str(tmp_path / "a.html")]
+    assert cli.main([str(exported), *options]) == 130
     printed = capsys.readouterr()
     assert printed.err == "enet-bench: interrupted; what is above and in the files is partial\n"
     assert "partial: the run was interrupted" in printed.out and (tmp_path / "a.html").exists()
