@@ -18,6 +18,7 @@ import numpy as np
 from enet_deploy import console
 from enet_deploy.artifacts import BUNDLED_WEIGHTS
 from enet_deploy.commands import cli
+from enet_deploy.data import DataSet, require_same_classes
 from enet_deploy.environment import environment
 from enet_deploy.errors import InputError
 from enet_deploy.files import atomic_write, require_writable, sha256
@@ -116,7 +117,9 @@ def _run(
         processes = stack.enter_context(Processes())
         _say(f"opening {console.counted(len(planned), 'runner')}, each in a process of its own")
         cases = open_cases(planned, options, processes)
-        inputs.require_classes(cases[0].spec, options.data)
+        if isinstance(inputs.pairs, DataSet):
+            spec = cases[0].spec
+            require_same_classes(spec.classes, inputs.pairs.classes, f"{options.data}", f"{spec.artifact} knows")
         has_reference = {case.spec.weights_sha256 for case in cases} == {weights_sha256}
         require_measurable(requirements, truth=options.data is not None, reference=has_reference)
         with watched() as load:

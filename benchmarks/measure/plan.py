@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from enet_deploy import console
-from enet_deploy.data import DataSet, open_data, require_same_classes
+from enet_deploy.data import DataSet, open_data
 from enet_deploy.data.scenes import street_scene
 from enet_deploy.errors import InputError
 from enet_deploy.images import UInt8Array
@@ -225,11 +225,6 @@ class BenchInputs:
     images: list[UInt8Array]
     pairs: Sequence[tuple[UInt8Array, UInt8Array | None]] | DataSet
     described: Images
-
-    def require_classes(self, spec: Spec, folder: str | None) -> None:
-        """Raise DataError if there is a data set, and its classes are not the artifact's."""
-        if isinstance(self.pairs, DataSet):
-            require_same_classes(spec.classes, self.pairs.classes, f"{folder}", f"{spec.artifact} knows")
 
 
 def open_inputs(options: BenchOptions) -> BenchInputs:

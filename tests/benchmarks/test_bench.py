@@ -453,7 +453,7 @@ def test_foreign_weights_and_no_data(
         (["{exported}", "--from-video", "{weights}"], "has no frame that OpenCV can decode"),
         (["{exported}", "--require", "speed>=1"], "--require speed, expected one of p50_ms, p90_ms"),
         (["{exported}", "--require", "agreement"], "--require 'agreement', expected FIGURE<=NUMBER"),
-        (["{exported}", "--require", "fps>=1.2.3"], "--require fps>=1.2.3, expected a number"),
+        (["{exported}", "--require", "fps>=1.2.3"], "--require 'fps>=1.2.3', expected FIGURE<=NUMBER"),
         (["{exported}", "--require", ""], "--require '', expected FIGURE<=NUMBER"),
         (["{exported}", "--require", "agreement>=99"], "--require agreement>=99, expected a share from 0 to 1"),
         (["{exported}", "--require", "fps>=1e999"], "--require fps>=1e999, expected a finite number"),
