@@ -225,16 +225,15 @@ def _compare_one(
     frame, size = runners[0].preprocess(image), (image.shape[0], image.shape[1])
     expected = None if reference is None else reference.infer(frame)
     logits = reference.logits(frame) if reference is not None and with_logits else None
-    batches = [np.repeat(frame, runner.spec.batch or 1, axis=0) for runner in runners]
-    labels_of_all = [runner.infer(batch) for runner, batch in zip(runners, batches, strict=True)]
-    scores_of_all = [
-        runner.logits(batch) if logits is not None and runner.spec.has_logits else None
-        for runner, batch in zip(runners, batches, strict=True)
-    ]
+    found = []
+    for runner in runners:
+        batch = np.repeat(frame, runner.spec.batch or 1, axis=0)
+        scores = runner.logits(batch) if logits is not None and runner.spec.has_logits else None
+        found.append((runner.infer(batch), scores))
     # Everything is computed: a Ctrl-C leaves no frame that counts for one runner and not for another
     if expected is not None and truth is not None:
         of_reference.against_truth.update(truth, runners[0].postprocess(expected[0], size))
-    for runner, parity, labels, scores in zip(runners, parities, labels_of_all, scores_of_all, strict=True):
+    for runner, parity, (labels, scores) in zip(runners, parities, found, strict=True):
         if expected is not None:
             parity.add_labels(expected[0], labels)
         if truth is not None:

@@ -185,10 +185,7 @@ class Timing:
 
 
 def measure(
-    processes: Processes,
-    batches: Mapping[str, int],
-    frames: int,
-    seconds: float = 0.0,
+    processes: Processes, batches: Mapping[str, int], frames: int, seconds: float = 0.0
 ) -> tuple[dict[str, Timing], bool]:
     """Time workers that have a feed, in blocks that take turns.
 

@@ -159,13 +159,8 @@ def show(result: dict[str, Any], console: Console) -> None:
     table = new_table("parameters, M", "multiply-adds, G", "file MB", *(f"{b} ms" for b in BACKENDS), first="network")
     for net in nets:
         times = (f"{net['ms'][backend]:.0f}" if backend in net["ms"] else "" for backend in BACKENDS)
-        table.add_row(
-            net["name"],
-            f"{net['parameters'] / 1e6:.2f}",
-            f"{net['multiply_adds'] / 1e9:.2f}",
-            f"{net['model_bytes'] / 1e6:.1f}",
-            *times,
-        )
+        millions, giga = f"{net['parameters'] / 1e6:.2f}", f"{net['multiply_adds'] / 1e9:.2f}"
+        table.add_row(net["name"], millions, giga, f"{net['model_bytes'] / 1e6:.1f}", *times)
     print_table(f"{height}x{width}, 11 classes, untrained, fp32: median ms of a frame", table, console)
     table = new_table(*BACKENDS, *(f"MB, {backend}" for backend in BACKENDS), first="faster than")
     for net in nets:
