@@ -149,10 +149,11 @@ def _build(run: Run, flavour: str, precision: str, size: Size, ahead: tuple[str,
 def _require(run: Run, backend: str) -> None:
     """Raise NotHere unless a backend is available on the device of this run."""
     device = run.settings.device
+    if backend == "trt":
+        _flavour(run)
+        return
     try:
-        if backend == "trt":
-            _flavour(run)
-        elif backend == "torch":
+        if backend == "torch":
             from enet_deploy.runners.torch_runner import torch_device
 
             torch_device(device)
