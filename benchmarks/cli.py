@@ -7,7 +7,7 @@ import sys
 import tempfile
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass, fields
+from dataclasses import fields
 from functools import partial
 from itertools import product
 from pathlib import Path
@@ -18,6 +18,7 @@ import numpy as np
 from enet_deploy import console
 from enet_deploy.artifacts import BUNDLED_WEIGHTS
 from enet_deploy.commands import cli
+from enet_deploy.data import DataSet, require_same_classes
 from enet_deploy.environment import environment
 from enet_deploy.errors import InputError
 from enet_deploy.files import atomic_write, require_writable, sha256
@@ -54,14 +55,13 @@ WIDTH = 132  # columns of the widest table of an ordinary run
 
 
 def _bench(args: argparse.Namespace) -> None:
-    options, outputs = _options(args), Outputs.of(args)
+    options = BenchOptions(**{each.name: getattr(args, each.name) for each in fields(BenchOptions)})
+    outputs = _outputs(args)
     requirements = parse_requirements(args.require) if args.require is not None else []
-    weights_sha256 = _require(options, args.precision, outputs, requirements)
+    weights_sha256 = _require(options, outputs, requirements)
     machine = environment()  # before a load of our own
     inputs = open_inputs(options)
-    run, pictures, has_reference = _run(
-        options, weights_sha256, inputs, machine, requirements, outputs.html is not None
-    )
+    run, pictures, has_reference = _run(options, weights_sha256, inputs, machine, requirements, "html" in outputs)
     _give(run, outputs, pictures)
     if run.partial:
         raise KeyboardInterrupt("what is above and in the files is partial")
@@ -72,44 +72,18 @@ def _bench(args: argparse.Namespace) -> None:
     check(run.results, run.accuracy_of_reference, requirements)
 
 
-def _options(args: argparse.Namespace) -> BenchOptions:
-    return BenchOptions(
-        artifacts=tuple(args.artifacts),
-        weights=args.weights,
-        precisions=tuple(args.precision or ("fp32",)),
-        calibration=args.calibration,
-        backends=None if args.backend is None else tuple(args.backend),
-        device=args.device,
-        threads=args.threads,
-        sizes=tuple(args.size or ()),
-        batches=tuple(args.batch or ()),
-        frames=args.frames,
-        seconds=args.seconds,
-        data=args.data,
-        split=args.split,
-        video=args.from_video,
-        profile=args.profile,
-    )
-
-
-def _require(
-    options: BenchOptions, precisions: Sequence[str] | None, outputs: Outputs, requirements: Sequence[Requirement]
-) -> str:
-    """Raise now what would only be found after minutes of measuring. Returns the SHA-256 of the weights.
-
-    Args:
-        precisions: as asked for; None by default.
-    """
+def _require(options: BenchOptions, outputs: dict[str, Path], requirements: Sequence[Requirement]) -> str:
+    """Raise now what would only be found after minutes of measuring. Returns the SHA-256 of the weights."""
     weights_sha256 = _check_weights(options.weights)
-    if options.artifacts and (precisions or options.calibration):
-        given = "precision" if precisions else "calibration"
+    if options.artifacts and (options.precisions or options.calibration):
+        given = "precision" if options.precisions else "calibration"
         raise InputError(f"--{given} is for what is exported here, expected no ARTIFACT with it")
-    if precisions and not options.runs_graphs:
+    if options.precisions and not options.runs_graphs:
         raise InputError(f"--precision is for graphs, expected a --backend of {', '.join(backends_for('enet.onnx'))}")
     import psutil  # noqa: F401  a missing package is named now
     import rich  # noqa: F401
 
-    outputs.require_writable([*options.artifacts, options.weights, options.calibration, options.video])
+    _require_writable(outputs, [*options.artifacts, options.weights, options.calibration, options.video])
     require_measurable(requirements, truth=options.data is not None, reference=True)
     return weights_sha256
 
@@ -143,15 +117,24 @@ def _run(
         processes = stack.enter_context(Processes())
         _say(f"opening {console.counted(len(planned), 'runner')}, each in a process of its own")
         cases = open_cases(planned, options, processes)
-        inputs.require_classes(cases[0].spec, options.data)
+        if isinstance(inputs.pairs, DataSet):
+            spec = cases[0].spec
+            require_same_classes(spec.classes, inputs.pairs.classes, f"{options.data}", f"{spec.artifact} knows")
         has_reference = {case.spec.weights_sha256 for case in cases} == {weights_sha256}
         require_measurable(requirements, truth=options.data is not None, reference=has_reference)
         with watched() as load:
-            timings, complete = _time(cases, options, inputs, processes)
+            for case in cases:
+                processes.ask(case.name, use_feed, inputs.make_feed)
+            _say(f"timing {console.counted(len(cases), 'runner')}, at least {options.frames} frames each")
+            batches = {case.name: case.batch for case in cases}
+            timings, complete = measure(processes, batches, options.frames, options.seconds)
             during = load()
         comparison = Comparison([])
         if complete:
-            comparison = _compare([case for case in cases if not case.swept], options, inputs, processes, has_reference)
+            if has_reference or options.data is not None:
+                _say(f"comparing labels on {len(inputs.pairs)} images")
+            reference = options.weights if has_reference else None
+            comparison = compare_runners(cases, processes, inputs, reference, options)
         complete = comparison.complete
         accuracy = None if comparison.of_reference is None else comparison.of_reference.accuracy()
         results = _results(cases, timings, comparison)
@@ -181,10 +164,11 @@ def _exports(options: BenchOptions, weights_sha256: str, folder: Path) -> Iterat
     from enet_deploy.weights import Weights
 
     record = None
-    if any("int8" in precision for precision in options.precisions):
+    precisions = options.precisions or ("fp32",)
+    if any("int8" in precision for precision in precisions):
         record = record_for(weights_sha256, options.calibration)
-    wanted = list(product(options.precisions, enumerate(options.points)))
-    _say(f"exporting {weights.name} as {', '.join(options.precisions)}")
+    wanted = list(product(precisions, enumerate(options.points)))
+    _say(f"exporting {weights.name} as {', '.join(precisions)}")
     opened = Weights.read(weights)
     for precision, (number, point) in console.progress(wanted, "exporting"):
         change = None
@@ -202,26 +186,6 @@ def _exports(options: BenchOptions, weights_sha256: str, folder: Path) -> Iterat
             max_disagreement=1.0,  # this command reports the labels, whatever they are
         )
         yield path, path.name, [point]
-
-
-def _time(
-    cases: Sequence[OpenCase], options: BenchOptions, inputs: BenchInputs, processes: Processes
-) -> tuple[dict[str, Timing], bool]:
-    for case in cases:
-        processes.ask(case.name, use_feed, inputs.make_feed)
-    _say(f"timing {console.counted(len(cases), 'runner')}, at least {options.frames} frames each")
-    batches = {case.name: case.batch for case in cases}
-    return measure(processes, batches, options.frames, options.seconds)
-
-
-def _compare(
-    cases: Sequence[OpenCase], options: BenchOptions, inputs: BenchInputs, processes: Processes, has_reference: bool
-) -> Comparison:
-    truth = options.data is not None
-    if has_reference or truth:
-        _say(f"comparing labels on {len(inputs.pairs)} images")
-    reference = options.weights if has_reference else None
-    return compare_runners(cases, processes, inputs, reference=reference, truth=truth, profiled=options.profile)
 
 
 def _results(cases: Sequence[OpenCase], timings: dict[str, Timing], comparison: Comparison) -> list[Result]:
@@ -291,58 +255,46 @@ def _say(what: str) -> None:
 # --- the outputs --------------------------------------------------------------------------------------------------
 
 
-@dataclass(frozen=True)
-class Outputs:
-    """Files to write; None if not asked for."""
-
-    json: Path | None
-    markdown: Path | None
-    csv: Path | None
-    html: Path | None
-
-    @classmethod
-    def of(cls, args: argparse.Namespace) -> Outputs:
-        return cls(*(getattr(args, each.name) for each in fields(cls)))
-
-    @property
-    def paths(self) -> list[Path]:
-        return [path for each in fields(self) if (path := getattr(self, each.name)) is not None]
-
-    def require_writable(self, inputs: Sequence[Path | None]) -> None:
-        """Raise InputError for a file that is read too or named twice, ArtifactError for one that cannot be written."""
-        taken = {path.resolve() for path in inputs if path is not None}
-        for path in self.paths:
-            if path.resolve() in taken:
-                raise InputError(f"{path} is read in this run, expected another file for the output")
-            if sum(path.resolve() == other.resolve() for other in self.paths) > 1:
-                raise InputError(f"{path} is named for two outputs, expected a file for each")
-            require_writable(path)
-        if self.html is not None:
-            from .report import page  # noqa: F401  a missing package is named now
+def _outputs(args: argparse.Namespace) -> dict[str, Path]:
+    """Kind -> file, of the kinds that are asked for."""
+    return {kind: path for kind in ("json", "markdown", "csv", "html") if (path := getattr(args, kind)) is not None}
 
 
-def _give(run: Run, outputs: Outputs, pictures: Sequence[Picture] = ()) -> None:
+def _require_writable(outputs: dict[str, Path], inputs: Sequence[Path | None]) -> None:
+    """Raise InputError for a file that is read too or named twice, ArtifactError for one that cannot be written."""
+    read = {path.resolve() for path in inputs if path is not None}
+    written: set[Path] = set()
+    for path in outputs.values():
+        if path.resolve() in read:
+            raise InputError(f"{path} is read in this run, expected another file for the output")
+        if path.resolve() in written:
+            raise InputError(f"{path} is named for two outputs, expected a file for each")
+        written.add(path.resolve())
+        require_writable(path)
+    if "html" in outputs:
+        from .report import page  # noqa: F401  a missing package is named now
+
+
+def _give(run: Run, outputs: dict[str, Path], pictures: Sequence[Picture] = ()) -> None:
     """Write the files and print the run. Files come first, because the reader of stdout may go away."""
     from rich.console import Console
 
     from .report.tables import as_csv, as_markdown, show
 
-    if outputs.json is not None:
-        run.write(outputs.json)
-    texts: list[tuple[Path | None, Callable[[], str]]] = [
-        (outputs.markdown, lambda: as_markdown(run)),
-        (outputs.csv, lambda: as_csv(run)),
-    ]
-    if outputs.html is not None:
-        from .report.page import as_html
+    for kind, path in console.progress(outputs.items(), "writing", len(outputs)):
+        if kind == "json":
+            run.write(path)
+            continue
+        if kind == "html":
+            from .report.page import as_html
 
-        texts.append((outputs.html, lambda: as_html(run, pictures)))
-    for path, text in console.progress(texts, "writing"):
-        if path is not None:
-            with atomic_write(path) as temporary:
-                temporary.write_text(text(), encoding="utf-8")
+            text = as_html(run, pictures)
+        else:
+            text = as_markdown(run) if kind == "markdown" else as_csv(run)
+        with atomic_write(path) as temporary:
+            temporary.write_text(text, encoding="utf-8")
     show(run, Console(width=max(Console().width, WIDTH)))  # a narrow terminal breaks lines; figures must not be cut
-    for path in outputs.paths:
+    for path in outputs.values():
         print(f"wrote {path}")
 
 
@@ -350,8 +302,8 @@ def _give(run: Run, outputs: Outputs, pictures: Sequence[Picture] = ()) -> None:
 
 
 def _show(args: argparse.Namespace) -> None:
-    outputs = Outputs.of(args)
-    outputs.require_writable([args.run])
+    outputs = _outputs(args)
+    _require_writable(outputs, [args.run])
     _give(Run.read(args.run), outputs)
 
 
@@ -379,22 +331,22 @@ def _bench_parser() -> argparse.ArgumentParser:
     )  # fmt: skip
     add("--weights", type=Path, default=BUNDLED_WEIGHTS, help="parity is measured against these (default: bundled)")
     add(
-        "--precision", type=cli.listed(cli.one_of(PRECISIONS)), metavar="P,...",
+        "--precision", dest="precisions", type=cli.listed(cli.one_of(PRECISIONS)), default=(), metavar="P,...",
         help=f"what to export if no ARTIFACT is named, of {', '.join(PRECISIONS)} (default: fp32)",
     )  # fmt: skip
     add("--calibration", type=Path, metavar="RECORD", help="for int8 of --weights (default: bundled)")
     add(
-        "--backend", action="append", choices=BACKENDS,
+        "--backend", dest="backends", action="append", choices=BACKENDS,
         help="may be repeated (default: all that are installed, except trt)",
     )  # fmt: skip
     add("--device", help="cpu, cuda or cuda:N (default: the backend's own)")
     add("--threads", type=int, default=0, metavar="N", help="of ort and openvino (default: their choice)")
     add(
-        "--size", type=cli.listed(cli.size), metavar="HxW,...",
+        "--size", dest="sizes", type=cli.listed(cli.size), default=(), metavar="HxW,...",
         help="frame size (default: the artifact's). All is measured at the first; the others are only timed",
     )  # fmt: skip
     add(
-        "--batch", type=cli.listed(cli.positive), metavar="N,...",
+        "--batch", dest="batches", type=cli.listed(cli.positive), default=(), metavar="N,...",
         help="frames per call (default: the graph's); several as with --size",
     )  # fmt: skip
     add("--frames", type=cli.positive, default=100, metavar="N", help="timed per runner (default: %(default)s)")
@@ -404,7 +356,13 @@ def _bench_parser() -> argparse.ArgumentParser:
     )  # fmt: skip
     add("--data", help="data set: real images, and accuracy as well as parity")
     add("--split", default="val", help="of --data (default: %(default)s)")
-    add("--from-video", type=Path, metavar="FILE", help="time the whole loop on it: decode, segment, overlay")
+    add(
+        "--from-video",
+        dest="video",
+        type=Path,
+        metavar="FILE",
+        help="time the whole loop on it: decode, segment, overlay",
+    )
     add("--profile", action="store_true", help="show where the time goes too, operation by operation")
     add("--require", metavar="CONDITIONS", help='exit with 1 unless all hold: "miou_drop<=0.3,p90_ms<=20"')
     _add_outputs(parser)

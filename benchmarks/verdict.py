@@ -281,16 +281,13 @@ def parse_requirements(text: str) -> list[Requirement]:
 
 
 def _parse_requirement(text: str) -> Requirement:
-    match = re.fullmatch(r"\s*(\w+)\s*(<=|>=|<|>)\s*(-?[\d.]+(?:[eE][+-]?\d+)?)\s*", text)
+    match = re.fullmatch(r"\s*(\w+)\s*(<=|>=|<|>)\s*(-?(?:\d+\.?\d*|\.\d+)(?:[eE][+-]?\d+)?)\s*", text)
     if match is None:
         raise InputError(f"--require '{text}', expected FIGURE<=NUMBER or FIGURE>=NUMBER, such as miou_drop<=0.3")
     figure, comparison, bound = match.groups()
     if figure not in FIGURES:
         raise InputError(f"--require {figure}, expected one of {', '.join(FIGURES)}")
-    try:
-        requirement = Requirement(figure, comparison, float(bound))
-    except ValueError:
-        raise InputError(f"--require {figure}{comparison}{bound}, expected a number") from None
+    requirement = Requirement(figure, comparison, float(bound))
     if math.isinf(requirement.bound):
         raise InputError(f"--require {figure}{comparison}{bound}, expected a finite number")
     if figure in _SHARES and not 0 <= requirement.bound <= 1:

@@ -13,23 +13,10 @@ from pathlib import Path
 from typing import Any
 
 PACKAGES = (
-    "enet-deploy",
-    "torch",
-    "onnxruntime",
-    "onnxruntime-gpu",
-    "openvino",
-    "tensorrt",
-    "tensorrt-rtx",
-    "cuda-bindings",
-    "pycuda",
-    "nvidia-cuda-runtime",
-    "nvidia-cuda-runtime-cu12",
-    "nvidia-cudnn-cu13",
-    "nvidia-cudnn-cu12",
-    "numpy",
-    "opencv-python",
-    "opencv-python-headless",
-)
+    "enet-deploy", "torch", "onnxruntime", "onnxruntime-gpu", "openvino", "tensorrt", "tensorrt-rtx", "cuda-bindings",
+    "pycuda", "nvidia-cuda-runtime", "nvidia-cuda-runtime-cu12", "nvidia-cudnn-cu13", "nvidia-cudnn-cu12", "numpy",
+    "opencv-python", "opencv-python-headless",
+)  # fmt: skip
 
 # Field of nvidia-smi -> its key in the result; a key that ends in a unit has a number
 _GPU = {

@@ -95,14 +95,56 @@ def draw_curve(path: str | Path, rows: Sequence[Mapping[str, float]], val_was_tr
     _require_suffix(path)
     figure = new_figure(7, 5)
     above, below = figure.subplots(2, 1, sharex=True)
-    loss_on(above, rows)
-    scores_on(below, rows, val_was_trained_on)
-    above.set_xlabel("")
+    _draw_loss(above, rows)
+    _draw_scores(below, rows)
+    below.set_ylabel("on val, which was trained on" if val_was_trained_on else "on val")
+    below.set_xlabel("epoch")
+    below.locator_params(axis="x", integer=True, min_n_ticks=1)
     for axes in (above, below):
         axes.spines[["top", "right"]].set_visible(False)
         axes.grid(color="0.92")
         axes.set_axisbelow(True)
     save_figure(figure, path)
+
+
+def _draw_loss(axes: Axes, rows: Sequence[Mapping[str, float]]) -> None:
+    """The loss and the learning rate."""
+    rate = axes.twinx()
+    rate.plot(*_points(rows, "lr"), color="0.5", alpha=0.7, linewidth=1)
+    rate.set_ylim(bottom=0)
+    rate.set_ylabel("learning rate", color="0.5")
+    rate.tick_params(colors="0.5")
+    rate.ticklabel_format(axis="y", scilimits=(-2, 3), useMathText=True)
+    rate.yaxis.get_offset_text().set_color("0.5")
+    rate.spines[:].set_visible(False)
+    columns = dict.fromkeys(name for row in rows for name in row)
+    # not the val columns: a class may be called glossy
+    names = [name for name in columns if "loss" in name and not name.startswith("val_")]
+    for name in names:
+        axes.plot(*_points(rows, name), marker=".", markersize=3, linewidth=1.5, label=name)
+    axes.set_ylabel("training loss")
+    if len(names) > 1:
+        rate.legend(handles=axes.get_lines(), loc="upper right", fontsize=9)
+
+
+def _draw_scores(axes: Axes, rows: Sequence[Mapping[str, float]]) -> None:
+    # The accuracy is hardly ever below the mIoU, so its label is above the end of its line, the other one below
+    for name, title, color, side in (
+        ("val_pixel_accuracy", "pixel accuracy", "tab:green", "bottom"),
+        ("val_miou", "mIoU", "tab:red", "top"),
+    ):
+        epochs, values = _points(rows, name)
+        axes.plot(epochs, values, color=color, marker=".", markersize=4, linewidth=1.5)
+        if values:
+            end, text = (epochs[-1], values[-1]), f"{title}\n{values[-1]:.3f}"
+            axes.annotate(text, end, (6, 0), textcoords="offset points", color=color, fontsize=9, va=side)
+    axes.set_ylim(0, 1)
+
+
+def _points(rows: Sequence[Mapping[str, float]], name: str) -> tuple[list[float], list[float]]:
+    """Epochs and values of the rows that have a value of that name."""
+    with_value = [row for row in rows if name in row]
+    return [row["epoch"] for row in with_value], [row[name] for row in with_value]
 
 
 def themed(draw: Callable[[Figure], None], height: float) -> tuple[str, str]:
@@ -133,71 +175,11 @@ def _svg(draw: Callable[[Figure], None], height: float, ink: str, line: str) -> 
     return text.getvalue()
 
 
-def loss_on(axes: Axes, rows: Sequence[Mapping[str, float]]) -> None:
-    """Draw the loss and the learning rate of `draw_curve` on the given axes."""
-    rate = axes.twinx()
-    rate.grid(visible=False)
-    rate.plot(*_points(rows, "lr"), color="0.5", alpha=0.7, linewidth=1)
-    rate.set_ylim(bottom=0)
-    rate.set_ylabel("learning rate", color="0.5")
-    rate.tick_params(colors="0.5")
-    rate.ticklabel_format(axis="y", scilimits=(-2, 3), useMathText=True)
-    rate.yaxis.get_offset_text().set_color("0.5")
-    rate.spines[:].set_visible(False)
-    columns = dict.fromkeys(name for row in rows for name in row)
-    # not the val columns: a class may be called glossy
-    names = [name for name in columns if "loss" in name and not name.startswith("val_")]
-    for name in names:
-        axes.plot(*_points(rows, name), marker=".", markersize=3, linewidth=1.5, label=name)
-    axes.set_ylabel("training loss")
-    if len(names) > 1:
-        rate.legend(handles=axes.get_lines(), loc="upper right", fontsize=9)
-    _epochs_on(axes)
-
-
-def scores_on(axes: Axes, rows: Sequence[Mapping[str, float]], val_was_trained_on: bool) -> None:
-    """Draw the scores of `draw_curve` on the given axes."""
-    # The accuracy is hardly ever below the mIoU, so its label is above the end of its line, the other one below
-    for name, title, color, side in (
-        ("val_pixel_accuracy", "pixel accuracy", "tab:green", "bottom"),
-        ("val_miou", "mIoU", "tab:red", "top"),
-    ):
-        epochs, values = _points(rows, name)
-        axes.plot(epochs, values, color=color, marker=".", markersize=4, linewidth=1.5)
-        if values:
-            axes.annotate(
-                f"{title}\n{values[-1]:.3f}",
-                (epochs[-1], values[-1]),
-                (6, 0),
-                textcoords="offset points",
-                color=color,
-                fontsize=9,
-                va=side,
-            )
-    axes.set_ylim(0, 1)
-    axes.set_ylabel("on val, which was trained on" if val_was_trained_on else "on val")
-    _epochs_on(axes)
-
-
-def _epochs_on(axes: Axes) -> None:
-    axes.set_xlabel("epoch")
-    axes.locator_params(axis="x", integer=True, min_n_ticks=1)
-
-
-def _points(rows: Sequence[Mapping[str, float]], name: str) -> tuple[list[float], list[float]]:
-    """Epochs and values of the rows that have a value of that name."""
-    with_value = [row for row in rows if name in row]
-    return [row["epoch"] for row in with_value], [row[name] for row in with_value]
-
-
 def new_figure(width: float, height: float) -> Figure:
     """Make a figure, its sides in inches, without pyplot: no window, no global state."""
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
-    figure = Figure(figsize=(width, height), layout="constrained")
-    FigureCanvasAgg(figure)
-    return figure
+    return Figure(figsize=(width, height), layout="constrained")
 
 
 def save_figure(figure: Figure, path: str | Path) -> None:
@@ -214,7 +196,7 @@ def save_figure(figure: Figure, path: str | Path) -> None:
         figure.savefig(temporary, format=kind, dpi=150, bbox_inches="tight", metadata=metadata)
 
 
-def _require_suffix(path: str | Path, suffixes: Sequence[str] = SUFFIXES) -> None:
+def _require_suffix(path: str | Path) -> None:
     suffix = Path(path).suffix
-    if suffix.lower() not in suffixes:
-        raise InputError(f"the picture {path} has the suffix '{suffix}', expected {' or '.join(suffixes)}")
+    if suffix.lower() not in SUFFIXES:
+        raise InputError(f"the picture {path} has the suffix '{suffix}', expected {' or '.join(SUFFIXES)}")

@@ -68,14 +68,11 @@ class Command:
 
 def commands(names: Sequence[str], work: Path, out: Path, minutes: float) -> dict[str, Command]:
     """The steps of those names; where all may take longer than `MINUTES`, each may."""
-    module = [sys.executable, "-m", f"{__package__}.steps"]
-    longer = max(1.0, minutes / MINUTES)
-    return {
-        name: Command(
-            STEPS[name].title, STEPS[name].limit * longer, [*module, name, str(work), str(_files(name, out)[0])]
-        )
-        for name in names
-    }
+    longer, found = max(1.0, minutes / MINUTES), {}
+    for name in names:
+        process = [sys.executable, "-m", f"{__package__}.steps", name, str(work), str(_files(name, out)[0])]
+        found[name] = Command(STEPS[name].title, STEPS[name].limit * longer, process)
+    return found
 
 
 def _files(step: str, out: Path) -> tuple[Path, Path]:
@@ -273,12 +270,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         "--steps", type=cli.listed(str), default=list(STEPS), metavar="LIST", help=f"only some of {', '.join(STEPS)}"
     )
     parser.add_argument(
-        "--minutes",
-        type=cli.not_negative,
-        default=MINUTES,
-        metavar="N",
+        "--minutes", type=cli.not_negative, default=MINUTES, metavar="N",
         help="of all (%(default)s); with more, each step may take longer too",
-    )
+    )  # fmt: skip
     parser.add_argument("--rehearse", action="store_true", help="the same on the CPU, to see that it works")
     return cli.run(parser, _gpu, argv)
 

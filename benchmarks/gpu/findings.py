@@ -16,6 +16,7 @@ from enet_deploy import console
 from enet_deploy.errors import EnetError
 from enet_deploy.files import write_json
 
+from ..typed_json import from_json
 from .contract import NotHere
 
 SCHEMA = 1
@@ -60,9 +61,7 @@ class Settings:
 
     @classmethod
     def read(cls, work: Path) -> Settings:
-        content = json.loads((work / "settings.json").read_text(encoding="utf-8"))
-        content["sizes"] = tuple(map(tuple, content["sizes"]))
-        return cls(**{**content, "batches": tuple(content["batches"])})
+        return from_json(cls, json.loads((work / "settings.json").read_text(encoding="utf-8")))
 
 
 REHEARSAL = Settings(
@@ -93,11 +92,6 @@ class Findings:
 
     def _save(self) -> None:
         write_json(self.path, {**self._content, "findings": self._rows})
-
-    def add(self, table: str, **figures: object) -> None:
-        """A row of a table, by column."""
-        self._rows.append({"table": table})
-        self._note(self._rows[-1], **figures)
 
     def _note(self, row: dict[str, object], **figures: object) -> None:
         row |= {name: None if _is_nan(value) else value for name, value in figures.items()}

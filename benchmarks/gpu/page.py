@@ -134,13 +134,4 @@ def _shown(value: Any, column: str) -> str:
     return "" if value is None else format(value, form) if isinstance(value, float) else str(value)
 
 
-def _plain(value: Any) -> str:
-    """A value of the environment in words."""
-    if isinstance(value, dict):
-        return ", ".join(f"{key} {each}" for key, each in value.items())
-    if isinstance(value, list | tuple):  # a frame size is one of two
-        return ", ".join("x".join(map(str, each)) if isinstance(each, list | tuple) else str(each) for each in value)
-    return str(value)
-
-
-_TEMPLATE = page_template(__package__, {"heading": _heading, "shown": _shown, "plain": _plain})
+_TEMPLATE = page_template(__package__, {"heading": _heading, "shown": _shown})

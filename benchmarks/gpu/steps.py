@@ -352,15 +352,25 @@ def contract(run: Run, backend: str) -> None:
 
 
 def engine(run: Run, precision: str) -> None:
-    """An engine of one precision for this card: built, inspected, run, and held against PyTorch."""
-    if run.settings.rehearsal:
-        _ahead_of_time(run, precision)
-        raise NotHere("needs a card: compiled ahead of time, not run")
-    from enet_deploy.export.to_onnx import MAX_DISAGREEMENT
+    """An engine of one precision for this card: built, inspected, run, and held against PyTorch.
 
-    flavour, size = _flavour(run), run.settings.sizes[0]
+    A rehearsal compiles it ahead of time for another card, and does not run it.
+    """
+    from enet_deploy.export.to_onnx import MAX_DISAGREEMENT
+    from enet_deploy.runners.tensorrt.library import import_tensorrt
+
+    size, rehearsal = run.settings.sizes[0], run.settings.rehearsal
+    if rehearsal:
+        try:
+            import_tensorrt("trt-rtx")
+        except BackendError as error:
+            raise NotHere(f"needs a card; and {error}") from None
+    flavour, ahead = ("trt-rtx", (AHEAD_OF_TIME,)) if rehearsal else (_flavour(run), ())
     with run.found.attempt("engines", precision=precision, size=_words(size)) as note:
-        note(**_told(_build(run, flavour, precision, size, dynamic=False)))
+        note(**_told(_build(run, flavour, precision, size, ahead, dynamic=False)))
+        if rehearsal:
+            run.found.skip("needs a card: compiled ahead of time, not run")
+            return
         begun = time.perf_counter()
         with _open(run, "trt", precision, size, dynamic=False) as runner:
             frames = _frames(1, size)
@@ -369,21 +379,8 @@ def engine(run: Run, precision: str) -> None:
             note(**_timed(run, partial(runner.infer, frames), 1))
             against = _parity(run, runner)
             note(**against)
-            least = 1 - MAX_DISAGREEMENT[precision]
-            equal = against["agreement"]
+            least, equal = 1 - MAX_DISAGREEMENT[precision], against["agreement"]
             must(equal >= least, f"{equal:.4%} of the labels are PyTorch's, at least {least:.2%} have to be")
-
-
-def _ahead_of_time(run: Run, precision: str) -> None:
-    from enet_deploy.runners.tensorrt.library import import_tensorrt
-
-    try:
-        import_tensorrt("trt-rtx")
-    except BackendError as error:
-        raise NotHere(f"needs a card; and {error}") from None
-    size = run.settings.sizes[0]
-    with run.found.attempt("engines", precision=precision, size=_words(size)) as note:
-        note(**_told(_build(run, "trt-rtx", precision, size, (AHEAD_OF_TIME,), dynamic=False)))
 
 
 def _told(build: Build) -> dict[str, object]:
@@ -416,12 +413,12 @@ def _parity(run: Run, runner: Runner) -> dict[str, Any]:
         require_same_classes(spec.classes, data.classes, run.settings.data, "the weights know")
     with open_runner(BUNDLED_WEIGHTS, "torch", size=spec.size) as reference:
         own, (parity,), _ = compare(reference, [runner], _pairs(run, spec.size))
-    against = parity.parity_json() or {}
-    found = {"agreement": against["agreement"], "images": len(against["frames"]), "miou_as_pytorch": against["miou"]}
-    found |= {f"{place}_flips": against["flips"][place] for place in ("boundary", "interior")}
-    truth, of_pytorch = parity.accuracy_json(), own.accuracy_json()
+    against, truth, of_pytorch = parity.figures(), parity.accuracy(), own.accuracy()
+    assert against is not None and against.flips is not None  # there is a reference
+    found = {"agreement": against.agreement, "images": len(against.frames), "miou_as_pytorch": against.miou}
+    found |= {"boundary_flips": against.flips.boundary, "interior_flips": against.flips.interior}
     if truth is not None and of_pytorch is not None:
-        found |= {"miou": truth["miou"], "miou_change": 100 * (truth["miou"] - of_pytorch["miou"])}
+        found |= {"miou": truth.miou, "miou_change": 100 * (truth.miou - of_pytorch.miou)}
     return found
 
 
@@ -432,13 +429,10 @@ def speed(run: Run, backend: str) -> None:
     """Latency at batch 1 as a robot has it, then what batches bring, at each frame size."""
     _require(run, backend)
     precisions = ("fp32",) if backend == "torch" else ("fp16",) if backend == "trt" else ("fp16", "fp32")
+    ways: tuple[dict[str, bool], ...] = ({"cuda_graphs": True}, {"cuda_graphs": False}) if backend == "trt" else ({},)
     for size in run.settings.sizes:
-        for precision in precisions:
-            if backend == "trt":
-                for graphs in (True, False):
-                    _latency(run, backend, precision, size, cuda_graphs=graphs)
-            else:
-                _latency(run, backend, precision, size)
+        for precision, options in itertools.product(precisions, ways):
+            _latency(run, backend, precision, size, **options)
         _throughput(run, backend, precisions[0], size, zero_copy=backend == "trt")
     _smi(run, f"after {backend}")
 
@@ -455,15 +449,14 @@ def _latency(run: Run, backend: str, precision: str, size: Size, **options: Any)
     if options:
         shown["graphs"] = "yes" if options["cuda_graphs"] else "no"
     frames = _frames(1, size)
-    with run.found.attempt("speed", **shown, memory="host") as note:
-        runner = _open(run, backend, precision, size, dynamic=False, **options)
-        with runner:
-            note(**_timed(run, lambda: runner.infer(frames), 1))
-            note(stream_fps=_stream(run, runner, frames))
-            if backend == "trt":
-                with run.found.attempt("speed", **shown, memory="zero copy") as note_device:
-                    inside, out = on_device(frames)
-                    note_device(**_timed(run, lambda: runner.infer(inside, out=out), 1))
+    opener = partial(_open, run, backend, precision, size, dynamic=False, **options)
+    with run.found.attempt("speed", **shown, memory="host") as note, opener() as runner:
+        note(**_timed(run, lambda: runner.infer(frames), 1))
+        note(stream_fps=_stream(run, runner, frames))
+        if backend == "trt":
+            with run.found.attempt("speed", **shown, memory="zero copy") as note_device:
+                inside, out = on_device(frames)
+                note_device(**_timed(run, lambda: runner.infer(inside, out=out), 1))
 
 
 def _stream(run: Run, runner: Runner, frames: UInt8Array) -> float:

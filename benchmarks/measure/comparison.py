@@ -16,7 +16,7 @@ from enet_deploy.images import UInt8Array
 from enet_deploy.runners import open_runner
 
 from .parity import Parity, compare
-from .plan import BenchInputs, OpenCase
+from .plan import BenchInputs, BenchOptions, OpenCase
 from .processes import Processes
 from .profiling import Profile
 from .unpool_flips import flips
@@ -49,28 +49,24 @@ def compare_runners(
     cases: Sequence[OpenCase],
     processes: Processes,
     inputs: BenchInputs,
-    *,
     reference: Path | None,
-    truth: bool,
-    profiled: bool,
+    options: BenchOptions,
 ) -> Comparison:
-    """Compare the open runners; Ctrl-C ends it with what is known by then.
+    """Compare the open runners, without those of the sweep; Ctrl-C ends it with what is known by then.
 
     Args:
         reference: the weights that all artifacts came from; None if these are not available.
-        truth: whether the inputs have one.
-        profiled: whether to profile the runners.
     """
-    found = Comparison([RemoteRunner(processes, case.name, case.spec) for case in cases])
+    found = Comparison([RemoteRunner(processes, case.name, case.spec) for case in cases if not case.swept])
     with suppress(KeyboardInterrupt):
         if reference is not None:
             found.reference = _open_reference(reference, cases[0].spec.size, processes)
-        if reference is not None or truth:
+        if reference is not None or options.data is not None:
             pairs = console.progress(inputs.pairs, "comparing labels", len(inputs.pairs))
             found.of_reference, found.parities, whole = compare(found.reference, found.runners, pairs)
             if not whole:
                 return found
-        if profiled:  # before anything else is started that could disturb it
+        if options.profile:  # before anything else is started that could disturb it
             found.profiles = _profiles(found.runners, inputs.images, cases[0].batch)
         if found.reference is not None:
             _add_flips(found, found.reference, inputs.images)

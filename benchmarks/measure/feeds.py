@@ -5,7 +5,6 @@ from __future__ import annotations
 import time
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Protocol
 
 import cv2
 import numpy as np
@@ -17,23 +16,13 @@ STAGES = ("pre", "infer", "post", "total")
 VIDEO_STAGES = ("decode", "pre", "infer", "post", "overlay", "total")
 
 
-class CameraFeed(Protocol):
-    """An endless source of camera images."""
-
-    @property
-    def stages(self) -> tuple[str, ...]:
-        """The stages of a call that are timed, in order."""
-
-    @property
-    def rewinding(self) -> float:
-        """Seconds so far that do not count."""
-
-    def read(self) -> tuple[UInt8Array, float]:
-        """An image, (h, w, 3) uint8 BGR, and the seconds that decoding it took."""
-
-
 class StillsFeed:
-    """The same images in turn. Decoding and overlay are not timed."""
+    """The same images in turn. Decoding and overlay are not timed.
+
+    Attributes:
+        stages: the stages of a call that are timed, in order.
+        rewinding: seconds so far that do not count.
+    """
 
     stages = STAGES
     rewinding = 0.0
@@ -43,6 +32,7 @@ class StillsFeed:
         self._next = 0
 
     def read(self) -> tuple[UInt8Array, float]:
+        """An image, (h, w, 3) uint8 BGR, and the seconds that decoding it took."""
         image = self.images[self._next % len(self.images)]
         self._next += 1
         return image, 0.0
@@ -77,3 +67,6 @@ class VideoFeed:
         if not is_frame:
             raise InputError(f"{self.path} has no frame that OpenCV can decode, expected a video file")
         return image.astype(np.uint8, copy=False), seconds
+
+
+CameraFeed = StillsFeed | VideoFeed  # an endless source of camera images

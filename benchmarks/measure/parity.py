@@ -6,7 +6,7 @@ import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Protocol
 
 import cv2
 import numpy as np
@@ -18,7 +18,7 @@ from enet_deploy.images import UInt8Array
 from enet_deploy.metrics import ConfusionMatrix
 from enet_deploy.runners import Spec
 
-from ..typed_json import from_json, to_json
+from ..typed_json import from_json
 
 LOGIT_FRAMES = 8  # logits are compared on the first few frames only: they are 44 times as large as the labels
 BAND = 3  # pixels on either side of an edge between two labels
@@ -61,6 +61,11 @@ class Accuracy:
     absent: tuple[str, ...]
     void_counts: bool
     confusion: tuple[tuple[int, ...], ...] | None
+
+    @property
+    def ious(self) -> npt.NDArray[np.float64]:
+        """(classes,) IoU of each class; NaN for one that has none."""
+        return np.array([each.iou for each in self.per_class.values()], float)
 
     def __post_init__(self) -> None:
         side = len(self.per_class) + 1
@@ -157,16 +162,6 @@ class Parity:
         counts = self.against_truth.counts.tolist()
         return from_json(Accuracy, {**self.against_truth.scores().to_json(), "confusion": counts})
 
-    def parity_json(self) -> dict[str, Any] | None:
-        """`figures` as JSON."""
-        found: dict[str, Any] | None = to_json(self.figures())
-        return found
-
-    def accuracy_json(self) -> dict[str, Any] | None:
-        """`accuracy` as JSON."""
-        found: dict[str, Any] | None = to_json(self.accuracy())
-        return found
-
     def add_labels(self, expected: UInt8Array, labels: UInt8Array) -> None:
         """Count a batch of copies of one frame: (H, W) of the reference, (N, H, W) of the runner."""
         same = np.broadcast_to(expected, labels.shape)
@@ -230,16 +225,15 @@ def _compare_one(
     frame, size = runners[0].preprocess(image), (image.shape[0], image.shape[1])
     expected = None if reference is None else reference.infer(frame)
     logits = reference.logits(frame) if reference is not None and with_logits else None
-    batches = [np.repeat(frame, runner.spec.batch or 1, axis=0) for runner in runners]
-    labels_of_all = [runner.infer(batch) for runner, batch in zip(runners, batches, strict=True)]
-    scores_of_all = [
-        runner.logits(batch) if logits is not None and runner.spec.has_logits else None
-        for runner, batch in zip(runners, batches, strict=True)
-    ]
+    found = []
+    for runner in runners:
+        batch = np.repeat(frame, runner.spec.batch or 1, axis=0)
+        scores = runner.logits(batch) if logits is not None and runner.spec.has_logits else None
+        found.append((runner.infer(batch), scores))
     # Everything is computed: a Ctrl-C leaves no frame that counts for one runner and not for another
     if expected is not None and truth is not None:
         of_reference.against_truth.update(truth, runners[0].postprocess(expected[0], size))
-    for runner, parity, labels, scores in zip(runners, parities, labels_of_all, scores_of_all, strict=True):
+    for runner, parity, (labels, scores) in zip(runners, parities, found, strict=True):
         if expected is not None:
             parity.add_labels(expected[0], labels)
         if truth is not None:

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from enet_deploy import console
-from enet_deploy.data import DataSet, open_data, require_same_classes
+from enet_deploy.data import DataSet, open_data
 from enet_deploy.data.scenes import street_scene
 from enet_deploy.errors import InputError
 from enet_deploy.images import UInt8Array
@@ -40,7 +40,7 @@ class BenchOptions:
     Attributes:
         artifacts: the first is the baseline; empty: `weights` and their exports.
         weights: parity is measured against these.
-        precisions: of the exports.
+        precisions: of the exports; empty: fp32.
         calibration: record for int8; None: the bundled one.
         backends: None: all that are installed, except trt.
         device: None: the backend's own.
@@ -52,21 +52,21 @@ class BenchOptions:
         profile: whether to profile too.
     """
 
-    artifacts: tuple[Path, ...]
+    artifacts: Sequence[Path]
     weights: Path
-    precisions: tuple[str, ...] = ("fp32",)
-    calibration: Path | None = None
-    backends: tuple[str, ...] | None = None
-    device: str | None = None
-    threads: int = 0
-    sizes: tuple[tuple[int, int], ...] = ()
-    batches: tuple[int, ...] = ()
-    frames: int = 100
-    seconds: float = 0.0
-    data: str | None = None
-    split: str = "val"
-    video: Path | None = None
-    profile: bool = False
+    precisions: Sequence[str]
+    calibration: Path | None
+    backends: Sequence[str] | None
+    device: str | None
+    threads: int
+    sizes: Sequence[tuple[int, int]]
+    batches: Sequence[int]
+    frames: int
+    seconds: float
+    data: str | None
+    split: str
+    video: Path | None
+    profile: bool
 
     @property
     def points(self) -> list[Point]:
@@ -173,16 +173,9 @@ def open_cases(cases: Sequence[Case], options: BenchOptions, processes: Processe
     opened = []
     for case in cases:
         batch = _fitting_batch(case, cases, specs)
-        peak_bytes = processes.ask(case.name, try_out, batch)
-        opened.append(
-            OpenCase(
-                **vars(case),
-                options=runner_options[case.name],
-                spec=specs[case.name],
-                batch=batch,
-                peak_bytes=peak_bytes,
-            )
-        )
+        peak = processes.ask(case.name, try_out, batch)
+        options_of, spec = runner_options[case.name], specs[case.name]
+        opened.append(OpenCase(**vars(case), options=options_of, spec=spec, batch=batch, peak_bytes=peak))
     return opened
 
 
@@ -232,11 +225,6 @@ class BenchInputs:
     images: list[UInt8Array]
     pairs: Sequence[tuple[UInt8Array, UInt8Array | None]] | DataSet
     described: Images
-
-    def require_classes(self, spec: Spec, folder: str | None) -> None:
-        """Raise DataError if there is a data set, and its classes are not the artifact's."""
-        if isinstance(self.pairs, DataSet):
-            require_same_classes(spec.classes, self.pairs.classes, f"{folder}", f"{spec.artifact} knows")
 
 
 def open_inputs(options: BenchOptions) -> BenchInputs:

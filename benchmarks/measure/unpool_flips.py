@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -50,13 +51,8 @@ def _of_weights(weights: Path, frames: list[UInt8Array]) -> Iterator[Winners]:
     winners: Winners = {}
     for stage in STAGES:
 
-        def keep(
-            module: torch.nn.Module,
-            inputs: tuple[torch.Tensor, ...],
-            outputs: tuple[torch.Tensor, torch.Tensor],
-            stage: str = stage,
-        ) -> None:
-            winners[stage] = _code(outputs[1][0].numpy(), inputs[0].shape[-1])
+        def keep(_: torch.nn.Module, inputs: Any, outputs: Any, stage: str = stage) -> None:
+            winners[stage] = _code(outputs[1][0].numpy(), inputs[0].shape[-1])  # the indices of the first image
 
         net.get_submodule(f"{stage}.pool").register_forward_hook(keep)
     with torch.inference_mode():

@@ -6,11 +6,9 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import numpy.typing as npt
 
 from enet_deploy.plots import THEMED_WIDTH, confusion_on, themed
 
-from ..measure.parity import Accuracy
 from ..result import Result
 from ..run import Run
 from ..verdict import front
@@ -47,14 +45,14 @@ def latency(run: Run) -> tuple[str, str]:
             scatter = row + generator.uniform(-0.18, 0.18, len(samples))
             axes.plot(samples, scatter, ".", color=_color(result), markersize=2.5, alpha=0.8, rasterized=True)
             axes.plot([np.median(samples)] * 2, [row - 0.35, row + 0.35], color=_color(result), linewidth=2)
-        if _factor(results) > FACTOR:
+        every = [ms for result in results for ms in result.samples_ms]
+        if max(every) / min(every) > FACTOR:
             axes.set_xscale("log", subs=(2, 5))
             axes.xaxis.set_major_formatter("{x:g}")
             axes.xaxis.set_minor_formatter("{x:g}")
-            axes.set_xlabel(f"ms per call of {what}, logarithmic")
         else:
             axes.set_xlim(left=0)
-            axes.set_xlabel(f"ms per call of {what}")
+        axes.set_xlabel(f"ms per call of {what}" + (", logarithmic" if axes.get_xscale() == "log" else ""))
 
     return themed(draw, 0.38 * len(results) + 0.8)
 
@@ -81,19 +79,11 @@ def throughput(run: Run) -> tuple[str, str]:
     results = run.results
 
     def draw(figure: Figure) -> None:
-        axes = _rows(figure, results)
-        for row, result in enumerate(results):
-            for offset, value, alpha in ((-0.19, result.fps, 1.0), (0.19, result.stream_fps, 0.5)):
-                if value is not None:
-                    axes.barh(row + offset, value, 0.36, color=_color(result), alpha=alpha)
-                    axes.annotate(
-                        f"{value:.0f}",
-                        (value, row + offset),
-                        (2, 0),
-                        textcoords="offset points",
-                        va="center",
-                        fontsize=7,
-                    )
+        axes, rows, colors = _rows(figure, results), np.arange(len(results)), [_color(result) for result in results]
+        for offset, name, alpha in ((-0.19, "fps", 1.0), (0.19, "stream_fps", 0.5)):
+            fps = np.array([getattr(result, name) for result in results], float)  # NaN if it was not timed
+            bars = axes.barh(rows + offset, fps, 0.36, color=colors, alpha=alpha)
+            axes.bar_label(bars, fmt="%.0f", padding=2, fontsize=7)
         axes.set_xlabel("frames per second; pale: through stream()")
         axes.margins(x=0.08)
 
@@ -144,18 +134,17 @@ def stages(run: Run) -> tuple[str, str]:
 
 def network_stages(run: Run) -> tuple[str, str] | None:
     """How long each stage of the network takes; None without profiles."""
-    results = [result for result in run.results if result.profile is not None]
-    profiles = [result.profile for result in run.results if result.profile is not None]
-    if not profiles:
+    profiled = [(result, result.profile) for result in run.results if result.profile is not None]
+    if not profiled:
         return None
 
     def draw(figure: Figure) -> None:
-        axes = _rows(figure, results)
-        _stack(axes, [{row.stage: row.ms for row in profile.stages} for profile in profiles], STAGE_COLORS)
+        axes = _rows(figure, [result for result, _ in profiled])
+        _stack(axes, [{row.stage: row.ms for row in profile.stages} for _, profile in profiled], STAGE_COLORS)
         axes.set_xlabel("ms per call, watched")
         figure.legend(loc="outside lower center", ncols=4, fontsize=8)
 
-    return themed(draw, 0.34 * len(results) + 1.5)
+    return themed(draw, 0.34 * len(profiled) + 1.5)
 
 
 def classes(run: Run) -> tuple[str, str] | None:
@@ -165,7 +154,7 @@ def classes(run: Run) -> tuple[str, str] | None:
         return None
     names = list(known[0][1].per_class)
     reference = run.accuracy_of_reference
-    expected = _ious(reference, names) if reference else np.zeros(len(names))
+    expected = 100 * reference.ious if reference else np.zeros(len(names))
 
     def draw(figure: Figure) -> None:
         if reference:
@@ -181,19 +170,12 @@ def classes(run: Run) -> tuple[str, str] | None:
         for number, (result, accuracy) in enumerate(known):
             # below each other within a class's row: marks of equal backends would cover each other
             places = np.arange(len(names)) + 0.7 * ((number + 0.5) / len(known) - 0.5)
-            values = _ious(accuracy, names) - expected
-            axes.plot(values, places, **_style(result), linestyle="", markersize=3.5)
+            axes.plot(100 * accuracy.ious - expected, places, **_style(result), linestyle="", markersize=3.5)
         bars.set_yticks(range(len(names)), names, parse_math=False)
         bars.invert_yaxis()
         figure.legend(*axes.get_legend_handles_labels(), loc="outside lower center", ncols=3, fontsize=8)
 
     return themed(draw, 0.36 * len(names) + 1.4)
-
-
-def _ious(accuracy: Accuracy, names: Sequence[str]) -> npt.NDArray[np.float64]:
-    """In per cent; NaN for an absent class."""
-    values = (accuracy.per_class[name].iou for name in names)
-    return np.array([np.nan if value is None else 100 * value for value in values])
 
 
 def confusion(result: Result) -> tuple[str, str] | None:
@@ -220,15 +202,9 @@ def sweep(run: Run) -> tuple[str, str] | None:
             same = [r for r in results if _same_but_point(r, result)]
             by_size = sorted((r for r in same if r.batch == result.batch), key=_pixels)
             by_batch = sorted((r for r in same if r.size == result.size), key=lambda r: r.batch)
-            above.plot(
-                [_pixels(r) / 1e6 for r in by_size], [r.ms_per_frame for r in by_size], **_style(result), markersize=4
-            )
-            below.plot(
-                [r.batch for r in by_batch],
-                [1e3 / r.ms_per_frame for r in by_batch],
-                **_style(result),
-                markersize=4,
-            )
+            style = _style(result) | {"markersize": 4}
+            above.plot([_pixels(r) / 1e6 for r in by_size], [r.ms_per_frame for r in by_size], **style)
+            below.plot([r.batch for r in by_batch], [1e3 / r.ms_per_frame for r in by_batch], **style)
         above.set(xlabel=f"megapixels ({', '.join(f'{h}x{w}' for h, w in sorted(sizes))})", ylabel="ms per frame")
         below.set(xlabel="frames per call", ylabel="frames per second")
         above.set_ylim(bottom=0)
@@ -246,30 +222,16 @@ def _pixels(result: Result) -> int:
     return result.size[0] * result.size[1]
 
 
-def _factor(results: Sequence[Result]) -> float:
-    """The longest call of all over the shortest."""
-    samples: list[float] = [ms for result in results for ms in result.samples_ms]
-    return max(samples) / min(samples)
-
-
 def _color(result: Result) -> str:
     return COLORS.get(result.backend, OTHER)
 
 
 def _style(result: Result) -> dict[str, Any]:
-    marker = MARKERS.get(result.precision, "v")
-    filled = result.qdq_layout in (None, "all")
-    return {
-        "color": _color(result),
-        "marker": marker,
-        "markerfacecolor": _color(result) if filled else "none",
-        "label": _literal(result.name),
-    }
-
-
-def _literal(name: str) -> str:
-    """Escaped text, no formula for matplotlib and no hidden entry of a legend: names come from foreign files."""
-    return name.replace("$", r"\$").lstrip("_")
+    color, marker = _color(result), MARKERS.get(result.precision, "v")
+    face = color if result.qdq_layout in (None, "all") else "none"
+    # no formula for matplotlib and no hidden entry of a legend: names come from foreign files
+    label = result.name.replace("$", r"\$").lstrip("_")
+    return {"color": color, "marker": marker, "markerfacecolor": face, "label": label}
 
 
 def _rows(figure: Figure, results: Sequence[Result]) -> Axes:
@@ -291,9 +253,6 @@ def _stack(axes: Axes, rows: Sequence[dict[str, float]], colors: Sequence[str]) 
 
 
 def _legend(figure: Figure, results: Sequence[Result]) -> None:
-    figure.legend(
-        *figure.axes[0].get_legend_handles_labels(),
-        loc="outside lower center",
-        ncols=3 if len(results) > 4 else 2,
-        fontsize=8,
-    )
+    columns = 3 if len(results) > 4 else 2
+    handles, labels = figure.axes[0].get_legend_handles_labels()
+    figure.legend(handles, labels, loc="outside lower center", ncols=columns, fontsize=8)

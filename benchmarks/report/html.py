@@ -23,9 +23,9 @@ def page_template(package: str, filters: Mapping[str, Callable[..., str]]) -> ji
 
 
 def _plain(value: Any) -> str:
-    """A value of the environment in words."""
+    """A value of the environment, or of a run's settings, in words."""
     if isinstance(value, dict):
         return ", ".join(f"{key} {each}" for key, each in value.items())
-    if isinstance(value, list | tuple):
-        return ", ".join(_plain(each) if isinstance(each, dict) else str(each) for each in value)
+    if isinstance(value, list | tuple):  # a list in a list is a frame size
+        return ", ".join("x".join(map(str, each)) if isinstance(each, list | tuple) else _plain(each) for each in value)
     return "not known" if value is None else str(value)

@@ -9,8 +9,8 @@ import cv2
 import numpy as np
 
 from enet_deploy.classes import ClassList
-from enet_deploy.images import UInt8Array, colorize, data_uri, image_uri, resize_labels
-from enet_deploy.media.drawing import side_by_side
+from enet_deploy.images import UInt8Array, data_uri, image_uri
+from enet_deploy.media.drawing import panels, side_by_side
 
 from ..result import Result
 from ..run import Run
@@ -18,8 +18,6 @@ from ..verdict import figures
 from . import charts
 from .html import page_template
 from .tables import camera_in_words, images_in_words, number, percent, points
-
-SAMPLES = 1000  # of each runner in the table; all are in the JSON
 
 
 @dataclass(frozen=True)
@@ -48,20 +46,16 @@ class Picture:
         return [(n, f"rgb({r} {g} {b})") for n, (r, g, b) in zip(self.classes.names, self.classes.colors, strict=True)]
 
     def panels(self) -> dict[str, UInt8Array]:
-        """Caption -> (H, W, 3) uint8 BGR, from the input to the differences."""
-        panels = {"input": self.frame}
-        if self.truth is not None:
-            truth = resize_labels(self.truth, (self.labels.shape[0], self.labels.shape[1]))
-            panels["truth"] = colorize(truth, self.classes)
-        if self.reference is not None:
-            panels["PyTorch fp32"] = colorize(self.reference, self.classes)
-        panels[self.runner] = colorize(self.labels, self.classes)
+        """Caption -> (H, W, 3) uint8 BGR, from the image to the differences."""
+        label_maps = {"truth": self.truth, "PyTorch fp32": self.reference, self.runner: self.labels}
+        known = {caption: labels for caption, labels in label_maps.items() if labels is not None}
+        found = panels(self.frame, known, self.classes)
         if self.reference is not None:
             differs = self.labels != self.reference
-            dark = cv2.cvtColor(cv2.cvtColor(self.frame, cv2.COLOR_BGR2GRAY), cv2.COLOR_GRAY2BGR) // 2
-            marked = np.where(differs[..., None], np.array([80, 0, 255], np.uint8), dark.astype(np.uint8))
-            panels[f"differing: {differs.mean():.2%}"] = marked
-        return panels
+            grey = cv2.cvtColor(self.frame, cv2.COLOR_BGR2GRAY) // 2
+            marked = np.where(differs[..., None], np.array([80, 0, 255], np.uint8), grey[..., None])
+            found[f"differing: {differs.mean():.2%}"] = marked
+        return found
 
     def captions(self) -> str:
         """Text in place of the picture."""
@@ -72,17 +66,8 @@ class Picture:
         return image_uri(side_by_side(self.panels()), ".png")
 
 
-@dataclass(frozen=True)
-class Chart:
-    """A chart with its title and how to read it; a data URI for light pages and one for dark pages."""
-
-    title: str
-    note: str
-    light: str
-    dark: str
-
-
-def _charts(run: Run) -> list[Chart]:
+def _charts(run: Run) -> list[dict[str, str]]:
+    """Title and note (how to read it) of each chart; a data URI for light pages and one for dark pages."""
     taken = next((r for r in run.results if r.name == run.verdict[0].take), run.results[0])
     drawn = (
         ("Latency", "Every call is a point; the bar is the median.", charts.latency(run)),
@@ -96,7 +81,12 @@ def _charts(run: Run) -> list[Chart]:
         ("Sizes and batches", "Timed in the same rounds.", charts.sweep(run)),
     )  # fmt: skip
     return [
-        Chart(title, note, *(data_uri(svg.encode(), ".svg") for svg in pair))
+        {
+            "title": title,
+            "note": note,
+            "light": data_uri(pair[0].encode(), ".svg"),
+            "dark": data_uri(pair[1].encode(), ".svg"),
+        }
         for title, note, pair in drawn
         if pair is not None
     ]
@@ -108,11 +98,6 @@ def as_html(run: Run, pictures: Sequence[Picture] = ()) -> str:
     Args:
         pictures: of a few frames; the JSON does not hold them, so a stored run has none.
     """
-    samples = [result.samples_ms for result in run.results]
-    rows = [
-        [each[index] if index < len(each) else None for each in samples]
-        for index in range(min(SAMPLES, max(map(len, samples))))
-    ]
     return _TEMPLATE.render(
         run=run,
         figures=[figures(result, run.accuracy_of_reference) for result in run.results],
@@ -122,8 +107,6 @@ def as_html(run: Run, pictures: Sequence[Picture] = ()) -> str:
         pictures=pictures,
         images=images_in_words(run),
         camera=camera_in_words(run),
-        sample_rows=rows,
-        samples_left=max(map(len, samples)) - len(rows),
     )
 
 
@@ -131,9 +114,9 @@ def _scored(run: Run) -> list[Result]:
     """The runners with an accuracy, without those that equal the reference, which has a column of its own."""
     reference = run.accuracy_of_reference
     known = [result for result in run.results if result.accuracy is not None]
-    return [
-        r for r in known if reference is None or (r.accuracy and r.accuracy.per_class != reference.per_class)
-    ] or known
+    if reference is None:
+        return known
+    return [each for each in known if each.accuracy and each.accuracy.per_class != reference.per_class] or known
 
 
 def _classes(run: Run, figure: str) -> list[tuple[str, list[float | None], float | None]]:

@@ -8,6 +8,7 @@ import math
 from collections.abc import Sequence
 from typing import Any
 
+import numpy as np
 from rich.box import SIMPLE_HEAD
 from rich.console import Console
 from rich.markup import escape
@@ -74,10 +75,9 @@ def _show_latency(results: Sequence[Result], console: Console) -> None:
         latency, speed = result.latency_ms, result.speed
         table.add_row(
             escape(result.name),
-            *(f"{ms:.1f}" for ms in (latency.p50, latency.p90, latency.p99)),
+            *map(number, (latency.p50, latency.p90, latency.p99)),
             f"{result.outliers}/{len(result.samples_ms)}",
-            f"{result.fps:.1f}",
-            number(result.stream_fps, ".1f"),
+            *map(number, (result.fps, result.stream_fps)),
             f"{speed.ratio:.2f} ({speed.low:.2f}-{speed.high:.2f})",
             f"{result.model_bytes / 1e6:.2f}",
             f"{result.peak_bytes / 1e6:.0f}",
@@ -99,14 +99,8 @@ def _show_sweep(results: Sequence[Result], sweep: Sequence[Result], console: Con
     table = new_table("frames", "p50 ms", "ms per frame", "FPS", "stream")
     for result in sorted((*results, *sweep), key=_kind):
         p50, (height, width) = result.latency_ms.p50, result.size
-        table.add_row(
-            escape(result.name),
-            f"{result.batch} x {height}x{width}",
-            f"{p50:.1f}",
-            f"{p50 / result.batch:.1f}",
-            f"{result.fps:.1f}",
-            number(result.stream_fps, ".1f"),
-        )
+        shown = (number(value) for value in (p50, p50 / result.batch, result.fps, result.stream_fps))
+        table.add_row(escape(result.name), f"{result.batch} x {height}x{width}", *shown)
     print_table("Batches and sizes, in the same rounds", table, console)
 
 
@@ -122,8 +116,7 @@ def _show_parity(results: Sequence[Result], console: Console) -> None:
             percent(parity.agreement),
             number(getattr(flips, "boundary", None), ".4%"),
             number(getattr(flips, "interior", None), ".4%"),
-            number(parity.max_abs_logit, ".2g"),
-            number(parity.p99_abs_logit, ".2g"),
+            *(number(value, ".2g") for value in (parity.max_abs_logit, parity.p99_abs_logit)),
             ", ".join(f"{share:.3%}" for share in unpool.values()) if unpool else "",
         )
     title = "The same network? Labels that differ from PyTorch fp32's (within 3 pixels of an edge, elsewhere), logits"
@@ -162,14 +155,7 @@ def _show_classes(results: Sequence[Result], reference: Accuracy | None, console
 
 def _changes(accuracy: Accuracy, reference: Accuracy) -> bool:
     """Whether the IoU of any class differs by at least a hundredth of a point, which the table shows."""
-    for name, expected in reference.per_class.items():
-        own = accuracy.per_class[name].iou
-        if own is None or expected.iou is None:
-            if own is not expected.iou:
-                return True
-        elif abs(own - expected.iou) >= 5e-5:
-            return True
-    return False
+    return not np.allclose(accuracy.ious, reference.ious, rtol=0, atol=5e-5, equal_nan=True)
 
 
 def percent(share: float | None) -> str:
@@ -235,10 +221,7 @@ def _markdown_row(result: Result, reference: Accuracy | None) -> tuple[str, ...]
     drop = found["miou_drop"]
     return (
         result.name,
-        number(found["p50_ms"], ".1f"),
-        number(found["p90_ms"], ".1f"),
-        number(found["fps"], ".1f"),
-        number(found["stream_fps"], ".1f"),
+        *(number(found[name]) for name in ("p50_ms", "p90_ms", "fps", "stream_fps")),
         f"{speed.ratio:.2f}x ({speed.low:.2f} to {speed.high:.2f})",
         number(found["model_mb"], ".2f"),
         number(found["peak_mb"], ".0f"),

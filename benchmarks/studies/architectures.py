@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import argparse
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict
 from functools import partial
 from pathlib import Path
@@ -23,7 +23,7 @@ from enet_deploy.commands import cli
 from enet_deploy.data.scenes import street_scene
 from enet_deploy.environment import environment
 from enet_deploy.files import require_writable, write_json
-from enet_deploy.runners import open_runner
+from enet_deploy.runners import Runner, open_runner
 
 from ..measure.machine import watched
 from ..measure.processes import Processes
@@ -82,7 +82,6 @@ def _measure(size: tuple[int, int], threads: int) -> tuple[list[dict[str, Any]],
     """The figures of each network, and whether all rounds ran: Ctrl-C ends them early."""
     from .networks import NETS, multiply_adds, open_untrained, parameters, untrained
 
-    blocks: dict[tuple[str, str], list[list[float]]] = {}
     found: dict[str, dict[str, Any]] = {}
     with tempfile.TemporaryDirectory() as name, Processes() as processes:
         folder = Path(name)
@@ -93,34 +92,32 @@ def _measure(size: tuple[int, int], threads: int) -> tuple[list[dict[str, Any]],
                 _export_deployed(size, folder, path)
             else:
                 _export(net, size, path)
-                processes.start(f"{net} torch", partial(open_worker, partial(open_untrained, net, size)))
-            for backend in BACKENDS[1:]:
-                make = partial(open_runner, path, backend, threads=threads)
-                processes.start(f"{net} {backend}", partial(open_worker, make))
             own = [backend for backend in BACKENDS if backend != "torch" or net != DEPLOYED]
-            blocks |= {(net, backend): [] for backend in own}
+            for backend in own:
+                make: Callable[[], Runner] = partial(open_runner, path, backend, threads=threads)
+                if backend == "torch":
+                    make = partial(open_untrained, net, size)
+                processes.start(f"{net} {backend}", partial(open_worker, make))
             found[net] = {
                 "name": net,
                 "parameters": parameters(plain),
                 "multiply_adds": multiply_adds(plain, size),
                 "model_bytes": path.stat().st_size,
                 "peak_bytes": {backend: processes.ask(f"{net} {backend}", try_out, 1) for backend in own},
+                "samples_ms": {backend: [] for backend in own},
             }
-        frames = street_scene(0, size)[0][None]
+        nets, frames = list(found.values()), street_scene(0, size)[0][None]
+        samples = {f"{net['name']} {backend}": ms for net in nets for backend, ms in net["samples_ms"].items()}
         try:
             for _ in console.progress(range(ROUNDS), "timing"):
-                found_now = {key: processes.ask(" ".join(key), timed, frames) for key in blocks}
-                for key, samples in blocks.items():
-                    samples.append(found_now[key])
+                blocks = [processes.ask(name, timed, frames) for name in samples]
+                for own_samples, block in zip(samples.values(), blocks, strict=True):
+                    own_samples.append(block)
         except KeyboardInterrupt:
-            if not all(blocks.values()):
+            if not all(samples.values()):
                 raise
-            whole = False
-        else:
-            whole = True
-    for (net, backend), samples in blocks.items():
-        found[net].setdefault("samples_ms", {})[backend] = samples
-    return list(found.values()), whole
+            return nets, False
+    return nets, True
 
 
 def with_speeds(nets: list[dict[str, Any]]) -> list[dict[str, Any]]:
@@ -162,13 +159,8 @@ def show(result: dict[str, Any], console: Console) -> None:
     table = new_table("parameters, M", "multiply-adds, G", "file MB", *(f"{b} ms" for b in BACKENDS), first="network")
     for net in nets:
         times = (f"{net['ms'][backend]:.0f}" if backend in net["ms"] else "" for backend in BACKENDS)
-        table.add_row(
-            net["name"],
-            f"{net['parameters'] / 1e6:.2f}",
-            f"{net['multiply_adds'] / 1e9:.2f}",
-            f"{net['model_bytes'] / 1e6:.1f}",
-            *times,
-        )
+        millions, giga = f"{net['parameters'] / 1e6:.2f}", f"{net['multiply_adds'] / 1e9:.2f}"
+        table.add_row(net["name"], millions, giga, f"{net['model_bytes'] / 1e6:.1f}", *times)
     print_table(f"{height}x{width}, 11 classes, untrained, fp32: median ms of a frame", table, console)
     table = new_table(*BACKENDS, *(f"MB, {backend}" for backend in BACKENDS), first="faster than")
     for net in nets:
@@ -212,3 +204,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     )
     parser.add_argument("--json", type=Path, metavar="FILE", help="write the whole result to FILE")
     return cli.run(parser, _architectures, argv)
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())

@@ -146,16 +146,8 @@ def _soak(args: argparse.Namespace) -> None:
     measured = list(phases(open_one, args.inferences, args.reopenings))
     print(as_markdown(measured))
     if args.json is not None:
-        write_json(
-            args.json,
-            {
-                "schema": 1,
-                "environment": machine,
-                "artifact": args.artifact.name,
-                "backend": args.backend,
-                "phases": [asdict(phase) for phase in measured],
-            },
-        )
+        result = {"schema": 1, "environment": machine, "artifact": args.artifact.name, "backend": args.backend}
+        write_json(args.json, result | {"phases": [asdict(phase) for phase in measured]})
     flaws = [flaw for phase in measured if (flaw := phase.flaw(args.max_growth))]
     if flaws:
         raise RequirementError("; ".join(flaws))

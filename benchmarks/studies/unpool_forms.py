@@ -20,7 +20,6 @@ from __future__ import annotations
 import argparse
 import copy
 import tempfile
-import time
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from itertools import chain
@@ -42,6 +41,8 @@ from enet_deploy.export.unpool import MaxPool2x2, MaxUnpool2x2
 from enet_deploy.export.unpool import _up as up
 from enet_deploy.markdown import markdown_table
 from enet_deploy.weights import load_weights
+
+from ..measure.timing import times
 
 Call = Callable[[], object]
 Graph = Callable[[npt.NDArray[Any]], npt.NDArray[Any]]  # its one input -> its first output
@@ -192,12 +193,7 @@ def measure(calls: Mapping[str, Call], rounds: int) -> dict[str, list[list[float
     blocks: dict[str, list[list[float]]] = {name: [] for name in calls}
     for _ in range(rounds):
         for name, call in calls.items():
-            block = []
-            for _ in range(CALLS):
-                start = time.perf_counter()
-                call()
-                block.append((time.perf_counter() - start) * 1e3)
-            blocks[name].append(block[DROPPED:])
+            blocks[name].append(times(call, CALLS - DROPPED, DROPPED))
     return blocks
 
 
@@ -214,9 +210,9 @@ def _time_forms(args: argparse.Namespace) -> None:
             measure({name: partial(load(path), frames) for name, path in files.items()}, args.rounds)
             for load in (onnxruntime_call, openvino_call)
         )
-        times = [{name: median(chain.from_iterable(own)) for name, own in backend.items()} for backend in blocks]
+        medians = [{name: median(chain.from_iterable(own)) for name, own in backend.items()} for backend in blocks]
     rows = [
-        (name, f"{wrong_on_ties(form):.1%}", *(f"{t[name]:.1f} ms, x{t[name] / t[EQUALITY]:.2f}" for t in times))
+        (name, f"{wrong_on_ties(form):.1%}", *(f"{t[name]:.1f} ms, x{t[name] / t[EQUALITY]:.2f}" for t in medians))
         for name, form in FORMS.items()
     ]
     print(markdown_table(["form", "wrong on ties", "ONNX Runtime", "OpenVINO"], rows))

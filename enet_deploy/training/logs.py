@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import csv
-import io
 import logging
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -30,12 +29,10 @@ log = logging.getLogger(__name__)
 def write_csv(path: Path, history: Sequence[Row]) -> None:
     """Write one line per epoch, the whole file or nothing. A value that an epoch does not have is left empty."""
     columns = list(dict.fromkeys(name for row in history for name in row))
-    text = io.StringIO()
-    writer = csv.DictWriter(text, columns, lineterminator="\n")
-    writer.writeheader()
-    writer.writerows(history)
-    with atomic_write(path) as temporary:
-        temporary.write_text(text.getvalue())
+    with atomic_write(path) as temporary, temporary.open("w", encoding="utf-8") as file:
+        writer = csv.DictWriter(file, columns, lineterminator="\n")
+        writer.writeheader()
+        writer.writerows(history)
 
 
 def log_epoch(row: Row, epochs: int) -> None:

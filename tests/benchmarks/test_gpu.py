@@ -66,6 +66,8 @@ def rows(found: dict[str, Any], **wanted: object) -> list[dict[str, Any]]:
 
 # The harness
 
+MACHINE = {"processor": "a", "cores": 1, "time": "now", "commit": "b"}
+REPORT = {"rehearsal": False, "card": "a card", "settings": {}, "environment": MACHINE}
 FOUND = {"findings": [{"table": "rates", "what": "x", "rate": 2.5}]}
 WRITE = f"import pathlib, sys; pathlib.Path(sys.argv[1]).write_text({json.dumps(FOUND)!r});"
 ENDS = {
@@ -89,8 +91,7 @@ def test_a_step_that_goes_wrong_is_reported_and_the_next_one_runs(tmp_path: Path
         name: gpu.Command(name, limit, [sys.executable, "-c", WRITE + code, str(out / "steps" / f"{name}.json")])
         for name, (code, limit, _, _) in ENDS.items()
     }
-    report: dict[str, Any] = {"rehearsal": False, "card": "a card", "settings": {}}
-    report["environment"] = {"processor": "a", "cores": 1, "time": "now", "commit": "b"}
+    report: dict[str, Any] = dict(REPORT)
     lines = list(gpu.run_all(chosen, report, tmp_path, out, 120))
     assert len(lines) == len(ENDS)
     for found, (name, (_, _, state, reason)) in zip(report["steps"], ENDS.items(), strict=True):
@@ -117,8 +118,7 @@ def test_what_is_sent_does_not_say_whose_machine_it_was(tmp_path: Path, monkeypa
     found = json.dumps({"findings": [{"table": "machine", "what": told.partition(" on")[0]}]})
     code = f"import pathlib; pathlib.Path({str(out / 'steps' / 'a.json')!r}).write_text({found!r}); exit({told!r})"
     chosen = {"a": gpu.Command("a", 60, [sys.executable, "-c", code])}
-    report: dict[str, Any] = {"rehearsal": False, "card": "a card", "settings": {}}
-    report["environment"] = {"processor": "a", "cores": 1, "time": "now", "commit": "b"}
+    report: dict[str, Any] = dict(REPORT)
     list(gpu.run_all(chosen, report, work, out, 120))
     assert report["steps"][0]["reason"] == "~/x WORK/y OUT/z /media/USER/CamVid /cache/USER_1 on HOST: enough"
     with zipfile.ZipFile(out / "gpu-report.zip") as file:
@@ -551,8 +551,7 @@ def test_page_shows_what_was_found_and_names_the_fastest_engine() -> None:
         engine | {"precision": "int8", "p50_ms": 0.5, "failed": "no layer <b>computes</b> in int8"},
     ]
     steps = [{"step": "engine", "title": "t", "state": "failed", "reason": "r", "seconds": 1.0, "findings": findings}]
-    report = {"rehearsal": False, "card": "RTX <3060>", "steps": steps, "settings": {"sizes": [(360, 480), (512, 512)]}}
-    report["environment"] = {"processor": "a", "cores": 1, "time": "now", "commit": "b"}
+    report = REPORT | {"card": "RTX <3060>", "steps": steps, "settings": {"sizes": [(360, 480), (512, 512)]}}
     assert gpu_page.headline(report).startswith("fp16 at 360x480: 1.250 ms")
     page = gpu_page.as_html(report)
     for text in ("RTX &lt;3060&gt;", "failed: no layer &lt;b&gt;computes", "99.9700%", "360x480, 512x512"):
