@@ -507,7 +507,8 @@ class Listed(FrameSource):
 @st.composite
 def labelled(draw: st.DrawFn) -> list[LabelledFrame]:
     """One to three frames of any size at times that rise."""
-    times = sorted(draw(st.lists(st.fractions(0, 10**6), min_size=1, max_size=3, unique=True)))
+    ticks = draw(st.lists(st.integers(0, 10**9), min_size=1, max_size=3, unique=True))
+    times = [Fraction(tick, 1000) for tick in sorted(ticks)]  # Matroska keeps milliseconds
     items = []
     for number, time_ in enumerate(times):
         height, width = draw(st.integers(1, 40)), draw(st.integers(1, 40))
@@ -667,7 +668,7 @@ def main() -> None:
         tallies = {name: Tally() for name in found}
         failed: dict[str, Exception] = {}
         while len(failed) < len(found) and sum(tally.seconds for tally in tallies.values()) < seconds:
-            name = min(found.keys() - failed.keys(), key=lambda each: tallies[each].seconds)  # equal shares of the time
+            name = min((each for each in found if each not in failed), key=lambda each: tallies[each].seconds)
             started = time.monotonic()
             try:
                 fuzz(name, found[name], tallies[name])
