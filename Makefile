@@ -38,7 +38,7 @@ test-minimal: ## the tests with the newest releases, a headless OpenCV, and no O
 		tqdm jinja2 matplotlib rich psutil pytest pytest-xdist hypothesis
 	$(MINIMAL)/bin/python -m pytest $(PARALLEL)
 
-fuzz: $(INSTALLED) ## every reader of foreign files against damaged ones, for so many seconds
+fuzz: $(INSTALLED) ## every reader of foreign files against damaged and crafted ones, for so many seconds
 	OMP_NUM_THREADS=1 $(BIN)/python tests/fuzz.py $(FUZZ_SECONDS)
 
 # The pages are made from the text of the code, so PyTorch is not needed; ruff formats signatures.

@@ -79,6 +79,7 @@ def _measure(
             "split": args.split,
             "sha256": ranges.digest(sampled),
             "of_outputs": len(few),
+            "frames": ranges.frame_range(sampled, metadata.size),
         },
         preprocessing={"size": list(metadata.size), "mean": list(metadata.mean), "std": list(metadata.std)},
         amax=amax[best],

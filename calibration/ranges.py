@@ -18,6 +18,7 @@ import onnx
 from enet_deploy.data import spread
 from enet_deploy.errors import InputError
 from enet_deploy.export.record import Record
+from enet_deploy.frame_range import measure
 from enet_deploy.images import UInt8Array, read_image, resize_image
 
 PERCENTILE = 99.99  # share of the magnitudes inside the range, in percent
@@ -45,6 +46,12 @@ def digest(images: Iterable[Path]) -> str:
     for image in images:
         total.update(image.name.encode() + b"\0" + hashlib.sha256(image.read_bytes()).digest())
     return total.hexdigest()
+
+
+def frame_range(images: Iterable[Path], size: tuple[int, int]) -> dict[str, float]:
+    """Return the fields of `FrameRange` for these files, seen at `size` = (H, W)."""
+    contrasts, noises = zip(*(measure(read_image(image), size) for image in images), strict=True)
+    return {"contrast": round(min(contrasts), 2), "noise": round(max(noises), 3)}
 
 
 def find_ranges(

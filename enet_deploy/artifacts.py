@@ -11,6 +11,7 @@ from typing import Any, Literal
 
 from .classes import ClassList
 from .errors import ArtifactError, InputError
+from .frame_range import FrameRange
 
 METADATA_KEY = "enet_deploy"  # the only key in the metadata of safetensors and ONNX files; its value is JSON
 SCHEMA = 1
@@ -66,6 +67,10 @@ class Metadata:
         if not re.fullmatch("([0-9a-f]{64})?", self.weights_sha256):
             raise InputError(f"weights_sha256 {self.weights_sha256!r:.80}, expected 64 hex digits or ''")
         check_size(self.size)
+        try:
+            _ = self.calibrated_on
+        except TypeError as error:
+            raise InputError(f"frames of the calibration: {error}; expected contrast and noise") from None
 
     @property
     def qdq_layout(self) -> QdqLayout | Literal[""]:
@@ -74,6 +79,13 @@ class Metadata:
         if not isinstance(calibration, dict):
             return ""
         return "ort" if calibration.get("target") == "ort" else "all"
+
+    @property
+    def calibrated_on(self) -> FrameRange | None:
+        """The frames that the ranges of an int8 graph were measured on; None if the graph does not say."""
+        calibration = self.details.get("calibration")
+        frames = calibration.get("frames") if isinstance(calibration, dict) else None
+        return None if frames is None else FrameRange(**frames)
 
     def to_text(self) -> str:
         return json.dumps(

@@ -36,6 +36,12 @@ _PNG_SIGNATURE = b"\x89PNG\r\n\x1a\n"
 _MEDIA_TYPES = {".png": "image/png", ".jpg": "image/jpeg", ".svg": "image/svg+xml"}
 
 
+def silence_opencv() -> None:
+    """Switch off what OpenCV itself prints to standard error. Before 4.13 the switch has another name."""
+    switch = cv2.utils.logging.setLogLevel if hasattr(cv2.utils, "logging") else getattr(cv2, "setLogLevel")  # noqa: B009
+    switch(0)
+
+
 class PngHeader(NamedTuple):
     """The first fields of a PNG file.
 

@@ -165,6 +165,8 @@ def quantize(
     calibration = {
         "sha256": record.sha256, "method": record.method, "images": record.images["count"], "target": qdq_layout
     }  # fmt: skip
+    if "frames" in record.images:
+        calibration["frames"] = record.images["frames"]
     metadata = dataclasses.replace(
         metadata,
         precision=_INT8_OF[metadata.precision],

@@ -13,6 +13,7 @@ from typing import Any
 from enet_deploy.artifacts import BUNDLED_WEIGHTS, check_size
 from enet_deploy.errors import ArtifactError, InputError
 from enet_deploy.files import atomic_write
+from enet_deploy.frame_range import FrameRange
 
 SCHEMA = 2
 METHODS = ("minmax", "percentile", "entropy", "mse")  # explained in `calibration.ranges.find_ranges`
@@ -26,7 +27,8 @@ class Record:
     Attributes:
         weights_sha256: hash of the weights that it belongs to.
         method: one of `METHODS`.
-        images: {"count", "split", "sha256"} of the sampled files; the hash is over names and contents.
+        images: {"count", "split", "sha256"} of the sampled files; the hash is over names and contents. "frames" holds
+            the fields of `FrameRange`; earlier records lack it.
         preprocessing: {"size", "mean", "std"} that were applied to the images.
         accuracy: {"measure": "miou" or "agreement", "images", "fp32", "int8", "agreement": share of fp32's labels,
             "ort": {"int8", "agreement"} of the layout "ort", "tried": {method: value}}.
@@ -89,6 +91,8 @@ class Record:
             check_size(tuple(record.preprocessing["size"]))
             if not (isinstance(record.images["count"], int) and isinstance(record.accuracy, dict)):
                 raise ValueError("images has to say their count, accuracy has to be an object")
+            if "frames" in record.images:
+                FrameRange(**record.images["frames"])
             if not set(record.float_tensors) <= record.amax.keys():
                 raise ValueError("float_tensors has to name tensors of amax")
             if not all(isinstance(why, str) for why in record.float_layers.values()):

@@ -1,4 +1,4 @@
-"""What a result says of the GPU: by a program in nvidia-smi's place."""
+"""What a result says of the GPU: by a program in nvidia-smi's place. Versions of OpenCV."""
 
 from __future__ import annotations
 
@@ -7,8 +7,10 @@ import sys
 from pathlib import Path
 from types import SimpleNamespace
 
+import cv2
 import pytest
 
+from enet_deploy.commands.data import main as enet_data
 from enet_deploy.environment import environment
 
 TOLD = """\
@@ -74,3 +76,15 @@ assert found["gpus"] and found["cuda"] is None
 assert not {"torch", "onnxruntime", "cuda", "pycuda"} & sys.modules.keys()
 """
     subprocess.run([sys.executable, "-c", code], check=True)
+
+
+@pytest.mark.parametrize("version", ["4.8", "4.13"])
+def test_commands_silence_opencv_of_any_version(version: str, scenes: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    levels: list[int] = []
+    if version == "4.8":
+        monkeypatch.delattr(cv2.utils, "logging", raising=False)
+        monkeypatch.setattr(cv2, "setLogLevel", levels.append, raising=False)
+    else:
+        monkeypatch.setattr(cv2.utils, "logging", SimpleNamespace(setLogLevel=levels.append), raising=False)
+    enet_data(["check", str(scenes)])
+    assert levels == [0]

@@ -38,7 +38,10 @@ def write_video(
         stream.height, stream.width = pictures[0].shape[:2]
         stream.pix_fmt = pix_fmt
         stream.codec_context.time_base = Fraction(1, 1000 if path.suffix != ".avi" else 25)
-        stream.set_display_rotation(rotation)
+        if rotation:
+            if not hasattr(stream, "set_display_rotation"):
+                pytest.skip(f"PyAV {av.__version__} cannot write it")
+            stream.set_display_rotation(rotation)
         if sound:
             voice = container.add_stream("aac", rate=8000)
             silence = av.AudioFrame.from_ndarray(np.zeros((1, 8000), np.float32), "fltp", "mono")

@@ -16,11 +16,10 @@ from contextlib import contextmanager, nullcontext, redirect_stdout, suppress
 from pathlib import Path
 from typing import Any, NoReturn, TextIO, TypeVar, cast
 
-import cv2
-
 from ..artifacts import check_size
 from ..console import printable
 from ..errors import EXTRAS, ArtifactError, EnetError, InputError, missing
+from ..images import silence_opencv
 
 Item = TypeVar("Item")
 
@@ -95,8 +94,7 @@ def _run(
     parser: argparse.ArgumentParser, command: Callable[[argparse.Namespace], None], args: argparse.Namespace
 ) -> int:
     logging.basicConfig(format=f"{parser.prog}: %(message)s")  # as a library, the package logs nothing by default
-    # Our own message reports a damaged image, on one line
-    cv2.utils.logging.setLogLevel(cv2.utils.logging.LOG_LEVEL_SILENT)
+    silence_opencv()  # our own message reports a damaged image, on one line
     warnings.filterwarnings("ignore", module=r"PIL\.")
     try:
         command(args)

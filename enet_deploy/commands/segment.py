@@ -15,6 +15,7 @@ from typing import Any
 
 from .. import console
 from ..errors import DataError, InputError
+from ..frame_range import RangeMonitor
 from ..images import MAX_PIXELS
 from ..media.frames import FrameSource, LabelledFrame, Stop
 from ..media.ground_truth import GroundTruth
@@ -119,7 +120,8 @@ def _segment(args: argparse.Namespace) -> None:
         classes = runner.spec.classes
         truth = GroundTruth(source, classes) if args.compare else None
         renderer = FrameRenderer(classes, 0.5 if args.alpha is None else args.alpha, args.legend)
-        pipeline = Pipeline(source, runner.segment, stopped, args.every)
+        monitor = RangeMonitor(runner.spec)
+        pipeline = Pipeline(source, monitor.watched(runner.segment), stopped, args.every)
         start = time.perf_counter()
         with until_signalled(stopped) as signals, ExitStack() as stack:
             sinks = outputs.open(stack, source, renderer, args.every, stopped)
@@ -130,6 +132,8 @@ def _segment(args: argparse.Namespace) -> None:
                     raise SystemExit(128 + signals[0])
                 raise pipeline.first_flaw or DataError(f"{source.name} holds no frame, expected at least one")
     done = summary(pipeline, source.name, count, time.perf_counter() - start, outputs.paths)
+    if monitor.outside:
+        done += f"; {monitor.summary()}"
     print(f"interrupted{f', of about {total}' if total else ''}: {done}" if signals else done, file=sys.stderr)
     if truth is not None:
         scores = truth.confusion.scores()

@@ -18,6 +18,7 @@ import numpy.typing as npt
 from ..artifacts import Metadata
 from ..classes import ClassList
 from ..errors import ArtifactError, BackendError, InputError
+from ..frame_range import FrameRange
 from ..images import UInt8Array, resize_image, resize_labels
 
 if TYPE_CHECKING:
@@ -43,6 +44,7 @@ class Spec:
         weights_sha256: hash of the weights file that the artifact is, or was exported from.
         runtime: the library and settings in use, in words, if the backend has more than one; else "".
         qdq_layout: layout of an int8 graph, "all" or "ort"; else "".
+        calibrated_on: the frames that the ranges of an int8 graph were measured on, if it says; else None.
     """
 
     artifact: Path
@@ -56,6 +58,7 @@ class Spec:
     weights_sha256: str
     runtime: str = ""
     qdq_layout: str = ""
+    calibrated_on: FrameRange | None = None
 
 
 @dataclass(frozen=True)
@@ -308,6 +311,7 @@ class Runner(ABC):
             weights_sha256=metadata.weights_sha256,
             runtime=runtime,
             qdq_layout=metadata.qdq_layout,
+            calibrated_on=metadata.calibrated_on,
         )
 
 

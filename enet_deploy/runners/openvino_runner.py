@@ -75,7 +75,8 @@ class OpenVinoRunner(Runner):
         if "CACHE_DIR" in self._options:
             _make_folder(self._options["CACHE_DIR"])
         try:
-            model = ov.Core().read_model(self.artifact)
+            with reading_text(self.artifact):
+                model = ov.Core().read_model(self.artifact)
         except RuntimeError as error:
             raise ArtifactError(
                 f"{self.artifact} is no ONNX file that openvino {ov.__version__} can load: {error}"

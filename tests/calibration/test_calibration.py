@@ -798,7 +798,9 @@ def test_from_images_to_an_int8_graph(
     assert cli.main(arguments) == 0
     made, printed = Record.read(out), capsys.readouterr()
     assert made.weights_sha256 == sha256(weights) and made.method == "minmax"
-    assert made.images == {"count": 4, "split": "train", "sha256": ranges.digest(images), "of_outputs": 4}
+    frames = ranges.frame_range(images, SIZE)
+    known = {"count": 4, "split": "train", "sha256": ranges.digest(images), "of_outputs": 4, "frames": frames}
+    assert made.images == known
     assert made.preprocessing["size"] == [*SIZE] and len(made.preprocessing["mean"]) == 3
     assert made.amax == pytest.approx(record.amax, rel=1e-5) and list(made.amax) == list(record.amax)
     assert made.float_layers == FLOAT_LAYERS and made.versions["onnx"] == onnx.__version__
@@ -817,7 +819,7 @@ def test_from_images_to_an_int8_graph(
     assert export_cli.main([*arguments, "--out", str(tmp_path / "export")]) == 0
     metadata = graph_metadata(onnx.load(tmp_path / "export" / "enet-int8.onnx"), "the graph")
     assert metadata.precision == "int8"
-    calibration = {"sha256": sha256(out), "method": "minmax", "images": 4}
+    calibration = {"sha256": sha256(out), "method": "minmax", "images": 4, "frames": made.images["frames"]}
     assert metadata.details["calibration"] == {**calibration, "target": "all"}
 
     assert export_cli.main([*arguments, "--target", "ort", "--out", str(tmp_path / "export")]) == 0

@@ -6,6 +6,7 @@ import array
 from typing import Any
 
 import rclpy
+from diagnostic_msgs.msg import DiagnosticArray, DiagnosticStatus
 from rclpy.executors import ExternalShutdownException
 from rclpy.node import Node
 from rclpy.qos import DurabilityPolicy, HistoryPolicy, QoSProfile, ReliabilityPolicy
@@ -45,6 +46,8 @@ class SegmentationNode(Node):
         self.overlay = self.create_publisher(Image, "~/overlay", 1)
         self.classes = self.create_publisher(String, "~/classes", latched)
         self.classes.publish(String(data=self.segmentation.classes))
+        self.diagnostics = self.create_publisher(DiagnosticArray, "/diagnostics", 1)
+        self.create_timer(1.0, self.diagnose)
         self.create_subscription(CompressedImage if given["compressed"] else Image, "~/image", self.on_image, newest)
 
     def on_image(self, message: Any) -> None:
@@ -60,6 +63,13 @@ class SegmentationNode(Node):
                 # rclpy takes an array of bytes as it is, and checks every element of anything else
                 data = array.array("B", fields["data"].tobytes())
                 publisher.publish(Image(header=message.header, **{**fields, "data": data}))
+
+    def diagnose(self) -> None:
+        """Publish a warning if images since the last call were unlike those that int8 was calibrated on."""
+        status = DiagnosticStatus(name=self.get_fully_qualified_name(), hardware_id="", **self.segmentation.diagnosis())
+        array_ = DiagnosticArray(status=[status])
+        array_.header.stamp = self.get_clock().now().to_msg()
+        self.diagnostics.publish(array_)
 
     def destroy_node(self) -> None:
         self.runner.close()
