@@ -18,11 +18,12 @@ import numpy as np
 from enet_deploy import console
 from enet_deploy.artifacts import BUNDLED_WEIGHTS
 from enet_deploy.commands import cli
+from enet_deploy.data import files_of
 from enet_deploy.environment import environment
 from enet_deploy.errors import BackendError, InputError
-from enet_deploy.files import atomic_write, require_writable, sha256, write_json
+from enet_deploy.files import atomic_write, require_outputs, sha256, write_json
 from enet_deploy.images import UInt8Array
-from enet_deploy.runners import BACKENDS, Runner, backends_for, open_runner
+from enet_deploy.runners import BACKENDS, Runner, artifact_files, backends_for, open_runner
 
 from .measure.parity import Parity, compare
 from .measure.plan import Artifact, Entry, Material, entries, material, named, points, start
@@ -227,21 +228,16 @@ def _require(args: argparse.Namespace) -> list[Requirement]:
     import rich  # noqa: F401
 
     args.precision = args.precision or ["fp32"]
-    _require_outputs(args, [*args.artifacts, args.weights, args.calibration, args.from_video])
+    artifacts = [path for artifact in args.artifacts for path in artifact_files(artifact)]
+    data = [] if args.data is None else files_of(args.data, args.split)
+    _require_outputs(args, [*artifacts, args.weights, args.calibration, args.from_video, *data])
     requirements = parse_requirements(args.require) if args.require is not None else []
     require_measurable(requirements, truth=args.data is not None, reference=True)
     return requirements
 
 
 def _require_outputs(args: argparse.Namespace, inputs: Sequence[Path | None]) -> None:
-    outputs = [path for path in (args.json, args.html, args.markdown, args.csv) if path is not None]
-    taken = {path.resolve() for path in inputs if path is not None}
-    for path in outputs:
-        if path.resolve() in taken:
-            raise InputError(f"{path} is read in this run, expected another file for the output")
-        if sum(path.resolve() == other.resolve() for other in outputs) > 1:
-            raise InputError(f"{path} is named for two outputs, expected a file for each")
-        require_writable(path)
+    require_outputs([args.json, args.html, args.markdown, args.csv], inputs)
     if args.html is not None:
         from .report import page  # noqa: F401  says which package is missing
 
@@ -308,7 +304,9 @@ def _give(run: Run, args: argparse.Namespace, pictures: Sequence[Picture] = ()) 
         if path is not None:
             with atomic_write(path) as temporary:
                 temporary.write_text(text(), encoding="utf-8")
-    show(run, Console(width=max(Console().width, WIDE)))  # a narrow terminal breaks lines; figures must not be cut
+    terminal = console.unfiltered(sys.stdout)  # the run's names are printable
+    # a narrow terminal breaks lines; figures must not be cut
+    show(run, Console(file=terminal, width=max(Console().width, WIDE)))
     for path in (args.json, args.markdown, args.csv, args.html):
         if path is not None:
             print(f"wrote {path}")

@@ -114,7 +114,7 @@ def to_run(
         "results": [result.to_json() for result in results if not result.swept],
         "sweep": [result.to_json() for result in results if result.swept],
     }
-    return complete(run)
+    return complete(_printable(run))
 
 
 def read(path: str | Path) -> Run:

@@ -42,7 +42,7 @@ class Processes:
         """Have a thing made in a process of its own. Raises as `ask`."""
         self._connections[name], theirs = self._context.Pipe()
         process = self._context.Process(target=_serve, args=(theirs, make), daemon=True)
-        with theirs, _sigint_ignored():
+        with theirs, _signals_ignored():
             process.start()
         self._processes[name] = process
         self.ask(name, _nothing)
@@ -93,10 +93,11 @@ def _nothing(made: object) -> None:
 
 
 @contextmanager
-def _sigint_ignored() -> Iterator[None]:
-    """What is started inside never hears Ctrl-C: it is for the command, which ends its processes itself."""
-    before = signal.signal(signal.SIGINT, signal.SIG_IGN)
+def _signals_ignored() -> Iterator[None]:
+    """What is started inside never hears Ctrl-C or a terminal that closes: the command ends its processes itself."""
+    before = {number: signal.signal(number, signal.SIG_IGN) for number in (signal.SIGINT, signal.SIGHUP)}
     try:
         yield
     finally:
-        signal.signal(signal.SIGINT, before)
+        for number, handler in before.items():
+            signal.signal(number, handler)

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from ..classes import ClassList
+from ..console import printable
 from ..files import atomic_write
 from ..images import UInt8Array
 from ..media.drawing import panels, side_by_side
@@ -35,7 +36,7 @@ def write_csv(path: Path, history: Sequence[Row]) -> None:
     writer.writeheader()
     writer.writerows(history)
     with atomic_write(path) as temporary:
-        temporary.write_text(text.getvalue())
+        temporary.write_text(text.getvalue(), encoding="utf-8")
 
 
 def log_epoch(row: Row, epochs: int) -> None:
@@ -81,7 +82,7 @@ class TensorBoard:
         if rows and "val_miou" in rows[-1]:
             for example in examples():
                 rgb = np.ascontiguousarray(example_picture(example, self.classes)[..., ::-1])
-                self._writer.add_image(f"examples/{example.name}", rgb, self.written, dataformats="HWC")
+                self._writer.add_image(f"examples/{printable(example.name)}", rgb, self.written, dataformats="HWC")
         self._writer.flush()
 
     def close(self) -> None:

@@ -305,7 +305,7 @@ def test_signal_before_the_first_frame_leaves_what_was_there(here: Path, exporte
     Path("out.mp4").write_text("of yesterday")
     arguments = command(str(exported), "-", "--raw", "96x128", "--out", "out.mp4", "--json", "out.jsonl")
     with subprocess.Popen(arguments, stdin=subprocess.PIPE) as child:
-        wait_for(child, lambda: bool(list(here.glob(".out*.mp4"))))
+        wait_for(child, lambda: bool(list(here.glob(".enet-*/out.mp4"))))
         time.sleep(0.2)
         child.send_signal(signal.SIGTERM)
         assert child.wait(30) == 143

@@ -94,10 +94,10 @@ def train_until(last, out):
             os.kill(os.getpid(), signal.SIGKILL)
     def wrap(owner, name, before, after):
         original = getattr(owner, name)
-        def wrapped(*arguments):
+        def wrapped(*arguments, **options):
             before(*arguments)
             event()
-            result = original(*arguments)
+            result = original(*arguments, **options)
             if after:
                 event()
             return result
