@@ -126,28 +126,30 @@ def require_outputs(
     Raises ArtifactError if an output cannot be written, InputError if it is read, lies in a folder that is read, or is
     written twice.
     """
-    outputs = [Path(path) for path in files if path is not None]
-    into = [Path(path) for path in folders]
+    outputs, into = [path for path in files if path is not None], [*folders]
     for path in outputs:
         require_writable(path)
     for path in into:
-        if path.is_file():
+        if Path(path).is_file():
             raise InputError(f"{path} is a file, expected a folder; name another, or one with an image's suffix")
-        require_writable(path / "1.png")
+        require_writable(Path(path) / "1.png")
     taken, read_folders = _what_is_read(path for path in reads if path is not None)
-    written: dict[object, Path] = {}
+    written: dict[object, str | Path] = {}
     for path in outputs + into:
         read = taken.get(identity(path)) or _folder_around(path, read_folders)
         if read is not None:
             raise InputError(f"{path} would write over {read}, which is read; name another file or folder")
-        other = written.setdefault(identity(path), path)
-        if other is not path:
-            raise InputError(f"{path} and {other} are one output for two; name a different one for each")
-    for folder in into:
-        for entry in folder.glob("*.png") if folder.is_dir() else ():
-            if identity(entry) in taken:
-                raise InputError(f"{entry} is {taken[identity(entry)]}, which is read; write to another folder")
-        for path in outputs:
+        if identity(path) in written:
+            raise InputError(
+                f"{written[identity(path)]} and {path} are the same, expected a different path for each output"
+            )
+        written[identity(path)] = path
+    for folder in map(Path, into):
+        for entry in folder.glob("*.png"):
+            read = taken.get(identity(entry)) or (entry.is_symlink() and _folder_around(entry, read_folders)) or None
+            if read is not None:
+                raise InputError(f"{entry} leads to {read}, which is read; write to another folder")
+        for path in map(Path, outputs):
             if path.suffix.lower() == ".png" and identity(path.parent) == identity(folder):
                 raise InputError(f"{path} lies in {folder}, which gets images of such names; name another file")
 
@@ -169,7 +171,7 @@ def _what_is_read(paths: Iterable[str | Path]) -> tuple[dict[object, Path], dict
     return files, folders
 
 
-def _folder_around(path: Path, folders: dict[object, Path]) -> Path | None:
+def _folder_around(path: str | Path, folders: dict[object, Path]) -> Path | None:
     """Which of the folders a path is, or lies in; None if none."""
     if not folders:
         return None
@@ -195,10 +197,10 @@ def require_writable(path: str | Path) -> None:
 
     if str(path) == "-":
         raise ArtifactError("cannot write -: standard output has the text already; name a file")
+    for part in (Path(path), *Path(path).parents):
+        require_short_name(part)
     path = _replaceable(path)
     folder = next(parent for parent in path.parents if parent.exists())
-    for part in (path, *path.parents):
-        require_short_name(part)
     try:  # asking for the permission is not enough: the superuser has it where nothing can be written
         tempfile.TemporaryFile(dir=folder).close()
     except OSError:
