@@ -18,11 +18,11 @@ import numpy as np
 from enet_deploy import console
 from enet_deploy.artifacts import BUNDLED_WEIGHTS
 from enet_deploy.commands import cli
-from enet_deploy.data import DataSet, require_same_classes
+from enet_deploy.data import DataSet, files_of, require_same_classes
 from enet_deploy.environment import environment
 from enet_deploy.errors import InputError
-from enet_deploy.files import atomic_write, require_writable, sha256
-from enet_deploy.runners import BACKENDS, backends_for
+from enet_deploy.files import atomic_write, require_outputs, sha256
+from enet_deploy.runners import BACKENDS, artifact_files, backends_for
 
 from .measure.comparison import Comparison, compare_runners
 from .measure.plan import (
@@ -83,7 +83,9 @@ def _require(options: BenchOptions, outputs: dict[str, Path], requirements: Sequ
     import psutil  # noqa: F401  a missing package is named now
     import rich  # noqa: F401
 
-    _require_writable(outputs, [*options.artifacts, options.weights, options.calibration, options.video])
+    artifacts = [path for artifact in options.artifacts for path in artifact_files(artifact)]
+    data = [] if options.data is None else files_of(options.data, options.split)
+    _require_outputs(outputs, [*artifacts, options.weights, options.calibration, options.video, *data])
     require_measurable(requirements, truth=options.data is not None, reference=True)
     return weights_sha256
 
@@ -260,17 +262,9 @@ def _outputs(args: argparse.Namespace) -> dict[str, Path]:
     return {kind: path for kind in ("json", "markdown", "csv", "html") if (path := getattr(args, kind)) is not None}
 
 
-def _require_writable(outputs: dict[str, Path], inputs: Sequence[Path | None]) -> None:
-    """Raise InputError for a file that is read too or named twice, ArtifactError for one that cannot be written."""
-    read = {path.resolve() for path in inputs if path is not None}
-    written: set[Path] = set()
-    for path in outputs.values():
-        if path.resolve() in read:
-            raise InputError(f"{path} is read in this run, expected another file for the output")
-        if path.resolve() in written:
-            raise InputError(f"{path} is named for two outputs, expected a file for each")
-        written.add(path.resolve())
-        require_writable(path)
+def _require_outputs(outputs: dict[str, Path], inputs: Sequence[Path | None]) -> None:
+    """Raise now if an output cannot be written, is read too, or is named twice."""
+    require_outputs(outputs.values(), inputs)
     if "html" in outputs:
         from .report import page  # noqa: F401  a missing package is named now
 
@@ -293,7 +287,9 @@ def _give(run: Run, outputs: dict[str, Path], pictures: Sequence[Picture] = ()) 
             text = as_markdown(run) if kind == "markdown" else as_csv(run)
         with atomic_write(path) as temporary:
             temporary.write_text(text, encoding="utf-8")
-    show(run, Console(width=max(Console().width, WIDTH)))  # a narrow terminal breaks lines; figures must not be cut
+    terminal = console.unfiltered(sys.stdout)  # the run's names are printable
+    # a narrow terminal breaks lines; figures must not be cut
+    show(run, Console(file=terminal, width=max(Console().width, WIDTH)))
     for path in outputs.values():
         print(f"wrote {path}")
 
@@ -303,7 +299,7 @@ def _give(run: Run, outputs: dict[str, Path], pictures: Sequence[Picture] = ()) 
 
 def _show(args: argparse.Namespace) -> None:
     outputs = _outputs(args)
-    _require_writable(outputs, [args.run])
+    _require_outputs(outputs, [args.run])
     _give(Run.read(args.run), outputs)
 
 

@@ -11,10 +11,10 @@ from typing import TYPE_CHECKING
 from enet_deploy import console
 from enet_deploy.artifacts import BUNDLED_WEIGHTS, graph_metadata
 from enet_deploy.commands import cli
-from enet_deploy.data import DataSet, find_images, open_data, parts, require_same_classes, spread
+from enet_deploy.data import DataSet, files_of, find_images, open_data, parts, require_same_classes, spread
 from enet_deploy.errors import InputError
 from enet_deploy.export.record import METHODS, Record, cache_header, record_for
-from enet_deploy.files import atomic_write, require_writable, sha256
+from enet_deploy.files import atomic_write, require_outputs, sha256
 from enet_deploy.images import read_image
 
 if TYPE_CHECKING:
@@ -161,21 +161,17 @@ def _require(args: argparse.Namespace) -> None:
         raise InputError(f"--method {args.method} with --record {args.record}, expected one: a record has its ranges")
     if args.max_drop is not None and not 0 <= args.max_drop < math.inf:
         raise InputError(f"--max-drop {args.max_drop}, expected points such as {BUDGET['miou']}")
-    if args.trt_cache and args.trt_cache.resolve() == args.out.resolve():
-        raise InputError(f"--trt-cache and --out are both {args.out}, expected two files")
-    inputs = {path.resolve() for path in (args.weights, args.record) if path}
-    for option, path in (("--out", args.out), ("--trt-cache", args.trt_cache)):
-        if path and path.resolve() in inputs:
-            raise InputError(f"{option} {path} would overwrite an input of this command; name another file")
+    writes, reads = [args.trt_cache], [args.weights, args.record]
     if args.trt_cache:
-        require_writable(args.trt_cache)
         cache_header(args.trt_version)
     if args.data is not None:
-        require_writable(args.out)
+        writes.append(args.out)
+        reads += files_of(args.data, args.split)
         if args.sensitivity or args.max_drop is not None:
             import matplotlib  # noqa: F401
 
-            require_writable(_study_folder(args) / "sensitivity.json")
+            writes += [_study_folder(args) / f"sensitivity.{suffix}" for suffix in ("json", "md", "png")]
+    require_outputs(writes, reads)
 
 
 def _calibrate(args: argparse.Namespace) -> None:

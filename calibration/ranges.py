@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import io
+import os
 import tempfile
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
@@ -44,7 +45,7 @@ def digest(images: Iterable[Path]) -> str:
     """Return the SHA-256 over names and contents of these files, in hex."""
     total = hashlib.sha256()
     for image in images:
-        total.update(image.name.encode() + b"\0" + hashlib.sha256(image.read_bytes()).digest())
+        total.update(os.fsencode(image.name) + b"\0" + hashlib.sha256(image.read_bytes()).digest())
     return total.hexdigest()
 
 

@@ -2,16 +2,28 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Iterable
-from typing import TypeVar
+from typing import TextIO, TypeVar
 
 Item = TypeVar("Item")
 
 
 def printable(text: str) -> str:
     """Put text on one line and escape what a terminal would obey: names and messages come out of untrusted files."""
-    flat = " ".join(text.split())
-    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode("ascii") for c in flat)
+    return escaped(" ".join(text.split()))
+
+
+def escaped(text: str, kept: str = "") -> str:
+    """Escape what a terminal would obey, apart from the characters in `kept`."""
+    if text.isprintable():
+        return text
+    return "".join(c if c.isprintable() or c in kept else c.encode("unicode_escape").decode("ascii") for c in text)
+
+
+def unfiltered(stream: TextIO | None) -> TextIO | None:
+    """The terminal behind a command's standard stream, for bars and tables, which control it; see `commands.cli`."""
+    return getattr(stream, "raw", stream)
 
 
 def counted(count: int, what: str) -> str:
@@ -31,5 +43,8 @@ def progress(items: Iterable[Item], title: str, total: int | None = None) -> Ite
         from tqdm import tqdm
     except ModuleNotFoundError:
         return items
-    bar: Iterable[Item] = tqdm(items, title, total, leave=False, disable=None)
+    if sys.stderr is None:  # closed, as some supervisors start programs
+        return items
+    file = unfiltered(sys.stderr)
+    bar: Iterable[Item] = tqdm(items, printable(title), total, leave=False, disable=None, file=file)
     return bar

@@ -14,9 +14,9 @@ import numpy as np
 from enet_deploy.artifacts import BUNDLED_WEIGHTS, QdqLayout, graph_metadata
 from enet_deploy.classes import read_classes
 from enet_deploy.commands import cli
-from enet_deploy.data import find_images, require_same_classes, spread
+from enet_deploy.data import files_of, find_images, require_same_classes, spread
 from enet_deploy.errors import ArtifactError, BackendError, EnetError, InputError
-from enet_deploy.files import require_writable
+from enet_deploy.files import require_outputs
 from enet_deploy.images import UInt8Array, read_image, resize_image
 from enet_deploy.runners.tensorrt.card import EngineCard
 from enet_deploy.runners.tensorrt.library import FLAVOURS, cache_folder
@@ -49,7 +49,7 @@ def _from_weights(args: argparse.Namespace) -> Path:
     parts = {"fp16": args.fp16, "int8": args.int8, "ort": args.qdq_layout == "ort"}
     precision = "-".join(part for part, wanted in parts.items() if wanted) or "fp32"
     path = Path(args.out) / f"{name}-{precision}.onnx"
-    require_writable(path)
+    _require_outputs(args, path, args.weights or BUNDLED_WEIGHTS)
 
     from enet_deploy.weights import Weights
 
@@ -101,7 +101,12 @@ def _from_graph(args: argparse.Namespace) -> Path:
             raise InputError("--data and --max-disagreement compare a new graph with the old one, expected --int8 too")
         if args.engine is None:
             raise InputError(f"nothing to do with {model}, expected --int8 or --engine {' or '.join(FLAVOURS)}")
+        _require_outputs(args, None, model)
         return model
+
+    stem = model.stem.removesuffix("-fp32") + "-int8" + "-ort" * (args.qdq_layout == "ort")
+    path = Path(args.out) / f"{stem}.onnx"
+    _require_outputs(args, path, model)
 
     import onnx
 
@@ -116,11 +121,18 @@ def _from_graph(args: argparse.Namespace) -> Path:
         metadata = graph_metadata(graph, model)
         record = record_for(metadata.weights_sha256, args.calibration)
         quantized = quantize(graph, record, model, args.qdq_layout)
-        stem = model.stem.removesuffix("-fp32") + "-int8" + "-ort" * (args.qdq_layout == "ort")
-        path = Path(args.out) / f"{stem}.onnx"
         frames = _frames(args, metadata, metadata.size)
         _report(save_verified(quantized, path, reference, frames, args.max_disagreement), args, str(model))
     return path
+
+
+def _require_outputs(args: argparse.Namespace, graph: Path | None, source: Path) -> None:
+    """Check what will be written, the new `graph` and engines, against `source`, from which it is made."""
+    flavours = [args.engine] if args.engine else FLAVOURS if args.fp16 or args.int8 else ()
+    engines = [EngineCard.engine_name(graph or source, flavour) for flavour in flavours]
+    files = [path for name in engines for path in (Path(args.out) / name, EngineCard.path(Path(args.out) / name))]
+    data = [] if args.data is None else files_of(args.data, args.split)
+    require_outputs([graph, *files], [source, args.calibration, *data])
 
 
 def _report(done: Export, args: argparse.Namespace, reference: str) -> None:

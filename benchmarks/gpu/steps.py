@@ -238,7 +238,7 @@ def _smi(run: Run, when: str) -> None:
     with run.found.attempt("machine", what=f"nvidia-smi {when}") as note:
         command = ["nvidia-smi", f"--query-gpu={','.join(SMI)}", "--format=csv,noheader"]
         try:
-            done = subprocess.run(command, capture_output=True, text=True, timeout=20)
+            done = subprocess.run(command, capture_output=True, encoding="utf-8", errors="replace", timeout=20)
         except OSError:  # a Jetson may have none
             raise NotHere("there is no nvidia-smi") from None
         if done.returncode:

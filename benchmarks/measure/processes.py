@@ -45,7 +45,7 @@ class Processes:
         """Make an object in a new process. Raises the same errors as `ask`."""
         self._connections[name], theirs = self._context.Pipe()
         process = self._context.Process(target=_serve, args=(theirs, make), daemon=True)
-        with theirs, _sigint_ignored():
+        with theirs, _signals_ignored():
             process.start()
         self._processes[name] = process
         self.ask(name, _wait)
@@ -97,10 +97,11 @@ def _wait(made: object) -> None:
 
 
 @contextmanager
-def _sigint_ignored() -> Iterator[None]:
-    """Processes that are started in the block ignore Ctrl-C: the command handles it and ends its processes itself."""
-    before = signal.signal(signal.SIGINT, signal.SIG_IGN)
+def _signals_ignored() -> Iterator[None]:
+    """Processes started in the block ignore Ctrl-C and a closed terminal: the command ends its processes itself."""
+    before = {number: signal.signal(number, signal.SIG_IGN) for number in (signal.SIGINT, signal.SIGHUP)}
     try:
         yield
     finally:
-        signal.signal(signal.SIGINT, before)
+        for number, handler in before.items():
+            signal.signal(number, handler)

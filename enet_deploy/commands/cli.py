@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import errno
+import io
 import logging
 import math
 import os
@@ -11,19 +12,21 @@ import signal
 import sys
 import threading
 import warnings
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager, nullcontext, redirect_stdout, suppress
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager, redirect_stderr, redirect_stdout, suppress
 from pathlib import Path
 from typing import Any, NoReturn, TextIO, TypeVar, cast
 
 from ..artifacts import check_size
-from ..console import printable
+from ..console import escaped, printable
 from ..errors import EXTRAS, ArtifactError, EnetError, InputError, missing
 from ..images import silence_opencv
 
 Item = TypeVar("Item")
 
 INTERRUPTED = 130
+HANG_UP = getattr(signal, "SIGHUP", None)  # which Windows does not have
+ENDING = [signal.SIGTERM] if HANG_UP is None else [signal.SIGTERM, HANG_UP]
 _FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 
@@ -47,24 +50,51 @@ def run(
     """Parse `argv` and run `command`.
 
     Returns the exit code: 0 done, 1 a requirement is not met, 2 an error that the user can correct, 130 interrupted,
-    143 ended by SIGTERM, after the same clean-up.
+    143 or 129 ended by SIGTERM or by SIGHUP (the terminal is gone), after the same clean-up.
     """
-    args = parser.parse_args(argv)
-    terminated = []
+    ended: list[int] = []
 
-    def terminate(*_: Any) -> None:
-        terminated.append(True)
+    def end(number: int, _: Any) -> None:
+        ended.append(number)
+        ignore_hang_up(number)
         raise KeyboardInterrupt
 
-    is_nested = isinstance(sys.stdout, _Output) or threading.current_thread() is not threading.main_thread()
-    replaced = nullcontext() if sys.stdout is None or is_nested else redirect_stdout(cast(TextIO, _Output(sys.stdout)))
-    with on_signals(terminate, signal.SIGTERM), replaced:
-        code = _run(parser, command, args)
+    with _standard_streams():
+        args = parser.parse_args(argv)
+        with on_signals(end, *ENDING):
+            code = _run(parser, command, args)
+            try:
+                print(end="", flush=True)
+            except OSError:  # such as a full disk; `_run` has reported it
+                discard_output()
+    return 128 + ended[0] if ended and code == INTERRUPTED else code
+
+
+@contextmanager
+def _standard_streams() -> Iterator[None]:
+    """Give a command standard streams that can be written, whatever it was started with.
+
+    A descriptor that is closed would be given to the next file that is opened, and messages would be written into it.
+    """
+    if isinstance(sys.stdout, _Output) or threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    for descriptor in (0, 1, 2):
         try:
-            print(end="", flush=True)
-        except OSError:  # such as a full disk; `_run` has reported it
-            discard_output()
-    return 128 + signal.SIGTERM if terminated and code == INTERRUPTED else code
+            os.fstat(descriptor)
+        except OSError:
+            os.open(os.devnull, os.O_RDWR)  # takes the lowest that is free
+    with ExitStack() as stack:
+        if sys.stderr is None:  # as print would write to standard output then
+            stack.enter_context(redirect_stderr(stack.enter_context(Path(os.devnull).open("w", encoding="utf-8"))))
+        for stream in (sys.stdout, sys.stderr):
+            if isinstance(stream, io.TextIOWrapper) and stream.errors != "backslashreplace":
+                stack.callback(stream.reconfigure, errors=stream.errors)
+                stream.reconfigure(errors="backslashreplace")  # for names that its encoding does not have
+        stack.enter_context(redirect_stderr(cast(TextIO, _Output(sys.stderr, is_needed=False))))
+        if sys.stdout is not None:
+            stack.enter_context(redirect_stdout(cast(TextIO, _Output(sys.stdout))))
+        yield
 
 
 @contextmanager
@@ -90,10 +120,16 @@ def on_signals(handler: Callable[[int, Any], None], *numbers: signal.Signals) ->
         restore()
 
 
+def ignore_hang_up(number: int) -> None:
+    """Ignore SIGHUP once it came: a terminal that closes sends it, and the shell in it sends it again."""
+    if number == HANG_UP:
+        signal.signal(number, signal.SIG_IGN)
+
+
 def _run(
     parser: argparse.ArgumentParser, command: Callable[[argparse.Namespace], None], args: argparse.Namespace
 ) -> int:
-    logging.basicConfig(format=f"{parser.prog}: %(message)s")  # as a library, the package logs nothing by default
+    log_to_stderr(f"{parser.prog}: %(message)s")  # as a library, the package logs nothing by default
     silence_opencv()  # our own message reports a damaged image, on one line
     warnings.filterwarnings("ignore", module=r"PIL\.")
     try:
@@ -112,34 +148,68 @@ def _run(
 
 
 class _Output:
-    """Standard output whose reader may leave, as in `enet-bench ... | head`.
+    """Standard output, or standard error, of a command.
 
-    What is printed after that is discarded, and the command continues, as it may have files to write. Writing to
-    `buffer` still raises BrokenPipeError.
+    What a terminal would obey is escaped, as names come from files. If its reader leaves, as in `enet-bench ... |
+    head`, or its terminal is gone, what is printed after that is discarded, and the command continues, as it may have
+    files to write. Writing to `buffer` still raises BrokenPipeError.
+
+    Args:
+        stream: to write to.
+        is_needed: whether other errors, as on a full disk, are raised.
+
+    Attributes:
+        raw: the stream itself.
     """
 
-    def __init__(self, stream: TextIO) -> None:
-        self._stream = stream
+    def __init__(self, stream: TextIO, is_needed: bool = True) -> None:
+        self.raw, self._is_needed, self._is_terminal = stream, is_needed, stream.isatty()
 
     def __getattr__(self, name: str) -> Any:
-        return getattr(self._stream, name)
+        return getattr(self.raw, name)
 
     def write(self, text: str) -> int:
-        with suppress(BrokenPipeError):
-            return self._stream.write(text)
-        discard_output()
+        self._unless_gone(lambda: self.raw.write(escaped(text, "\n\t")))
         return len(text)
 
+    def writelines(self, lines: Iterable[str]) -> None:
+        for line in lines:
+            self.write(line)
+
     def flush(self) -> None:
+        self._unless_gone(self.raw.flush)
+
+    def _unless_gone(self, do: Callable[[], object]) -> None:
         try:
-            self._stream.flush()
-        except BrokenPipeError:
-            discard_output()
+            do()
+        except OSError as error:
+            is_gone = isinstance(error, BrokenPipeError) or (self._is_terminal and error.errno == errno.EIO)
+            if self._is_needed and not is_gone:
+                raise
+            _discard(self.raw)
+
+
+def log_to_stderr(format: str, level: int = logging.WARNING) -> None:
+    """Log to what standard error is at the time, unless logging is configured already."""
+    logging.basicConfig(level=level, format=format, handlers=[_StderrHandler()])
+
+
+class _StderrHandler(logging.Handler):
+    def emit(self, record: logging.LogRecord) -> None:
+        if sys.stderr is not None:
+            print(self.format(record), file=sys.stderr)
 
 
 def discard_output() -> None:
     """Discard what is printed from now on, with Python's own last flush: the reader of standard output has left."""
-    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    _discard(sys.stdout)
+
+
+def _discard(stream: TextIO) -> None:
+    with suppress(OSError, ValueError):  # a stream without a descriptor
+        descriptor = os.open(os.devnull, os.O_WRONLY)
+        os.dup2(descriptor, stream.fileno())
+        os.close(descriptor)
 
 
 def _explained(error: Exception) -> str:

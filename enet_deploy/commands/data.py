@@ -8,9 +8,9 @@ from pathlib import Path
 
 from .. import console
 from ..classes import CAMVID, is_cityscapes
-from ..data import camvid, open_data
+from ..data import camvid, files_of, open_data
 from ..errors import RequirementError
-from ..files import require_writable, write_json
+from ..files import require_outputs, write_json
 from . import cli
 
 
@@ -50,10 +50,9 @@ def _check(args: argparse.Namespace) -> None:
     from ..data.check import check, draw_check
     from ..plots import require_plot
 
+    require_outputs([args.picture, args.json], files_of(args.dir))
     if args.picture is not None:
         require_plot(args.picture)
-    if args.json is not None:
-        require_writable(args.json)
     report = check(args.dir)
     print("\n".join(report.lines()))
     if report.classes is CAMVID:

@@ -8,13 +8,13 @@ from pathlib import Path
 from typing import Any
 
 from .. import console
-from ..data import DataSet, open_data, require_same_classes
+from ..data import DataSet, files_of, open_data, require_same_classes
 from ..data.corruptions import CORRUPTIONS
 from ..environment import environment
-from ..files import require_writable, write_json
+from ..files import require_outputs, write_json
 from ..metrics import Scores, evaluate
 from ..plots import draw_confusion, require_plot
-from ..runners import BACKENDS, Runner, open_runner
+from ..runners import BACKENDS, Runner, artifact_files, open_runner
 from . import cli
 
 SCHEMA = 1
@@ -56,8 +56,7 @@ def score_corruptions(runner: Runner, data: DataSet, clean: Scores) -> list[dict
 
 
 def _evaluate(args: argparse.Namespace) -> None:
-    if args.json is not None:
-        require_writable(args.json)
+    require_outputs([args.json, args.confusion], [*artifact_files(args.artifact), *files_of(args.data, args.split)])
     if args.confusion is not None:
         require_plot(args.confusion)
     machine = environment()

@@ -14,17 +14,18 @@ from pathlib import Path
 from typing import Any
 
 from .. import console
+from ..data import files_of
 from ..errors import DataError, InputError
 from ..frame_range import RangeMonitor
 from ..images import MAX_PIXELS
 from ..media.frames import FrameSource, LabelledFrame, Stop
-from ..media.ground_truth import GroundTruth
+from ..media.ground_truth import GroundTruth, splits_of
 from ..media.open import open_images, open_source
 from ..media.outputs import Outputs, default_out
 from ..media.pipeline import Pipeline
 from ..media.renderer import FrameRenderer
 from ..media.sinks import Sink
-from ..runners import BACKENDS, SUFFIXES, open_runner
+from ..runners import BACKENDS, SUFFIXES, artifact_files, open_runner
 from . import cli
 
 
@@ -47,7 +48,8 @@ def open_named_source(args: argparse.Namespace, stopped: Stop) -> FrameSource:
 def chosen_outputs(args: argparse.Namespace, source: FrameSource) -> Outputs:
     """The outputs that the arguments name, or the default one.
 
-    Raises InputError if they cannot be written, or if an option says how to draw a picture that is not drawn.
+    Raises InputError if they are read or cannot be written, or if an option says how to draw a picture that is not
+    drawn.
     """
     outputs = Outputs(args.out, args.labels, args.masks, args.json, args.show)
     if not outputs.paths and not outputs.show:
@@ -55,21 +57,28 @@ def chosen_outputs(args: argparse.Namespace, source: FrameSource) -> Outputs:
     for option, is_given in (("--legend", args.legend), ("--alpha", args.alpha is not None)):
         if is_given and not outputs.has_picture:
             raise InputError(f"{option} without a picture to draw it in; add --out or --show")
-    outputs.require_usable(source)
+    reads: list[str | Path] = [*artifact_files(args.artifact)]
+    if args.compare:
+        reads += [path for root, split in splits_of(source) for path in files_of(root, split)]
+    outputs.require_usable(source, reads)
     return outputs
 
 
 @contextmanager
 def until_signalled(stopped: Stop) -> Iterator[list[int]]:
-    """In this block, the first SIGINT or SIGTERM sets `stopped` and is added to the list; the second acts as usual."""
+    """In this block, the first signal to end sets `stopped` and is added to the list; the second acts as usual.
+
+    The signals are SIGINT, SIGTERM and SIGHUP.
+    """
     signals: list[int] = []
 
     def stop(number: int, _: Any) -> None:
         restore()
+        cli.ignore_hang_up(number)
         signals.append(number)
         stopped.set()
 
-    with cli.on_signals(stop, signal.SIGINT, signal.SIGTERM) as restore:
+    with cli.on_signals(stop, signal.SIGINT, *cli.ENDING) as restore:
         yield signals
 
 
@@ -147,7 +156,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         "enet-segment",
         description="Label every frame of a source. Options name the outputs; the default is an overlay in the current "
         "folder (for a bag: a bag with the labels). Decoding, labelling and writing overlap. With a live source, newer "
-        "frames replace those that wait. Ctrl-C and SIGTERM finish the files.",
+        "frames replace those that wait. Ctrl-C, SIGTERM and SIGHUP finish the files.",
     )
     parser.add_argument("artifact", type=Path, metavar="ARTIFACT", help="weights, a graph (.onnx) or an engine")
     parser.add_argument(

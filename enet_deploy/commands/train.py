@@ -12,9 +12,9 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ..data import DataSet, hold_out, join, open_data, without
+from ..data import DataSet, files_of, hold_out, join, open_data, without
 from ..errors import ArtifactError, EnetError, InputError
-from ..files import require_writable
+from ..files import only_process, require_outputs
 from ..plots import SUFFIXES, draw_curve, require_plot
 from ..training.recipe import CHOICES, PRESETS, Recipe, shown
 from . import cli
@@ -25,6 +25,20 @@ if TYPE_CHECKING:
     from ..training.checkpoint import Checkpoint
     from ..training.logs import TensorBoard
     from ..training.trainer import Trainer
+
+
+log = logging.getLogger(__name__)
+
+# what torchrun tells each of its processes
+TORCHRUN = {"RANK", "LOCAL_RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT"}
+
+
+def _rank() -> int:
+    """Number of this process among those of torchrun; 0 if it is alone."""
+    rank = os.environ["RANK"] if os.environ.keys() >= TORCHRUN else "0"
+    if not rank.isdecimal():
+        raise InputError(f"RANK={rank}, expected a whole number; start the processes with torchrun")
+    return int(rank)
 
 
 def _recipe(args: argparse.Namespace) -> tuple[Recipe, Checkpoint | None]:
@@ -90,10 +104,17 @@ def _data(args: argparse.Namespace) -> tuple[DataSet, DataSet, str]:
     return train, val, split
 
 
-def _require_reports(args: argparse.Namespace) -> None:
-    """Raise if --curve or --tensorboard cannot be written: before the long work, not in it."""
+def _require_outputs(args: argparse.Namespace) -> None:
+    """Raise if what the run writes is what it reads, or cannot be written: before the long work, not in it."""
+    from ..training.checkpoint import CHECKPOINT
     from ..training.logs import require_tensorboard
 
+    out = Path(args.out)
+    if out.exists() and not out.is_dir():
+        raise InputError(f"--out {args.out} is a file, expected a folder")
+    names = (CHECKPOINT, "best.safetensors", "last.safetensors", "log.csv")
+    data = [path for root in (args.data, *args.extra) for path in files_of(root)]
+    require_outputs([*(out / name for name in names), args.curve], [args.init, args.teacher, *data])
     if args.curve is not None:
         if args.curve.suffix.lower() == ".html":
             raise InputError(
@@ -103,7 +124,7 @@ def _require_reports(args: argparse.Namespace) -> None:
         require_plot(args.curve)
     if args.tensorboard is not None:
         require_tensorboard()
-        require_writable(args.tensorboard / "events")
+        require_outputs([args.tensorboard / "events"], data)
 
 
 def _report(args: argparse.Namespace, trainer: Trainer, board: TensorBoard | None) -> None:
@@ -125,15 +146,24 @@ def _device(args: argparse.Namespace) -> torch.device:
     from ..runners.torch_runner import torch_device
 
     device = torch_device(args.device or ("cuda" if torch.cuda.is_available() else "cpu"))
-    processes = "LOCAL_RANK" in os.environ
+    processes = os.environ.keys() >= TORCHRUN
+    if not processes and "LOCAL_RANK" in os.environ:
+        missing = ", ".join(sorted(TORCHRUN - os.environ.keys()))
+        log.info(f"LOCAL_RANK is set without {missing}, so no torchrun started this: training in one process")
     if device.type == "cuda":
         if processes:
             device = torch_device(f"cuda:{os.environ['LOCAL_RANK']}")
         torch.cuda.set_device(device)
     if processes:
-        dist.init_process_group(
-            "nccl" if device.type == "cuda" else "gloo", device_id=device if device.type == "cuda" else None
-        )
+        try:
+            dist.init_process_group(
+                "nccl" if device.type == "cuda" else "gloo", device_id=device if device.type == "cuda" else None
+            )
+        except (RuntimeError, ValueError) as error:
+            said = ", ".join(f"{name}={os.environ[name]}" for name in sorted(TORCHRUN))
+            raise EnetError(
+                f"the processes cannot be connected with {said}: {str(error).splitlines()[0]}; start them with torchrun"
+            ) from None
     return device
 
 
@@ -168,20 +198,25 @@ def _how_to_go_on(args: argparse.Namespace, trainer: Trainer | None) -> str:
 
 def _train(args: argparse.Namespace) -> None:
     import torch
+
+    if hasattr(args, "distill") and args.teacher is None:
+        raise InputError(f"--distill {args.distill} without --teacher, expected the weights to learn from")
+    _require_outputs(args)
+    torch.backends.cudnn.benchmark = True  # every batch has the same shape
+    with only_process(Path(args.out)) if _rank() == 0 else contextlib.nullcontext():
+        _run(args)
+
+
+def _run(args: argparse.Namespace) -> None:
+    """The training itself, while no other process trains in the same folder."""
     import torch.distributed as dist
 
     from ..training.logs import TensorBoard
     from ..training.memory import keep_freed_memory
     from ..training.trainer import Trainer
 
-    if Path(args.out).exists() and not Path(args.out).is_dir():
-        raise InputError(f"--out {args.out} is a file, expected a folder")
-    if hasattr(args, "distill") and args.teacher is None:
-        raise InputError(f"--distill {args.distill} without --teacher, expected the weights to learn from")
-    _require_reports(args)
     recipe, checkpoint = _recipe(args)
     device = _device(args)
-    torch.backends.cudnn.benchmark = True  # every batch has the same shape
     if device.type == "cpu":
         keep_freed_memory()
     trainer, board = None, None
@@ -276,7 +311,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     )
     parser.add_argument("--device", help="cpu, cuda or cuda:N (default: cuda if there is one)")
     _add_recipe_options(parser)
-    logging.basicConfig(level=logging.INFO, format="%(message)s")
+    cli.log_to_stderr("%(message)s", logging.INFO)
     return cli.run(parser, _train, argv)
 
 

@@ -11,6 +11,7 @@ from ..images import resize_image as resize_image
 from ..images import resize_labels as resize_labels
 from .dataset import DataSet as DataSet
 from .dataset import Part as Part
+from .dataset import files_of as files_of
 from .dataset import find_images as find_images
 from .dataset import hold_out as hold_out
 from .dataset import join as join

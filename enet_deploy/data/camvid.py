@@ -7,8 +7,10 @@ from __future__ import annotations
 
 import hashlib
 import http.client
+import os
 import re
 import threading
+import time
 import urllib.error
 import urllib.parse
 import urllib.request
@@ -39,6 +41,8 @@ DIGESTS = {
 
 THREADS = 8
 TIMEOUT = 30.0  # seconds without an answer
+LONGEST = 300.0  # seconds until a file is there
+LARGEST = 4 << 20  # bytes of a file; CamVid's largest has under 1 MB
 RETRY_WAITS = (1.0, 2.0, 4.0)  # seconds before the second, third and fourth attempt
 LONGEST_WAIT = 60.0  # seconds; if a server asks for more (Retry-After), stop until the next run
 TRANSIENT = {408, 429, 500, 502, 503, 504}  # HTTP statuses for which another attempt may succeed
@@ -81,13 +85,28 @@ class Server:
         while True:
             try:
                 with urllib.request.urlopen(url, timeout=TIMEOUT) as reply:
-                    return bytes(reply.read())
+                    return _read(reply, url)
             except (http.client.InvalidURL, ValueError) as error:
                 raise InputError(f"{url!r} is not a URL ({error}); correct --from") from None
             except (http.client.HTTPException, OSError) as error:  # a truncated body, an HTTP status, no network
                 wait = _retry_wait(error, waits)
                 if wait is None or self.stopped.wait(wait):
                     raise DataError(_explain(url, error)) from None
+
+
+def _read(reply: http.client.HTTPResponse, url: str) -> bytes:
+    """Read a reply. Raises DataError if it is larger, or takes longer, than any file of CamVid."""
+    content, end = bytearray(), time.monotonic() + LONGEST
+    length = reply.length  # which `read1` does not count down in every Python; None if the server does not say
+    while (length is None or len(content) < length) and (block := reply.read1(1 << 16)):
+        content += block
+        if len(content) > LARGEST:
+            raise DataError(f"{url} has more than {LARGEST} bytes, expected a file of CamVid; check --from")
+        if time.monotonic() > end:
+            raise DataError(f"{url} was not there after {LONGEST:g} s; the server is too slow: {AGAIN} later")
+    if length is not None and len(content) < length:
+        raise http.client.IncompleteRead(bytes(content), length - len(content))
+    return bytes(content)
 
 
 def _retry_wait(error: Exception, waits: list[float]) -> float | None:
@@ -196,14 +215,15 @@ def _missing(root: Path, server: Server, name: str) -> bytes | None:
 
 def _flaw(content: bytes, is_label: bool) -> str:
     """What shows that an encoded image is none of CamVid's; "" if nothing does."""
-    if png_header(content) is None:
+    header = png_header(content)
+    if header is None:
         return "is no PNG file"
+    if (header.height, header.width) != SIZE:  # before it is decoded, as it may claim to be huge
+        return f"is {header.height}x{header.width}"
     try:
         pixels = decode("", content, cv2.IMREAD_UNCHANGED if is_label else cv2.IMREAD_COLOR)
     except DataError:
         return "is damaged"
-    if pixels.shape[:2] != SIZE:
-        return f"is {pixels.shape[0]}x{pixels.shape[1]}"
     if is_label and (pixels.ndim != 2 or pixels.dtype != np.uint8):
         return f"has shape {pixels.shape} and dtype {pixels.dtype}"
     if is_label and pixels.max() > len(CAMVID):
@@ -219,7 +239,7 @@ def pixel_digest(data: DataSet) -> str:
     """
     digest = hashlib.sha256()
     for (path, _), (image, labels) in zip(data.pairs, data, strict=True):
-        digest.update(path.stem.encode())
+        digest.update(os.fsencode(path.stem))
         digest.update(image.tobytes())
         digest.update(labels.tobytes())
     return digest.hexdigest()

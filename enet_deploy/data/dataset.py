@@ -234,3 +234,13 @@ def read_ahead(read: Callable[[int], T], indices: Iterable[int], ahead: int = 16
 def spread(items: Sequence[T], count: int) -> list[T]:
     """Pick `count` items evenly over the list, with the first and the last; all of them if there are no more."""
     return [items[i] for i in np.linspace(0, len(items) - 1, min(count, len(items)), dtype=int)]
+
+
+def files_of(root: str | Path, split: str = "train") -> list[Path]:
+    """What a command may read of a data set or a folder of images, for `files.require_outputs`.
+
+    These are the folders of train, val, test and `split`, and `root`'s own images and classes.json.
+    """
+    folders = {part.folder for name in ("train", "val", "test", split) for part in parts(root, name)}
+    images = [path for paths in Part(Path(root)).by_stem().values() for path in paths]
+    return [Path(root) / "classes.json", *sorted(folder for folder in folders if folder.is_dir()), *images]

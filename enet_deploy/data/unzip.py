@@ -6,7 +6,6 @@ import lzma
 import os
 import posixpath
 import re
-import secrets
 import shutil
 import stat
 import zipfile
@@ -15,8 +14,11 @@ from pathlib import Path, PurePosixPath
 
 from ..console import progress
 from ..errors import ArtifactError, DataError
+from ..files import NAME_BYTES, hidden_folder
 
 MAX_FILES = 1_000_000
+MAX_NAME = 1000  # characters of a member's name, with its folders
+MAX_DEPTH = 50  # folders of a member
 MAX_RATIO = 100  # size of the content over size of the zip; images hardly compress
 SMALL = 1 << 30  # bytes of content for which any ratio is allowed: uncompressed label maps compress well
 
@@ -43,7 +45,7 @@ def unzip(path: str | Path, folder: str | Path) -> int:
         EOFError,
         NotImplementedError,
         OSError,
-        UnicodeDecodeError,
+        UnicodeError,
     ) as error:
         raise DataError(f"{path} cannot be unpacked: {error}; expected a whole zip file, fetch it again") from None
     return len(members)
@@ -51,6 +53,7 @@ def unzip(path: str | Path, folder: str | Path) -> int:
 
 def _require_harmless(path: Path, members: list[zipfile.ZipInfo]) -> None:
     seen: set[str] = set()
+    _require_short(path, members)
     folders = {part.as_posix() for member in members for part in PurePosixPath(member.filename).parents}
     for member in members:
         name = posixpath.normpath(member.filename)
@@ -69,6 +72,21 @@ def _require_harmless(path: Path, members: list[zipfile.ZipInfo]) -> None:
             f"{path} of {packed} bytes would become {len(members)} files of {size} bytes; expected at most {MAX_FILES} "
             f"files and {MAX_RATIO} times its size: it may be a zip bomb; if you trust it, unpack it with another tool"
         )
+
+
+def _require_short(path: Path, members: list[zipfile.ZipInfo]) -> None:
+    """Before anything is done with the names: a name of 64 kB has 32,000 folders, and each folder's name is as long."""
+    for member in members:
+        parts = member.filename.split("/")
+        longest = (
+            max(len(part.encode(errors="surrogatepass")) for part in parts) if len(member.filename) <= MAX_NAME else 0
+        )
+        if len(member.filename) > MAX_NAME or len(parts) > MAX_DEPTH or longest > NAME_BYTES:
+            raise DataError(
+                f"{path} has the member {member.filename[:100]!a}..., of {len(member.filename)} characters in "
+                f"{len(parts)} folders; expected at most {MAX_NAME} in {MAX_DEPTH}, each of at most {NAME_BYTES} "
+                "bytes, so nothing was unpacked: get the zip from another source"
+            )
 
 
 def _flaw(member: zipfile.ZipInfo) -> str:
@@ -90,16 +108,17 @@ def _flaw(member: zipfile.ZipInfo) -> str:
 def _unpack(archive: zipfile.ZipFile, members: list[zipfile.ZipInfo], folder: Path) -> None:
     if os.path.lexists(folder):  # even an empty one may be a mount point, or a shell's current folder
         raise ArtifactError(f"{folder} exists already; name a new folder, such as {folder / 'data'}")
-    unfinished = folder.with_name(f".{folder.name}-{secrets.token_hex(4)}")
-    try:
-        unfinished.mkdir(parents=True)
-        free, size = shutil.disk_usage(unfinished).free, sum(member.file_size for member in members)
-        if size > free:
-            raise ArtifactError(f"{folder} needs {size} bytes and {free} are free; free space or choose another folder")
-        for member in progress(members, folder.name):
-            archive.extract(member, unfinished)
-        unfinished.replace(folder)
-    except OSError as error:
-        raise ArtifactError(f"cannot write {folder}: {error}; free space or choose another folder") from None
-    finally:
-        shutil.rmtree(unfinished, ignore_errors=True)
+    with hidden_folder(folder.parent, folder) as hidden:
+        unfinished = hidden / "data"
+        try:
+            unfinished.mkdir()
+            free, size = shutil.disk_usage(unfinished).free, sum(member.file_size for member in members)
+            if size > free:
+                raise ArtifactError(
+                    f"{folder} needs {size} bytes and {free} are free; free space or choose another folder"
+                )
+            for member in progress(members, folder.name):
+                archive.extract(member, unfinished)
+            unfinished.replace(folder)
+        except OSError as error:
+            raise ArtifactError(f"cannot write {folder}: {error}; free space or choose another folder") from None

@@ -111,7 +111,7 @@ def label_bag(path: Path, topic: str, classes: ClassList) -> Iterator[Sink]:
     JSON. A .bag is of ROS 1, an .mcap of ROS 2. The file appears when the block ends without an error. Raises
     ArtifactError if it cannot be written.
     """
-    with atomic_write(path) as temporary, TemporaryDirectory(dir=temporary.parent, prefix=f".{path.stem}-") as folder:
+    with atomic_write(path) as temporary, TemporaryDirectory(dir=temporary.parent) as folder:
         is_ros1 = path.suffix.lower() == ".bag"
         types = get_typestore(Stores.ROS1_NOETIC if is_ros1 else Stores.ROS2_HUMBLE)
         written = Path(folder) / path.name

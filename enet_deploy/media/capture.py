@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import os
 import time
 from fractions import Fraction
 
@@ -10,10 +11,11 @@ import cv2
 import numpy as np
 
 from ..errors import BackendError, DataError
-from .frames import TICKS, TIMEOUT_MS, Frame, Frames, FrameSource, Stop
+from .frames import TICKS, TIMEOUT_MS, URL_FORMATS, Frame, Frames, FrameSource, Stop
 
 log = logging.getLogger(__name__)
 
+OPTIONS = "OPENCV_FFMPEG_CAPTURE_OPTIONS"  # name;value|name;value
 RETRY_WAITS = (0.5, 1.0, 2.0, 4.0, 8.0, 10.0)  # seconds before a lost camera is opened again; the last one repeats
 
 
@@ -42,7 +44,12 @@ class Capture(FrameSource):
         self._address, self._api, self._stopped = address, api, stopped
         self._capture = self._open()
         if not self._capture.isOpened():
-            raise DataError(f"{name} cannot be opened; check that it exists and that no other program uses it")
+            remedy = "check that it exists and that no other program uses it"
+            if "://" in name:
+                remedy = (
+                    "check it, and give a stream or a video itself: lists of addresses (HLS, DASH) are not followed"
+                )
+            raise DataError(f"{name} cannot be opened; {remedy}")
         count = self._capture.get(cv2.CAP_PROP_FRAME_COUNT)
         self.total = int(count) if 0 < count < 2**53 else None
         self.live = self.total is None
@@ -50,8 +57,17 @@ class Capture(FrameSource):
     def _open(self) -> cv2.VideoCapture:
         if isinstance(self._address, int):
             return cv2.VideoCapture(self._address, self._api)
+        if "://" in self._address:
+            self._allow_no_lists()
         limits = [cv2.CAP_PROP_OPEN_TIMEOUT_MSEC, TIMEOUT_MS, cv2.CAP_PROP_READ_TIMEOUT_MSEC, TIMEOUT_MS]
         return cv2.VideoCapture(self._address, self._api, limits if "://" in self._address else [])
+
+    @staticmethod
+    def _allow_no_lists() -> None:
+        """Let OpenCV's FFmpeg open no list of addresses; the user's own options stay in force."""
+        options = os.environ.get(OPTIONS, "rtsp_transport;tcp")  # OpenCV's own default
+        if "format_whitelist" not in options:
+            os.environ[OPTIONS] = f"{options}|format_whitelist;{URL_FORMATS}"
 
     def frames(self) -> Frames:
         count, failures, start = 0, 0, time.monotonic()

@@ -14,6 +14,12 @@ from ..images import UInt8Array
 # Ticks per second for a source without a clock of its own. An mp4 loses gaps of over 2**31 ticks, which is 59 hours
 TICKS = 10_000
 NAP = 0.1  # seconds between two checks whether to stop, while a thread waits
+# What may come from a URL, in FFmpeg's names. A list of addresses (HLS, DASH, SDP, concat) may not: each of its
+# entries would be opened, on whatever server it names
+URL_FORMATS = (
+    "asf,av1,avi,flv,gif,h264,hevc,ivf,live_flv,m4v,matroska,mov,mjpeg,mpeg,mpegts,mpegvideo,mpjpeg,mxf,nut,obu,ogg,"
+    "rtp,rtsp,webm,jpeg_pipe,png_pipe,webp_pipe"
+)
 TIMEOUT_MS = 5_000  # without a frame, or while a stream is opened
 
 

@@ -24,7 +24,7 @@ class GroundTruth:
     """
 
     def __init__(self, source: FrameSource, classes: ClassList) -> None:
-        splits = {split_of(path) for path in source.paths} if isinstance(source, ImageFiles) else set()
+        splits = splits_of(source)
         if len(splits) != 1:
             raise InputError(
                 f"--compare for {source.name}, expected images of one folder NAME with NAMEannot beside it, or of one "
@@ -47,6 +47,11 @@ class GroundTruth:
             raise DataError(f"{label_map} is not of the size of {image}; a label map has the size of its image")
         self.confusion.update(truth, item.labels)
         return dataclasses.replace(item, truth=truth)
+
+
+def splits_of(source: FrameSource) -> set[tuple[Path, str]]:
+    """The data sets and splits that a source's images belong to, each as `split_of`; none if it has no image files."""
+    return {split_of(path) for path in source.paths} if isinstance(source, ImageFiles) else set()
 
 
 def split_of(image: Path) -> tuple[Path, str]:

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from ..errors import InputError
-from ..files import require_writable
+from ..files import identity, require_outputs, require_short_name
 from ..images import IMAGE_SUFFIXES
 from . import sinks
 from .frames import FrameSource, Stop
@@ -52,26 +52,34 @@ class Outputs:
     def _is_bag(self) -> bool:
         return self.out is not None and Path(self.out).suffix.lower() in NEW_BAGS
 
-    def require_usable(self, source: FrameSource) -> None:
-        """Raise InputError if a path is given twice or is the source's, ArtifactError if one cannot be written."""
-        paths = self.paths
-        if len({Path(path).resolve() for path in paths}) < len(paths):
-            raise InputError(f"outputs {', '.join(paths)}, expected a different path for each")
+    def require_usable(self, source: FrameSource, reads: Sequence[str | Path]) -> None:
+        """Check the paths before the work.
+
+        Args:
+            source: of the frames.
+            reads: what is read besides the source, as for `require_outputs`.
+
+        Raises InputError if a path is given twice or is read, ArtifactError if one cannot be written.
+        """
+        paths = [path for path in self.paths if path != "-"]
+        if "-" in self.paths and sys.stdout is None:  # closed by the shell's `>&-`
+            raise InputError("standard output is closed, expected a file or a pipe for -")
+        if len(self.paths) > len(paths) + 1:
+            raise InputError(f"outputs {', '.join(self.paths)}, expected a different path for each")
+        folders = [path for path in paths if path != self.json and names_folder(path)]
         inputs = source.paths if isinstance(source, ImageFiles) else [Path(source.name)]
-        taken = {path.resolve() for path in inputs} | {path.resolve().parent for path in inputs}
-        for path in paths:
-            if path == "-" and sys.stdout is None:  # closed by the shell's `>&-`
-                raise InputError("standard output is closed, expected a file or a pipe for -")
-            if path == "-":
-                continue
-            if Path(path).resolve() in taken:
-                raise InputError(f"{path} holds the input frames; write to another file or folder")
-            if path == self.json or not names_folder(path):
-                require_writable(path)
-            elif Path(path).is_file():
-                raise InputError(f"{path} is a file, expected a folder; name another, or one with an image's suffix")
-            else:
-                require_writable(Path(path) / "1.png")
+        taken = {identity(os.path.realpath(path.parent)) for path in inputs} | {
+            identity(Path(os.path.realpath(path)).parent) for path in inputs
+        }
+        for path in folders:
+            if identity(path) in taken:
+                raise InputError(f"{path} holds the input frames; write to another folder")
+        # the pictures of image files have known names, which may be too long
+        named = [Path(folder) / f"{path.stem}.png" for folder in folders for path in getattr(source, "paths", [])]
+        for picture in named:
+            require_short_name(picture)
+        files = [path for path in paths if path not in folders]
+        require_outputs(files, [*inputs, *reads], folders)
 
     def open(
         self, stack: ExitStack, source: FrameSource, renderer: FrameRenderer, every: int, stopped: Stop

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from ..errors import DataError
-from .frames import TIMEOUT_MS, Frame, Frames, FrameSource
+from .frames import TIMEOUT_MS, URL_FORMATS, Frame, Frames, FrameSource
 
 BT709, UNSPECIFIED = 1, 2  # colour matrices, in FFmpeg's numbers
 SD_HEIGHT, HD_WIDTH = 576, 1280  # without a declared matrix, a picture higher or as wide is taken for BT.709, as by mpv
@@ -30,7 +30,9 @@ class VideoFile(FrameSource):
 
         super().__init__(str(path))
         try:
-            self._container = av.open(self.name, timeout=TIMEOUT_MS / 1000 if "://" in self.name else None)
+            is_remote = "://" in self.name
+            options = {"format_whitelist": URL_FORMATS} if is_remote else {}
+            self._container = av.open(self.name, options=options, timeout=TIMEOUT_MS / 1000 if is_remote else None)
         except av.error.FFmpegError as error:
             raise DataError(f"{path} is neither an image nor a video that can be read: {error.strerror}") from None
         stream = self._container.streams.best("video")  # not the cover picture

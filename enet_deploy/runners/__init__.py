@@ -9,7 +9,17 @@ from typing import Any
 from ..errors import EXTRAS, BackendError, InputError, missing
 from .base import Operation, Runner, Spec
 
-__all__ = ["BACKENDS", "SUFFIXES", "Operation", "Runner", "Spec", "backend_for", "backends_for", "open_runner"]
+__all__ = [
+    "BACKENDS",
+    "SUFFIXES",
+    "Operation",
+    "Runner",
+    "Spec",
+    "artifact_files",
+    "backend_for",
+    "backends_for",
+    "open_runner",
+]
 
 # backend -> (module, class, suffixes of its artifacts); the first backend with a suffix is the default for it
 _REGISTRY: dict[str, tuple[str, str, tuple[str, ...]]] = {
@@ -57,6 +67,11 @@ def open_runner(artifact: str | Path, backend: str | None = None, device: str | 
         if module not in EXTRAS:
             raise
         raise BackendError(f"backend '{backend}': {missing(module)}") from None
+
+
+def artifact_files(artifact: str | Path) -> list[Path]:
+    """The files that opening an artifact reads: itself, and an engine's card."""
+    return [Path(artifact), *([Path(f"{artifact}.json")] if Path(artifact).suffix == ".engine" else [])]
 
 
 def backends_for(artifact: str | Path) -> tuple[str, ...]:

@@ -151,7 +151,7 @@ class OrtRunner(Runner):
             session = self._load(ort, self._session.get_providers()[0], f"{folder}/profile")
             for _ in range(calls):
                 session.run(["labels"], {"frames": frames})
-            events = json.loads(Path(session.end_profiling()).read_text())
+            events = json.loads(Path(session.end_profiling()).read_text(encoding="utf-8"))
         operations = []
         for event in events:
             if event.get("cat") == "Node" and event["name"].endswith("_kernel_time"):
@@ -186,7 +186,7 @@ def _int8_overflows() -> bool:
     if platform.machine().lower() not in ("x86_64", "amd64"):
         return False
     try:
-        return "_vnni" not in Path("/proc/cpuinfo").read_text()
+        return "_vnni" not in Path("/proc/cpuinfo").read_text(encoding="utf-8")
     except OSError:
         return True
 

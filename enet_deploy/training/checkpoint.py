@@ -6,8 +6,8 @@ import contextlib
 import dataclasses
 import hashlib
 import io
-import os
-from collections.abc import Iterator
+import math
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -16,9 +16,12 @@ import torch
 from torch import Tensor
 
 from ..artifacts import Metadata
-from ..data import DataSet
+from ..data import DataSet, read_ahead
 from ..errors import ArtifactError
 from ..files import atomic_write
+from ..images import read_content
+from ..model import ENet
+from .objective import Objective
 from .recipe import Recipe
 
 CHECKPOINT = "checkpoint.pt"  # in a run's folder
@@ -30,7 +33,8 @@ class RunIdentity:
 
     Attributes:
         classes: names, in order.
-        images: number of training images, and a hash of the names of all images.
+        images: number of training images, and a hash of the content of all images and label maps, in their order. The
+            data set may be moved or renamed.
         label_values: hash of the classes' values in label maps.
         processes: number of processes that train together.
         teacher: sha256 of the teacher's weights; None without a teacher.
@@ -44,14 +48,21 @@ class RunIdentity:
 
     @classmethod
     def of(cls, train: DataSet, val: DataSet, processes: int, teacher: str | None) -> RunIdentity:
-        names = "\n".join(f"{image.parent.name}/{image.name}" for data in (train, val) for image, _ in data.pairs)
+        files = [path for data in (train, val) for pair in data.pairs for path in pair]
+        contents = read_ahead(lambda index: hashlib.sha256(read_content(files[index])).digest(), range(len(files)))
         return cls(
             ", ".join(train.classes.names),
-            f"{len(train)} ({_short_hash(os.fsencode(names))})",
+            f"{len(train)} ({_short_hash(b''.join(contents))})",
             _short_hash(repr(sorted(train.values_in_use().items())).encode()),
             processes,
             teacher,
         )
+
+    def __post_init__(self) -> None:
+        kinds = {"classes": str, "images": str, "label_values": str, "processes": int, "teacher": (str, type(None))}
+        for name, kind in kinds.items():
+            if not isinstance(getattr(self, name), kind):  # type: ignore[arg-type]
+                raise TypeError(f"{name} {getattr(self, name)!r:.60}")
 
     def require_same(self, other: RunIdentity, out: Path) -> None:
         """Raise ArtifactError if the run in folder `out`, which is `other`, cannot be resumed as this one."""
@@ -121,28 +132,114 @@ class Checkpoint:
         path = Path(out) / CHECKPOINT
         if not path.is_file():
             raise ArtifactError(f"{path} does not exist; there is no run to resume in {out}: leave out --resume")
-        try:
+        with reading(Path(out)):
             state = torch.load(path, map_location="cpu", weights_only=True)
             state |= {
-                "recipe": Recipe(**state["recipe"]),
+                "recipe": read_recipe(state["recipe"]),
                 "metadata": Metadata.from_text(state["metadata"], path),
                 "identity": RunIdentity(**state["identity"]),
-                "epoch": int(state["epoch"]),
             }
-            return cls(**state)
-        except Exception as error:  # noqa: BLE001  torch.load raises whatever the bytes lead it to
-            raise ArtifactError(
-                f"{path} is not a whole checkpoint of this version ({type(error).__name__}); start again with another "
-                "--out"
-            ) from None
+            checkpoint = cls(**state)
+            checkpoint._require_sound()
+            return checkpoint
+
+    def _require_sound(self) -> None:
+        """Raise ValueError unless each field has the type, the shape and the range that it should have.
+
+        The optimizer's state is checked by `fitting_state`, when there is an optimizer.
+        """
+        recipe, classes = self.recipe, len(self.metadata.classes)
+        _require(type(self.epoch) is int and 0 <= self.epoch <= recipe.epochs, "epoch", self.epoch)
+        _require(type(self.step) is int and self.step >= 0, "step", self.step)
+        _require(type(self.best) in (int, float) and -1 <= self.best <= 1, "best", self.best)
+        _require(self.metadata.size == recipe.size, "size of the metadata", self.metadata.size)
+        _require(type(self.history) is list and len(self.history) == self.epoch, "history", self.history)
+        for number, row in enumerate(self.history, 1):
+            _require(type(row) is dict and {"epoch", "loss", "lr", "seconds"} <= row.keys(), "history", row)
+            figures = all(type(k) is str and type(v) in (int, float) for k, v in row.items())
+            _require(figures and row["epoch"] == number, "history", row)
+            _require(all(map(math.isfinite, row.values())), "history", row)
+        _require_tensors({"class_weights": self.class_weights}, {"class_weights": torch.empty(classes)})
+        with torch.device("meta"):  # names, shapes and types alone: a width in the file is not to take all memory
+            objective = Objective(ENet(classes, recipe.width, recipe.slopes), recipe, self.metadata.classes.void)
+        _require_tensors(self.net, objective.state_dict())
+        _require((self.ema is not None) == (recipe.ema > 0), "ema", type(self.ema))
+        if self.ema is not None:
+            _require_tensors(self.ema, objective.net.state_dict())
+
+
+def read_recipe(values: Mapping[str, Any]) -> Recipe:
+    """Make a recipe from the fields of one. Raises TypeError, or an error of Recipe, for what is none."""
+    default = Recipe()
+    for name, value in values.items():
+        _require_alike(name, value, getattr(default, name))
+    return Recipe(**values)
+
+
+def _require_alike(name: str, value: object, example: object) -> None:
+    """Raise TypeError unless a value is of its example's type; an integer may stand for a float."""
+    kinds = (int, float) if type(example) is float else (type(example),)
+    if type(value) not in kinds:
+        raise TypeError(f"{name} {value!r:.60}, expected {kinds[-1].__name__}")
+    if isinstance(value, tuple) and isinstance(example, tuple):
+        for part, of_example in zip(value, example, strict=True):
+            _require_alike(name, part, of_example)
+
+
+def fitting_state(optimizer: torch.optim.Optimizer, saved: Mapping[str, Any], step: int) -> dict[str, Any]:
+    """The state of a checkpoint's optimizer, in a form that `optimizer.load_state_dict` takes.
+
+    The settings stay those of `optimizer`. The tensors are copies with the shape and the memory layout of the
+    parameters: the fused kernels read and write without checking either. Raises ValueError if they do not fit.
+    """
+    own = optimizer.state_dict()
+    parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
+    numbers = [number for group in own["param_groups"] for number in group["params"]]
+    states = saved["state"]
+    _require(type(states) is dict, "optimizer", states)
+    _require(states.keys() == ({*numbers} if step else set()), "optimizer", [*states][:5])
+    fitting: dict[int, dict[str, Tensor]] = {}
+    for number, parameter in zip(numbers, parameters, strict=True):
+        if number in states:
+            likeness = parameter.detach()
+            expected = {"step": torch.empty(()), "exp_avg": likeness, "exp_avg_sq": likeness}
+            _require_tensors(states[number], expected)
+            _require(float(states[number]["step"]) == step, "step of the optimizer", states[number]["step"])
+            _require(bool((states[number]["exp_avg_sq"] >= 0).all()), "exp_avg_sq", "below 0")
+            fitting[number] = {
+                name: torch.empty_like(like, device="cpu").copy_(states[number][name])
+                for name, like in expected.items()
+            }
+    return {"state": fitting, "param_groups": own["param_groups"]}
+
+
+def _require_tensors(values: object, expected: Mapping[str, Tensor]) -> None:
+    """Raise ValueError unless these are plain finite tensors with the names, shapes and types that are expected."""
+    if not isinstance(values, dict) or values.keys() != expected.keys():
+        names = [*values] if isinstance(values, dict) else values
+        raise ValueError(f"tensors {names!r:.60}, expected {[*expected]!r:.60}")
+    for name, like in expected.items():
+        value = values[name]
+        _require(type(value) is Tensor and value.layout is torch.strided and value.is_cpu, name, type(value))
+        _require(value.shape == like.shape, f"shape of {name}", tuple(value.shape))
+        _require(value.dtype is like.dtype, f"type of {name}", value.dtype)
+        _require(bool(value.isfinite().all()), name, "not finite")
+
+
+def _require(is_right: bool, name: str, value: object) -> None:
+    if not is_right:
+        raise ValueError(f"{name} {value!r:.60}")
 
 
 @contextlib.contextmanager
-def reading_checkpoint(out: Path) -> Iterator[None]:
-    """Turn errors in this block, where a checkpoint's state is used, into an ArtifactError: the file is damaged."""
+def reading(out: Path) -> Iterator[None]:
+    """Turn errors in this block, where a checkpoint is read or used, into an ArtifactError: the file is damaged."""
     try:
         yield
-    except (AttributeError, KeyError, RuntimeError, TypeError, ValueError) as error:
+    except ArtifactError:
+        raise
+    except Exception as error:  # noqa: BLE001  torch.load raises whatever the bytes lead it to
+        why = " ".join(f"{type(error).__name__}: {error}".split())[:200]
         raise ArtifactError(
-            f"{out / CHECKPOINT} is not a whole checkpoint ({error!r}); start again with another --out"
+            f"{out / CHECKPOINT} is not a whole checkpoint of this version ({why}); start again with another --out"
         ) from None

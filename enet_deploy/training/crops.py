@@ -7,7 +7,6 @@ import itertools
 import math
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 
 import numpy as np
 import torch
@@ -17,6 +16,7 @@ from torch.nn import functional as F
 from ..data import DataSet, read_ahead
 from ..errors import DataError
 from ..images import UInt8Array, resize_image, resize_labels
+from .memory import free_memory
 from .recipe import Recipe
 
 Pair = tuple[UInt8Array, UInt8Array]  # image (H, W, 3) BGR, labels (H, W)
@@ -161,7 +161,7 @@ class Crops:
         self.data, self.recipe, self.device, self.void = data, recipe, device, void
         self.noise = torch.Generator(device)
         size = recipe.size
-        self.resident = len(data) * size[0] * size[1] * 4 < _free_memory(device) / 2 if resident is None else resident
+        self.resident = len(data) * size[0] * size[1] * 4 < free_memory(device) / 2 if resident is None else resident
         if self.resident:
             self.images = torch.empty((len(data), *size, 3), dtype=torch.uint8, device=device)
             self.labels = torch.empty((len(data), *size), dtype=torch.uint8, device=device)
@@ -225,14 +225,3 @@ class _Sums:
         b, g, r = mean.round(3).tolist()
         sb, sg, sr = std.round(3).tolist()
         return Statistics((b, g, r), (sb, sg, sr), tuple((self.counts / self.counts.sum()).tolist()))
-
-
-def _free_memory(device: torch.device) -> int:
-    """Free bytes on the device; of a system that does not say, a guess."""
-    if device.type == "cuda":
-        return torch.cuda.mem_get_info(device)[0]
-    meminfo = Path("/proc/meminfo")
-    if not meminfo.exists():
-        return 4 << 30
-    fields = dict(line.split(":") for line in meminfo.read_text().splitlines())
-    return int(fields["MemAvailable"].split()[0]) << 10

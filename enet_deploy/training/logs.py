@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from ..classes import ClassList
+from ..console import printable
 from ..files import atomic_write
 from ..images import UInt8Array
 from ..media.drawing import panels, side_by_side
@@ -78,7 +79,7 @@ class TensorBoard:
         if rows and "val_miou" in rows[-1]:
             for example in examples():
                 rgb = np.ascontiguousarray(example_picture(example, self.classes)[..., ::-1])
-                self._writer.add_image(f"examples/{example.name}", rgb, self.written, dataformats="HWC")
+                self._writer.add_image(f"examples/{printable(example.name)}", rgb, self.written, dataformats="HWC")
         self._writer.flush()
 
     def close(self) -> None:

@@ -25,10 +25,10 @@ from ..artifacts import Metadata
 from ..data import DataSet, read_ahead
 from ..environment import commit
 from ..errors import DataError, EnetError, InputError
-from ..model import ENet
+from ..model import STRIDE, ENet
 from ..weights import save_weights
 from . import evaluation, prior
-from .checkpoint import CHECKPOINT, Checkpoint, RunIdentity, reading_checkpoint
+from .checkpoint import CHECKPOINT, Checkpoint, RunIdentity, fitting_state, reading
 from .crops import DROPOUT, ESTIMATE, ORDER, Crops, stream
 from .logs import log_epoch, write_csv
 from .memory import halved_batch_that_fits, is_out_of_memory
@@ -91,8 +91,7 @@ class Trainer:
         self._read_images()
         self.metadata = self._metadata(start) if checkpoint is None else checkpoint.metadata
         if checkpoint is not None:
-            with reading_checkpoint(self.out):
-                self.class_weights = checkpoint.class_weights.to(device)
+            self.class_weights = checkpoint.class_weights.to(device)
         self.crops.fill = self.metadata.mean
         schedule = Schedule(recipe, len(train) // recipe.batch)
         self.step = TrainingStep(
@@ -112,7 +111,7 @@ class Trainer:
         self.saved, self.saved_epoch = time.monotonic(), 0
         self.commit = commit()
         if checkpoint is not None:
-            with reading_checkpoint(self.out):
+            with reading(self.out):
                 self._load(checkpoint)
 
     def _require_data_for_recipe(self) -> None:
@@ -124,6 +123,12 @@ class Trainer:
             )
         if recipe.batch % self.world:
             raise InputError(f"batch {recipe.batch} over {self.world} processes, expected a multiple of {self.world}")
+        for height, width in (recipe.crop, recipe.final_crop):
+            if recipe.batch // self.world * (height // STRIDE) * (width // STRIDE) < 2:
+                raise InputError(
+                    f"crop {height}x{width} with {recipe.batch // self.world} image per process, expected more: batch "
+                    f"norm needs two values per channel; pass --batch {2 * self.world}, or a larger --crop"
+                )
         if images < recipe.batch:
             raise InputError(
                 f"batch {recipe.batch} for {images} training images, expected at most {images}; pass --batch {images} "
@@ -328,13 +333,16 @@ class Trainer:
         )
 
     def _load(self, state: Checkpoint) -> None:
+        steps = state.epoch * self.step.schedule.steps_per_epoch
+        if state.step != steps:
+            raise ValueError(f"step {state.step} after epoch {state.epoch}, expected {steps}")
         self.epoch, self.best, self.history = state.epoch, state.best, state.history
         self.saved_epoch = state.epoch
         self.step.done = state.step
         self.step.objective.load_state_dict(state.net)
         if self.step.average is not None:
             self.step.average.net.load_state_dict(state.ema or {})
-        self.step.optimizer.load_state_dict(state.optimizer)
+        self.step.optimizer.load_state_dict(fitting_state(self.step.optimizer, state.optimizer, state.step))
 
     def _require_finite(self, module: nn.Module) -> None:
         if not all(tensor.isfinite().all() for tensor in module.state_dict().values()):

@@ -447,7 +447,7 @@ def test_foreign_weights_and_no_data(
         (["{exported}", "--json", "{exported}/out.json"], "cannot write"),
         (["{exported}", "--json", "{tmp}"], "cannot write .* it is a folder or a device"),
         (["{exported}", "--html", "{exported}/a.html"], "cannot write"),
-        (["{exported}", "--csv", "{tmp}/a", "--json", "{tmp}/a"], "a is named for two outputs"),
+        (["{exported}", "--csv", "{tmp}/a", "--json", "{tmp}/a"], "a are the same, expected a different path"),
         (["{exported}", "{tmp}/other.onnx"], r"other.onnx knows the classes floor, .*: one run has one class list"),
         (["{exported}", "--size", "96x128,64x96"], "has one frame size and --size names several"),
         (["{exported}", "--precision", "int8"], "--precision is for what is exported here, expected no ARTIFACT"),
@@ -459,7 +459,7 @@ def test_foreign_weights_and_no_data(
         (["{exported}", "--require", ""], "--require '', expected FIGURE<=NUMBER"),
         (["{exported}", "--require", "agreement>=99"], "--require agreement>=99, expected a share from 0 to 1"),
         (["{exported}", "--require", "fps>=1e999"], "--require fps>=1e999, expected a finite number"),
-        (["{exported}", "--csv", "{exported}"], "is read in this run, expected another file for the output"),
+        (["{exported}", "--csv", "{exported}"], "which is read; name another file"),
         (["{exported}", "--weights", "{tmp}/other.onnx"], "other.onnx"),
         (
             ["--backend", "torch", "--precision", "int8"],

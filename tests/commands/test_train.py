@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +14,7 @@ from helpers import write_scenes
 from training_runs import assert_refused, enet_train, rows
 
 from enet_deploy.commands import train as train_cli
+from enet_deploy.files import only_process
 from enet_deploy.training.checkpoint import Checkpoint
 from enet_deploy.training.recipe import PRESETS, Recipe
 from enet_deploy.weights import load_weights
@@ -26,6 +29,10 @@ from enet_deploy.weights import load_weights
         (["--device", "cpu:x"], ["'cpu:x'"]),
         (["--scale", "2", "0.5"], ["scale (2.0, 0.5)"]),
         (["--epochs", "0"], ["epochs 0"]),
+        (["--batch", "1", "--crop", "8x8"], ["crop 8x8", "1 image", "--batch 2"]),
+        (["--batch", "1", "--final-crop", "8x8", "--final-from", "0.5"], ["crop 8x8", "1 image"]),
+        (["--init", "{out}/best.safetensors"], ["best.safetensors", "which is read"]),
+        (["--curve", "{data}/train/scene0000.png"], ["scene0000.png", "which is read"]),
         (["--lr", "1e30"], ["loss is nan", "step 2 of epoch 1", "epoch 0", "checkpoint.pt"]),
         (["--final-crop", "64x64"], ["--final-crop 64x64", "--final-from"]),
         (["--final-from", "2"], ["final_from 2.0"]),
@@ -43,7 +50,28 @@ from enet_deploy.weights import load_weights
 def test_refusals(
     scenes: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], options: list[str], values: list[str]
 ) -> None:
-    assert_refused(enet_train(scenes, tmp_path, *options), capsys, *values)
+    (tmp_path / "best.safetensors").write_text("of an earlier run")
+    filled = [option.format(out=tmp_path, data=scenes) for option in options]
+    assert_refused(enet_train(scenes, tmp_path, *filled), capsys, *values)
+    assert (tmp_path / "best.safetensors").read_text() == "of an earlier run"
+
+
+@pytest.mark.parametrize("batch", ["1", "2"])
+def test_smallest_crops_that_train(scenes: Path, tmp_path: Path, batch: str) -> None:
+    assert enet_train(scenes, tmp_path, "--batch", batch, "--crop", "8x16" if batch == "1" else "8x8", epochs=1) == 0
+
+
+def test_second_training_in_a_folder_is_refused(
+    scenes: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with only_process(tmp_path):
+        code = f"import sys; sys.path.insert(0, {str(Path(__file__).parent.parent)!r})\n"
+        code += "from training_runs import enet_train; from pathlib import Path\n"
+        code += "sys.exit(enet_train(Path(sys.argv[1]), Path(sys.argv[2])))"
+        done = subprocess.run([sys.executable, "-c", code, str(scenes), str(tmp_path)], capture_output=True, text=True)
+    assert done.returncode == 2 and "another process" in done.stderr, done.stderr
+    assert list(tmp_path.iterdir()) == []
+    assert enet_train(scenes, tmp_path, epochs=1) == 0
 
 
 @pytest.mark.parametrize(("option", "word"), [("--slopes", "pixel"), ("--optimizer", "sgd")])

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import re
 import threading
+import time
 from collections import Counter
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
@@ -204,3 +206,38 @@ def test_a_list_of_another_length_is_refused(site: Site, tmp_path: Path) -> None
 def test_only_http_urls_are_taken(tmp_path: Path, url: str) -> None:
     with pytest.raises(InputError, match="URL"):
         camvid.fetch_camvid(tmp_path, source=url)
+
+
+@pytest.mark.parametrize("what", ["train.txt", "0001TP_000000.png"])
+@pytest.mark.parametrize("how", ["endless", "slow"])
+def test_server_without_end(site: Site, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, what: str, how: str) -> None:
+    monkeypatch.setattr(camvid, "LONGEST", 0.05)
+    sent = []
+
+    def answer(handler: BaseHTTPRequestHandler, ordinary: Callable[..., None] = site.answer) -> None:
+        if what not in handler.path:
+            return ordinary(handler)
+        handler.send_response(200)
+        handler.end_headers()
+        with contextlib.suppress(OSError):
+            for _ in range(3000):
+                handler.wfile.write(bytes(1 << 16) if how == "endless" else b"a")
+                sent.append(1)
+                time.sleep(0 if how == "endless" else 0.01)
+        return None
+
+    monkeypatch.setattr(site, "answer", answer)
+    monkeypatch.setattr(camvid, "LONGEST", 60 if how == "endless" else 0.05)
+    with pytest.raises(DataError, match=f"{what} .*(more than 4194304 bytes|0.05 s)"):
+        camvid.fetch_camvid(tmp_path, ["train"], site.url)
+    assert len(sent) < 2900
+
+
+def test_picture_that_claims_to_be_huge_is_not_decoded(
+    site: Site, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(camvid, "decode", lambda *_: pytest.fail("decoded"))
+    huge = png(np.zeros((8000, 8000), np.uint8))
+    site.files = {name: huge if name.endswith(".png") else content for name, content in site.files.items()}
+    with pytest.raises(DataError, match="is 8000x8000, expected"):
+        camvid.fetch_camvid(tmp_path, ["val"], site.url)

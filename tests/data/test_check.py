@@ -326,3 +326,15 @@ def test_a_data_set_of_ones_own_is_checked_exported_scored_and_segmented(
         assert runner.spec.classes.to_json() == own
         labels = runner.segment(image(1, 1))
         assert labels.shape == (1, 1) and colorize(labels, runner.spec.classes)[0, 0].tolist() in palette.tolist()
+
+
+@pytest.mark.parametrize(
+    "name", ["a/" * 30_000 + "b", "a/" * 51 + "b", "x" * 1001, "x" * 256 + ".png", "a/" + "車" * 100]
+)
+def test_zip_of_deep_or_long_names_is_refused_at_once(tmp_path: Path, name: str) -> None:
+    with zipfile.ZipFile(tmp_path / "a.zip", "w") as archive:
+        for number in range(20):
+            archive.writestr(f"{name}{number}", b"")
+    with pytest.raises(DataError, match="expected at most 1000 in 50, each of at most 255 bytes"):
+        unzip(tmp_path / "a.zip", tmp_path / "out")
+    assert [path.name for path in tmp_path.iterdir()] == ["a.zip"]

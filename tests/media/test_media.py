@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import itertools
 import os
 import threading
@@ -190,6 +191,52 @@ def test_list_in_place_of_a_video_opens_nothing(tmp_path: Path, camera: str, suf
     with pytest.raises(DataError, match=rf"list{suffix} .*video"):
         VideoFile(playlist)
     assert Camera.connections == 0
+
+
+HLS = "#EXTM3U\n#EXT-X-TARGETDURATION:5\n#EXT-X-MEDIA-SEQUENCE:0\n#EXTINF:5,\n{url}\n#EXT-X-ENDLIST\n"
+DASH = (
+    '<?xml version="1.0"?><MPD xmlns="urn:mpeg:dash:schema:mpd:2011" type="static" mediaPresentationDuration="PT5S">'
+    '<Period><AdaptationSet mimeType="video/mp4"><Representation id="1" bandwidth="1"><BaseURL>{url}</BaseURL>'
+    "<SegmentBase/></Representation></AdaptationSet></Period></MPD>"
+)
+SDP = "v=0\no=- 0 0 IN IP4 127.0.0.1\ns=x\nc=IN IP4 127.0.0.1\nt=0 0\nm=video 5004 RTP/AVP 96\na=rtpmap:96 H264/90000\n"
+
+
+@pytest.mark.parametrize(
+    "text", [HLS, DASH, "ffconcat version 1.0\nfile {url}\n", SDP], ids=["HLS", "DASH", "concat", "SDP"]
+)
+@pytest.mark.parametrize("name", ["list.m3u8", "movie.mp4", "cam", "a.mpd"])
+def test_list_at_a_url_opens_no_other_address(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, text: str, name: str
+) -> None:
+    monkeypatch.delenv("OPENCV_FFMPEG_CAPTURE_OPTIONS", raising=False)
+    video, asked = write_video(tmp_path / "a.mp4").read_bytes(), []
+
+    class Handler(BaseHTTPRequestHandler):
+        def do_GET(self) -> None:
+            asked.append(self.path)
+            content = video
+            if self.path == f"/{name}":
+                content = text.format(url=f"http://127.0.0.1:{server.server_port}/internal.mp4").encode()
+            self.send_response(200)
+            self.send_header("Content-Length", str(len(content)))
+            self.end_headers()
+            with contextlib.suppress(OSError):
+                self.wfile.write(content)
+
+        def log_message(self, *args: object) -> None:
+            pass
+
+    with ThreadingHTTPServer(("127.0.0.1", 0), Handler) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        base = f"http://127.0.0.1:{server.server_port}"
+        for opened in (lambda: open_source(f"{base}/{name}", Stop()), lambda: VideoFile(f"{base}/{name}")):
+            with pytest.raises(DataError, match=name):
+                opened()
+        assert {*asked} == {f"/{name}"}
+        source = open_source(f"{base}/video.mp4", Stop())
+        assert len([*source.frames()]) == 4
+        server.shutdown()
 
 
 def test_of_a_live_source_only_the_newest_frame_counts() -> None:

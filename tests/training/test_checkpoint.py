@@ -6,6 +6,7 @@ import dataclasses
 import os
 import pickle
 import re
+import shutil
 import subprocess
 import sys
 import time
@@ -13,6 +14,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import cv2
 import pytest
 import torch
 from helpers import ROOT, write_scenes
@@ -30,7 +32,7 @@ from training_runs import (
 )
 
 from enet_deploy.commands import train as train_cli
-from enet_deploy.training.checkpoint import Checkpoint
+from enet_deploy.training.checkpoint import Checkpoint, fitting_state
 from enet_deploy.training.step import TrainingStep
 from enet_deploy.training.trainer import Trainer
 from enet_deploy.weights import load_weights, save_weights
@@ -94,10 +96,10 @@ def train_until(last, out):
             os.kill(os.getpid(), signal.SIGKILL)
     def wrap(owner, name, before, after):
         original = getattr(owner, name)
-        def wrapped(*arguments):
+        def wrapped(*arguments, **options):
             before(*arguments)
             event()
-            result = original(*arguments)
+            result = original(*arguments, **options)
             if after:
                 event()
             return result
@@ -217,6 +219,119 @@ def test_checkpoint_that_lacks_a_part(
     del state[lost]
     torch.save(state, tmp_path / "checkpoint.pt")
     assert_refused(enet_train(scenes, tmp_path, "--resume"), capsys, "checkpoint.pt")
+
+
+def first(state: dict[str, Any]) -> dict[str, Any]:
+    return state["optimizer"]["state"][0]
+
+
+# What a field of a finished run's checkpoint is changed to
+CHANGES: dict[str, Callable[[dict[str, Any]], object]] = {
+    "rate is text": lambda s: s["recipe"].update(lr="x"),
+    "epochs are a fraction": lambda s: s["recipe"].update(epochs=2.5),
+    "flip is a number": lambda s: s["recipe"].update(flip=1),
+    "no batch": lambda s: s["recipe"].update(batch=0),
+    "half a size": lambda s: s["recipe"].update(size=[64]),
+    "size of a list": lambda s: s["recipe"].update(size=[48, 64]),
+    "three sides": lambda s: s["recipe"].update(crop=(32, 32, 32)),
+    "enormous width": lambda s: s["recipe"].update(width=10**7),
+    "no average in the recipe": lambda s: s["recipe"].update(ema=0.0),
+    "no recipe": lambda s: s.update(recipe=[]),
+    "other metadata": lambda s: s.update(metadata=7),
+    "metadata of another size": lambda s: s.update(
+        metadata=s["metadata"].replace('"size": [48, 64]', '"size": [48, 72]')
+    ),
+    "processes are text": lambda s: s["identity"].update(processes="1"),
+    "images are a number": lambda s: s["identity"].update(images=8),
+    "epoch is text": lambda s: s.update(epoch="1"),
+    "epoch is true": lambda s: s.update(epoch=True),
+    "epoch below 0": lambda s: s.update(epoch=-1),
+    "another epoch": lambda s: s.update(epoch=1),
+    "step is a fraction": lambda s: s.update(step=4.0),
+    "another step": lambda s: s.update(step=5),
+    "best is not finite": lambda s: s.update(best=float("nan")),
+    "best is text": lambda s: s.update(best="1"),
+    "history is text": lambda s: s.update(history="ab"),
+    "history of numbers": lambda s: s.update(history=[1, 2]),
+    "history without a loss": lambda s: s["history"][0].pop("loss"),
+    "history of text": lambda s: s["history"][0].update(loss="1"),
+    "history of lists": lambda s: s["history"][0].update(val_miou=[1]),
+    "weights of classes": lambda s: s.update(class_weights=torch.ones(3)),
+    "half weights": lambda s: s.update(class_weights=s["class_weights"].half()),
+    "net is a list": lambda s: s.update(net=[]),
+    "net lacks a tensor": lambda s: s["net"].popitem(),
+    "net has a number": lambda s: s["net"].update({next(iter(s["net"])): 1.0}),
+    "shape in net": lambda s: s["net"].update({next(iter(s["net"])): torch.ones(3)}),
+    "sparse tensor": lambda s: s["net"].update({next(iter(s["net"])): next(iter(s["net"].values())).to_sparse()}),
+    "not finite": lambda s: next(iter(s["net"].values())).fill_(float("inf")),
+    "average not finite": lambda s: next(iter(s["ema"].values())).fill_(float("nan")),
+    "average is none": lambda s: s.update(ema=None),
+    "optimizer is a list": lambda s: s.update(optimizer=[]),
+    "optimizer has no state": lambda s: s["optimizer"].update(state={}),
+    "optimizer of others": lambda s: s["optimizer"]["state"].update({9999: first(s)}),
+    "short moment": lambda s: first(s).update(exp_avg=torch.zeros(1)),
+    "moment of doubles": lambda s: first(s).update(exp_avg=first(s)["exp_avg"].double()),
+    "negative square": lambda s: first(s)["exp_avg_sq"].fill_(-1),
+    "moment not finite": lambda s: first(s)["exp_avg"].fill_(float("inf")),
+    "step of many": lambda s: first(s).update(step=torch.zeros(5)),
+    "step is an integer": lambda s: first(s).update(step=4),
+    "other step": lambda s: first(s).update(step=torch.tensor(5.0)),
+    "more in the state": lambda s: first(s).update(max_exp_avg_sq=torch.zeros(1)),
+    "a field more": lambda s: s.update(more=1),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("change", CHANGES.values(), ids=CHANGES.keys())
+def test_checkpoint_with_a_wrong_field(
+    finished: Path, scenes: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], change: Any
+) -> None:
+    state = torch.load(finished / "checkpoint.pt", weights_only=True)
+    change(state)
+    torch.save(state, tmp_path / "checkpoint.pt")
+    assert_refused(train_cli.main([str(scenes), "--out", str(tmp_path), "--resume"]), capsys, "checkpoint.pt")
+    assert [path.name for path in tmp_path.iterdir()] == ["checkpoint.pt"]
+
+
+def test_optimizers_memory_is_its_own(finished: Path) -> None:
+    """A tensor of one value that claims to be large, and settings of the file, do not reach the fused kernels."""
+    net = torch.nn.Conv2d(4, 5, 3).to(memory_format=torch.channels_last)
+    optimizer = torch.optim.AdamW(net.parameters(), 0.1, fused=True)
+    saved: dict[str, Any] = {
+        "state": {
+            number: {
+                "step": torch.tensor(1.0),
+                "exp_avg": torch.ones(1).expand(parameter.shape),
+                "exp_avg_sq": torch.ones(1).expand(parameter.shape),
+            }
+            for number, parameter in enumerate(net.parameters())
+        },
+        "param_groups": [{"params": [0, 1], "lr": 1e9, "betas": "x"}],
+    }
+    optimizer.load_state_dict(fitting_state(optimizer, saved, 1))
+    for parameter in net.parameters():
+        moment = optimizer.state[parameter]["exp_avg"]
+        assert moment.stride() == parameter.stride() and moment.untyped_storage().nbytes() == 4 * parameter.numel()
+    assert optimizer.param_groups[0]["lr"] == 0.1
+
+
+@pytest.mark.parametrize("change", ["", "image", "label map", "val"])
+def test_data_is_known_by_its_content(
+    finished: Path, scenes: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], change: str
+) -> None:
+    (tmp_path / "checkpoint.pt").write_bytes((finished / "checkpoint.pt").read_bytes())
+    data = Path(shutil.copytree(scenes, tmp_path / "moved"))
+    folders = {"image": "train", "label map": "trainannot", "val": "val"}
+    if change:
+        path = sorted((data / folders[change]).iterdir())[0]
+        pixels = cv2.imread(str(path), cv2.IMREAD_UNCHANGED)
+        pixels[0] = pixels[1]
+        pixels[0, 0] = 1
+        cv2.imwrite(str(path), pixels)
+    code = train_cli.main([str(data), "--out", str(tmp_path), "--resume"])
+    if change:
+        assert_refused(code, capsys, "training images 8 (")
+    else:
+        assert code == 0
 
 
 def test_other_images_than_the_run_began_with(

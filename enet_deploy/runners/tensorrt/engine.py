@@ -106,7 +106,8 @@ def _build(onnx: Path, engine: Path, flavour: str, index: int) -> None:
     command = [sys.executable, "-m", f"{__package__}.builder", f"{onnx}", f"{engine}", flavour]
     visible = os.environ.get("CUDA_VISIBLE_DEVICES", "")  # the builder uses the first GPU that it sees
     gpu = visible.split(",")[index] if visible else f"{index}"
-    done = subprocess.run(command, env={**os.environ, "CUDA_VISIBLE_DEVICES": gpu}, capture_output=True, text=True)
+    environment = {**os.environ, "CUDA_VISIBLE_DEVICES": gpu}
+    done = subprocess.run(command, env=environment, capture_output=True, encoding="utf-8", errors="replace")
     if done.returncode:
         reason = (done.stderr.strip() or "it gave no reason").splitlines()[-1]
         raise BackendError(f"the engine of {onnx} was not built (exit code {done.returncode}): {reason}")

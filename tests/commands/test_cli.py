@@ -1,0 +1,171 @@
+"""What all commands share: standard streams that are missing, signals, names that no terminal or locale should get."""
+
+from __future__ import annotations
+
+import json
+import os
+import pty
+import shutil
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from helpers import ROOT, stored, write_scenes
+
+DATA, SEGMENT, EVAL, TRAIN = (f"enet_deploy.commands.{name}" for name in ("data", "segment", "evaluate", "train"))
+BENCH = "enet_deploy.benchmarks.cli"
+ENVIRONMENT = os.environ | {"PYTHONPATH": str(ROOT)}
+
+
+def shell(redirections: str, module: str, *arguments: object) -> subprocess.CompletedProcess[bytes]:
+    command = [sys.executable, "-m", module, *map(str, arguments)]
+    return subprocess.run(
+        ["sh", "-c", f'exec "$@" {redirections}', "sh", *command], capture_output=True, env=ENVIRONMENT
+    )
+
+
+@pytest.mark.parametrize("closed", ["2>&-", "<&-", ">&-", "<&- >&- 2>&-"])
+def test_standard_streams_may_be_closed(scenes: Path, exported: Path, tmp_path: Path, closed: str) -> None:
+    out = tmp_path / "a.json"
+    assert shell(closed, DATA, "check", scenes, "--json", out).returncode == 0
+    assert json.loads(out.read_text())["schema"] == 1
+    done = shell(closed, SEGMENT, exported, scenes / "val", "--json", out)
+    assert (done.returncode, done.stdout) == (0, b"")
+    assert [json.loads(line)["frame"] for line in out.read_text().splitlines()] == [
+        path.stem for path in sorted((scenes / "val").iterdir())
+    ]
+    done = shell(closed, SEGMENT, exported, tmp_path / "none", "--json", "-")
+    assert (done.returncode, done.stdout) == (2, b"")  # no message in the data
+
+
+@pytest.mark.parametrize("number", [signal.SIGHUP, signal.SIGTERM])
+@pytest.mark.parametrize("again", [False, True])
+def test_signals_end_orderly(exported: Path, tmp_path: Path, number: signal.Signals, again: bool) -> None:
+    """The video is finished; a closing terminal sends SIGHUP twice."""
+    from videos import FRAMES
+
+    command = [sys.executable, "-m", SEGMENT, str(exported), "-", "--raw", "96x128", "--out", "o.mp4"]
+    with subprocess.Popen(
+        command, stdin=subprocess.PIPE, stderr=subprocess.PIPE, cwd=tmp_path, env=ENVIRONMENT
+    ) as child:
+        assert child.stdin is not None
+        for _ in range(8):
+            child.stdin.write(FRAMES[0].tobytes())
+        child.stdin.flush()
+        while not any(path.stat().st_size for path in tmp_path.glob(".enet-*/o.mp4")):
+            assert child.poll() is None
+        child.send_signal(number)
+        if again and number == signal.SIGHUP:
+            child.send_signal(number)
+        assert child.wait(30) == 128 + number
+    assert [path.name for path in tmp_path.iterdir()] == ["o.mp4"]
+
+
+@pytest.mark.parametrize("ignored", [False, True], ids=["", "nohup"])
+def test_hang_up_of_a_command_without_frames(scenes: Path, tmp_path: Path, ignored: bool) -> None:
+    from training_runs import arguments
+
+    code = f"import signal; signal.signal(signal.SIGHUP, signal.SIG_{'IGN' if ignored else 'DFL'})\n"
+    code += "import sys; from enet_deploy.commands.train import main; sys.exit(main(sys.argv[1:]))"
+    command = [sys.executable, "-c", code, *arguments(scenes, tmp_path / "run", epochs=6)]
+    with subprocess.Popen(command, stderr=subprocess.PIPE, env=ENVIRONMENT) as child:
+        while not (tmp_path / "run" / "log.csv").exists():
+            assert child.poll() is None
+        child.send_signal(signal.SIGHUP)
+        told = child.communicate()[1]
+    assert child.returncode == (0 if ignored else 129), told
+    assert (b"the same command with --resume continues" in told) == (not ignored)
+    assert not list((tmp_path / "run").glob(".*"))
+
+
+def test_escapes_in_names_reach_no_terminal(scenes: Path, exported: Path, tmp_path: Path) -> None:
+    evil = "a\x1b]0;owned\x07\x1b[2J\u202e"
+    root = tmp_path / evil
+    shutil.copytree(scenes, root)
+    (tmp_path / f"{evil}.json").write_text(json.dumps(stored()))
+    seen = []
+    for module, arguments in (
+        (DATA, ["check", root]),
+        (DATA, ["check", root / "none"]),
+        (DATA, ["scenes", root / "new", "--count", "1"]),
+        (SEGMENT, [exported, root / "val", "--labels", root / "ids"]),
+        (SEGMENT, [exported, root / "val", "--labels", evil, "--unknown", evil]),
+        (EVAL, [exported, "--data", root]),
+        (TRAIN, [root, "--out", root / "run", "--hold-out", evil]),
+        (BENCH, ["show", tmp_path / f"{evil}.json", "--csv", root / "a.csv"]),
+    ):
+        told = in_terminal(module, *map(str, arguments)).replace("\r", "").replace("\n", "")
+        bars = ("\x1b[A", "\x1b[0m", "\x1b[1m", "\x1b[2m", "\x1b[3m", "\x1b[33m", "\x1b[1;3", "\x1b[32m", "\x1b[36m")
+        for bar in bars:  # what tqdm and rich write themselves
+            told = told.replace(bar, "")
+        assert "\x07" not in told and "\x1b]" not in told and "\x1b[2J" not in told and "\u202e" not in told, told
+        seen.append("owned" in told)
+    assert sum(seen) >= 6
+
+
+def in_terminal(module: str, *arguments: str) -> str:
+    """What a command prints to a terminal."""
+    ours, theirs = pty.openpty()
+    command = [sys.executable, "-m", module, *arguments]
+    with subprocess.Popen(command, stdin=theirs, stdout=theirs, stderr=theirs, env=ENVIRONMENT) as child:
+        os.close(theirs)
+        told = b""
+        try:
+            while block := os.read(ours, 1 << 16):
+                told += block
+        except OSError:  # the other side is closed
+            pass
+        child.wait()
+    os.close(ours)
+    return told.decode(errors="replace")
+
+
+@pytest.mark.parametrize(
+    "variables", [{"PYTHONIOENCODING": "ascii"}, {"LC_ALL": "C", "PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0"}]
+)
+def test_names_that_the_locale_does_not_have(exported: Path, tmp_path: Path, variables: dict[str, str]) -> None:
+    from training_runs import arguments
+
+    root = write_scenes(tmp_path / "data", {"train": 4, "val": 1})
+    names = ["Fußweg", "道路", *"cdefghijk"]
+    (root / "classes.json").write_text(json.dumps({"names": names, "ignore_id": 11}), encoding="utf-8")
+    strange = os.fsdecode(b"\xe9.png")
+    for folder in ("train", "trainannot"):
+        next((root / folder).iterdir()).rename(root / folder / strange)
+    for command in (
+        [DATA, "check", str(root), "--json", str(tmp_path / "a.json")],
+        [TRAIN, *arguments(root, tmp_path / "run", epochs=1)],
+        [EVAL, str(tmp_path / "run" / "last.safetensors"), "--data", str(root), "--json", str(tmp_path / "b.json")],
+        [SEGMENT, str(exported), str(root / "train"), "--labels", str(tmp_path / "ids")],
+    ):
+        done = subprocess.run([sys.executable, "-m", *command], capture_output=True, env=ENVIRONMENT | variables)
+        assert done.returncode == 0, done.stderr
+    assert (tmp_path / "ids" / strange).exists()
+    assert "val_iou_Fußweg" in (tmp_path / "run" / "log.csv").read_text(encoding="utf-8")
+
+
+def test_every_text_file_says_its_encoding(scenes: Path, tmp_path: Path) -> None:
+    from training_runs import arguments
+
+    command = [sys.executable, "-X", "warn_default_encoding", "-m"]
+    for more in (
+        [DATA, "check", str(scenes), "--json", str(tmp_path / "a")],
+        [TRAIN, *arguments(scenes, tmp_path / "run", epochs=1)],
+    ):
+        done = subprocess.run([*command, *more], capture_output=True, env=ENVIRONMENT)
+        ours = [line for line in done.stderr.decode().splitlines() if line.startswith(str(ROOT)) and "Encoding" in line]
+        assert (done.returncode, ours) == (0, [])
+
+
+@pytest.mark.parametrize("variables", [{"LOCAL_RANK": "0"}, {"LOCAL_RANK": "1", "RANK": "1"}])
+def test_local_rank_alone_is_no_torchrun(scenes: Path, tmp_path: Path, variables: dict[str, str]) -> None:
+    from training_runs import arguments
+
+    command = [sys.executable, "-m", TRAIN, *arguments(scenes, tmp_path / "run", epochs=1)]
+    done = subprocess.run(command, capture_output=True, env=ENVIRONMENT | variables, text=True)
+    assert done.returncode == 0 and "LOCAL_RANK is set without " in done.stderr, done.stderr
+    full = variables | {"RANK": "x", "WORLD_SIZE": "1", "MASTER_ADDR": "localhost", "MASTER_PORT": "1"}
+    done = subprocess.run(command, capture_output=True, env=ENVIRONMENT | full, text=True)
+    assert done.returncode == 2 and "RANK=x" in done.stderr and done.stderr.count("\n") == 1, done.stderr
