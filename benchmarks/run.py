@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
@@ -11,6 +10,7 @@ from typing import Any
 
 from enet_deploy.console import printable
 from enet_deploy.errors import ArtifactError, EnetError
+from enet_deploy.files import parse_json
 from enet_deploy.runners import Spec
 
 from .measure.machine import Load
@@ -124,7 +124,7 @@ def read(path: str | Path) -> Run:
     """
     with blamed(path):
         try:
-            run = _printable(json.loads(Path(path).read_text(encoding="utf-8")))
+            run = _printable(parse_json(Path(path).read_text(encoding="utf-8")))
         except OSError as error:
             why = error.strerror
             raise ArtifactError(f"{path} cannot be read: {why}; expected a file of enet-bench --json") from None

@@ -14,7 +14,7 @@ import onnx
 from enet_deploy.errors import ArtifactError, ParityError
 from enet_deploy.export.int8 import insert_pairs, layers, quantize, quantized_layers
 from enet_deploy.export.record import Record
-from enet_deploy.files import atomic_write, write_json
+from enet_deploy.files import atomic_write, parse_json, write_json
 from enet_deploy.plots import new_figure, save_figure
 
 from .scoring import Judge, Score
@@ -76,7 +76,7 @@ def ranked(damages: Iterable[Damage]) -> list[Damage]:
 def _read_state(path: Path, key: str) -> dict[str, Damage]:
     """What an earlier run of the same study found; nothing where there was none, or it was another study."""
     try:
-        value = json.loads(path.read_text(encoding="utf-8"))
+        value = parse_json(path.read_text(encoding="utf-8"))
         found = [Damage(str(entry["layer"]), float(entry["drop"]), float(entry["snr"])) for entry in value["layers"]]
         same = value["key"] == key
     except FileNotFoundError:

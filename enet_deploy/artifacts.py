@@ -11,6 +11,7 @@ from typing import Any
 
 from .classes import ClassList
 from .errors import ArtifactError, InputError
+from .files import parse_json
 
 METADATA_KEY = "enet_deploy"  # the one key, in safetensors' and in ONNX's metadata; its value is JSON
 SCHEMA = 1
@@ -93,7 +94,7 @@ class Metadata:
                 "by enet-train or enet-export"
             )
         try:
-            value = json.loads(text)
+            value = parse_json(text)
             if value["schema"] != SCHEMA:
                 raise ArtifactError(
                     f"{source} has metadata of schema {value['schema']!r}, expected {SCHEMA}; make it again with "
@@ -114,7 +115,12 @@ class Metadata:
 
 def graph_metadata(model: Any, source: str | Path) -> Metadata:
     """What an onnx.ModelProto says about itself. Raises ArtifactError, naming `source`, where it does not."""
-    return Metadata.from_text({p.key: p.value for p in model.metadata_props}.get(METADATA_KEY), source)
+    texts = [entry.value for entry in model.metadata_props if entry.key == METADATA_KEY]
+    if len(texts) > 1:
+        raise ArtifactError(
+            f"{source} has '{METADATA_KEY}' metadata {len(texts)} times, expected once; export it again"
+        )
+    return Metadata.from_text(texts[0] if texts else None, source)
 
 
 def set_graph_metadata(model: Any, metadata: Metadata) -> None:

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Iterable
 from typing import TypeVar
 
 Item = TypeVar("Item")
+
+_said: set[str] = set()
 
 
 def printable(text: str) -> str:
@@ -17,6 +20,13 @@ def printable(text: str) -> str:
 def counted(count: int, what: str) -> str:
     """Return "1 file", "2 files"."""
     return f"{count} {what}" if count == 1 else f"{count} {what}s"
+
+
+def warn_once(log: logging.Logger, message: str, *args: object) -> None:
+    """Log a warning, unless one with this message was logged before, whatever its arguments."""
+    if message not in _said:
+        _said.add(message)
+        log.warning(message, *args)
 
 
 def progress(items: Iterable[Item], title: str, total: int | None = None) -> Iterable[Item]:

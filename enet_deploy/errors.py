@@ -51,6 +51,7 @@ EXTRAS = {
     **dict.fromkeys(("onnxruntime", "openvino"), "cpu"),
     **dict.fromkeys(("jinja2", "matplotlib", "rich", "psutil"), "report"),
     "av": "video",
+    "pillow_heif": "heic",
     "rosbags": "ros",
     "tensorrt": "trt",
     "tensorrt_rtx": "rtx",

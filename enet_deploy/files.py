@@ -68,7 +68,9 @@ def require_writable(path: str | Path) -> None:
 
 def _replaceable(path: str | Path) -> Path:
     """The file itself where `path` is a link. Raises ArtifactError where it is there and no ordinary file."""
-    path = Path(path).resolve()
+    path = Path(os.path.realpath(path))  # unlike Path.resolve, it accepts links in a circle
+    if path.is_symlink():
+        raise ArtifactError(f"cannot write {path}: its links form a circle; remove them")
     if path.exists() and not path.is_file():
         raise ArtifactError(f"cannot write {path}: it is a folder or a device; name an ordinary file")
     return path
@@ -88,6 +90,20 @@ def file_lock(path: Path) -> Iterator[None]:
             held.callback(os.close, descriptor)  # which lets go, as a crash does
             fcntl.flock(descriptor, fcntl.LOCK_EX)
         yield
+
+
+def parse_json(text: str) -> Any:
+    """Parse JSON. Raises ValueError if it is damaged, or has a key twice in one object: the parser would drop one."""
+    return json.loads(text, object_pairs_hook=_unique_keys)
+
+
+def _unique_keys(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    value = dict(pairs)
+    if len(value) < len(pairs):
+        keys = [key for key, _ in pairs]
+        twice = next(key for key in keys if keys.count(key) > 1)
+        raise ValueError(f"the key {twice!a:.60} is there twice in one object, expected once")
+    return value
 
 
 def write_json(path: str | Path, value: Any) -> None:

@@ -12,7 +12,7 @@ from typing import Any, Literal
 
 from enet_deploy.artifacts import BUNDLED_WEIGHTS, check_size
 from enet_deploy.errors import ArtifactError, InputError
-from enet_deploy.files import atomic_write
+from enet_deploy.files import atomic_write, parse_json
 
 SCHEMA = 2
 Target = Literal["all", "ort"]  # whose kernels an int8 graph is laid out for, explained by `qdq`
@@ -73,7 +73,7 @@ class Record:
         """Raises ArtifactError where the file is missing, or no record."""
         again = "make it again: enet-calibrate DATA --weights WEIGHTS --out RECORD"
         try:
-            value = json.loads(Path(path).read_text(encoding="utf-8"))
+            value = parse_json(Path(path).read_text(encoding="utf-8"))
             schema = value.pop("schema")
             if schema != SCHEMA:
                 raise ArtifactError(f"{path} has schema {schema}, expected {SCHEMA}: another version made it; {again}")

