@@ -6,6 +6,7 @@ OpenCV decodes and encodes. What a file says of itself is read from its header f
 from __future__ import annotations
 
 import base64
+import io
 import logging
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -106,9 +107,19 @@ def _lacks_data(content: bytes, pixels: npt.NDArray[Any]) -> bool:
     end = jpeg_end(content, start + 2 + int.from_bytes(content[start + 2 : start + 4], "big"))
     if end is None:
         return True
-    flags = cv2.IMREAD_GRAYSCALE | cv2.IMREAD_IGNORE_ORIENTATION
-    longer = content[:end] + _FILLER + content[end:]
-    return bool((_imdecode("", content, flags) != _imdecode("", longer, flags)).any())
+    return _grey_jpeg(content) != _grey_jpeg(content[:end] + _FILLER + content[end:])
+
+
+def _grey_jpeg(content: bytes) -> bytes:
+    """The brightness of a JPEG by Pillow, as OpenCV would print on standard error that there is data to skip."""
+    from PIL.JpegImagePlugin import JpegImageFile
+
+    try:
+        with JpegImageFile(io.BytesIO(content)) as image:
+            image.draft("L", None)
+            return image.tobytes()
+    except Exception:  # noqa: BLE001  a damaged file makes Pillow raise errors of many types
+        return b""
 
 
 def turned(pixels: npt.NDArray[Any], orientation: int) -> npt.NDArray[Any]:

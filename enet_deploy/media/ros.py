@@ -93,8 +93,8 @@ def _decompressed(format_: str, content: bytes) -> UInt8Array:
     """Decode a CompressedImage as image_transport does: `format_` says in which order the channels were stored.
 
     "rgb8; jpeg compressed bgr8": the publisher turned them to BGR, as every encoder wants them. With "rgb8; png
-    compressed " it did not, so red and blue come out swapped. "bayer_rggb8; ...": the mosaic itself may be stored. Other
-    formats, such as "jpeg", say nothing.
+    compressed " it did not, so red and blue come out swapped. "bayer_rggb8; ...": the mosaic itself may be stored.
+    Other formats, such as "jpeg", say nothing.
     """
     name = f"compressed image of {len(content)} bytes and format '{format_}'"
     stored, is_split, compressed = format_.partition(";")
