@@ -117,7 +117,7 @@ def _grey_jpeg(content: bytes) -> bytes:
     try:
         with JpegImageFile(io.BytesIO(content)) as image:
             image.draft("L", None)
-            return image.tobytes()
+            return bytes(image.tobytes())
     except Exception:  # noqa: BLE001  a damaged file makes Pillow raise errors of many types
         return b""
 
