@@ -34,6 +34,7 @@ class Header(NamedTuple):
         is_lossy: whether the values of pixels may have changed when the file was written.
         is_float: whether the samples are floating-point numbers.
         is_whole: False if the file ends before its picture does.
+        data_end, is_progressive: of JPEG: position of the end marker; whether it comes in several scans.
         bits: of PNG: per sample, 1 to 16.
         color_type: of PNG: 0 grey, 2 RGB, 3 palette, 4 grey with alpha, 6 RGB with alpha.
     """
@@ -47,6 +48,8 @@ class Header(NamedTuple):
     is_lossy: bool = False
     is_float: bool = False
     is_whole: bool = True
+    data_end: int | None = None
+    is_progressive: bool = False
     bits: int = 8
     color_type: int | None = None
 
@@ -80,28 +83,37 @@ def _png(content: bytes) -> Header:
 
 
 def _jpeg(content: bytes) -> Header:
-    orientation, position = 1, 2
-    size: tuple[int, int] | None = None
-    while True:
-        if content[position] != 0xFF:
-            raise ValueError
+    size: tuple[int, int] = (0, 0)
+    orientation, is_progressive = 1, False
+    for marker, start, end in _jpeg_segments(content):
+        if marker == 0xE1 and content.startswith(b"Exif\0\0", start):
+            orientation = _exif_orientation(content[start + 6 : end])
+        elif 0xC0 <= marker <= 0xCF and marker not in (0xC4, 0xC8, 0xCC):
+            size = struct.unpack(">HH", content[start + 1 : start + 5])
+            is_progressive = marker not in (0xC0, 0xC1)
+        elif marker == 0xDA:
+            data_end = _jpeg_data_end(content, end)
+            return Header(
+                "JPEG", *size, orientation=orientation, is_lossy=True, is_progressive=is_progressive, data_end=data_end,
+                is_whole=data_end is not None,
+            )  # fmt: skip
+    raise ValueError
+
+
+def _jpeg_segments(content: bytes) -> Iterator[tuple[int, int, int]]:
+    """The segments of a JPEG before its data, with that of the first scan: marker, start and end of the body."""
+    position = 2
+    while content[position] == 0xFF:
         marker = content[position + 1]
         if marker == 0xFF:  # fill byte
             position += 1
             continue
         (length,) = struct.unpack(">H", content[position + 2 : position + 4])
-        body = content[position + 4 : position + 2 + length]
-        if marker == 0xE1 and body.startswith(b"Exif\0\0"):
-            orientation = _exif_orientation(body[6:])
-        elif 0xC0 <= marker <= 0xCF and marker not in (0xC4, 0xC8, 0xCC):
-            size = struct.unpack(">HH", body[1:5])
-        elif marker == 0xDA and size is not None:
-            is_whole = jpeg_end(content, position + 2 + length) is not None
-            return Header("JPEG", *size, orientation=orientation, is_lossy=True, is_whole=is_whole)
+        yield marker, position + 4, position + 2 + length
         position += 2 + length
 
 
-def jpeg_end(content: bytes, start: int) -> int | None:
+def _jpeg_data_end(content: bytes, start: int) -> int | None:
     """The position of a JPEG's end marker, from `start` in its entropy-coded data on; None without one."""
     for match in re.compile(rb"\xff+([^\x00\xd0-\xd7\xff])").finditer(content, start):
         if match.start() < start:

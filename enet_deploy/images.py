@@ -18,7 +18,7 @@ import numpy.typing as npt
 from .classes import ClassList
 from .console import warn_once
 from .errors import DataError, InputError, missing
-from .image_headers import Header, jpeg_end, read_header
+from .image_headers import Header, read_header
 
 log = logging.getLogger(__name__)
 
@@ -55,7 +55,7 @@ def decode(name: Path | str, content: bytes, flags: int) -> npt.NDArray[Any]:
     if header.format == "HEIF":
         return _decode_heif(name, content)
     pixels = _imdecode(name, content, flags | cv2.IMREAD_IGNORE_ORIENTATION)
-    if header.format == "JPEG" and _lacks_data(content, pixels):
+    if header.data_end is not None and _lacks_data(content, pixels, header.is_progressive, header.data_end):
         raise DataError(f"{name} is damaged: its data ends before its picture does, and the rest would be grey")
     # OpenCV turns a TIFF whatever the flags say
     return pixels if header.format == "TIFF" else turned(pixels, header.orientation)
@@ -93,20 +93,15 @@ def require_readable(name: Path | str, content: bytes) -> Header:
     return header
 
 
-def _lacks_data(content: bytes, pixels: npt.NDArray[Any]) -> bool:
+def _lacks_data(content: bytes, pixels: npt.NDArray[Any], is_progressive: bool, end: int) -> bool:
     """Whether a JPEG that has its end marker has less data than its picture.
 
     The decoder fills the rest and says nothing. Then data before the end marker would be used and change the picture;
     behind whole data it is skipped.
     """
     corner = pixels[-8:, -8:].reshape(-1, *pixels.shape[2:])
-    is_progressive = content.find(b"\xff\xc2", 0, 1 << 16) >= 0
     if not is_progressive and (corner != corner[0]).any():  # what is missing becomes flat
         return False
-    start = content.find(b"\xff\xda")
-    end = jpeg_end(content, start + 2 + int.from_bytes(content[start + 2 : start + 4], "big"))
-    if end is None:
-        return True
     return _grey_jpeg(content) != _grey_jpeg(content[:end] + _FILLER + content[end:])
 
 

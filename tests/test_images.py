@@ -176,6 +176,18 @@ def test_flat_jpegs_are_whole(
     assert capfd.readouterr().err == ""
 
 
+@pytest.mark.parametrize("progressive", [False, True])
+def test_jpeg_with_a_jpeg_in_its_exif_is_whole(tmp_path: Path, progressive: bool) -> None:
+    """As cameras and phones have it: the small picture has an end marker too."""
+    thumbnail = cv2.imencode(".jpg", image())[1].tobytes()
+    Image.fromarray(image(96, 128)).save(tmp_path / "a.jpg", progressive=progressive)
+    content = (tmp_path / "a.jpg").read_bytes()
+    exif = b"Exif\0\0II*\0\x08\0\0\0\0\0\0\0\0\0" + thumbnail
+    segment = b"\xff\xe1" + struct.pack(">H", 2 + len(exif)) + exif
+    (tmp_path / "a.jpg").write_bytes(content[:2] + segment + content[2:])
+    assert read_image(tmp_path / "a.jpg").shape == (96, 128, 3)
+
+
 def test_heic_is_read_whole_or_refused(tmp_path: Path) -> None:
     pillow_heif = pytest.importorskip("pillow_heif")
     pillow_heif.from_bytes("RGB", PICTURE.shape[1::-1], PICTURE[..., ::-1].tobytes()).save(
