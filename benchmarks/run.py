@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
@@ -11,7 +10,7 @@ from typing import Any
 
 from enet_deploy.console import printable
 from enet_deploy.errors import ArtifactError
-from enet_deploy.files import write_json
+from enet_deploy.files import parse_json, write_json
 
 from .measure.machine import Load
 from .measure.parity import Accuracy
@@ -129,7 +128,7 @@ class Run:
     def read(cls, path: str | Path) -> Run:
         """Read and check a file of `write`. Raises ArtifactError that names the file."""
         try:
-            return cls.from_json(json.loads(Path(path).read_text(encoding="utf-8")))
+            return cls.from_json(parse_json(Path(path).read_text(encoding="utf-8")))
         except OSError as error:
             raise ArtifactError(
                 f"{path} cannot be read: {error.strerror}; expected a file of enet-bench --json"

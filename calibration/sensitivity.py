@@ -14,7 +14,7 @@ import onnx
 from enet_deploy.artifacts import graph_metadata
 from enet_deploy.errors import ArtifactError, ParityError
 from enet_deploy.export.int8 import insert_pairs, layers, quantized_copy, quantized_layers
-from enet_deploy.files import atomic_write, write_json
+from enet_deploy.files import atomic_write, parse_json, write_json
 from enet_deploy.plots import new_figure, save_figure
 
 from .scoring import Evaluator, Score
@@ -80,7 +80,7 @@ def ranked(sensitivities: Iterable[LayerSensitivity]) -> list[LayerSensitivity]:
 def _read_state(path: Path, key: str) -> dict[str, LayerSensitivity]:
     """Return the layers that an interrupted run of the same study has measured."""
     try:
-        value = json.loads(path.read_text(encoding="utf-8"))
+        value = parse_json(path.read_text(encoding="utf-8"))
         measured = [
             LayerSensitivity(str(entry["layer"]), float(entry["drop"]), float(entry["snr"]))
             for entry in value["layers"]

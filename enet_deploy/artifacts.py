@@ -11,6 +11,7 @@ from typing import Any, Literal
 
 from .classes import ClassList
 from .errors import ArtifactError, InputError
+from .files import parse_json
 from .frame_range import FrameRange
 
 METADATA_KEY = "enet_deploy"  # the only key in the metadata of safetensors and ONNX files; its value is JSON
@@ -111,7 +112,7 @@ class Metadata:
                 "by enet-train or enet-export"
             )
         try:
-            value = json.loads(text)
+            value = parse_json(text)
             if value["schema"] != SCHEMA:
                 raise ArtifactError(
                     f"{source} has metadata of schema {value['schema']!r}, expected {SCHEMA}; make it again with "
@@ -132,7 +133,12 @@ class Metadata:
 
 def graph_metadata(model: Any, source: str | Path) -> Metadata:
     """Return the metadata of an onnx.ModelProto. Raises ArtifactError that names `source` if there is none."""
-    return Metadata.from_text({p.key: p.value for p in model.metadata_props}.get(METADATA_KEY), source)
+    texts = [entry.value for entry in model.metadata_props if entry.key == METADATA_KEY]
+    if len(texts) > 1:
+        raise ArtifactError(
+            f"{source} has '{METADATA_KEY}' metadata {len(texts)} times, expected once; export it again"
+        )
+    return Metadata.from_text(texts[0] if texts else None, source)
 
 
 def set_graph_metadata(model: Any, metadata: Metadata) -> None:

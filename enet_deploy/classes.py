@@ -9,25 +9,30 @@ Label maps hold ids (the positions in `names`) or the classes' colours, with bla
 `label_values` maps each value to a class, or to null for void:
 
     "label_values": {"7": "floor", "8": "wall", "0": null, "#ff8000": "wall"}
+
+A label map has the name of its image. If its name has more in it, patterns say what; * is the part that they share:
+
+    "image_stem": "*_leftImg8bit", "label_stem": "*_gtFine_labelTrainIds"
 """
 
 from __future__ import annotations
 
 import colorsys
-import json
 import re
+import unicodedata
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, NamedTuple, TypeVar
 
 import numpy as np
 
 from .errors import DataError, InputError
+from .files import parse_json
 
 T = TypeVar("T")
 
-KEYS = {"names", "colors", "ignore_id", "label_values"}  # of a classes.json
+KEYS = {"names", "colors", "ignore_id", "label_values", "image_stem", "label_stem"}  # of a classes.json
 
 
 @dataclass(frozen=True)
@@ -82,7 +87,7 @@ class ClassList:
             ignore_id = value.get("ignore_id")
             if not isinstance(value["names"], list):
                 raise TypeError(f"names {value['names']!r:.60} is not a list")
-            names = tuple(_require_type(str, name) for name in value["names"])
+            names = tuple(composed(_require_type(str, name)) for name in value["names"])
             colors = value.get("colors", spread_colors(len(names)))
             return cls(
                 names=names,
@@ -98,6 +103,11 @@ class ClassList:
                 'a class list is {"names": [str, ...], "colors": [[r, g, b], ...], "ignore_id": int or null}; '
                 f"this one is not: {error if isinstance(error, TypeError) else repr(error)}"
             ) from None
+
+
+def composed(text: str) -> str:
+    """Return text in one of its spellings in Unicode: a Mac writes é as e and an accent, others as one character."""
+    return unicodedata.normalize("NFC", text)
 
 
 def _require_type(kind: type[T], value: Any) -> T:
@@ -152,7 +162,7 @@ class LabelValues:
     """The class that each value in a label map's file stands for.
 
     Attributes:
-        ids: value in a file of ids, or palette index -> class id, or the id of void.
+        ids: value in a file of ids, 0 to 65535, or palette index -> class id, or the id of void.
         colors: 0xRRGGBB in a file of colours -> class id, or the id of void.
     """
 
@@ -186,8 +196,8 @@ class LabelValues:
         )
 
     def known(self, dtype: np.dtype[Any]) -> Mapping[int, int]:
-        """The value->class mapping for label maps of this dtype: ids (uint8) or colours (int32)."""
-        return self.ids if dtype == np.uint8 else self.colors
+        """The value->class mapping for label maps of this dtype: ids (uint8, uint16) or colours (int32)."""
+        return self.colors if dtype == np.int32 else self.ids
 
     def described(self, value: str) -> str:
         """Describe an unknown value, given as classes.json spells it: "class id 7", "colour #ff8000"."""
@@ -214,14 +224,16 @@ def _ranges(numbers: list[int]) -> str:
 def _number(value: str) -> int:
     if re.fullmatch("#[0-9a-fA-F]{6}", value):
         return int(value[1:], 16)
-    if re.fullmatch("[0-9]{1,3}", value) and int(value) <= 255:
+    if re.fullmatch("[0-9]{1,5}", value) and int(value) <= 65535:
         return int(value)
-    raise InputError(f'label_values has {value!a}, expected an id such as "7", 0 to 255, or a colour such as "#0a5ac8"')
+    raise InputError(
+        f'label_values has {value!a}, expected an id such as "7", 0 to 65535, or a colour such as "#0a5ac8"'
+    )
 
 
 def _class_id(classes: ClassList, value: str, name: str | None) -> int:
-    if name in classes.names:
-        return classes.names.index(name)
+    if isinstance(name, str) and composed(name) in classes.names:
+        return classes.names.index(composed(name))
     if name is None and classes.ignore_id is not None:
         return classes.ignore_id
     raise InputError(
@@ -232,18 +244,40 @@ def _class_id(classes: ClassList, value: str, name: str | None) -> int:
 
 def read_classes(root: str | Path) -> ClassList:
     """Read a data set's classes.json; without one, take Cityscapes' or CamVid's by its layout. Raises DataError."""
-    return read_label_values(root)[0]
+    return read_declaration(root).classes
 
 
 def read_label_values(root: str | Path) -> tuple[ClassList, LabelValues]:
     """As `read_classes`, with the values that stand for the classes in the label maps."""
+    declared = read_declaration(root)
+    return declared.classes, declared.values
+
+
+class Declaration(NamedTuple):
+    """What a data set says of itself.
+
+    Attributes:
+        classes: of its label maps.
+        values: which class each value in the label maps stands for.
+        image_stem, label_stem: the names of images and of their label maps, without suffix; * is what both share.
+    """
+
+    classes: ClassList
+    values: LabelValues
+    image_stem: str = "*"
+    label_stem: str = "*"
+
+
+def read_declaration(root: str | Path) -> Declaration:
+    """Read a data set's classes.json; without one, take Cityscapes' or CamVid's by its layout. Raises DataError."""
     path = Path(root) / "classes.json"
+    stems = ("*_leftImg8bit", "*_gtFine_labelIds") if is_cityscapes(root) else ("*", "*")
     if not path.exists():
         if is_cityscapes(root):
-            return CITYSCAPES, LabelValues.of(CITYSCAPES, CITYSCAPES_VALUES)
-        return CAMVID, LabelValues.of(CAMVID)
+            return Declaration(CITYSCAPES, LabelValues.of(CITYSCAPES, CITYSCAPES_VALUES), *stems)
+        return Declaration(CAMVID, LabelValues.of(CAMVID), *stems)
     try:
-        value = json.loads(path.read_text(encoding="utf-8"))
+        value = _parsed(path)
         classes = ClassList.from_json(value)
         if len(set(classes.colors)) < len(classes.colors):
             twice = next(color for color in classes.colors if classes.colors.count(color) > 1)
@@ -255,13 +289,25 @@ def read_label_values(root: str | Path) -> tuple[ClassList, LabelValues]:
             raise InputError(
                 f'label_values is {label_values!a:.60}, expected {{"7": "NAME", "#0a5ac8": "NAME", "0": null}}'
             )
-        return classes, LabelValues.of(classes, label_values)
-    except (OSError, UnicodeDecodeError, json.JSONDecodeError, RecursionError) as error:
+        declared = (value.get(key, stem) for key, stem in zip(("image_stem", "label_stem"), stems, strict=True))
+        return Declaration(classes, LabelValues.of(classes, label_values), *map(_stem, declared))
+    except InputError as error:
+        raise DataError(f"{path}: {error}") from None
+
+
+def _parsed(path: Path) -> Any:
+    try:
+        return parse_json(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError, RecursionError) as error:
         raise DataError(
             f'{path} cannot be read: {error}; expected JSON such as {{"names": ["floor", "wall"]}}'
         ) from None
-    except InputError as error:
-        raise DataError(f"{path}: {error}") from None
+
+
+def _stem(pattern: Any) -> str:
+    if isinstance(pattern, str) and pattern.count("*") == 1 and not set(pattern) & set("/\\?["):
+        return composed(pattern)
+    raise InputError(f'a stem of {pattern!a:.60}, expected the names without suffix, with one *, such as "*_mask"')
 
 
 def is_cityscapes(root: str | Path) -> bool:

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import logging
 import sys
 from collections.abc import Iterable
 from typing import TextIO, TypeVar
 
 Item = TypeVar("Item")
+
+_said: set[str] = set()
 
 
 def printable(text: str) -> str:
@@ -29,6 +32,13 @@ def unfiltered(stream: TextIO | None) -> TextIO | None:
 def counted(count: int, what: str) -> str:
     """Return "1 file", "2 files"."""
     return f"{count} {what}" if count == 1 else f"{count} {what}s"
+
+
+def warn_once(log: logging.Logger, message: str, *args: object) -> None:
+    """Log a warning, unless one with this message was logged before, whatever its arguments."""
+    if message not in _said:
+        _said.add(message)
+        log.warning(message, *args)
 
 
 def progress(items: Iterable[Item], title: str, total: int | None = None) -> Iterable[Item]:

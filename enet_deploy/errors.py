@@ -52,6 +52,7 @@ EXTRAS = {
     **dict.fromkeys(("jinja2", "matplotlib", "rich", "psutil"), "report"),
     "tensorboard": "tensorboard",
     "av": "video",
+    "pillow_heif": "heic",
     "rosbags": "ros",
     "tensorrt": "trt",
     "tensorrt_rtx": "rtx",

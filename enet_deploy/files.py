@@ -299,6 +299,20 @@ def _unlock(lock: int | None) -> None:
         os.close(lock)  # which lets go, as a crash does
 
 
+def parse_json(text: str) -> Any:
+    """Parse JSON. Raises ValueError if it is damaged, or has a key twice in one object: the parser would drop one."""
+    return json.loads(text, object_pairs_hook=_unique_keys)
+
+
+def _unique_keys(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    value = dict(pairs)
+    if len(value) < len(pairs):
+        keys = [key for key, _ in pairs]
+        twice = next(key for key in keys if keys.count(key) > 1)
+        raise ValueError(f"the key {twice!a:.60} is there twice in one object, expected once")
+    return value
+
+
 def write_json(path: str | Path, value: Any) -> None:
     """Write `value`, whole or not at all, indented for people. Raises ArtifactError if that fails."""
     with atomic_write(path) as temporary:

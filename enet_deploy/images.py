@@ -1,13 +1,13 @@
 """Images in memory and in files: decode, encode, resize, and paint label maps.
 
-OpenCV decodes and encodes; Pillow reads the size from a file's header first.
+OpenCV decodes and encodes. What a file says of itself is read from its header first (`image_headers`).
 """
 
 from __future__ import annotations
 
 import base64
 import io
-import struct
+import logging
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -16,23 +16,25 @@ import numpy as np
 import numpy.typing as npt
 
 from .classes import ClassList
-from .errors import DataError, InputError
+from .console import warn_once
+from .errors import DataError, InputError, missing
+from .image_headers import Header, read_header
+
+log = logging.getLogger(__name__)
 
 UInt8Array = npt.NDArray[np.uint8]
 
-# Formats that OpenCV can read; which of them a given build reads shows when it decodes
+# Which of them a given OpenCV reads shows when it decodes; HEIC needs pillow_heif
 IMAGE_SUFFIXES = {
-    *(".png", ".jpg", ".jpeg", ".jpe", ".jp2", ".webp", ".avif", ".bmp", ".dib", ".tif", ".tiff"),
-    *(".ppm", ".pgm", ".pbm", ".pnm", ".pxm", ".sr", ".ras", ".gif", ".exr", ".hdr", ".pic"),
+    *(".png", ".apng", ".jpg", ".jpeg", ".jpe", ".jp2", ".webp", ".avif", ".bmp", ".dib", ".tif", ".tiff"),
+    *(".ppm", ".pgm", ".pbm", ".pnm", ".pam", ".pxm", ".sr", ".ras", ".gif", ".heic", ".heif", ".hif"),
+    *(".exr", ".hdr", ".pic", ".pfm"),  # floating-point numbers: refused with a reason
 }
 
 MAX_PIXELS = 1 << 28  # 16384x16384, 0.8 GB decoded; a file of one kilobyte can claim more than any memory holds
 MAX_BYTES = 1 << 30
 
-# Pillow's names of the formats whose header it reads here. WebP and AVIF hold at most MAX_PIXELS anyway; OpenCV
-# refuses more than 2**30 pixels of any other format
-_HEADERS = ("JPEG", "JPEG2000", "BMP", "TIFF", "PPM", "GIF", "SUN")
-_PNG_SIGNATURE = b"\x89PNG\r\n\x1a\n"
+_FILLER = bytes(range(1, 255, 4))  # any data; without 0xFF, which would be a marker
 _MEDIA_TYPES = {".png": "image/png", ".jpg": "image/jpeg", ".svg": "image/svg+xml"}
 
 
@@ -42,66 +44,32 @@ def silence_opencv() -> None:
     switch(0)
 
 
-class PngHeader(NamedTuple):
-    """The first fields of a PNG file.
-
-    Attributes:
-        width, height: in pixels.
-        bits: per sample, 1 to 16.
-        color_type: 0 grey, 2 RGB, 3 palette, 4 grey with alpha, 6 RGB with alpha.
-    """
-
-    width: int
-    height: int
-    bits: int
-    color_type: int
-
-
-def png_header(content: bytes) -> PngHeader | None:
-    """Read the header of a PNG file's content; None for other content.
-
-    The fields are at a fixed place. Pillow would refuse the whole file for a damaged or long text in it.
-    """
-    if content.startswith(_PNG_SIGNATURE) and len(content) >= 26:
-        return PngHeader(*struct.unpack(">IIBB", content[16:26]))
-    return None
-
-
-def header_size(content: bytes) -> tuple[int, int] | None:
-    """Read (height, width) from the header of an image file's content, without decoding it.
-
-    None if the format is unknown or the header is damaged.
-    """
-    png = png_header(content)
-    if png is not None:
-        return png.height, png.width
-    from PIL import Image  # lazy: a robot that gets its frames from a camera decodes no files
-
-    Image.init()
-    for name in _HEADERS:
-        read_header, accepts = Image.OPEN[name]
-        try:
-            if accepts is None or accepts(content[:16]):
-                with read_header(io.BytesIO(content), "") as image:  # Image.open refuses sizes that we accept
-                    return image.height, image.width
-        except Exception:  # noqa: BLE001  a damaged header makes Pillow raise errors of many types
-            pass
-    return None
-
-
 def decode(name: Path | str, content: bytes, flags: int) -> npt.NDArray[Any]:
-    """Decode an image file's content with `cv2.imdecode`.
+    """Decode the first picture of an image file's content, turned as the file says.
 
     Args:
         name: of the file; error messages begin with it.
         content: of the file.
         flags: of OpenCV, cv2.IMREAD_*.
 
-    Raises DataError if the header claims more than MAX_PIXELS or the content cannot be decoded.
+    Returns (h, w) or (h, w, channels), with the channels BGR or BGRA, of the dtype that the file has.
+
+    Raises DataError if the content is of no known format, claims more than MAX_PIXELS, holds floating-point numbers,
+    ends too early or cannot be decoded.
     """
-    require_bounded(name, content)
+    header = require_readable(name, content)
+    if header.format == "HEIF":
+        return _decode_heif(name, content)
+    pixels = _imdecode(name, content, flags | cv2.IMREAD_IGNORE_ORIENTATION)
+    if header.data_end is not None and _lacks_data(content, pixels, header.is_progressive, header.data_end):
+        raise DataError(f"{name} is damaged: its data ends before its picture does, and the rest would be grey")
+    # OpenCV turns a TIFF whatever the flags say
+    return pixels if header.format == "TIFF" else turned(pixels, header.orientation)
+
+
+def _imdecode(name: Path | str, content: bytes, flags: int) -> npt.NDArray[Any]:
     try:
-        pixels = cv2.imdecode(np.frombuffer(content, np.uint8), flags) if content else None
+        pixels = cv2.imdecode(np.frombuffer(content, np.uint8), flags)
     except cv2.error as error:
         raise DataError(f"{name} is refused by OpenCV ({error.err}); it is damaged, or has over 2**30 pixels") from None
     if pixels is None:
@@ -109,14 +77,102 @@ def decode(name: Path | str, content: bytes, flags: int) -> npt.NDArray[Any]:
     return pixels
 
 
-def require_bounded(name: Path | str, content: bytes) -> None:
-    """Raise DataError if the header of an image file's content claims more than MAX_PIXELS."""
-    height, width = header_size(content) or (0, 0)
-    if height * width > MAX_PIXELS:
+def require_readable(name: Path | str, content: bytes) -> Header:
+    """Read the header of an image file's content. Raises DataError if it shows that the file cannot be decoded."""
+    header = read_header(content)
+    if header is None:
         raise DataError(
-            f"{name} claims to be {height}x{width} (height x width), expected at most {MAX_PIXELS} pixels, which is "
-            "16384x16384; scale it down or cut it into tiles"
+            f"{name} cannot be decoded as an image: it {'has no known header' if content else 'is empty'}; expected a "
+            "whole PNG, JPEG, TIFF, BMP, WebP, AVIF, HEIC, GIF, JPEG 2000, PNM or Sun raster file"
         )
+    if header.is_float:
+        raise DataError(
+            f"{name} holds floating-point numbers, whose brightest value it does not state; convert it to 8 bits"
+        )
+    if header.height * header.width > MAX_PIXELS:
+        raise DataError(
+            f"{name} claims to be {header.height}x{header.width} (height x width), expected at most {MAX_PIXELS} "
+            "pixels, which is 16384x16384; scale it down or cut it into tiles"
+        )
+    if not header.is_whole:
+        raise DataError(f"{name} cannot be decoded whole: it ends before its picture does; it was cut short or damaged")
+    return header
+
+
+def _lacks_data(content: bytes, pixels: npt.NDArray[Any], is_progressive: bool, end: int) -> bool:
+    """Whether a JPEG that has its end marker has less data than its picture.
+
+    The decoder fills the rest and says nothing. Then data before the end marker would be used and change the picture;
+    behind whole data it is skipped.
+    """
+    corner = pixels[-8:, -8:].reshape(-1, *pixels.shape[2:])
+    if not is_progressive and (corner != corner[0]).any():  # what is missing becomes flat
+        return False
+    return _grey_jpeg(content) != _grey_jpeg(content[:end] + _FILLER + content[end:])
+
+
+def _grey_jpeg(content: bytes) -> bytes:
+    """The brightness of a JPEG by Pillow, as OpenCV would print on standard error that there is data to skip."""
+    from PIL.JpegImagePlugin import JpegImageFile
+
+    try:
+        with JpegImageFile(io.BytesIO(content)) as image:
+            image.draft("L", None)
+            return bytes(image.tobytes())
+    except Exception:  # noqa: BLE001  a damaged file makes Pillow raise errors of many types
+        return b""
+
+
+def turned(pixels: npt.NDArray[Any], orientation: int) -> npt.NDArray[Any]:
+    """Turn or mirror stored pixels, (h, w) or (h, w, channels), as an EXIF orientation, 1 to 8, says."""
+    if orientation in (5, 6, 7, 8):
+        pixels = pixels.swapaxes(0, 1)
+    if orientation in (3, 4, 7, 8):
+        pixels = pixels[::-1]
+    if orientation in (2, 3, 6, 7):
+        pixels = pixels[:, ::-1]
+    return np.ascontiguousarray(pixels)
+
+
+def _decode_heif(name: Path | str, content: bytes) -> UInt8Array:
+    """Decode the primary picture, whole and turned, (h, w, 3) uint8 BGR."""
+    try:
+        import pillow_heif
+    except ModuleNotFoundError:
+        raise DataError(f"{name} is a HEIC file: {missing('pillow_heif')}, or convert it to JPEG or PNG") from None
+    try:
+        picture = pillow_heif.open_heif(content, convert_hdr_to_8bit=True, bgr_mode=True)
+        return np.array(picture, np.uint8)[..., :3]
+    except Exception as error:  # noqa: BLE001  libheif's errors are of many types
+        raise DataError(f"{name} cannot be decoded as an image: {error or repr(error)}; the file is damaged") from None
+
+
+def eight_bits(name: Path | str, pixels: npt.NDArray[Any], maximum: int | None = None) -> tuple[UInt8Array, str]:
+    """Scale decoded pixels to 8 bits. This is the one door for pixels that are not uint8.
+
+    Cameras keep 8, 10, 12 or 14 bits in 16, and most formats cannot say so. If no value needs 15 bits, the brightest
+    that the bits in use can hold becomes 255.
+
+    Args:
+        name: error messages begin with it.
+        pixels: uint8, returned as they are, or uint16.
+        maximum: the value that the file states as the brightest; None if it states none.
+
+    Returns the pixels, and a note that says which scale was guessed; "" if none was. Raises DataError for other dtypes.
+    """
+    if pixels.dtype == np.uint8:
+        return np.asarray(pixels, np.uint8), ""
+    if pixels.dtype != np.uint16:
+        raise DataError(f"{name} has pixels of {pixels.dtype}, expected 8 or 16 bits without sign; convert it to 8")
+    brightest, note = int(pixels.max(initial=0)), ""
+    if maximum is None or brightest > maximum:
+        bits = next((bits for bits in (8, 10, 12, 14) if brightest < 1 << bits), 16)
+        maximum = (1 << bits) - 1
+        if bits < 16 and brightest:
+            note = f"16 bits of which only {bits} are in use; {maximum} is taken for the brightest value"
+    if maximum == 0xFFFF:
+        return (pixels >> 8).astype(np.uint8), note
+    return cv2.convertScaleAbs(pixels, alpha=255 / maximum).astype(np.uint8, copy=False), note
 
 
 def encode(name: Path | str, pixels: UInt8Array) -> bytes:
@@ -160,9 +216,41 @@ def read_content(path: Path) -> bytes:
         raise DataError(f"{path} cannot be read as an image: {error.strerror}") from None
 
 
+class LoadedImage(NamedTuple):
+    """An image file.
+
+    Attributes:
+        image: (H, W, 3) uint8 BGR, turned as the file says.
+        header: what the file says of itself.
+        note: how its values were scaled, if the file does not say; else "".
+    """
+
+    image: UInt8Array
+    header: Header
+    note: str
+
+
+def load_image(path: str | Path) -> LoadedImage:
+    """Decode the first picture of an image file. Raises DataError, naming the file."""
+    content = read_content(Path(path))
+    pixels = decode(Path(path), content, cv2.IMREAD_COLOR | cv2.IMREAD_ANYDEPTH)
+    header = require_readable(path, content)
+    image, note = eight_bits(Path(path), pixels, header.maximum)
+    return LoadedImage(image, header, note)
+
+
 def read_image(path: str | Path) -> UInt8Array:
-    """Decode an image file as (H, W, 3) uint8 BGR. Raises DataError, naming the file."""
-    return decode(Path(path), read_content(Path(path)), cv2.IMREAD_COLOR).astype(np.uint8, copy=False)
+    """Decode an image file as (H, W, 3) uint8 BGR.
+
+    Logs a warning for each file with more pictures than the first, and once if the scale of values was guessed. Raises
+    DataError, naming the file.
+    """
+    image, header, note = load_image(path)
+    if header.pictures > 1:
+        log.warning("%s holds %d pictures; only the first picture is read", path, header.pictures)
+    if note:
+        warn_once(log, f"%s has {note} (said once)", path)
+    return image
 
 
 def resize_image(image: UInt8Array, size: tuple[int, int]) -> UInt8Array:

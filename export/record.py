@@ -12,7 +12,7 @@ from typing import Any
 
 from enet_deploy.artifacts import BUNDLED_WEIGHTS, check_size
 from enet_deploy.errors import ArtifactError, InputError
-from enet_deploy.files import atomic_write
+from enet_deploy.files import atomic_write, parse_json
 from enet_deploy.frame_range import FrameRange
 
 SCHEMA = 2
@@ -74,7 +74,7 @@ class Record:
         """Read and check a JSON file. Raises ArtifactError if it is missing or is no record."""
         again = "make it again: enet-calibrate DATA --weights WEIGHTS --out RECORD"
         try:
-            value = json.loads(Path(path).read_text(encoding="utf-8"))
+            value = parse_json(Path(path).read_text(encoding="utf-8"))
             schema = value.pop("schema")
             if schema != SCHEMA:
                 raise ArtifactError(f"{path} has schema {schema}, expected {SCHEMA}: another version made it; {again}")

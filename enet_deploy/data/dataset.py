@@ -8,6 +8,7 @@ there also what its label maps hold, if it is neither class ids nor the classes'
 from __future__ import annotations
 
 import dataclasses
+import logging
 import os
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -17,15 +18,19 @@ from typing import TYPE_CHECKING, NamedTuple, TypeVar
 
 import numpy as np
 
-from ..classes import ClassList, LabelValues, is_cityscapes, read_label_values
+from ..classes import ClassList, LabelValues, composed, is_cityscapes, read_declaration
+from ..console import warn_once
 from ..errors import DataError, InputError
-from ..images import IMAGE_SUFFIXES, UInt8Array, read_image
-from .label_maps import read_label_map, read_values
+from ..image_headers import Header
+from ..images import IMAGE_SUFFIXES, UInt8Array, load_image
+from .label_maps import LabelMap, read_label_map, read_values
 
 if TYPE_CHECKING:
     from concurrent.futures import Future
 
 T = TypeVar("T")
+
+log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -51,13 +56,18 @@ class DataSet:
         Raises DataError, naming the file, if one is unreadable, their sizes differ or a value stands for no class.
         """
         image_path, label_path = self.pairs[index]
-        image = read_image(image_path)
-        labels = self.read_labels(index)
+        image, header, scale = load_image(image_path)
+        label_map = self._label_map(index)
+        labels, turn = label_map.labels, turn_note(header, label_map)
         if image.shape[:2] != labels.shape:
             raise DataError(
                 f"{label_path} is {labels.shape[0]}x{labels.shape[1]} (height x width) but its image {image_path} is "
                 f"{image.shape[0]}x{image.shape[1]}; a label map has the size of its image"
+                + (f"; {turn}" if turn else "")
             )
+        pictures = f"{header.pictures} pictures, of which only the first is read" if header.pictures > 1 else ""
+        for note in filter(None, (turn, pictures, scale)):
+            warn_once(log, f"%s: {note} (the first such file; `enet-data check` finds all)", image_path)
         return image, labels
 
     def __iter__(self) -> Iterator[tuple[UInt8Array, UInt8Array]]:
@@ -65,12 +75,16 @@ class DataSet:
 
     def values_in_use(self) -> Mapping[int, int]:
         """The value->class mapping of these label maps: by id or by colour, as the first map has it."""
-        return self.values.known(read_values(self.pairs[0][1]).dtype)
+        return self.values.known(read_values(self.pairs[0][1], self.values).pixels.dtype)
 
     def read_labels(self, index: int) -> UInt8Array:
         """Read the label map alone, (H, W) uint8 class ids. Raises DataError, naming the file."""
+        return self._label_map(index).labels
+
+    def _label_map(self, index: int) -> LabelMap:
         path = self.pairs[index][1]
-        labels, unknown = read_label_map(path, self.values, self.classes.void)
+        label_map = read_label_map(path, self.values, self.classes.void)
+        unknown = label_map.unknown
         if unknown:
             value, pixels = next(iter(unknown)), sum(unknown.values())
             raise DataError(
@@ -78,27 +92,54 @@ class DataSet:
                 f"expected {self.values.expected(self.classes)}: correct the label map, or declare it in classes.json, "
                 f'"label_values": {{"{value}": "NAME"}}, or null for void'
             )
-        return labels
+        for note in label_map.notes:
+            warn_once(log, f"%s has {note} (the first such file; `enet-data check` finds all)", path)
+        return label_map
+
+
+def turn_note(image: Header, label_map: LabelMap) -> str:
+    """What to check if an image and its label map state different orientations; "" if they do not."""
+    if image.orientation == label_map.orientation:
+        return ""
+    return (
+        f"turned by its EXIF orientation {image.orientation}, while its label map states {label_map.orientation}; if "
+        "the labels were drawn on the pixels as stored, they do not fit: remove the orientation, or turn the label map"
+    )
 
 
 class Part(NamedTuple):
     """The images of a split, or its label maps: the files of `folder` that match `pattern`.
 
-    An image and its label map have the same stem, apart from `ending`.
+    The names of an image and its label map, without suffix, share what * stands for in `stem`. Unicode has two
+    spellings of many letters; both are the same here.
     """
 
     folder: Path
     pattern: str = "*"
-    ending: str = ""
+    stem: str = "*"
 
     def by_stem(self) -> dict[str, list[Path]]:
         """Return stem -> files, both sorted. An image and its label map have the same stem."""
         files: dict[str, list[Path]] = {}
+        before, _, after = self.stem.partition("*")
         for path in sorted(self.folder.glob(self.pattern)):
             # hidden files are no images: they are unfinished ones, or those that macOS puts beside each file
-            if path.suffix.lower() in IMAGE_SUFFIXES and path.stem.endswith(self.ending) and path.name[0] != ".":
-                files.setdefault(path.stem.removesuffix(self.ending), []).append(path)
+            stem = composed(path.stem)
+            is_one = stem.startswith(before) and stem.endswith(after) and len(stem) >= len(before) + len(after)
+            if path.suffix.lower() in IMAGE_SUFFIXES and is_one and path.name[0] != ".":
+                files.setdefault(stem[len(before) : len(stem) - len(after)], []).append(path)
         return files
+
+    def nested(self) -> list[Path]:
+        """The image files in subfolders, which are not among the files of a part without folders in its pattern."""
+        if "/" in self.pattern:
+            return []
+        found = []
+        for folder, subfolders, names in os.walk(self.folder):
+            subfolders[:] = sorted(name for name in subfolders if name[0] != ".")
+            if Path(folder) != self.folder:
+                found += [Path(folder) / name for name in sorted(names) if name[0] != "."]
+        return [path for path in found if path.suffix.lower() in IMAGE_SUFFIXES]
 
     def one_by_stem(self) -> dict[str, Path]:
         """As `by_stem`, with one file each. Raises DataError if a stem has several, or if there are none at all."""
@@ -107,12 +148,15 @@ class Part(NamedTuple):
                 f"{self.folder} is not a folder; a data set has train/ trainannot/ val/ valannot/, or Cityscapes' "
                 "leftImg8bit/ and gtFine/ (`enet-data camvid DIR` fetches CamVid)"
             )
-        files = self.by_stem()
+        files, nested = self.by_stem(), self.nested()
         if not files:
+            advice = f"; {len(nested)} are in subfolders, such as {nested[0]}: move them up" if nested else ""
             raise DataError(
-                f"{self.folder} holds no images; expected files {self.pattern}{self.ending} with one of "
-                f"{' '.join(sorted(IMAGE_SUFFIXES))}"
+                f"{self.folder} holds no images; expected files {self.pattern}, named {self.stem}, with one of "
+                f"{' '.join(sorted(IMAGE_SUFFIXES))}{advice}"
             )
+        if nested:
+            log.warning("%s: images in subfolders are left out: %d, such as %s", self.folder, len(nested), nested[0])
         for first, *others in files.values():
             if others:
                 raise DataError(f"{first} and {others[0]} have the same stem; keep one of them")
@@ -122,12 +166,22 @@ class Part(NamedTuple):
 def parts(root: str | Path, split: str) -> tuple[Part, Part]:
     """Where the images and the label maps of a split belong. The folders need not exist."""
     root = Path(root)
+    stems = read_declaration(root)[2:]
     if is_cityscapes(root):
-        return (
-            Part(root / "leftImg8bit" / split, "*/*", "_leftImg8bit"),
-            Part(root / "gtFine" / split, "*/*", "_gtFine_labelIds"),
-        )
-    return Part(root / split), Part(root / f"{split}annot")
+        return Part(root / "leftImg8bit" / split, "*/*", stems[0]), Part(root / "gtFine" / split, "*/*", stems[1])
+    return Part(root / split, "*", stems[0]), Part(root / f"{split}annot", "*", stems[1])
+
+
+def stem_advice(images: Iterable[str], label_maps: Iterable[str]) -> str:
+    """The pattern by which label maps have the names of all these images and more; "" if there is none."""
+    images, label_maps = set(images), set(label_maps)
+    first = min(images, default="")
+    for name in sorted(label_maps, key=len):
+        if first and first in name and first != name:
+            before, _, after = name.partition(first)
+            if all(f"{before}{stem}{after}" in label_maps for stem in images):
+                return f'declare "label_stem": "{before}*{after}" in classes.json'
+    return ""
 
 
 def open_data(root: str | Path, split: str) -> DataSet:
@@ -138,7 +192,7 @@ def open_data(root: str | Path, split: str) -> DataSet:
             Cityscapes' `leftImg8bit/split/` and `gtFine/split/`, with the 19 classes of its benchmark.
         split: "train", "val" or "test".
 
-    Raises DataError if a folder is missing or empty, or a file has no partner.
+    Raises DataError if classes.json is none, a folder is missing or empty, or a file has no partner.
     """
     of_images, of_labels = parts(root, split)
     images, labels = of_images.one_by_stem(), of_labels.one_by_stem()
@@ -148,8 +202,9 @@ def open_data(root: str | Path, split: str) -> DataSet:
             raise DataError(
                 f"{here[alone[0]]} has no partner '{alone[0]}.*' in {folder} ({len(alone)} such files); "
                 "every image needs one label map of the same name"
+                + (f"; {advice}" if (advice := stem_advice(images, labels)) else "")
             )
-    classes, values = read_label_values(root)
+    classes, values = read_declaration(root)[:2]
     return DataSet(classes, tuple((images[stem], labels[stem]) for stem in sorted(images)), values)
 
 
@@ -178,7 +233,7 @@ def require_same_classes(known: ClassList, data: ClassList, folder: str | Path, 
 def join(sets: Sequence[DataSet]) -> DataSet:
     """Join data sets into one. Raises DataError unless they have the same classes and no file in common."""
     first = sets[0]
-    files = [image.resolve() for data in sets for image, _ in data.pairs]
+    files = [os.path.realpath(image) for data in sets for image, _ in data.pairs]
     if len(set(files)) < len(files):
         twice = next(path for path in files if files.count(path) > 1)
         raise DataError(f"{twice} is in several of the data sets, expected every image once; leave one folder out")
@@ -198,7 +253,11 @@ def join(sets: Sequence[DataSet]) -> DataSet:
 
 def without(data: DataSet, prefix: str) -> DataSet:
     """The images whose file names do not begin with `prefix`; the result may be empty."""
-    return dataclasses.replace(data, pairs=tuple(pair for pair in data.pairs if not pair[0].name.startswith(prefix)))
+    return dataclasses.replace(data, pairs=tuple(pair for pair in data.pairs if not _begins(pair[0], prefix)))
+
+
+def _begins(path: Path, prefix: str) -> bool:
+    return composed(path.name).startswith(composed(prefix))
 
 
 def hold_out(data: DataSet, prefix: str) -> tuple[DataSet, DataSet]:
@@ -207,7 +266,7 @@ def hold_out(data: DataSet, prefix: str) -> tuple[DataSet, DataSet]:
     Frames of one drive resemble each other, so a fold leaves whole drives out. CamVid's are 0001TP, 0006R0 and 0016E5.
     Raises InputError if one side is empty.
     """
-    held = tuple(pair for pair in data.pairs if pair[0].name.startswith(prefix))
+    held = tuple(pair for pair in data.pairs if _begins(pair[0], prefix))
     rest = without(data, prefix)
     if not held or not len(rest):
         raise InputError(

@@ -5,10 +5,15 @@ ROS itself is not needed.
 
 from __future__ import annotations
 
+import importlib
+import io
 import itertools
 import json
+import logging
+import shutil
+import struct
 from collections.abc import Iterator
-from contextlib import closing, contextmanager
+from contextlib import ExitStack, closing, contextmanager
 from dataclasses import dataclass
 from fractions import Fraction
 from pathlib import Path
@@ -21,11 +26,18 @@ from rosbags.typesys import Stores, get_typestore
 from ..classes import ClassList
 from ..errors import DataError, InputError
 from ..files import atomic_write
-from .frames import Frame, Frames, FrameSource, LabelledFrame
+from ..images import MAX_BYTES
+from .frames import Clock, Frame, Frames, FrameSource, LabelledFrame
 from .ros import image_fields, to_bgr
 from .sinks import Sink
 
+log = logging.getLogger(__name__)
+
 NANO = 1_000_000_000
+EARLIEST = -(1 << 63)  # else messages of before 1970 are left out
+ZSTD = b"\x28\xb5\x2f\xfd"  # how compressed data begins; a message begins with 0, its byte order
+MCAP = b"\x89MCAP0\r\n"
+MCAP_END = b"\x0f" + (4).to_bytes(8, "little") + bytes(4) + b"\x02" + (20).to_bytes(8, "little") + bytes(20) + MCAP
 IMAGE_TYPES = ("sensor_msgs/msg/Image", "sensor_msgs/msg/CompressedImage")
 
 
@@ -47,6 +59,9 @@ class BagFrame(Frame):
 class Bag(FrameSource):
     """The images of one topic, raw or compressed, in the order in which the bag received them.
 
+    Also the files alone of a recorder that compresses, or that was killed: without metadata.yaml, or an .mcap without
+    its end, of which all whole records are read.
+
     Without a `topic`, take the only topic that has images. Raises DataError if the bag cannot be read, InputError if
     the topic has no images or several topics have some.
     """
@@ -55,16 +70,23 @@ class Bag(FrameSource):
         super().__init__(str(path))
         if not path.exists():
             raise DataError(f"{path} does not exist; expected a ROS bag")
+        self._stack = ExitStack()
         try:
-            self._reader = highlevel.AnyReader([path], default_typestore=get_typestore(Stores.ROS2_HUMBLE))
+            folder = self._stack.enter_context(TemporaryDirectory(prefix="enet-bag-"))
+            files = [_readable(file, Path(folder)) for file in _recordings(path)]
+            self._reader = highlevel.AnyReader(files, default_typestore=get_typestore(Stores.ROS2_HUMBLE))
             self._reader.open()
+            self._stack.callback(self._reader.close)
+        except DataError:
+            self._stack.close()
+            raise
         except Exception as error:  # noqa: BLE001  a damaged bag makes rosbags raise errors of many types
-            advice = "; if its recorder was cut off, `mcap recover` may repair it" * (path.suffix == ".mcap")
-            raise DataError(f"{path} cannot be read as a ROS bag: {error or repr(error)}{advice}") from None
+            self._stack.close()
+            raise DataError(f"{path} cannot be read as a ROS bag: {error or repr(error)}") from None
         images = [c for c in self._reader.connections if c.msgtype in IMAGE_TYPES]
         known = sorted({c.topic for c in images})
         if topic not in known and (topic is not None or len(known) != 1):
-            self._reader.close()
+            self._stack.close()
             if not known:
                 raise InputError(f"{path} has no images, expected messages of {' or '.join(IMAGE_TYPES)}")
             flaw = "needs a --topic" if topic is None else f"has no images under --topic {topic}"
@@ -72,11 +94,12 @@ class Bag(FrameSource):
         self.topic = topic or known[0]
         self._connections = [c for c in images if c.topic == self.topic]
         self.total = sum(c.msgcount for c in self._connections)
-        self._start = 0  # when the first image was received; other topics may begin earlier
+        self._start: int | None = None  # when the first image was received; other topics may begin earlier
+        self._clock = Clock(self.name, self.rate)
 
     def frames(self) -> Frames:
-        with closing(self._reader):
-            messages = self._reader.messages(self._connections)
+        with closing(self._stack):
+            messages = self._reader.messages(self._connections, start=EARLIEST)
             for count in itertools.count():
                 try:
                     message = next(messages, None)
@@ -85,7 +108,8 @@ class Bag(FrameSource):
                     return
                 if message is None:
                     return
-                self._start = self._start or message[1]
+                if self._start is None:
+                    self._start = message[1]
                 yield self._read(count, *message)
 
     def _read(self, count: int, connection: Any, received: int, data: bytes) -> BagFrame | DataError:
@@ -97,10 +121,92 @@ class Bag(FrameSource):
             return DataError(f"{self.name}: message {count} of {self.topic} is damaged: {error!r}")
 
     def _frame(self, count: int, connection: Any, received: int, data: bytes) -> BagFrame:
+        assert self._start is not None
+        if self._reader.is2 and data[: len(ZSTD)] == ZSTD:
+            data = _unpacked(data)
         message: Any = self._reader.deserialize(data, connection.msgtype)
-        header, time = message.header, Fraction(received - self._start, NANO)
+        header = message.header
         stamp = header.stamp.sec * NANO + header.stamp.nanosec
-        return BagFrame(to_bgr(message), f"{count:06}", time, stamp, header.frame_id, received)
+        image = to_bgr(message)
+        time = self._clock.time(Fraction(received - self._start, NANO))
+        return BagFrame(image, f"{count:06}", time, stamp, header.frame_id, received)
+
+
+def _recordings(path: Path) -> list[Path]:
+    """What to open for a bag: itself, or the files of a folder without metadata.yaml."""
+    if not path.is_dir() or (path / "metadata.yaml").is_file():
+        return [path]
+    log.warning("%s has no metadata.yaml, as its recorder did not end; its files are read", path)
+    suffixes = (".mcap", ".db3", ".mcap.zstd", ".db3.zstd")
+    return sorted(file for file in path.iterdir() if file.name.lower().endswith(suffixes))
+
+
+def _readable(path: Path, folder: Path) -> Path:
+    """The file itself, or a whole, uncompressed copy of it in `folder`. Raises DataError if it does not fit there."""
+    if path.suffix.lower() == ".zstd":
+        unpacked = folder / path.stem
+        with _zstd().open(str(path), "rb") as file:
+            _copy(file, unpacked, path)
+        path = unpacked
+    if path.suffix.lower() == ".mcap" and path.is_file():
+        with path.open("rb") as file:
+            end = _whole_records(file, path.stat().st_size)
+            if end is not None:
+                mended = folder / f"whole-{path.name}"
+                file.seek(0)
+                _copy(file, mended, path, end)
+                with mended.open("ab") as copy:
+                    copy.write(MCAP_END)
+                log.warning("%s is cut off, as its recorder was; of its messages, the whole ones are read", path)
+                return mended
+    return path
+
+
+def _whole_records(file: Any, size: int) -> int | None:
+    """Where the last whole record of an .mcap without an end ends; None if it has its end, or no record."""
+    file.seek(max(0, size - len(MCAP)))
+    if file.read() == MCAP:
+        return None
+    file.seek(len(MCAP))
+    end = None
+    while len(head := file.read(9)) == 9 and 0 < head[0] < 0x0F:
+        end_of_this = file.tell() + int.from_bytes(head[1:], "little")
+        if end_of_this > size:
+            break
+        file.seek(end_of_this)
+        end = end_of_this
+    return end
+
+
+def _copy(file: Any, target: Path, source: Path, size: int | None = None) -> None:
+    """Copy a file, or its first `size` bytes. Raises DataError if the disk of `target` has no room for it."""
+    left = size
+    with target.open("wb") as copy:
+        while piece := file.read(1 << 20 if left is None else min(left, 1 << 20)):
+            left = None if left is None else left - len(piece)
+            if shutil.disk_usage(target.parent).free < (64 << 20):
+                raise DataError(
+                    f"{source} does not fit into {target.parent}; free space, or set TMPDIR to another folder"
+                )
+            copy.write(piece)
+
+
+def _zstd() -> Any:
+    """The library for zstd that rosbags brings, or Python's own."""
+    for name in ("compression.zstd", "backports.zstd", "zstandard"):
+        try:
+            return importlib.import_module(name)
+        except ModuleNotFoundError:
+            continue
+    raise DataError("the bag is compressed, and there is no package to read it; pip install backports.zstd")
+
+
+def _unpacked(data: bytes) -> bytes:
+    with _zstd().open(io.BytesIO(data), "rb") as file:
+        content: bytes = file.read(MAX_BYTES + 1)
+    if len(content) > MAX_BYTES:
+        raise DataError(f"it unpacks to over {MAX_BYTES} bytes, expected an image")
+    return content
 
 
 @contextmanager
@@ -136,14 +242,23 @@ def label_bag(path: Path, topic: str, classes: ClassList) -> Iterator[Sink]:
                 frame = item.frame
                 assert isinstance(frame, BagFrame)
                 if not has_classes:
-                    writer.write(names, frame.received, serialize(string(data=text), names.msgtype))
+                    put(names, frame, string(data=text))
                     has_classes = True
                 fields = {"seq": 0} if is_ros1 else {}
                 stamp = time(sec=frame.stamp // NANO, nanosec=frame.stamp % NANO)
                 message = image(
                     header=header(stamp=stamp, frame_id=frame.frame_id, **fields), **image_fields(item.labels)
                 )
-                writer.write(images, frame.received, serialize(message, images.msgtype))
+                put(images, frame, message)
+
+            def put(connection: Any, frame: BagFrame, message: Any) -> None:
+                try:
+                    writer.write(connection, frame.received, serialize(message, connection.msgtype))
+                except (ArithmeticError, ValueError, struct.error) as error:
+                    raise DataError(
+                        f"the stamp {frame.stamp} ns, received at {frame.received} ns, of frame {frame.name} does not "
+                        f"fit into {path}: {error}; write a bag of the other ROS version"
+                    ) from None
 
             yield write
         written.replace(temporary)

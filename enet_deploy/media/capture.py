@@ -11,7 +11,7 @@ import cv2
 import numpy as np
 
 from ..errors import BackendError, DataError
-from .frames import TICKS, TIMEOUT_MS, URL_FORMATS, Frame, Frames, FrameSource, Stop
+from .frames import TICKS, TIMEOUT_MS, URL_FORMATS, Clock, Frame, Frames, FrameSource, Stop
 
 log = logging.getLogger(__name__)
 
@@ -71,6 +71,7 @@ class Capture(FrameSource):
 
     def frames(self) -> Frames:
         count, failures, start = 0, 0, time.monotonic()
+        clock = Clock(self.name, Fraction(TICKS))  # frames of a burst may come at the same tick
         try:
             while not self._stopped.is_set():
                 there, image = self._capture.read()
@@ -79,9 +80,8 @@ class Capture(FrameSource):
                         log.warning("%s is back", self.name)
                     failures = 0
                     since = time.monotonic() - start if self.live else self._capture.get(cv2.CAP_PROP_POS_MSEC) / 1000
-                    yield Frame(
-                        image.astype(np.uint8, copy=False), f"{count:06}", Fraction(round(since * TICKS), TICKS)
-                    )
+                    due = clock.time(Fraction(round(since * TICKS), TICKS))
+                    yield Frame(image.astype(np.uint8, copy=False), f"{count:06}", due)
                     count += 1
                 elif self.live:
                     self._open_again(RETRY_WAITS[min(failures, len(RETRY_WAITS) - 1)])

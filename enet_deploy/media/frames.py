@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import time
 from abc import ABC, abstractmethod
 from collections.abc import Generator
@@ -10,6 +11,8 @@ from fractions import Fraction
 
 from ..errors import DataError
 from ..images import UInt8Array
+
+log = logging.getLogger(__name__)
 
 # Ticks per second for a source without a clock of its own. An mp4 loses gaps of over 2**31 ticks, which is 59 hours
 TICKS = 10_000
@@ -21,6 +24,7 @@ URL_FORMATS = (
     "rtp,rtsp,webm,jpeg_pipe,png_pipe,webp_pipe"
 )
 TIMEOUT_MS = 5_000  # without a frame, or while a stream is opened
+SHORTEST = Fraction(1, 1_000_000)  # seconds between two frames at least: JSON has so many digits
 
 
 class Stop:
@@ -76,6 +80,48 @@ class LabelledFrame:
     labels: UInt8Array
     latency_ms: float
     truth: UInt8Array | None = None
+
+
+class Clock:
+    """Gives the frames of a source times that strictly rise from 0 or later.
+
+    These are the source's own times. A frame without one is due one frame after the last. If a frame is due more than
+    one frame before the last, the source's clock has begun again, and time goes on one frame after the last. If it is
+    due less before, or at the same time, it gets the time just after the last. Both are logged, once for a source.
+
+    Args:
+        name: of the source.
+        rate: frames per second, about.
+    """
+
+    def __init__(self, name: str, rate: Fraction) -> None:
+        self._name, self._step = name, 1 / rate
+        self._last: Fraction | None = None
+        self._shift = Fraction(0)
+        self._said: set[str] = set()
+
+    def time(self, stated: Fraction | None) -> Fraction:
+        """The time of the next frame in seconds, given that of the source, if it states one."""
+        if self._last is None:
+            due = Fraction(0) if stated is None else stated
+            self._shift = max(Fraction(0), -due)
+            due += self._shift
+        else:
+            due = self._last + self._step if stated is None else stated + self._shift
+            if due < self._last - self._step:
+                self._warn("its clock begins again at %.3f s; time goes on one frame later", self._last)
+                self._shift += self._last + self._step - due
+                due = self._last + self._step
+            elif due < self._last + SHORTEST:
+                self._warn("frames are out of order or of the same time at %.3f s; they follow at once", self._last)
+                due = self._last + SHORTEST
+        self._last = due
+        return due
+
+    def _warn(self, message: str, seconds: Fraction) -> None:
+        if message not in self._said:
+            self._said.add(message)
+            log.warning(f"%s: {message}", self._name, float(seconds))
 
 
 Frames = Generator[Frame | DataError, None, None]

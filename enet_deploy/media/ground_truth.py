@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import os
 from pathlib import Path
 
 from ..classes import ClassList
@@ -56,7 +57,7 @@ def splits_of(source: FrameSource) -> set[tuple[Path, str]]:
 
 def split_of(image: Path) -> tuple[Path, str]:
     """The root of the data set that an image belongs to by its folder, with links to it resolved, and its split."""
-    folder = image.parent.resolve()
+    folder = Path(os.path.realpath(image.parent))
     if folder.parent.parent.name == "leftImg8bit":  # Cityscapes has a folder per city
         return folder.parents[2], folder.parent.name
     return folder.parent, folder.name

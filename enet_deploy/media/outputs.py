@@ -15,7 +15,7 @@ from ..images import IMAGE_SUFFIXES
 from . import sinks
 from .frames import FrameSource, Stop
 from .image_files import ImageFiles
-from .open import BAG_SUFFIXES
+from .open import is_bag
 from .renderer import FrameRenderer
 
 NEW_BAGS = (".bag", ".mcap")  # suffixes of bags that can be written
@@ -134,8 +134,10 @@ def _picture_sink(
     if names_folder(path):
         return sinks.image_files(Path(path), render)
     if suffix in sinks.VIDEO_CODECS:
-        if isinstance(source, ImageFiles):
-            raise InputError(f"{option} {path} is a video, but images have no times; expected a folder or an image")
+        if isinstance(source, ImageFiles) and not source.has_times:
+            raise InputError(
+                f"{option} {path} for images, which have no times; add --fps F, or name a folder or an image"
+            )
         return stack.enter_context(sinks.video_file(Path(path), render, source, every))
     if suffix not in IMAGE_SUFFIXES:
         raise InputError(
@@ -173,6 +175,7 @@ def default_out(texts: Sequence[str], source: FrameSource) -> str:
         return f"{path.resolve().name if path.is_dir() else 'images'}-segmented/"
     if not path.exists():
         return "camera-segmented.mp4"
-    if path.suffix.lower() in BAG_SUFFIXES or path.is_dir():
-        return f"{path.stem}-segmented{'.bag' if path.suffix.lower() == '.bag' else '.mcap'}"
+    if is_bag(path):
+        stem = path.name.removesuffix(".zstd").rpartition(".")[0] or path.resolve().name
+        return f"{stem}-segmented{'.bag' if path.suffix.lower() == '.bag' else '.mcap'}"
     return f"{path.stem}-segmented.mp4"

@@ -5,13 +5,19 @@ The encodings are those in sensor_msgs/image_encodings.hpp that cameras send. Ro
 
 from __future__ import annotations
 
+import logging
 from typing import Any
 
 import cv2
 import numpy as np
+import numpy.typing as npt
 
+from ..console import warn_once
 from ..errors import DataError
-from ..images import UInt8Array, decode
+from ..image_headers import read_header
+from ..images import UInt8Array, decode, eight_bits
+
+log = logging.getLogger(__name__)
 
 # encoding -> (bytes per channel, channels, OpenCV's conversion to BGR)
 _ENCODINGS: dict[str, tuple[int, int, int | None]] = {
@@ -21,10 +27,20 @@ _ENCODINGS: dict[str, tuple[int, int, int | None]] = {
     "rgba8": (1, 4, cv2.COLOR_RGBA2BGR),
     **dict.fromkeys(("mono8", "8UC1"), (1, 1, cv2.COLOR_GRAY2BGR)),
     **dict.fromkeys(("mono16", "16UC1"), (2, 1, cv2.COLOR_GRAY2BGR)),
-    "bayer_rggb8": (1, 1, cv2.COLOR_BayerRGGB2BGR),
-    "bayer_bggr8": (1, 1, cv2.COLOR_BayerBGGR2BGR),
-    "bayer_gbrg8": (1, 1, cv2.COLOR_BayerGBRG2BGR),
-    "bayer_grbg8": (1, 1, cv2.COLOR_BayerGRBG2BGR),
+    **dict.fromkeys(("bgr16", "16UC3"), (2, 3, None)),
+    "rgb16": (2, 3, cv2.COLOR_RGB2BGR),
+    **dict.fromkeys(("bgra16", "16UC4"), (2, 4, cv2.COLOR_BGRA2BGR)),
+    "rgba16": (2, 4, cv2.COLOR_RGBA2BGR),
+    **{
+        f"bayer_{pattern}{8 * size}": (size, 1, code)
+        for size in (1, 2)
+        for pattern, code in (
+            ("rggb", cv2.COLOR_BayerRGGB2BGR),
+            ("bggr", cv2.COLOR_BayerBGGR2BGR),
+            ("gbrg", cv2.COLOR_BayerGBRG2BGR),
+            ("grbg", cv2.COLOR_BayerGRBG2BGR),
+        )
+    },
     **dict.fromkeys(("yuv422", "uyvy"), (1, 2, cv2.COLOR_YUV2BGR_UYVY)),
     **dict.fromkeys(("yuv422_yuy2", "yuyv"), (1, 2, cv2.COLOR_YUV2BGR_YUYV)),
 }
@@ -33,12 +49,12 @@ _ENCODINGS: dict[str, tuple[int, int, int | None]] = {
 def to_bgr(message: Any) -> UInt8Array:
     """Convert a sensor_msgs/Image or CompressedImage to (height, width, 3) uint8 BGR, an array of the caller's own.
 
-    A 16-bit image keeps its upper 8 bits. Raises DataError if the message is incomplete or its encoding is unknown.
+    A 16-bit image keeps its upper 8 bits. If only 14 or fewer are in use, these are scaled, and this is logged once
+    (`images.eight_bits`). Raises DataError if the message is incomplete or its encoding is unknown.
     """
     data = np.frombuffer(message.data, np.uint8)
     if hasattr(message, "format"):
-        name = f"compressed image of {data.size} bytes and format '{message.format}'"
-        return decode(name, data.tobytes(), cv2.IMREAD_COLOR).astype(np.uint8, copy=False)
+        return _decompressed(f"{message.format}", data.tobytes())
     if message.encoding not in _ENCODINGS:
         raise DataError(f"image encoding '{message.encoding}', expected one of {', '.join(_ENCODINGS)}")
     size, channels, code = _ENCODINGS[message.encoding]
@@ -49,15 +65,51 @@ def to_bgr(message: Any) -> UInt8Array:
             f"rows of {step} bytes, expected {height} rows of at least {row}"
         )
     rows = np.lib.stride_tricks.as_strided(data, (height, row), (step, 1), writeable=False)
+    name = f"image of encoding {message.encoding}"
     if size == 2:
-        pixels = np.ascontiguousarray(rows[:, int(not message.is_bigendian) :: 2])
+        wide = np.ascontiguousarray(rows).view(">u2" if message.is_bigendian else "<u2").astype(np.uint16)
+        pixels = _scaled(name, wide).reshape(height, width, channels)
     else:
         pixels = rows.reshape(height, width, channels)
+    return _converted(f"{height}x{width} pixels of {message.encoding}", pixels, code)
+
+
+def _scaled(name: str, pixels: npt.NDArray[Any], maximum: int | None = None) -> UInt8Array:
+    scaled, note = eight_bits(name, pixels, maximum)
+    if note:
+        warn_once(log, f"%s has {note} (said once)", name)
+    return scaled
+
+
+def _converted(name: str, pixels: npt.NDArray[Any], code: int | None) -> UInt8Array:
     try:
         image = pixels.copy() if code is None else cv2.cvtColor(np.ascontiguousarray(pixels), code)
     except cv2.error as error:
-        raise DataError(f"{height}x{width} pixels of {message.encoding} are no image: {error.err}") from None
+        raise DataError(f"{name} are no image: {error.err}") from None
     return image.astype(np.uint8, copy=False)
+
+
+def _decompressed(format_: str, content: bytes) -> UInt8Array:
+    """Decode a CompressedImage as image_transport does: `format_` says in which order the channels were stored.
+
+    "rgb8; jpeg compressed bgr8": the publisher turned them to BGR, as every encoder wants them. With "rgb8; png
+    compressed " it did not, so red and blue come out swapped. "bayer_rggb8; ...": the mosaic itself may be stored.
+    Other formats, such as "jpeg", say nothing.
+    """
+    name = f"compressed image of {len(content)} bytes and format '{format_}'"
+    stored, is_split, compressed = format_.partition(";")
+    if "compressedDepth" in compressed:
+        raise DataError(f"{name} holds distances, expected a picture; take the topic of a camera")
+    pixels = decode(name, content, cv2.IMREAD_ANYCOLOR | cv2.IMREAD_ANYDEPTH)
+    header = read_header(content)
+    pixels = _scaled(name, pixels, header.maximum if header is not None else None)
+    _, channels, code = _ENCODINGS.get(stored.strip(), (1, 3, None))
+    if pixels.ndim == 2:
+        return _converted(name, pixels, code if stored.startswith("bayer_") else cv2.COLOR_GRAY2BGR)
+    is_color = channels >= 3 and stored.strip() in _ENCODINGS
+    if is_split and is_color and "compressed bgr" not in compressed:
+        return _converted(name, pixels, cv2.COLOR_RGB2BGR)
+    return pixels
 
 
 def image_fields(pixels: UInt8Array) -> dict[str, Any]:

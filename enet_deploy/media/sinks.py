@@ -6,6 +6,7 @@ A sink is a function that takes each frame; a renderer makes the picture that a 
 from __future__ import annotations
 
 import json
+import logging
 import os
 import subprocess
 import sys
@@ -25,6 +26,8 @@ from ..images import UInt8Array, encode
 from .frames import FrameSource, LabelledFrame, Stop
 from .video import BT709
 
+log = logging.getLogger(__name__)
+
 # Containers that keep the time of each frame; avi does not
 VIDEO_CODECS = {".mp4": "libx264", ".mov": "libx264", ".mkv": "libx264", ".webm": "libvpx-vp9"}
 CODEC_OPTIONS = {
@@ -34,6 +37,7 @@ CODEC_OPTIONS = {
 LIMITED = 1  # colour range, in FFmpeg's numbers; if a video does not declare it, players guess by its size
 
 SCREEN_SECONDS = 20  # to wait for a screen's answer; over a network it takes some seconds
+LONGEST = 1 << 30  # ticks between two frames that every container can hold
 MIN_RATE, MAX_RATE = Fraction(1, 1000), Fraction(1000)  # frames per second to declare; FFmpeg computes with 32 bits
 
 Renderer = Callable[[LabelledFrame], UInt8Array]  # a picture of a labelled frame: (h, w, 3) BGR, or (h, w), uint8
@@ -80,6 +84,7 @@ class _Encoder:
         self._source = source
         self._stream: Any = None
         self._last = -1  # tick of the previous frame
+        self._skipped = 0  # ticks of gaps that are too long
 
     def encode(self, picture: UInt8Array, time: Fraction | None) -> None:
         from av import VideoFrame
@@ -89,7 +94,16 @@ class _Encoder:
         picture = _fitted(picture, self._stream.height, self._stream.width)
         frame = VideoFrame.from_ndarray(picture, format="bgr24")
         frame = frame.reformat(format="yuv420p", dst_colorspace=BT709, dst_color_range=LIMITED)
-        self._last = max(self._last + 1, round((time or 0) / self._time_base))
+        tick = max(self._last + 1, round((time or 0) / self._time_base) - self._skipped)
+        if tick - self._last > LONGEST and self._last >= 0:
+            gap = tick - self._last
+            self._skipped += gap - LONGEST
+            log.warning(
+                "%s: a gap of %.0f s is too long for a video and becomes %.0f s",
+                self._source.name, float(gap * self._time_base), float(LONGEST * self._time_base),
+            )  # fmt: skip
+            tick = self._last + LONGEST
+        self._last = tick
         frame.pts, frame.time_base = self._last, self._time_base
         self._container.mux(self._stream.encode(frame))
 

@@ -2,17 +2,24 @@
 
 from __future__ import annotations
 
+import logging
 import re
+from collections import deque
 from fractions import Fraction
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from ..console import warn_once
 from ..errors import DataError
-from .frames import TIMEOUT_MS, URL_FORMATS, Frame, Frames, FrameSource
+from ..images import UInt8Array, eight_bits
+from .frames import TIMEOUT_MS, URL_FORMATS, Clock, Frame, Frames, FrameSource
+
+log = logging.getLogger(__name__)
 
 BT709, UNSPECIFIED = 1, 2  # colour matrices, in FFmpeg's numbers
+NO_TIMES = 0x80  # FFmpeg's flag of bare streams, whose frames have no times
 SD_HEIGHT, HD_WIDTH = 576, 1280  # without a declared matrix, a picture higher or as wide is taken for BT.709, as by mpv
 
 
@@ -20,7 +27,8 @@ class VideoFile(FrameSource):
     """A video file, local or at a URL. PyAV decodes it, as OpenCV does not tell the exact time of a frame.
 
     Pictures are rotated as the file says (phones record upright videos in landscape). As in any player, damage that
-    the decoder does not notice passes.
+    the decoder does not notice passes. Times are the file's, and strictly rise (`Clock`). A bare stream has none: its
+    frames are as far apart as its headers say, else 1/25 s, with a warning.
 
     Raises DataError if it cannot be opened or holds no video.
     """
@@ -29,10 +37,12 @@ class VideoFile(FrameSource):
         import av
 
         super().__init__(str(path))
+        is_url = not isinstance(path, Path)
+        address = self.name if is_url else f"file:{self.name}"  # a name with a colon would be read as a protocol
+        options = {"correct_ts_overflow": "0"}  # else a clock that begins again jumps by 26 hours
         try:
-            is_remote = "://" in self.name
-            options = {"format_whitelist": URL_FORMATS} if is_remote else {}
-            self._container = av.open(self.name, options=options, timeout=TIMEOUT_MS / 1000 if is_remote else None)
+            options |= {"format_whitelist": URL_FORMATS} if is_url else {}
+            self._container = av.open(address, timeout=TIMEOUT_MS / 1000 if is_url else None, options=options)
         except av.error.FFmpegError as error:
             raise DataError(f"{path} is neither an image nor a video that can be read: {error.strerror}") from None
         stream = self._container.streams.best("video")  # not the cover picture
@@ -43,6 +53,16 @@ class VideoFile(FrameSource):
         self._stream.thread_type = "AUTO"
         self.time_base = self._stream.time_base or self.time_base
         self.rate = self._stream.average_rate or self.rate
+        self._is_bare = bool(self._container.format.flags & NO_TIMES)
+        if self._is_bare:
+            stated = self._stream.codec_context.framerate
+            self.rate = stated or self.rate
+            if not stated:
+                log.warning("%s is a bare stream that states no frame rate; taken for %s a second", path, self.rate)
+        # AVI has the times in the order in which frames are decoded, which is not that in which they are shown
+        self._has_times_by_packet = self._container.format.name == "avi"
+        self._packet_times: deque[int | None] = deque()
+        self._clock = Clock(self.name, self.rate)
         self._seconds = float((stream.duration or 0) * (stream.time_base or 0)) or _tagged(stream.metadata)
         if not self._seconds and len(self._container.streams) == 1:  # else it may be the duration of the sound
             self._seconds = (self._container.duration or 0) / 1_000_000
@@ -65,6 +85,8 @@ class VideoFile(FrameSource):
                     if not is_whole and (too_short := _too_short(self.name, self._end, self._seconds)):
                         yield too_short
                     return
+                if packet.size and self._has_times_by_packet:
+                    self._packet_times.append(packet.dts)
                 try:
                     pictures = packet.decode()
                 except FFmpegError as error:
@@ -75,18 +97,35 @@ class VideoFile(FrameSource):
     def _frame(self, picture: Any) -> Frame | DataError:
         index = self._count
         self._count += 1
+        stated = picture.pts
+        if self._has_times_by_packet:
+            stated = self._packet_times.popleft() if self._packet_times else None
         if picture.is_corrupt:
             return DataError(f"{self.name}: frame {index} is damaged")
         started = Fraction(self._container.start_time or 0, 1_000_000)
-        due = index / self.rate if picture.pts is None else picture.pts * picture.time_base - started
+        if self._is_bare:
+            due = index / self.rate
+        else:
+            due = self._clock.time(None if stated is None else stated * picture.time_base - started)
         is_high = picture.height > SD_HEIGHT or picture.width >= HD_WIDTH
         matrix = BT709 if picture.colorspace == UNSPECIFIED and is_high else None
         aspect = self._stream.sample_aspect_ratio or Fraction(1)
         self.pixel_aspect = 1 / aspect if picture.rotation % 180 else aspect
-        image = np.rot90(picture.to_ndarray(format="bgr24", src_colorspace=matrix), picture.rotation // 90)
+        pixels = _pixels(self.name, picture, matrix)
+        image = np.rot90(pixels, picture.rotation // 90)
         # some containers count their duration from 0, whatever the time of their first frame
         self._end = float(due + started + (picture.duration or 0) * (picture.time_base or 0))
-        return Frame(np.ascontiguousarray(image), f"{index:06}", max(due, Fraction(0)))
+        return Frame(np.ascontiguousarray(image), f"{index:06}", due)
+
+
+def _pixels(name: str, picture: Any, matrix: int | None) -> UInt8Array:
+    """A picture as (h, w, 3) uint8 BGR, scaled as `eight_bits` does if it has 16 bits."""
+    if max(component.bits for component in picture.format.components) == 16:
+        pixels, note = eight_bits(name, picture.to_ndarray(format="rgb48le", src_colorspace=matrix))
+        if note:
+            warn_once(log, f"%s has {note} (said once)", name)
+            return pixels[..., ::-1]
+    return np.asarray(picture.to_ndarray(format="bgr24", src_colorspace=matrix), np.uint8)
 
 
 def _tagged(metadata: dict[str, str]) -> float:

@@ -220,6 +220,11 @@ class _Sums:
     def statistics(self) -> Statistics:
         if not self.counts.any():
             raise DataError("every training pixel is void, expected at least one class in the label maps")
+        if np.count_nonzero(self.counts) == 1:
+            raise DataError(
+                f"every training pixel that has a class has class id {int(self.counts.argmax())}, expected several "
+                "classes; `enet-data check` says what the label maps hold"
+            )
         mean = self.total / self.pixels
         std = np.sqrt(np.maximum(self.squares / self.pixels - mean**2, 1.0))
         b, g, r = mean.round(3).tolist()

@@ -434,7 +434,7 @@ def no_display(monkeypatch: pytest.MonkeyPatch) -> None:
         ([""], "SOURCE: ''"),
         (["model.onnx"], "model.onnx is an artifact"),
         (["images/a.png", "a.mp4"], "a.mp4 .* 2 sources"),
-        (["images/a.png", "wide.png", "--fps", "9"], "--fps .* 2 images"),
+        (["images/a.png", "wide.png", "--topic", "/a"], "--topic .* 2 images"),
         (["images/a.png", "wide.png", "--labels", "-"], "2x70000.* 96x128"),
         (["a.mp4", "--every", "0"], "--every: '0'.* at least 1"),
     ],

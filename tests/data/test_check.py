@@ -16,6 +16,7 @@ import numpy as np
 import pytest
 import torch
 from helpers import claim, image, label_map, save
+from PIL import Image
 
 from enet_deploy import open_runner
 from enet_deploy.artifacts import Metadata
@@ -66,6 +67,16 @@ BAD_DAYS: dict[str, tuple[Callable[[Path], object], str]] = {
     "JPEG label map": (
         lambda r: save(r / "trainannot" / "x.jpg", label_map(3, 96, 128)),
         "a format that changes values .* (1 file): trainannot/x.jpg",
+    ),
+    "JPEG under another name": (
+        lambda r: (r / "trainannot" / "scene0000.png").write_bytes(cv2.imencode(".jpg", label_map(3, 96, 128))[1]),
+        "a format that changes values, JPEG .* (1 file): trainannot/scene0000.png",
+    ),
+    "half a JPEG": (
+        lambda r: (r / "train" / "scene0000.png").write_bytes(
+            cv2.imencode(".jpg", cv2.imread(str(r / "train" / "scene0000.png")))[1].tobytes()[:3000] + b"\xff\xd9"
+        ),
+        "is damaged: its data ends .* train/scene0000.png",
     ),
     "cut": (lambda r: os.truncate(r / "train" / "scene0000.png", 999), "cannot be decoded .* train/scene0000.png"),
     "terminal escapes": (lambda r: (r / "train" / "\x1b[2J.png").touch(), r"'train/\x1b[2J.png'"),
@@ -119,6 +130,63 @@ BAD_DAYS: dict[str, tuple[Callable[[Path], object], str]] = {
         "is a folder or a device .* (1 file): train/scene0000.png",
     ),
 }  # fmt: skip
+
+
+def turn(path: Path) -> None:
+    exif = Image.Exif()
+    exif[0x0112] = 3
+    Image.open(path).save(path, exif=exif)
+
+
+DOUBTS: dict[str, tuple[Callable[[Path], object], str]] = {
+    "turned image": (lambda r: turn(r / "train" / "scene0000.png"), "EXIF orientation 3 .* (1 file): train/scene0000"),
+    "animation": (
+        lambda r: Image.open(r / "train" / "scene0000.png").save(
+            r / "train" / "scene0000.png", save_all=True, append_images=[Image.new("RGB", (128, 96))]
+        ),
+        "2 pictures in a file .* train/scene0000.png",
+    ),
+    "12 bits": (
+        lambda r: save(
+            r / "train" / "scene0000.png", cv2.imread(str(r / "train" / "scene0000.png")).astype(np.uint16) << 4
+        ),
+        "of which only 12 are in use .* train/scene0000.png",
+    ),
+    "masks": (
+        lambda r: [
+            (r / "classes.json").write_text(json.dumps({"names": [*CAMVID.names], "ignore_id": 255})),
+            [
+                save(path, np.where(label_map(0, 96, 128) + np.arange(128) < 64, 0, 255).astype(np.uint8))
+                for folder in ("trainannot", "valannot")
+                for path in (r / folder).iterdir()
+            ],
+        ],
+        "only 0 and 255 .* (12 files): trainannot/scene0000.png",
+    ),
+    "palette": (
+        lambda r: palette_of_classes(r / "trainannot" / "scene0000.png"),
+        "palette of the classes' colours in another order .* trainannot/scene0000.png",
+    ),
+    "subfolder": (
+        lambda r: save(r / "train" / "more" / "a.png", image()),
+        "images in subfolders .* (1 file): train/more/a.png",
+    ),
+}  # fmt: skip
+
+
+def palette_of_classes(path: Path) -> None:
+    """Save a label map again as a painting program does: with colours, in the order in which they come."""
+    Image.fromarray(colorize(cv2.imread(str(path), cv2.IMREAD_UNCHANGED), CAMVID)[..., ::-1]).quantize(32).save(path)
+
+
+@pytest.mark.parametrize(("change", "message"), DOUBTS.values(), ids=DOUBTS.keys())
+def test_what_a_file_states_otherwise_is_a_warning(
+    data: Path, capsys: pytest.CaptureFixture[str], change: Callable[[Path], object], message: str
+) -> None:
+    change(data)
+    enet_data(["check", str(data)])
+    lines = [line for line in capsys.readouterr().out.splitlines() if line.startswith("warning: ")]
+    assert any(all(part in line for part in message.split(" .* ")) for line in lines), lines
 
 
 @pytest.fixture

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import unicodedata
 import zlib
 from collections.abc import Callable
 from pathlib import Path
@@ -13,13 +14,14 @@ import pytest
 from helpers import claim, image, label_map, save
 from PIL import Image
 
-from enet_deploy.classes import CAMVID, ClassList
+from enet_deploy.classes import CAMVID, ClassList, LabelValues
 from enet_deploy.commands.data import main as enet_data
 from enet_deploy.data import find_images, join, open_data
 from enet_deploy.data.label_maps import read_values
 from enet_deploy.data.scenes import street_scene
 from enet_deploy.errors import DataError, InputError
-from enet_deploy.images import colorize, encode, header_size, read_image, require_bounded
+from enet_deploy.image_headers import read_header
+from enet_deploy.images import colorize, encode, read_image, require_readable
 
 TWO = {"names": ["floor", "wall"], "colors": [[0, 90, 200], [200, 200, 0]], "ignore_id": 255}
 
@@ -86,10 +88,10 @@ def test_incomplete_sets_are_refused_before_anything_is_decoded(
             r'b\.bmp .*#1e140a\b.*\b48\b.* "label_values": \{"#1e140a": "NAME"\}',
         ),
         (
-            lambda r: save(r / "trainannot" / "b.png", label_map().astype(np.uint16)).replace(
+            lambda r: save(r / "trainannot" / "b.png", label_map().astype(np.uint16) + 300).replace(
                 r / "trainannot" / "b.bmp"
             ),
-            r"b\.bmp has 1 channel of uint16",
+            r"b\.bmp .*\bid 303\b.*\b48\b",
         ),
         (
             lambda r: save(r / "trainannot" / "b.png", np.zeros((6, 8, 4), np.uint8)).replace(
@@ -120,8 +122,9 @@ def test_bad_files_are_named_when_read(root: Path, damage: Callable[[Path], obje
 @pytest.mark.parametrize("suffix", [".png", ".jpg", ".jp2", ".bmp", ".tiff", ".ppm", ".ras", ".gif"])
 def test_size_is_read_from_the_header_of_every_format(suffix: str) -> None:
     content = encode(f"a{suffix}", image(48, 64))
-    assert header_size(content) == (48, 64)
-    assert header_size(content[:4]) is None
+    header = read_header(content)
+    assert header is not None and (header.height, header.width, header.pictures) == (48, 64, 1)
+    assert read_header(content[:4]) is None
 
 
 @pytest.mark.parametrize(("side", "is_refused"), [(12_000, False), (16_384, False), (16_385, True)])
@@ -130,10 +133,9 @@ def test_size_limit_is_ours_not_pillows(side: int, is_refused: bool) -> None:
     content = f"P6\n{side} {side}\n255\n".encode()
     if is_refused:
         with pytest.raises(DataError, match=rf"a\.ppm .*{side}x{side}"):
-            require_bounded("a.ppm", content)
+            require_readable("a.ppm", content)
     else:
-        require_bounded("a.ppm", content)
-        assert header_size(content) == (side, side)
+        assert require_readable("a.ppm", content)[1:3] == (side, side)
 
 
 def test_an_image_that_is_not_there_is_a_data_error(tmp_path: Path) -> None:
@@ -187,12 +189,19 @@ def test_without_ignore_id_every_pixel_needs_a_class(root: Path) -> None:
         (TWO | {"names": ["floor", "wall\u202e"]}, r"class name 'wall\\u202e', expected printable"),
         (TWO | {"names": ["floor", " "]}, "class name ' ', expected printable characters, not only spaces"),
         (TWO | {"label_values": [7, 8]}, r'label_values is \[7, 8\], expected \{"7": "NAME"'),
-        (TWO | {"label_values": {"256": "wall"}}, r'has \'256\', expected an id such as "7", 0 to 255, or a colour'),
+        (TWO | {"label_values": {"65536": "wall"}}, r'has \'65536\', expected an id such as "7", 0 to 65535, or a c'),
         (TWO | {"label_values": {"#12345": "wall"}}, r"has '#12345', expected .* a colour such as \"#0a5ac8\""),
         (TWO | {"label_values": {"7": "door"}}, "gives 7 to 'door', expected one of floor, wall, or null"),
         (TWO | {"label_values": {"7": ["wall"]}}, r"gives 7 to \['wall'\], expected one of"),
         (TWO | {"ignore_id": None, "label_values": {"7": None}}, "7 to None, .*ignore_id"),
         ("[" * 100_000, "recursion"),
+        (
+            '{"names": ["floor", "wall"], "label_values": {"0": "floor", "1": "wall", "1": "floor"}}',
+            "'1' is there twice",
+        ),
+        ('{"names": ["floor", "wall"], "ignore_id": 255, "ignore_id": null}', "'ignore_id' is there twice"),
+        (TWO | {"label_stem": "_mask"}, r"a stem of '_mask', expected .* one \*"),
+        (TWO | {"image_stem": "../*"}, r"a stem of '\.\./\*'"),
     ],
 )
 def test_bad_class_lists_are_refused(root: Path, value: Any, message: str) -> None:
@@ -268,7 +277,116 @@ def test_a_palette_map_with_a_changed_bit_is_refused(tmp_path: Path) -> None:
     for position in range(start, whole.index(b"IEND") - 4):
         path.write_bytes(whole[:position] + bytes([whole[position] ^ 1]) + whole[position + 1 :])
         with pytest.raises(DataError, match=r"a\.png cannot be decoded"):
-            read_values(path)
+            read_values(path, LabelValues.of(CAMVID))
+
+
+VOC = [0, 0, 0, 128, 0, 0, 0, 128, 0, 128, 128, 0]  # PASCAL VOC's palette, which tools give any map
+
+
+@pytest.mark.parametrize(
+    ("palette", "order", "classes", "expected"),
+    [
+        ("classes", [2, 0, 1], None, "colours"),  # a painting program or an optimiser has put them in another order
+        ("classes", [0, 1, 2], None, "ids"),
+        ("nothing", [0, 1, 2], None, "ids"),
+        ("VOC", [0, 1, 2], [[128, 0, 0], [9, 9, 9], [8, 8, 8]], "ids"),  # one colour agrees by chance
+        ("VOC", [1, 2, 3], [[128, 0, 0], [0, 128, 0], [128, 128, 0]], "contradiction"),
+        ("one wrong", [0, 1, 2], None, "contradiction"),
+    ],
+)
+def test_palette_whose_colours_are_the_classes_is_read_by_them(
+    tmp_path: Path, palette: str, order: list[int], classes: list[list[int]] | None, expected: str
+) -> None:
+    """`order[id]` is the index that the map has for it."""
+    ids = np.where(IDS == 255, 1, IDS)
+    colors = [0] * 768
+    for label, index in enumerate(order):
+        colors[3 * index : 3 * index + 3] = THREE["colors"][label] if palette == "classes" else [7, 7, 7]
+    if palette == "VOC":
+        colors[: len(VOC)] = VOC
+    if palette == "one wrong":
+        colors[3:6] = THREE["colors"][2]
+
+    def write(path: Path) -> None:
+        picture = Image.fromarray(np.array(order, np.uint8)[ids], "P")
+        picture.putpalette(colors)
+        picture.save(path)
+
+    more = {} if classes is None else {"colors": classes}
+    if expected == "contradiction":
+        with pytest.raises(DataError, match=r"a\.png has a palette that contradicts itself: index 1 has the colour"):
+            read_as(tmp_path, write, **more)
+    else:
+        np.testing.assert_array_equal(read_as(tmp_path, write, **more), ids)
+
+
+@pytest.mark.parametrize("suffix", [".png", ".tiff"])
+@pytest.mark.parametrize("kind", ["16 bits", "three equal channels", "three equal channels of 16 bits"])
+def test_ids_in_unusual_pixels(tmp_path: Path, suffix: str, kind: str) -> None:
+    pixels = IDS.astype(np.uint16) if "16" in kind else IDS
+    pixels = np.dstack([pixels] * 3) if "three" in kind else pixels
+    write = lambda path: path.write_bytes(encode(f"a{suffix}", pixels))  # noqa: E731
+    np.testing.assert_array_equal(read_as(tmp_path, write), IDS)
+    if kind == "16 bits":
+        raw = np.where(IDS == 255, 65535, IDS.astype(np.uint16) + 300).astype(np.uint16)
+        values = {"300": "floor", "301": "wall", "302": "door", "65535": None}
+        write = lambda path: path.write_bytes(encode(f"a{suffix}", raw))  # noqa: E731
+        np.testing.assert_array_equal(read_as(tmp_path, write, label_values=values), IDS)
+
+
+def test_grey_colours_of_classes_stay_colours(tmp_path: Path) -> None:
+    grey = np.full((2, 3, 3), 128, np.uint8)  # CamVid's sky
+    save(tmp_path / "train" / "a.png", image(2, 3))
+    save(tmp_path / "trainannot" / "a.png", grey)
+    assert (open_data(tmp_path, "train")[0][1] == 0).all()
+
+
+@pytest.mark.parametrize("kind", ["JPEG", "WebP", "two pages"])
+def test_label_map_in_a_file_that_may_hold_other_labels_is_refused(tmp_path: Path, kind: str) -> None:
+    """Whatever its suffix says."""
+    first, second = (Image.fromarray(label_map(value)) for value in (1, 2))
+
+    def write(path: Path) -> None:
+        if kind == "two pages":
+            first.save(path, "TIFF", save_all=True, append_images=[second])
+        else:
+            first.convert("RGB").save(path, kind)
+
+    with pytest.raises(DataError, match=rf"a\.png (is in a format that changes values, {kind}|holds 2 pictures)"):
+        read_as(tmp_path, write)
+
+
+def test_names_are_matched_in_both_spellings_and_by_a_pattern(tmp_path: Path) -> None:
+    for name, spelling in (("straße-é", "NFC"), ("Ünder", "NFD")):
+        other = "NFD" if spelling == "NFC" else "NFC"
+        save(tmp_path / "train" / f"{unicodedata.normalize(spelling, name)}.png", image())
+        save(tmp_path / "trainannot" / f"{unicodedata.normalize(other, name)}_mask.png", label_map(1))
+    (tmp_path / "classes.json").write_text(json.dumps(THREE))
+    with pytest.raises(DataError, match=r'declare "label_stem": "\*_mask" in classes\.json'):
+        open_data(tmp_path, "train")
+    (tmp_path / "classes.json").write_text(json.dumps(THREE | {"label_stem": "*_mask"}))
+    assert len(open_data(tmp_path, "train")) == 2
+
+
+def test_image_that_is_turned_and_a_label_map_that_is_not(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    """A label map that states the same orientation is turned with its image."""
+    exif = Image.Exif()
+    exif[0x0112] = 3
+    picture = np.zeros((4, 6, 3), np.uint8)
+    picture[:, :3] = 200
+    labels = np.repeat([[0, 1]], 3, axis=1).repeat(4, axis=0).astype(np.uint8)
+    for folder in ("train", "trainannot"):
+        (tmp_path / folder).mkdir()
+    for name, more in (("a", {"exif": exif}), ("b", {})):
+        Image.fromarray(picture).save(tmp_path / "train" / f"{name}.png", exif=exif)
+        Image.fromarray(labels).save(tmp_path / "trainannot" / f"{name}.png", **more)
+    (tmp_path / "classes.json").write_text(json.dumps(THREE))
+    data = open_data(tmp_path, "train")
+    turned, turned_labels = data[0]
+    assert turned[0, 0, 0] == 0 and turned_labels[0, 0] == 1 and not caplog.records
+    assert data[1][1][0, 0] == 0
+    assert [record.levelname for record in caplog.records] == ["WARNING"]
+    assert "b.png" in (told := caplog.records[0].getMessage()) and "EXIF orientation 3" in told
 
 
 @pytest.mark.parametrize("alpha", [False, True])

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import sys
 import zlib
 from collections.abc import Iterator, Sequence
@@ -15,11 +16,13 @@ import numpy as np
 import numpy.typing as npt
 import pytest
 from helpers import ROOT, SIZE
+from videos import frames_of
 
 from enet_deploy import CAMVID, DataError, open_runner
 from enet_deploy.commands.segment import main
 from enet_deploy.data.scenes import street_scene
 from enet_deploy.images import overlay
+from enet_deploy.media.frames import Frame
 from enet_deploy.media.ros import image_fields, to_bgr
 
 pytest.importorskip("rosbags")
@@ -28,6 +31,8 @@ from rosbags.typesys import Stores, get_typestore
 
 sys.path.insert(0, str(ROOT / "examples" / "ros2_node"))
 from enet_segmentation.segmentation import Segmentation
+
+from enet_deploy.media.bags import Bag
 
 TOPIC = "/camera/image_raw"
 FRAMES = [street_scene(seed, SIZE)[0] for seed in range(3)]
@@ -199,6 +204,120 @@ def test_encodings_and_padded_rows(encoding: str) -> None:
     if encoding == "mono16":
         swapped = make_image(types, False, STAMPS[0], padded(pixels.byteswap(), encoding, is_bigendian=1))
         assert np.array_equal(to_bgr(swapped), bgr)
+
+
+def deep(pixels: npt.NDArray[Any], bits: int) -> npt.NDArray[Any]:
+    return pixels.astype(np.uint16) << (bits - 8)
+
+
+@pytest.mark.parametrize("is_bigendian", [0, 1])
+@pytest.mark.parametrize("bits", [10, 12, 14, 16])
+@pytest.mark.parametrize("encoding", ["mono16", "bgr16", "rgb16", "bayer_rggb16", "16UC1"])
+def test_sixteen_bits_of_which_fewer_are_in_use(encoding: str, bits: int, is_bigendian: int) -> None:
+    bright = RED + 55  # its brightest value needs all bits
+    pixels = {"mono16": GREY + 180, "16UC1": GREY + 180, "bgr16": bright, "rgb16": bright[:, :, ::-1]}.get(encoding)
+    if pixels is None:
+        pixels = mosaic("rggb") + 55
+    wide = deep(pixels, bits)
+    wide = wide.byteswap() if is_bigendian else wide
+    bgr = to_bgr(make_image(message_types(False), False, STAMPS[0], padded(wide, encoding, is_bigendian)))
+    expected = np.dstack([GREY + 180] * 3) if encoding in ("mono16", "16UC1") else bright
+    assert np.abs(bgr.astype(int) - expected).max() <= 1
+
+
+@pytest.mark.parametrize(
+    ("format_", "stored"),
+    [
+        ("rgb8; png compressed ", RED[:, :, ::-1]),
+        ("bgr8; png compressed ", RED[:, :, ::-1]),
+        ("rgb8; png compressed bgr8", RED),
+        ("bgr8; png compressed bgr8", RED),
+        ("rgba8; png compressed bgr8", RED),
+        ("png", RED),
+        ("rgb16; png compressed bgr16", deep(RED, 16)),
+        ("bayer_rggb8; png compressed ", mosaic("rggb")),
+        ("bayer_rggb8; png compressed bgr8", RED),
+        ("mono8; png compressed ", GREY),
+    ],
+)
+def test_format_of_a_compressed_image_says_how_its_channels_are_stored(
+    format_: str, stored: npt.NDArray[np.uint8]
+) -> None:
+    content = cv2.imencode(".png", stored)[1].reshape(-1)
+    expected = np.dstack([GREY] * 3) if format_.startswith("mono") else RED
+    assert np.abs(to_bgr(SimpleNamespace(format=format_, data=content)).astype(int) - expected).max() <= 1
+
+
+def test_compressed_distances_are_no_picture() -> None:
+    with pytest.raises(DataError, match="compressedDepth"):
+        to_bgr(SimpleNamespace(format="16UC1; compressedDepth png", data=np.zeros(20, np.uint8)))
+
+
+def recorded(folder: Path, storage: Any, received: Sequence[int], mode: Any = None) -> Path:
+    """A folder as `ros2 bag record` leaves it."""
+    types = message_types(False)
+    writer = rosbag2.Writer(folder, version=9, storage_plugin=storage)
+    if mode:
+        writer.set_compression(mode, rosbag2.CompressionFormat.ZSTD)
+    with writer:
+        images = writer.add_connection(TOPIC, "sensor_msgs/msg/Image", typestore=types)
+        for index, time in enumerate(received):
+            message = make_image(types, False, STAMPS[0], image_fields(FRAMES[index % 3]))
+            writer.write(images, time, types.serialize_cdr(message, images.msgtype))
+    return folder
+
+
+SECONDS = [10**9 * second for second in (1, 2, 3)]
+
+
+@pytest.mark.parametrize("storage", ["MCAP", "SQLITE3"])
+@pytest.mark.parametrize("what", ["folder", "file", "messages", "compressed file", "killed"])
+def test_what_a_recorder_leaves_is_read(tmp_path: Path, storage: str, what: str) -> None:
+    if (storage, what) == ("MCAP", "messages"):
+        pytest.skip("there is no such file")
+    mode = {"messages": "MESSAGE", "compressed file": "FILE"}.get(what)
+    suffix = ".mcap" if storage == "MCAP" else ".db3"
+    path = recorded(tmp_path / "drive", rosbag2.StoragePlugin[storage], SECONDS, mode and rosbag2.CompressionMode[mode])
+    if what == "killed":
+        (path / "metadata.yaml").unlink()
+    if what in ("file", "messages"):
+        path /= f"drive{suffix}"
+    if what == "compressed file":
+        path /= f"drive{suffix}.zstd"
+    found = frames_of(Bag(path, None))
+    assert [frame.time for frame in found] == [0, 1, 2]
+    assert all(np.array_equal(frame.image, picture) for frame, picture in zip(found, FRAMES, strict=True))
+
+
+def test_recording_that_was_cut_off_is_read_as_far_as_it_is_whole(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    path = recorded(tmp_path / "drive", rosbag2.StoragePlugin.MCAP, [10**9 * second for second in range(60)])
+    (path / "metadata.yaml").unlink()
+    os.truncate(path / "drive.mcap", (path / "drive.mcap").stat().st_size * 7 // 10)
+    found = frames_of(Bag(path, None))
+    assert 20 < len(found) < 42 and [frame.time for frame in found] == list(range(len(found)))
+    assert "is cut off" in caplog.text
+
+
+@pytest.mark.parametrize(
+    ("received", "expected"),
+    [
+        ([0, 10**9, 2 * 10**9], [0, 1, 2]),
+        ([-2 * 10**9, -(10**9), 0], [0, 1, 2]),
+        ([0, 1_790_000_000 * 10**9, 1_790_000_001 * 10**9], [0, 1_790_000_000, 1_790_000_001]),
+        ([2**63 - 3 * 10**9, 2**63 - 2 * 10**9, 2**63 - 10**9], [0, 1, 2]),
+        ([5, 5, 10**9 + 5], [0, 1e-6, 1]),
+    ],
+)
+@pytest.mark.parametrize("storage", ["MCAP", "SQLITE3"])
+def test_times_of_a_bag_rise_whenever_it_was(
+    tmp_path: Path, storage: str, received: list[int], expected: list[float]
+) -> None:
+    if storage == "MCAP" and received[0] < 0:
+        pytest.skip("MCAP counts from 1970")
+    found = Bag(recorded(tmp_path / "drive", rosbag2.StoragePlugin[storage], received), None).frames()
+    assert [float(frame.time) for frame in found if isinstance(frame, Frame) and frame.time is not None] == expected
 
 
 @pytest.mark.parametrize(

@@ -12,7 +12,7 @@ from typing import Any
 
 from ...artifacts import SCHEMA, Metadata
 from ...errors import ArtifactError
-from ...files import digest, write_json
+from ...files import digest, parse_json, write_json
 
 
 @dataclass(frozen=True)
@@ -82,7 +82,7 @@ class EngineCard:
         path = cls.path(engine)
         again = cls.rebuild(engine)
         try:
-            value = json.loads(path.read_text(encoding="utf-8"))
+            value = parse_json(path.read_text(encoding="utf-8"))
             metadata = Metadata.from_text(json.dumps(value["metadata"]), path)
             if value.pop("schema") != SCHEMA:
                 raise ValueError(f"another schema than {SCHEMA}")

@@ -1,0 +1,205 @@
+"""Image files: what their headers say, what is refused before it is decoded, and the scale of 16 bits."""
+
+from __future__ import annotations
+
+import io
+import struct
+from pathlib import Path
+
+import cv2
+import numpy as np
+import pytest
+from helpers import image
+from PIL import Image
+
+from enet_deploy.errors import DataError
+from enet_deploy.image_headers import read_header
+from enet_deploy.images import encode, read_image, require_readable
+
+RNG = np.random.default_rng(0)
+PICTURE = cv2.resize(RNG.integers(0, 256, (6, 8, 3), np.uint8), (128, 96))  # smooth, with bright and dark parts
+SIDE = 22_000
+
+
+def bmp() -> bytes:
+    return (
+        b"BM"
+        + struct.pack("<IHHI", 54, 0, 0, 54)
+        + struct.pack("<IiiHHIIiiII", 40, SIDE, -SIDE, 1, 24, 0, 0, 0, 0, 0, 0)
+    )
+
+
+def tiff() -> bytes:
+    entries = b"".join(struct.pack("<HHII", tag, 4, 1, SIDE) for tag in (256, 257))
+    return b"II*\0" + struct.pack("<IH", 8, 2) + entries + bytes(4)
+
+
+def heif() -> bytes:
+    def box(kind: bytes, body: bytes) -> bytes:
+        return struct.pack(">I4s", 8 + len(body), kind) + body
+
+    size = box(b"ispe", struct.pack(">III", 0, SIDE, SIDE))
+    return box(b"ftyp", b"avif" + bytes(4) + b"avif") + box(b"meta", bytes(4) + box(b"iprp", box(b"ipco", size)))
+
+
+BOMBS = {
+    "bmp": bmp(),
+    "tiff": tiff(),
+    "avif": heif(),
+    "gif": b"GIF89a" + struct.pack("<HHBBB", SIDE, SIDE, 0, 0, 0),
+    "webp": b"RIFF" + struct.pack("<I", 22) + b"WEBPVP8X" + struct.pack("<II", 10, 0) + (b"\xff\xff\x00" * 2),
+    "pnm": f"P5 {SIDE} {SIDE} 255\n".encode(),
+    "pam": f"P7\nWIDTH {SIDE}\nHEIGHT {SIDE}\nDEPTH 1\nMAXVAL 255\nENDHDR\n".encode(),
+    "sun": struct.pack(">IIIIIIII", 0x59A66A95, SIDE, SIDE, 24, 0, 1, 0, 0),
+    "jp2": b"\xff\x4f\xff\x51" + struct.pack(">HHIIIIIIIIHBBB", 41, 0, SIDE, SIDE, 0, 0, SIDE, SIDE, 0, 0, 1, 7, 1, 1)
+    + b"\xff\x52" + struct.pack(">HBBHBBBBBB", 12, 0, 0, 1, 0, 5, 4, 4, 0, 1) + b"\xff\xd9",
+    "jpeg": b"\xff\xd8\xff\xc0" + struct.pack(">HBHHB", 11, 8, SIDE, SIDE, 1) + b"\1\x11\0\xff\xda\0\x08" + bytes(6)
+    + b"\xff\xd9",
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("kind", BOMBS)
+def test_size_of_every_format_is_known_before_it_is_decoded(kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    header = read_header(BOMBS[kind])
+    assert header is not None and header.height * header.width >= 1 << 28
+    with pytest.raises(DataError, match=r"^a claims to be (22000x22000|65536x65536)") as error:
+        require_readable("a", BOMBS[kind])
+    assert "268435456" in str(error.value)
+
+
+@pytest.mark.parametrize("content", [b"", b"no picture", b"\x00\x00\x01\x00icon", b"P6 3"])
+def test_content_of_no_known_header_is_not_decoded(content: bytes) -> None:
+    with pytest.raises(DataError, match="cannot be decoded as an image"):
+        require_readable("a", content)
+
+
+@pytest.mark.parametrize("orientation", range(1, 9))
+@pytest.mark.parametrize("kind", ["JPEG", "PNG", "TIFF", "WebP"])
+def test_every_orientation_of_every_format(tmp_path: Path, kind: str, orientation: int) -> None:
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    path = tmp_path / "a"
+    Image.fromarray(PICTURE[..., ::-1]).save(path, kind, exif=exif, quality=95)
+    upright = {
+        1: PICTURE, 2: PICTURE[:, ::-1], 3: PICTURE[::-1, ::-1], 4: PICTURE[::-1], 5: PICTURE.swapaxes(0, 1),
+        6: np.rot90(PICTURE, -1), 7: PICTURE[::-1, ::-1].swapaxes(0, 1), 8: np.rot90(PICTURE),
+    }[orientation]  # fmt: skip
+    found = read_image(path)
+    assert found.shape == upright.shape and np.abs(found.astype(int) - upright).mean() < 6
+
+
+@pytest.mark.parametrize(("suffix", "bits"), [(".png", 10), (".png", 12), (".tiff", 14), (".jp2", 12), (".ppm", 16)])
+def test_fewer_bits_in_sixteen_are_scaled_and_said(
+    tmp_path: Path, suffix: str, bits: int, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("enet_deploy.console._said", set())
+    path = tmp_path / f"a{suffix}"
+    path.write_bytes(encode(path, PICTURE.astype(np.uint16) << (bits - 8)))  # type: ignore[arg-type]
+    assert np.abs(read_image(path).astype(int) - PICTURE).max() <= 1
+    told = [record.getMessage() for record in caplog.records]
+    assert (len(told), bits) == (1, bits) if bits < 16 else not told
+    assert all(f"only {bits} are in use" in line for line in told)
+
+
+def test_brightest_value_that_a_file_states_is_taken(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    dark = (PICTURE[..., 0].astype(np.uint16) << 2).astype(">u2")
+    (tmp_path / "a.pgm").write_bytes(b"P5 128 96 4095\n" + dark.tobytes())
+    assert np.abs(read_image(tmp_path / "a.pgm")[..., 0].astype(int) - PICTURE[..., 0] / 4).max() <= 1
+    assert not caplog.records
+
+
+@pytest.mark.parametrize("suffix", [".tiff", ".pfm", ".hdr"])
+def test_floating_point_numbers_are_refused(tmp_path: Path, suffix: str) -> None:
+    path = tmp_path / f"a{suffix}"
+    path.write_bytes(cv2.imencode(suffix, (PICTURE / 255).astype(np.float32))[1].tobytes())
+    with pytest.raises(DataError, match=rf"a\{suffix} holds floating-point numbers"):
+        read_image(path)
+
+
+@pytest.mark.parametrize("kind", ["GIF", "WebP", "PNG", "TIFF"])
+def test_several_pictures_are_counted_and_said(tmp_path: Path, kind: str, caplog: pytest.LogCaptureFixture) -> None:
+    pictures = [Image.fromarray(np.full((16, 24, 3), 40 * i, np.uint8)) for i in range(3)]
+    pictures[0].save(tmp_path / "a", kind, save_all=True, append_images=pictures[1:])
+    assert read_image(tmp_path / "a").shape == (16, 24, 3)
+    assert [record.args[1] for record in caplog.records if record.args] == [3]
+
+
+def test_reduced_copy_of_a_page_is_no_second_picture() -> None:
+    content = io.BytesIO()
+    Image.fromarray(image(16, 24)).save(content, "TIFF", save_all=True, append_images=[Image.fromarray(image())])
+    pages = bytearray(content.getvalue())
+    header = read_header(bytes(pages))
+    assert header is not None and header.pictures == 2
+    tag = struct.pack("<HHII", 256, 4, 1, 8) if struct.pack("<HHII", 256, 4, 1, 8) in pages else b""
+    start = pages.index(tag or struct.pack("<HHIH", 256, 3, 1, 8))
+    pages[start : start + 12] = struct.pack("<HHII", 254, 4, 1, 1)  # its width becomes "a reduced copy"
+    header = read_header(bytes(pages))
+    assert header is not None and header.pictures == 1
+
+
+@pytest.mark.parametrize("progressive", [False, True])
+@pytest.mark.parametrize("damage", ["zeros", "cut", "cut and closed", "cut near its end and closed"])
+def test_half_a_jpeg_is_refused(tmp_path: Path, damage: str, progressive: bool) -> None:
+    noise = Image.fromarray(RNG.integers(0, 256, (96, 128, 3), np.uint8))
+    noise.save(tmp_path / "a.jpg", progressive=progressive)
+    whole = (tmp_path / "a.jpg").read_bytes()
+    half = whole[: len(whole) * (9 if "near" in damage else 5) // 10]
+    ending = bytes(len(whole) - len(half)) if damage == "zeros" else b"\xff\xd9" if "closed" in damage else b""
+    assert read_image(tmp_path / "a.jpg").shape == (96, 128, 3)
+    (tmp_path / "a.jpg").write_bytes(half + ending)
+    with pytest.raises(DataError, match=r"a\.jpg (is damaged|cannot be decoded)"):
+        read_image(tmp_path / "a.jpg")
+
+
+@pytest.mark.parametrize("kind", ["WebP", "JPEG2000"])
+def test_zeros_at_the_end_of_a_compressed_file_are_damage(tmp_path: Path, kind: str) -> None:
+    Image.fromarray(RNG.integers(0, 256, (96, 128, 3), np.uint8)).save(tmp_path / "a", kind)
+    whole = (tmp_path / "a").read_bytes()
+    assert read_image(tmp_path / "a").shape == (96, 128, 3)
+    (tmp_path / "a").write_bytes(whole[: len(whole) // 2] + bytes(len(whole) - len(whole) // 2))
+    with pytest.raises(DataError, match="cannot be decoded"):
+        read_image(tmp_path / "a")
+
+
+@pytest.mark.parametrize("value", [0, 128, 255])
+@pytest.mark.parametrize("mode", ["RGB", "L", "CMYK"])
+@pytest.mark.parametrize("progressive", [False, True])
+def test_flat_jpegs_are_whole(
+    tmp_path: Path, value: int, mode: str, progressive: bool, capfd: pytest.CaptureFixture[str]
+) -> None:
+    for size in ((1, 1), (15, 17), (96, 128)):
+        picture = Image.fromarray(np.full((*size, 3), value, np.uint8)).convert(mode)
+        picture.save(tmp_path / "a.jpg", progressive=progressive, optimize=True)
+        with (tmp_path / "a.jpg").open("ab") as file:
+            file.write(bytes(300))  # as some cameras pad it
+        assert read_image(tmp_path / "a.jpg").shape == (*size, 3)
+    assert capfd.readouterr().err == ""
+
+
+@pytest.mark.parametrize("progressive", [False, True])
+def test_jpeg_with_a_jpeg_in_its_exif_is_whole(tmp_path: Path, progressive: bool) -> None:
+    """As cameras and phones have it: the small picture has an end marker too."""
+    thumbnail = cv2.imencode(".jpg", image())[1].tobytes()
+    Image.fromarray(image(96, 128)).save(tmp_path / "a.jpg", progressive=progressive)
+    content = (tmp_path / "a.jpg").read_bytes()
+    exif = b"Exif\0\0II*\0\x08\0\0\0\0\0\0\0\0\0" + thumbnail
+    segment = b"\xff\xe1" + struct.pack(">H", 2 + len(exif)) + exif
+    (tmp_path / "a.jpg").write_bytes(content[:2] + segment + content[2:])
+    assert read_image(tmp_path / "a.jpg").shape == (96, 128, 3)
+
+
+def test_heic_is_read_whole_or_refused(tmp_path: Path) -> None:
+    pillow_heif = pytest.importorskip("pillow_heif")
+    pillow_heif.from_bytes("RGB", PICTURE.shape[1::-1], PICTURE[..., ::-1].tobytes()).save(
+        tmp_path / "a.heic", quality=95
+    )
+    found = read_image(tmp_path / "a.heic")
+    assert found.shape == PICTURE.shape and np.abs(found.astype(int) - PICTURE).mean() < 6
+
+
+def test_heic_without_its_library_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(__import__("sys").modules, "pillow_heif", None)
+    content = heif().replace(b"avif", b"heic").replace(struct.pack(">II", SIDE, SIDE), struct.pack(">II", 64, 64))
+    (tmp_path / "a.heic").write_bytes(content)
+    with pytest.raises(DataError, match=r"a\.heic .*enet-deploy\[heic\]"):
+        read_image(tmp_path / "a.heic")
