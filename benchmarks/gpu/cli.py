@@ -16,7 +16,6 @@ import re
 import signal
 import socket
 import subprocess
-import sys
 import tempfile
 import time
 import zipfile
@@ -26,6 +25,7 @@ from pathlib import Path
 from typing import Any
 
 from enet_deploy import console
+from enet_deploy.child import python_main
 from enet_deploy.commands import cli
 from enet_deploy.data import open_data
 from enet_deploy.environment import environment
@@ -68,11 +68,12 @@ class Command:
 
 def commands(names: Sequence[str], work: Path, out: Path, minutes: float) -> dict[str, Command]:
     """The steps of those names; where all may take longer than `MINUTES`, each may."""
-    module = [sys.executable, "-m", f"{__package__}.steps"]
     longer = max(1.0, minutes / MINUTES)
     return {
         name: Command(
-            STEPS[name].title, STEPS[name].limit * longer, [*module, name, str(work), str(_files(name, out)[0])]
+            STEPS[name].title,
+            STEPS[name].limit * longer,
+            python_main(f"{__package__}.steps", name, str(work), str(_files(name, out)[0])),
         )
         for name in names
     }

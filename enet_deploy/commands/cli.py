@@ -20,7 +20,7 @@ import cv2
 
 from ..artifacts import check_size
 from ..console import printable
-from ..errors import EXTRAS, ArtifactError, EnetError, InputError, missing
+from ..errors import EXTRAS, ArtifactError, EnetError, InputError, is_out_of_memory, missing
 
 Item = TypeVar("Item")
 
@@ -107,6 +107,14 @@ def _run(
     except (EnetError, OSError, ModuleNotFoundError) as error:
         print(f"{parser.prog}: error: {printable(_explained(error))}", file=sys.stderr)
         return error.exit_code if isinstance(error, EnetError) else 2
+    except Exception as error:
+        if not is_out_of_memory(error):
+            raise
+        print(
+            f"{parser.prog}: error: too little memory; close other programs, or work on fewer or smaller images",
+            file=sys.stderr,
+        )
+        return 2
     except KeyboardInterrupt as interrupt:
         print(f"{parser.prog}: interrupted" + "; ".join(["", *map(str, interrupt.args)]), file=sys.stderr)
         return INTERRUPTED

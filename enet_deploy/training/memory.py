@@ -1,4 +1,4 @@
-"""Memory: whether an error means that there was too little, which batch fits, and how glibc keeps freed blocks."""
+"""Memory: which batch fits, and how glibc keeps freed blocks."""
 
 from __future__ import annotations
 
@@ -6,20 +6,9 @@ import contextlib
 import ctypes
 from collections.abc import Callable
 
-import torch
+from ..errors import is_out_of_memory
 
 M_TRIM_THRESHOLD, M_TOP_PAD, M_MMAP_MAX = -1, -2, -4  # of glibc's malloc.h
-
-
-def is_out_of_memory(error: BaseException) -> bool:
-    """Whether a GPU or the machine had too little memory."""
-    if isinstance(error, (MemoryError, torch.OutOfMemoryError)):
-        return True
-    if error.__context__ is not None and is_out_of_memory(error.__context__):
-        return True  # ending a CUDA graph's capture then fails too, with an error of its own
-    # messages of PyTorch's CPU allocator, of oneDNN, and of cuDNN and cuBLAS
-    signs = ("can't allocate memory", "could not create a primitive", "ALLOC_FAILED")
-    return any(sign in str(error) for sign in signs)
 
 
 def halved_batch_that_fits(batch: int, step: Callable[[int], object]) -> int:
