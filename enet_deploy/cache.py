@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import logging
 import os
 import stat
 import tempfile
@@ -11,6 +12,9 @@ from pathlib import Path
 from .errors import ArtifactError
 from .files import atomic_write, digest
 
+log = logging.getLogger(__name__)
+
+_DEFAULT = "XDG_CACHE_HOME for the default one"
 _DIGEST_BYTES = 65  # 64 hex digits and a line feed
 
 
@@ -41,14 +45,14 @@ def private_folder(path: Path) -> Path:
         owners = {os.lstat(path).st_uid, path.stat().st_uid}  # of a link, and of the folder that it leads to
         mode = path.stat().st_mode
     except OSError as error:
-        raise ArtifactError(f"cache {path}: {error}; expected a folder, or a place for one") from None
+        raise ArtifactError(f"cache {path}: {error}; choose another folder ({_DEFAULT})") from None
     if not stat.S_ISDIR(mode):
         raise ArtifactError(f"cache {path} is a file, expected a folder, or a place for one")
     if owners != {os.geteuid()}:
         owner = (owners - {os.geteuid()}).pop()
         raise ArtifactError(
             f"cache {path} belongs to user {owner}, expected yours ({os.geteuid()}): who owns it decides what you run; "
-            "choose another folder (XDG_CACHE_HOME for the default one)"
+            f"choose another folder ({_DEFAULT})"
         )
     if mode & 0o022:
         raise ArtifactError(
@@ -56,6 +60,15 @@ def private_folder(path: Path) -> Path:
             "delete it, or, if you trust what is in it, chmod -R go-w it"
         )
     return path
+
+
+def private_folder_if_possible(path: Path) -> Path | None:
+    """Return `private_folder`, or None with a warning in the log: for files that only save time."""
+    try:
+        return private_folder(path)
+    except ArtifactError as error:
+        log.warning("%s; nothing is kept for the next time", error)
+        return None
 
 
 def read_entry(path: Path) -> bytes:

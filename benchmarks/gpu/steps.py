@@ -699,3 +699,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("work", type=Path, metavar="WORK", help="folder with settings.json, for graphs and engines")
     parser.add_argument("findings", type=Path, metavar="FINDINGS.json", help="file to write")
     return cli.run(parser, _run, argv)
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())

@@ -102,7 +102,10 @@ class OpenVinoRunner(Runner):
         if self.device != "cpu":
             raise BackendError(f"device '{self.device}' for openvino, expected cpu")
         if self._cache is not None:
-            cache.private_folder(self._cache)
+            try:
+                cache.private_folder(self._cache)
+            except ArtifactError as error:
+                raise InputError(str(error)) from None
         content = self.artifact.read_bytes()
         check_graph(content, self.artifact)
         # All that the graph computes is in this file only if it has a digest: others may name further files

@@ -12,7 +12,7 @@ import pytest
 from helpers import SIZE, write_graph
 from onnx import numpy_helper
 
-from enet_deploy import ArtifactError, open_runner
+from enet_deploy import ArtifactError, InputError, open_runner
 from enet_deploy.artifacts import check_digest, graph_metadata, save_graph, sealed, set_graph_metadata
 from enet_deploy.cache import private_folder, read_entry, write_entry
 from enet_deploy.data.scenes import street_scene
@@ -179,7 +179,7 @@ def test_both_caches_refuse_a_folder_of_others(exported: Path, tmp_path: Path, m
         folder.mkdir()
         folder.chmod(0o777)
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
-    with pytest.raises(ArtifactError, match="777"):
+    with pytest.raises(InputError, match="777"):
         open_runner(exported, "openvino", cache=tmp_path / "cache")
     with pytest.raises(ArtifactError, match="777"):
         cached_engine(exported, "trt", "10.0", gpu, 0)

@@ -24,7 +24,7 @@ import tensorrt_standin
 from helpers import SIZE
 
 from enet_deploy import BACKENDS, CAMVID, ArtifactError, BackendError, InputError, Runner, Spec, open_runner
-from enet_deploy.artifacts import METADATA_KEY, Metadata
+from enet_deploy.artifacts import METADATA_KEY, Metadata, save_graph
 from enet_deploy.data.scenes import street_scene
 from enet_deploy.files import sha256
 from enet_deploy.images import UInt8Array
@@ -308,7 +308,7 @@ def pair_runner(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Runn
         model = onnx.load(request.getfixturevalue("exported"))
         for value in (*model.graph.input, *model.graph.output):
             value.type.tensor_type.shape.dim[0].dim_value = 2
-        onnx.save(model, tmp_path / "two.onnx")
+        save_graph(model, tmp_path / "two.onnx")
         runner = runner_class(tmp_path / "two.onnx")
     with runner:
         yield runner

@@ -22,7 +22,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ...artifacts import Metadata, check_digest, graph_metadata, require_finite
-from ...cache import cache_folder, private_folder, read_entry, write_entry
+from ...cache import cache_folder, private_folder_if_possible, read_entry, write_entry
 from ...console import printable
 from ...errors import ArtifactError, BackendError, EnetError, InputError, ParityError
 from ...files import atomic_write, file_lock, require_writable
@@ -348,11 +348,14 @@ def _refusal(parser: Any) -> str:
 @contextmanager
 def _timing_cache(trt: Any, config: Any, options: BuildOptions, gpu: Gpu | None) -> Iterator[None]:
     """Let the build use kernel timings of earlier builds on this GPU, and store the new ones."""
-    if gpu is None or options.timing_cache is None or options.flavour == "trt-rtx":
+    folder = None
+    if gpu is not None and options.timing_cache is not None and options.flavour != "trt-rtx":
+        folder = private_folder_if_possible(options.timing_cache)
+    if gpu is None or folder is None:
         yield
         return
     name = re.sub(r"\W+", "-", f"{gpu.name} {gpu.compute_capability} tensorrt {trt.__version__}").lower()
-    path = private_folder(options.timing_cache) / f"{name}.timing"
+    path = folder / f"{name}.timing"
     for content in (read_entry(path), b""):  # start with an empty one if the file is damaged
         cache = config.create_timing_cache(content)
         if cache is not None and config.set_timing_cache(cache, False):
@@ -522,3 +525,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print(printable(str(error)), file=sys.stderr)
         return error.exit_code
     return 0
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())

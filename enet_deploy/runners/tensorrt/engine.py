@@ -15,7 +15,7 @@ from typing import Any
 
 import numpy as np
 
-from ...cache import cache_folder, private_folder, read_entry, write_entry
+from ...cache import cache_folder, private_folder, private_folder_if_possible, read_entry, write_entry
 from ...child import python_main
 from ...errors import ArtifactError, BackendError
 from ...files import file_lock, sha256
@@ -150,7 +150,9 @@ class Engine:
         }
         self.size = card.metadata.size
         if card.flavour == "trt-rtx":
-            self._configure_rtx(private_folder(cache_folder()) / "runtime" / f"{card.engine_sha256[:32]}.rtx", graphs)
+            folder = private_folder_if_possible(cache_folder())
+            kernels = None if folder is None else folder / "runtime" / f"{card.engine_sha256[:32]}.rtx"
+            self._configure_rtx(kernels, graphs)
 
     def _signature(self) -> Signature:
         names = [self._engine.get_tensor_name(index) for index in range(self._engine.num_io_tensors)]
@@ -163,12 +165,12 @@ class Engine:
             for name in names
         }
 
-    def _configure_rtx(self, path: Path, graphs: bool) -> None:
+    def _configure_rtx(self, path: Path | None, graphs: bool) -> None:
         """Use the file `path` for the kernels that TensorRT-RTX compiles at the first run, for the next process."""
         self._config = self._rtx_config(graphs)
         self._cache = self._config.create_runtime_cache()
         self._cache_path = path
-        self._cached = read_entry(path)
+        self._cached = b"" if path is None else read_entry(path)
         if self._cached:
             self._cache.deserialize(self._cached)  # ignored by the library if it is from another GPU or driver
         self._config.set_runtime_cache(self._cache)
@@ -202,7 +204,7 @@ class Engine:
         """Free the engine, after its executions. Store the kernels that TensorRT-RTX compiled."""
         # serialize() returns None on failure
         compiled = bytes(self._cache.serialize() or b"") if self._cache is not None else b""
-        if compiled and compiled != self._cached:
+        if self._cache is not None and self._cache_path is not None and compiled not in (b"", self._cached):
             write_entry(self._cache_path, compiled)
         self._cache = self._config = self._engine = None
 
