@@ -9,6 +9,7 @@ Importing this package loads numpy and opencv only; each backend's library is im
 """
 
 import logging
+import os
 
 from .artifacts import BUNDLED_WEIGHTS
 from .classes import CAMVID, ClassList
@@ -17,6 +18,10 @@ from .images import colorize
 from .runners import BACKENDS, Runner, Spec, open_runner
 
 __version__ = "0.1.0"
+
+# ONNX Runtime reads it when it is imported. By default it looks up a host of its maker's, and leaves an id in the home
+# folder and a file in the one for temporary files. Whoever has set it keeps his choice
+os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")
 
 logging.getLogger(__name__).addHandler(logging.NullHandler())  # silent until the application configures logging
 

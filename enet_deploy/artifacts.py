@@ -1,7 +1,11 @@
-"""The metadata that weights, exported graphs and engines carry."""
+"""The metadata that weights, exported graphs and engines carry, with a digest of the whole file in it.
+
+A digest shows damage, as of a disk or a copy, not intent: whoever changes a file can compute it again.
+"""
 
 from __future__ import annotations
 
+import contextlib
 import json
 import math
 import re
@@ -11,13 +15,17 @@ from typing import Any, Literal
 
 from .classes import ClassList
 from .errors import ArtifactError, InputError
-from .files import parse_json
+from .files import digest, parse_json
 from .frame_range import FrameRange
 
 METADATA_KEY = "enet_deploy"  # the only key in the metadata of safetensors and ONNX files; its value is JSON
 SCHEMA = 1
 
 BUNDLED_WEIGHTS = Path(__file__).parent / "weights" / "enet-camvid.safetensors"
+
+# How the digest stands in the file: in JSON, in safetensors files in JSON inside JSON. Its own digits count as zeros
+_DIGEST = re.compile(rb'(content_sha256\\*": \\*")([0-9a-f]{64})')
+_NO_DIGEST = "0" * 64
 
 PRECISIONS = ("fp32", "fp16", "int8", "fp16-int8")
 LARGEST = 8192  # pixels per side, more than any camera has: a damaged file must not claim all memory
@@ -99,6 +107,7 @@ class Metadata:
                 "precision": self.precision,
                 "weights_sha256": self.weights_sha256,
                 "details": self.details,
+                "content_sha256": _NO_DIGEST,  # until `sealed` has the whole file
             },
             sort_keys=True,
         )
@@ -145,6 +154,82 @@ def set_graph_metadata(model: Any, metadata: Metadata) -> None:
     """Replace all metadata of an onnx.ModelProto."""
     del model.metadata_props[:]
     model.metadata_props.add(key=METADATA_KEY, value=metadata.to_text())
+
+
+def sealed(content: bytes) -> bytes:
+    """Put the digest of a file's content into its metadata; see `check_digest`."""
+    blank, _ = _without_digest(content)
+    return _DIGEST.sub(lambda found: found[1] + digest(blank).encode(), blank, count=1)
+
+
+def check_digest(content: bytes, source: str | Path) -> bool:
+    """Return whether a file has a digest of its content; files of earlier versions, and edited graphs, have none.
+
+    Raises ArtifactError that names `source` if the content has another digest: a bit in it has changed.
+    """
+    blank, expected = _without_digest(content)
+    if expected == _NO_DIGEST:
+        return False
+    if digest(blank) != expected:
+        raise ArtifactError(
+            f"{source} has the SHA-256 {digest(blank)[:12]}..., expected {expected[:12]}... by its own metadata: it "
+            "changed after it was written; copy or export it again, or save your edit of a graph with "
+            "enet_deploy.artifacts.save_graph"
+        )
+    return True
+
+
+def _without_digest(content: bytes) -> tuple[bytes, str]:
+    found = _DIGEST.search(content)
+    if found is None:
+        return content, _NO_DIGEST
+    return content[: found.start(2)] + _NO_DIGEST.encode() + content[found.end(2) :], found[2].decode()
+
+
+def save_graph(model: Any, path: str | Path) -> None:
+    """Write an onnx.ModelProto with our metadata as a file with a digest.
+
+    Raises ArtifactError if it has no such metadata, or if a weight in it is NaN or infinite.
+    """
+    require_finite(model, path)
+    set_graph_metadata(model, graph_metadata(model, path))
+    Path(path).write_bytes(sealed(model.SerializeToString()))
+
+
+def check_graph(content: bytes, source: str | Path) -> None:
+    """Raise ArtifactError that names `source` if a graph has changed since it was written, or has no finite weights.
+
+    Weights of a graph with a digest were looked at when it was written. For one without, this needs the package onnx.
+    """
+    if check_digest(content, source):
+        return
+    with contextlib.suppress(ModuleNotFoundError):
+        import onnx
+        from google.protobuf.message import DecodeError
+
+        with contextlib.suppress(DecodeError):  # the backend says what is wrong with it
+            require_finite(onnx.load_model_from_string(content), source)
+
+
+def require_finite(model: Any, source: str | Path) -> None:
+    """Raise ArtifactError that names `source` if a weight in an onnx.ModelProto is NaN or infinite."""
+    import numpy as np
+    from onnx import TensorProto, numpy_helper
+
+    floats = (TensorProto.FLOAT, TensorProto.FLOAT16, TensorProto.DOUBLE)
+    constants = (a.t for node in model.graph.node for a in node.attribute if a.HasField("t"))
+    for tensor in (*model.graph.initializer, *constants):
+        if tensor.data_type not in floats or tensor.data_location == TensorProto.EXTERNAL:
+            continue
+        try:
+            finite = np.isfinite(numpy_helper.to_array(tensor)).all()
+        except ValueError:  # fewer bytes than its shape: the backend says so
+            continue
+        if not finite:
+            raise ArtifactError(
+                f"{source} has values in {tensor.name!r:.80} that are NaN or infinite, expected finite ones; export it "
+                "again from weights that enet-train wrote"
+            )
 
 
 def _triple(values: Any) -> tuple[float, float, float]:

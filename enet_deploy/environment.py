@@ -39,7 +39,7 @@ def environment() -> dict[str, Any]:
         "time": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
         "machine": platform.machine(),
         "system": platform.platform(),
-        "processor": _processor(),
+        "processor": processor()[0],
         "cores": os.cpu_count(),
         "memory_gb": round(os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2**30, 1),
         "omp_num_threads": os.environ.get("OMP_NUM_THREADS"),
@@ -54,13 +54,17 @@ def environment() -> dict[str, Any]:
     }
 
 
-def _processor() -> str:
+def processor() -> tuple[str, str]:
+    """Return the name of the first core's model, and its features as Linux lists them, "" if it does not."""
+    found: dict[str, str] = {}
     try:
         with open("/proc/cpuinfo", encoding="utf-8") as file:  # noqa: PTH123  not a file on disk
-            names = [line.split(":", 1)[1].strip() for line in file if line.startswith("model name")]
+            for line in file:
+                key, _, value = line.partition(":")
+                found.setdefault(key.strip().lower(), value.strip())
     except OSError:
-        names = []
-    return names[0] if names else platform.processor()
+        pass
+    return found.get("model name") or platform.processor(), found.get("flags") or found.get("features", "")
 
 
 def _versions() -> dict[str, str]:

@@ -62,3 +62,21 @@ EXTRAS = {
 def missing(module: str) -> str:
     """Return the message for a module that is not installed: its name and the pip command."""
     return f"the package '{module}' is not installed; pip install 'enet-deploy[{EXTRAS[module]}]'"
+
+
+# What libraries say of too little memory in errors of other types: C++ and pybind11, ONNX Runtime, PyTorch and its
+# oneDNN, cuDNN and cuBLAS, OpenCV, Python's threads, the dynamic loader
+_OUT_OF_MEMORY = (
+    *("bad_alloc", "bad allocation", "out of memory", "Out of memory", "Failed to allocate memory"),
+    *("can't allocate memory", "could not create a primitive", "ALLOC_FAILED", "Insufficient memory"),
+    *("can't start new thread", "Cannot allocate memory", "failed to map segment"),
+)
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """Whether a GPU or the machine had too little memory, for this error or for the one during which it was raised."""
+    if isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError":
+        return True
+    if not isinstance(error, EnetError) and any(sign in str(error) for sign in _OUT_OF_MEMORY):
+        return True
+    return error.__context__ is not None and is_out_of_memory(error.__context__)

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, get_args
 import numpy as np
 
 from enet_deploy.artifacts import BUNDLED_WEIGHTS, QdqLayout, graph_metadata
+from enet_deploy.cache import cache_folder
 from enet_deploy.classes import read_classes
 from enet_deploy.commands import cli
 from enet_deploy.data import files_of, find_images, require_same_classes, spread
@@ -19,7 +20,7 @@ from enet_deploy.errors import ArtifactError, BackendError, EnetError, InputErro
 from enet_deploy.files import require_outputs
 from enet_deploy.images import UInt8Array, read_image, resize_image
 from enet_deploy.runners.tensorrt.card import EngineCard
-from enet_deploy.runners.tensorrt.library import FLAVOURS, cache_folder
+from enet_deploy.runners.tensorrt.library import FLAVOURS
 
 if TYPE_CHECKING:
     from enet_deploy.artifacts import Metadata

@@ -22,7 +22,7 @@ import torch
 from torch import Tensor, nn
 
 import enet_deploy
-from enet_deploy.artifacts import check_size, graph_metadata, set_graph_metadata
+from enet_deploy.artifacts import check_size, graph_metadata, save_graph, set_graph_metadata
 from enet_deploy.data.scenes import street_scene
 from enet_deploy.errors import InputError, ParityError
 from enet_deploy.files import atomic_write, require_writable
@@ -216,7 +216,7 @@ def save_verified(
         raise InputError(f"frames has shape {frames.shape}, expected (K, {height}, {width}, 3) with K >= 1")
     onnx.checker.check_model(model, full_check=True)
     with atomic_write(path) as temporary:
-        onnx.save_model(model, temporary)
+        save_graph(model, temporary)
         with open_runner(temporary, backend="ort") as runner:
             agreement = _agreement(runner, reference, frames)
         if agreement < 1 - limit:

@@ -29,7 +29,7 @@ import pytest
 from helpers import SIZE, least_graph, stored, write_graph
 
 from enet_deploy import open_runner
-from enet_deploy.artifacts import BUNDLED_WEIGHTS, graph_metadata
+from enet_deploy.artifacts import BUNDLED_WEIGHTS, graph_metadata, save_graph
 from enet_deploy.benchmarks import cli as bench_cli
 from enet_deploy.calibration import cli as calibration_cli
 from enet_deploy.commands import evaluate
@@ -550,7 +550,7 @@ def test_openvinos_cache_is_of_the_graph_and_not_of_its_name_or_time(exported: P
     path, cache, frame = tmp_path / "enet.onnx", tmp_path / "cache", np.full((1, *SIZE, 3), 90, np.uint8)
     labels = []
     for graph in (changed(exported), onnx.load(exported)):
-        onnx.save(graph, path)
+        save_graph(graph, path)
         os.utime(path, (2e9, 2e9))  # as if the second were written at the same moment, or the clock went back
         with open_runner(path, "openvino", threads=1, cache=cache) as runner:
             labels.append(runner.logits(frame))

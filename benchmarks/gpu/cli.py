@@ -16,7 +16,6 @@ import re
 import signal
 import socket
 import subprocess
-import sys
 import tempfile
 import time
 import zipfile
@@ -26,6 +25,7 @@ from pathlib import Path
 from typing import Any
 
 from enet_deploy import console
+from enet_deploy.child import python_main
 from enet_deploy.commands import cli
 from enet_deploy.data import open_data
 from enet_deploy.environment import environment
@@ -70,7 +70,7 @@ def commands(names: Sequence[str], work: Path, out: Path, minutes: float) -> dic
     """The steps of those names; where all may take longer than `MINUTES`, each may."""
     longer, found = max(1.0, minutes / MINUTES), {}
     for name in names:
-        process = [sys.executable, "-m", f"{__package__}.steps", name, str(work), str(_files(name, out)[0])]
+        process = python_main(f"{__package__}.steps", name, str(work), str(_files(name, out)[0]))
         found[name] = Command(STEPS[name].title, STEPS[name].limit * longer, process)
     return found
 

@@ -27,7 +27,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from enet_deploy import console
-from enet_deploy.artifacts import BUNDLED_WEIGHTS
+from enet_deploy.artifacts import BUNDLED_WEIGHTS, save_graph
+from enet_deploy.child import python_main
 from enet_deploy.commands import cli
 from enet_deploy.data import DataSet, open_data, require_same_classes, spread
 from enet_deploy.data.scenes import street_scene, write_scenes
@@ -109,7 +110,7 @@ def _graph(run: Run, precision: str, size: Size, dynamic: bool = False) -> Path:
     else:
         model = build_graph(BUNDLED_WEIGHTS, precision, size, batch=None)
     with atomic_write(path) as temporary:
-        onnx.save(model, temporary)
+        save_graph(model, temporary)
     return path
 
 
@@ -624,7 +625,7 @@ def train_minute(run: Run) -> None:
     out, size = run.work / "minute", _words(run.settings.sizes[0])
     options = ["--size", size, "--device", run.settings.device, "--batch", str(run.settings.train_batch), "--amp"]
     options += ["--epochs", "1"] if run.settings.rehearsal else TRAIN_FOR
-    command = [sys.executable, "-m", "enet_deploy.commands.train", _training_data(run), "--out", str(out), *options]
+    command = python_main("enet_deploy.commands.train", _training_data(run), "--out", str(out), *options)
     shown = {"what": "enet-train, all of it", "dtype": "bfloat16", "batch": run.settings.train_batch, "size": size}
     with run.found.attempt("training", **shown) as note:
         print("enet-train DATA --out RUN", *options, flush=True)

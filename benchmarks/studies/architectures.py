@@ -18,7 +18,7 @@ import numpy as np
 from rich.console import Console
 
 from enet_deploy import console
-from enet_deploy.artifacts import set_graph_metadata
+from enet_deploy.artifacts import save_graph, set_graph_metadata
 from enet_deploy.commands import cli
 from enet_deploy.data.scenes import street_scene
 from enet_deploy.environment import environment
@@ -61,7 +61,7 @@ def _export(name: str, size: tuple[int, int], path: Path) -> None:
     export(Segmenter(net, metadata.mean, metadata.std).eval(), frames, str(path), ("frames", "labels"))
     model = onnx.load(path)
     set_graph_metadata(model, metadata)
-    onnx.save(model, path)
+    save_graph(model, path)
 
 
 def _export_deployed(size: tuple[int, int], folder: Path, path: Path) -> None:

@@ -180,7 +180,9 @@ def onnxruntime_call(path: str) -> Graph:
 
 
 def openvino_call(path: str) -> Graph:
-    import openvino as ov
+    from enet_deploy.runners.openvino_runner import import_openvino
+
+    ov = import_openvino()
 
     # f32: some CPUs would otherwise be given bfloat16
     config = {"PERFORMANCE_HINT": "LATENCY", "INFERENCE_PRECISION_HINT": "f32"}

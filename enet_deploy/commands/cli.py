@@ -19,7 +19,7 @@ from typing import Any, NoReturn, TextIO, TypeVar, cast
 
 from ..artifacts import check_size
 from ..console import escaped, printable
-from ..errors import EXTRAS, ArtifactError, EnetError, InputError, missing
+from ..errors import EXTRAS, ArtifactError, EnetError, InputError, is_out_of_memory, missing
 from ..images import silence_opencv
 
 Item = TypeVar("Item")
@@ -141,6 +141,14 @@ def _run(
     except (EnetError, OSError, ModuleNotFoundError) as error:
         print(f"{parser.prog}: error: {printable(_explained(error))}", file=sys.stderr)
         return error.exit_code if isinstance(error, EnetError) else 2
+    except Exception as error:
+        if not is_out_of_memory(error):
+            raise
+        print(
+            f"{parser.prog}: error: too little memory; close other programs, or work on fewer or smaller images",
+            file=sys.stderr,
+        )
+        return 2
     except KeyboardInterrupt as interrupt:
         print(f"{parser.prog}: interrupted" + "; ".join(["", *map(str, interrupt.args)]), file=sys.stderr)
         return INTERRUPTED

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ..data import DataSet, files_of, hold_out, join, open_data, without
-from ..errors import ArtifactError, EnetError, InputError
+from ..errors import ArtifactError, EnetError, InputError, is_out_of_memory
 from ..files import only_process, require_outputs
 from ..plots import SUFFIXES, draw_curve, require_plot
 from ..training.recipe import CHOICES, PRESETS, Recipe, shown
@@ -170,8 +170,6 @@ def _device(args: argparse.Namespace) -> torch.device:
 @contextlib.contextmanager
 def _explained_errors(recipe: Recipe, device: torch.device) -> Iterator[None]:
     """Turn errors of torch that the user can mend into an EnetError that says how."""
-    from ..training.memory import is_out_of_memory
-
     try:
         yield
     except (MemoryError, RuntimeError) as error:

@@ -19,6 +19,7 @@ from typing import Any
 import cv2
 import numpy as np
 
+from ..child import python
 from ..classes import ClassList
 from ..errors import BackendError, DataError
 from ..files import atomic_write
@@ -216,9 +217,8 @@ def frame_record(item: LabelledFrame, classes: ClassList) -> dict[str, Any]:
 def _screen_answers() -> bool:
     """Whether a window can be opened. A child process tries, as Qt ends the process if it cannot."""
     try:
-        done = subprocess.run(
-            [sys.executable, "-c", "import cv2; cv2.namedWindow('enet')"], capture_output=True, timeout=SCREEN_SECONDS
-        )
+        command = python("import cv2; cv2.namedWindow('enet')")
+        done = subprocess.run(command, capture_output=True, timeout=SCREEN_SECONDS)
     except subprocess.TimeoutExpired:
         return False
     return done.returncode >= 0  # negative if a signal ended it; `window` explains an exception

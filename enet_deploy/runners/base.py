@@ -7,6 +7,7 @@ import threading
 from abc import ABC, abstractmethod
 from collections import deque
 from collections.abc import Generator, Iterable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 from types import TracebackType
@@ -17,7 +18,7 @@ import numpy.typing as npt
 
 from ..artifacts import Metadata
 from ..classes import ClassList
-from ..errors import ArtifactError, BackendError, InputError
+from ..errors import ArtifactError, BackendError, InputError, is_out_of_memory
 from ..frame_range import FrameRange
 from ..images import UInt8Array, resize_image, resize_labels
 
@@ -27,6 +28,9 @@ if TYPE_CHECKING:
 R = TypeVar("R", bound="Runner")
 
 WARM_UP = 3  # calls at the start of a profile that are not counted
+
+UNWRITTEN = 255  # never a class id: what an array for labels holds until a backend writes them
+_LIBRARIES = ("onnxruntime", "openvino", "torch")  # which raise errors of types of their own
 
 
 @dataclass(frozen=True)
@@ -94,6 +98,7 @@ class Runner(ABC):
         self.device = device
         self._spec: Spec | None = None
         self._process = 0  # id of the process that opened it
+        self._class_count = 0  # also known after close(), under a stream
         # Reentrant, because the garbage collector may close an abandoned stream in the middle of a call
         self._lock = threading.RLock()
 
@@ -128,7 +133,9 @@ class Runner(ABC):
                 if not self.artifact.is_file():
                     why = "is a folder" if self.artifact.is_dir() else "does not exist"
                     raise ArtifactError(f"{self.artifact} {why}; expected a file written by enet-train or enet-export")
-                self._spec = self._open()
+                with self._failures():
+                    self._spec = self._open()
+                self._class_count = len(self._spec.classes)
                 self._process = os.getpid()
         return self
 
@@ -157,14 +164,17 @@ class Runner(ABC):
             out: (N, H, W) uint8, C-contiguous and writable: is filled and returned. Without it a new array is
                 returned. It belongs to the caller; no later call changes it.
 
-        Returns labels (N, H, W) uint8, class ids. Raises InputError for any other array.
+        Returns labels (N, H, W) uint8, class ids, all written by this call. Raises InputError for any other array,
+        BackendError if the backend fails, as without memory. `out` then holds anything, and nothing writes to it later.
         """
         frames = self._checked(frames)
         shape = frames.shape[:3]
-        labels = np.empty(shape, np.uint8) if out is None else self._checked_out(out, shape)
+        labels = unwritten(shape) if out is None else self._checked_out(out, shape)
         with self._lock:
             self._require_open()  # again: another thread may have closed it since the check
-            self._run(frames, labels)
+            with self._failures():
+                self._run(frames, labels)
+            self._require_written(labels)
         return labels if out is None else out
 
     def logits(self, frames: UInt8Array) -> npt.NDArray[np.float32]:
@@ -177,7 +187,11 @@ class Runner(ABC):
             raise ArtifactError(f"{self.artifact} has no output 'logits'; export it with --logits")
         with self._lock:
             self._require_open()
-            return self._run_logits(frames)
+            with self._failures():
+                scores = self._run_logits(frames)
+        if np.isnan(scores.min()):
+            raise BackendError(f"{self.backend} gave logits of {self.artifact} that are no numbers; export it again")
+        return scores
 
     def profile(self, frames: UInt8Array, calls: int = 20) -> list[Operation]:
         """Measure the median time of each operation, in order of execution.
@@ -196,7 +210,8 @@ class Runner(ABC):
         frames = self._checked(frames)
         with self._lock:
             self._require_open()
-            counted = list(self._profile(frames, WARM_UP + calls))[WARM_UP:]
+            with self._failures():
+                counted = list(self._profile(frames, WARM_UP + calls))[WARM_UP:]
         if len({len(call) for call in counted}) != 1 or not counted[0]:
             raise BackendError(
                 f"{self.backend} reported different operations in each call of {self.artifact}, or none at all"
@@ -215,10 +230,7 @@ class Runner(ABC):
         Returns labels (h, w) uint8. The image is resized to the network's size (bilinear), the labels are resized
         back (nearest). Raises InputError for any other array, or if the artifact takes several frames per call.
         """
-        if not isinstance(image, np.ndarray) or image.dtype != np.uint8 or image.ndim != 3 or image.shape[2] != 3:
-            raise InputError(f"image is {_describe(image)}, expected uint8 of shape (height, width, 3) in BGR order")
-        if 0 in image.shape:
-            raise InputError(f"image has shape {image.shape}, expected at least one pixel")
+        check_image(image)
         if self.spec.batch not in (None, 1):
             raise InputError(
                 f"segment takes one image and {self.artifact} takes {self.spec.batch} at a time; "
@@ -227,11 +239,16 @@ class Runner(ABC):
         return self.postprocess(self.infer(self.preprocess(image))[0], (image.shape[0], image.shape[1]))
 
     def preprocess(self, image: UInt8Array) -> UInt8Array:
-        """Run the first step of `segment`: (h, w, 3) -> (1, H, W, 3) at the network's size."""
+        """Run the first step of `segment`: (h, w, 3) -> (1, H, W, 3) at the network's size. Raises as `segment`."""
+        check_image(image)
         return resize_image(image, self.spec.size)[None]
 
     def postprocess(self, labels: UInt8Array, size: tuple[int, int]) -> UInt8Array:
-        """Run the last step of `segment`: (H, W) -> (h, w)."""
+        """Run the last step of `segment`: (H, W) uint8 -> (h, w). Raises InputError for other labels or sizes."""
+        if not isinstance(labels, np.ndarray) or labels.dtype != np.uint8 or labels.shape != self.spec.size:
+            raise InputError(f"labels is {_describe(labels)}, expected uint8 of shape {self.spec.size}")
+        if len(size) != 2 or not all(isinstance(side, int | np.integer) and side > 0 for side in size):
+            raise InputError(f"size {size!r}, expected two whole numbers of at least 1: (height, width)")
         return resize_labels(labels, size)
 
     def stream(self, frames: Iterable[UInt8Array], depth: int = 2) -> Generator[UInt8Array, None, None]:
@@ -241,8 +258,8 @@ class Runner(ABC):
             frames: batches as for `infer`. A batch must not change before its labels are yielded.
             depth: number of batches in flight; with 1 nothing overlaps.
 
-        Yields what `infer` returns. Closing the iterator early waits for the batches in flight. If `frames` raises,
-        labels in flight are lost.
+        Yields what `infer` returns. If `frames` raises, or if the iterator is closed early or forgotten, labels in
+        flight are lost.
         """
         if depth < 1:
             raise InputError(f"depth {depth}, expected at least 1")
@@ -253,17 +270,48 @@ class Runner(ABC):
         from concurrent.futures import ThreadPoolExecutor
 
         pending: deque[Future[UInt8Array]] = deque()
-        with ThreadPoolExecutor(1, thread_name_prefix=f"enet-{self.backend}") as pool:
-            try:
-                for batch in frames:
-                    pending.append(pool.submit(self.infer, batch))
-                    if len(pending) >= depth:
-                        yield pending.popleft().result()
-                while pending:
+        pool = ThreadPoolExecutor(1, thread_name_prefix=f"enet-{self.backend}")
+        try:
+            for batch in frames:
+                pending.append(pool.submit(self.infer, batch))
+                if len(pending) >= depth:
                     yield pending.popleft().result()
-            finally:
-                for future in pending:
-                    future.cancel()
+            while pending:
+                yield pending.popleft().result()
+        finally:
+            # Wait for nothing: the garbage collector may end a forgotten stream in any thread, also in one that holds
+            # the lock for which the pool's thread waits
+            for future in pending:
+                future.cancel()
+            pool.shutdown(wait=False)
+
+    def _require_written(self, labels: Any) -> None:
+        """Raise BackendError unless every label is a class id. The backend got the array from `unwritten`.
+
+        A library that fails without an error, as OpenVINO's CPU plugin does without memory, leaves it as it was. Arrays
+        on a GPU are not looked at.
+        """
+        largest = labels.max() if isinstance(labels, np.ndarray) else 0
+        if largest >= self._class_count:
+            raise BackendError(
+                f"{self.backend} left labels of {self.artifact} unwritten, or gave one the id {largest} of "
+                f"{self._class_count} classes; there may be too little memory, else export the graph again"
+            )
+
+    @contextmanager
+    def _failures(self) -> Iterator[None]:
+        """Raise BackendError in place of an error of the backend's library; others, as of a signal's handler, pass."""
+        try:
+            yield
+        except Exception as error:
+            library = type(error).__module__.split(".")[0]
+            if type(error) not in (RuntimeError, MemoryError) and library not in _LIBRARIES:
+                raise
+            if is_out_of_memory(error):
+                remedy = "close other programs, or take fewer frames at a time"
+                raise BackendError(f"{self.backend} has too little memory for {self.artifact}; {remedy}") from error
+            reason = " ".join(str(error).split())
+            raise BackendError(f"{self.backend} failed on {self.artifact}: {reason}") from error
 
     def _checked(self, frames: Any) -> UInt8Array:
         """Check `frames` and return what `_run` gets. Override it only to accept more than numpy arrays."""
@@ -271,11 +319,12 @@ class Runner(ABC):
         return np.ascontiguousarray(frames)
 
     def _checked_out(self, out: Any, shape: tuple[int, ...]) -> UInt8Array:
-        """Check `out` and return what `_run` gets; see `_checked`."""
+        """Check `out` and return what `_run` gets, without labels in it; see `_checked`."""
         check_out(out, shape)
         labels: UInt8Array = out
         if not (labels.flags.c_contiguous and labels.flags.writeable):
             raise InputError("out is strided or read-only, expected a C-contiguous, writable array")
+        labels.fill(UNWRITTEN)
         return labels
 
     @abstractmethod
@@ -313,6 +362,19 @@ class Runner(ABC):
             qdq_layout=metadata.qdq_layout,
             calibrated_on=metadata.calibrated_on,
         )
+
+
+def unwritten(shape: tuple[int, ...]) -> UInt8Array:
+    """Return an array for labels that holds no class id yet, see `Runner._require_written`."""
+    return np.full(shape, UNWRITTEN, np.uint8)
+
+
+def check_image(image: Any) -> None:
+    """Raise InputError unless `image` is (h, w, 3) uint8 with at least one pixel."""
+    if not isinstance(image, np.ndarray) or image.dtype != np.uint8 or image.ndim != 3 or image.shape[2] != 3:
+        raise InputError(f"image is {_describe(image)}, expected uint8 of shape (height, width, 3) in BGR order")
+    if 0 in image.shape:
+        raise InputError(f"image has shape {image.shape}, expected at least one pixel")
 
 
 def check_frames(frames: Any, spec: Spec, kind: type[Any] = np.ndarray) -> None:

@@ -2,21 +2,27 @@
 
 from __future__ import annotations
 
+import sys
 from collections import deque
 from collections.abc import Generator, Iterator
 from contextlib import suppress
 from dataclasses import dataclass
 from datetime import timedelta
+from importlib import import_module
+from io import BytesIO
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
-from ..artifacts import METADATA_KEY, Metadata
+from .. import cache
+from ..artifacts import METADATA_KEY, Metadata, check_digest, check_graph
+from ..environment import processor
 from ..errors import ArtifactError, BackendError, EnetError, InputError
+from ..files import digest
 from ..images import UInt8Array
-from .base import Operation, Runner, Spec
+from .base import Operation, Runner, Spec, unwritten
 from .graph import Signature, check_signature, check_threads, reading_text
 
 _MILLISECOND = timedelta(milliseconds=1)
@@ -32,6 +38,30 @@ class _Pending:
     labels: UInt8Array
 
 
+def import_openvino() -> Any:
+    """Import OpenVINO without its telemetry, unless the user has told `opt_in_out` to have it.
+
+    By default `import openvino` looks up a host of its maker's and writes an id into the home folder. It does neither
+    if the package openvino-telemetry is missing, so it is hidden during the import.
+    """
+    name = "openvino_telemetry"
+    if "openvino" in sys.modules or name in sys.modules or _telemetry_was_chosen():
+        return import_module("openvino")
+    sys.modules[name] = None  # type: ignore[assignment]  # Python's way to say that a module is missing
+    try:
+        return import_module("openvino")
+    finally:
+        del sys.modules[name]
+
+
+def _telemetry_was_chosen() -> bool:
+    """Return whether the user has answered OpenVINO's question, with yes or no, which is kept in this file."""
+    try:
+        return (Path.home() / "intel" / "openvino_telemetry").is_file()
+    except (OSError, RuntimeError):  # a user without a home
+        return False
+
+
 class OpenVinoRunner(Runner):
     """Runs an exported graph (.onnx) in the graph's own precision.
 
@@ -45,7 +75,8 @@ class OpenVinoRunner(Runner):
         threads: the most threads to use; 0 lets OpenVINO use one per core.
         hint: "latency" computes one batch at a time, on all threads. "throughput" computes several at a time: `stream`
             with a depth of twice the cores yields more frames per second, a single `infer` takes longer.
-        cache: a folder for compiled graphs, which halves the time to open; it is created if it is missing.
+        cache: a folder of your own for compiled graphs, which halves the time to open; it is created if it is missing.
+            A graph without a digest, of an earlier version or edited, is compiled each time.
     """
 
     backend = "openvino"
@@ -64,16 +95,21 @@ class OpenVinoRunner(Runner):
         self._options = {"PERFORMANCE_HINT": hint.upper(), "EXECUTION_MODE_HINT": "ACCURACY"}
         if check_threads(threads):
             self._options["INFERENCE_NUM_THREADS"] = str(threads)
-        if cache is not None:
-            self._options["CACHE_DIR"] = str(cache)
+        self._cache = None if cache is None else Path(cache)
 
     def _open(self) -> Spec:
-        import openvino as ov
-
+        ov = import_openvino()
         if self.device != "cpu":
             raise BackendError(f"device '{self.device}' for openvino, expected cpu")
-        if "CACHE_DIR" in self._options:
-            _make_folder(self._options["CACHE_DIR"])
+        if self._cache is not None:
+            try:
+                cache.private_folder(self._cache)
+            except ArtifactError as error:
+                raise InputError(str(error)) from None
+        content = self.artifact.read_bytes()
+        check_graph(content, self.artifact)
+        # All that the graph computes is in this file only if it has a digest: others may name further files
+        self._content = digest(content) if check_digest(content, self.artifact) else ""
         try:
             with reading_text(self.artifact):
                 model = ov.Core().read_model(self.artifact)
@@ -94,16 +130,30 @@ class OpenVinoRunner(Runner):
 
     def _compile(self, model: Any, output: str, **options: str) -> Any:
         """Compile the graph with this output alone: unused logits would cost a tenth of the time."""
-        import openvino as ov
-
+        ov = import_openvino()
         model = model.clone()
         for result in model.results:
             if output not in result.output(0).names:
                 model.remove_result(result)
+        settings = self._options | options
+        core, entry = ov.Core(), self._entry(output, settings)
         try:
-            return ov.Core().compile_model(model, "CPU", self._options | options)
+            if entry is not None and (blob := cache.read_entry(entry)):
+                return core.import_model(BytesIO(blob), "CPU", settings)
+            compiled = core.compile_model(model, "CPU", settings)
+            if entry is not None:
+                cache.write_entry(entry, bytes(compiled.export_model().getvalue()))
+            return compiled
         except RuntimeError as error:
             raise BackendError(f"openvino cannot compile {self.artifact} for this CPU: {error}") from None
+
+    def _entry(self, output: str, settings: dict[str, str]) -> Path | None:
+        """Return the file in the cache for what this graph is compiled to, by this OpenVINO for this CPU."""
+        if self._cache is None or not self._content:
+            return None
+        version = import_openvino().get_version()
+        key = "\n".join((self._content, output, repr(sorted(settings.items())), version, *processor()))
+        return self._cache / f"{digest(key.encode())[:32]}.blob"
 
     def _run(self, frames: UInt8Array, out: UInt8Array) -> None:
         _create_request(self._with_labels, frames, out).infer(share_outputs=True)
@@ -112,36 +162,53 @@ class OpenVinoRunner(Runner):
         if self._with_logits is None:
             self._with_logits = self._compile(self._model, "logits")
         height, width = self.spec.size
-        logits = np.empty((len(frames), len(self.spec.classes), height, width), np.float32)
+        # `logits` finds what OpenVINO did not write, as it may fail without an error
+        logits = np.full((len(frames), len(self.spec.classes), height, width), np.nan, np.float32)
         _create_request(self._with_logits, frames, logits).infer(share_outputs=True)
         return logits
 
     def _stream(self, frames: Iterator[UInt8Array], depth: int) -> Generator[UInt8Array, None, None]:
+        # A batch stays in `pending` until it is done: OpenVINO uses its arrays, also if a signal's handler raises here
         pending: deque[_Pending | EnetError] = deque()
         try:
             for batch in frames:
-                pending.append(self._submit(batch))
+                pending.append(self._create(batch))
+                if isinstance(pending[-1], _Pending):
+                    pending[-1].request.start_async()
                 if len(pending) >= depth:
-                    yield _collect(pending.popleft())
+                    yield self._collect(pending)
             while pending:
-                yield _collect(pending.popleft())
+                yield self._collect(pending)
         finally:
             for left in pending:
-                with suppress(Exception):
-                    _collect(left)  # its arrays are in use until then
+                if isinstance(left, _Pending):
+                    with suppress(Exception):
+                        left.request.wait()
 
-    def _submit(self, frames: UInt8Array) -> _Pending | EnetError:
-        """Start to label a batch. An error is returned, to be raised in order, after the labels of earlier batches."""
+    def _create(self, frames: UInt8Array) -> _Pending | EnetError:
+        """Prepare to label a batch. An error is returned, to be raised in order, after earlier labels."""
         try:
             frames = self._checked(frames)
-            labels = np.empty(frames.shape[:3], np.uint8)
+            labels = unwritten(frames.shape[:3])
             with self._lock:
                 self._require_open()  # again: another thread may have closed it since the check
-                request = _create_request(self._with_labels, frames, labels)
+                with self._failures():
+                    return _Pending(_create_request(self._with_labels, frames, labels), frames, labels)
         except EnetError as error:
             return error
-        request.start_async()
-        return _Pending(request, frames, labels)
+
+    def _collect(self, pending: deque[_Pending | EnetError]) -> UInt8Array:
+        """Wait for the oldest batch, take it out of `pending` and return its labels, or raise its error."""
+        batch = pending[0]
+        try:
+            if isinstance(batch, EnetError):
+                raise batch
+            with self._failures():
+                batch.request.wait()
+            self._require_written(batch.labels)
+            return batch.labels
+        finally:
+            pending.popleft()
 
     def _profile(self, frames: UInt8Array, calls: int) -> Iterator[list[Operation]]:
         compiled = self._compile(self._model, "labels", PERF_COUNT="YES")
@@ -164,21 +231,12 @@ class OpenVinoRunner(Runner):
         del self._model, self._with_labels, self._with_logits
 
 
-def _collect(batch: _Pending | EnetError) -> UInt8Array:
-    """Wait for a batch and return its labels, or raise its error."""
-    if isinstance(batch, EnetError):
-        raise batch
-    batch.request.wait()
-    return batch.labels
-
-
 def _create_request(compiled: Any, frames: UInt8Array, out: npt.NDArray[Any]) -> Any:
     """Create a request that reads `frames` and fills `out` in place. Keep both arrays until it is done.
 
     Each call creates its own, which takes 0.04 ms: a reused one would still point at the arrays of the last call.
     """
-    import openvino as ov
-
+    ov = import_openvino()
     request = compiled.create_infer_request()
     # OpenVINO cannot share read-only memory; it is copied
     request.set_input_tensor(ov.Tensor(frames, shared_memory=frames.flags.writeable))
@@ -194,11 +252,3 @@ def _signature(model: Any) -> Signature:
         )
         for port in (*model.inputs, *model.outputs)
     }
-
-
-def _make_folder(path: str) -> None:
-    # OpenVINO accepts the name of a file silently and then caches nothing
-    try:
-        Path(path).mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise InputError(f"cache {path}: {error}; expected a folder that exists or can be created") from None

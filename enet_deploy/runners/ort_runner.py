@@ -18,11 +18,11 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from ..artifacts import METADATA_KEY, Metadata
+from ..artifacts import METADATA_KEY, Metadata, check_graph
 from ..errors import ArtifactError, BackendError, InputError
 from ..images import UInt8Array
 from .base import Operation, Runner, Spec
-from .graph import check_signature, check_threads, reading_text
+from .graph import allowed_threads, check_signature, check_threads, reading_text
 
 log = logging.getLogger(__name__)
 
@@ -38,7 +38,7 @@ class OrtRunner(Runner):
     Args:
         artifact: a file that enet-export wrote.
         device: "cpu", "cuda" or "cuda:N".
-        threads: threads per operator on the CPU; 0 lets ONNX Runtime use one per core.
+        threads: threads per operator on the CPU; 0 lets ONNX Runtime use one per core that it may run on.
         provider: on a CUDA device, "cuda" (the default) or "tensorrt". The latter builds an engine each time the
             runner opens, which takes minutes. There is no fallback to another provider.
     """
@@ -64,6 +64,7 @@ class OrtRunner(Runner):
         _require_provider(ort, wanted, self.device)
         if wanted != _CPU:
             _preload_libraries(ort)
+        check_graph(self.artifact.read_bytes(), self.artifact)
         session = self._load(ort, wanted)
         if session.get_providers()[0] != wanted:
             raise BackendError(
@@ -87,7 +88,7 @@ class OrtRunner(Runner):
     def _load(self, ort: Any, provider: str, profile: str = "") -> Any:
         """Create a session with this provider alone. `profile` is the path prefix of a profile; "" for none."""
         options = ort.SessionOptions()
-        options.intra_op_num_threads = self._threads
+        options.intra_op_num_threads = self._threads or allowed_threads()
         options.log_severity_level = 3  # errors come as exceptions
         if _int8_overflows():
             options.add_session_config_entry("session.x64quantprecision", "1")

@@ -115,15 +115,17 @@ class TorchRunner(Runner):
         return copy.deepcopy(weights.net), dataclasses.replace(weights.metadata, weights_sha256=weights.sha256)
 
     def _run(self, frames: UInt8Array, out: UInt8Array) -> None:
-        self._thread.submit(self._label, frames, out).result()
+        # Copied here and not in the thread: it continues if a signal's handler raises while this one waits, and `out`
+        # is then the caller's again
+        np.copyto(out, self._thread.submit(self._label, frames).result())
 
     def _run_logits(self, frames: UInt8Array) -> npt.NDArray[np.float32]:
         return self._thread.submit(self._score, frames).result()
 
-    def _label(self, frames: UInt8Array, out: UInt8Array) -> None:
+    def _label(self, frames: UInt8Array) -> UInt8Array:
         with self._torch.inference_mode():
-            labels = self._compute(self._segmenter, frames)
-            self._torch.from_numpy(out).copy_(labels)
+            labels: UInt8Array = self._compute(self._segmenter, frames).cpu().numpy()
+            return labels
 
     def _score(self, frames: UInt8Array) -> npt.NDArray[np.float32]:
         with self._torch.inference_mode():

@@ -1,4 +1,4 @@
-"""Memory: whether an error means that there was too little, which batch fits, and how glibc keeps freed blocks."""
+"""Memory: which batch fits, and how glibc keeps freed blocks."""
 
 from __future__ import annotations
 
@@ -8,6 +8,8 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import torch
+
+from ..errors import is_out_of_memory
 
 CGROUPS = Path("/sys/fs/cgroup")
 GUESS = 4 << 30  # bytes that are free on a system that does not tell
@@ -56,17 +58,6 @@ def _statistic(path: Path, name: str) -> int:
             if line.startswith(f"{name} "):
                 return int(line.split()[1])
     return 0
-
-
-def is_out_of_memory(error: BaseException) -> bool:
-    """Whether a GPU or the machine had too little memory."""
-    if isinstance(error, (MemoryError, torch.OutOfMemoryError)):
-        return True
-    if error.__context__ is not None and is_out_of_memory(error.__context__):
-        return True  # ending a CUDA graph's capture then fails too, with an error of its own
-    # messages of PyTorch's CPU allocator, of oneDNN, and of cuDNN and cuBLAS
-    signs = ("can't allocate memory", "could not create a primitive", "ALLOC_FAILED")
-    return any(sign in str(error) for sign in signs)
 
 
 def halved_batch_that_fits(batch: int, step: Callable[[int], object]) -> int:

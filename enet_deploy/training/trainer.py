@@ -24,14 +24,14 @@ from .. import console
 from ..artifacts import Metadata
 from ..data import DataSet, read_ahead
 from ..environment import commit
-from ..errors import DataError, EnetError, InputError
+from ..errors import DataError, EnetError, InputError, is_out_of_memory
 from ..model import STRIDE, ENet
 from ..weights import save_weights
 from . import evaluation, prior
 from .checkpoint import CHECKPOINT, Checkpoint, RunIdentity, fitting_state, reading
 from .crops import DROPOUT, ESTIMATE, ORDER, Crops, stream
 from .logs import log_epoch, write_csv
-from .memory import halved_batch_that_fits, is_out_of_memory
+from .memory import halved_batch_that_fits
 from .recipe import Recipe
 from .schedule import Schedule, best_epoch, epochs_in_time, evaluation_is_due, out_of_patience, with_epochs
 from .start import StartingPoint, starting_point

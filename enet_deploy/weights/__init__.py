@@ -10,9 +10,9 @@ import safetensors.torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
-from ..artifacts import METADATA_KEY, Metadata
+from ..artifacts import METADATA_KEY, Metadata, check_digest, sealed
 from ..errors import ArtifactError
-from ..files import atomic_write, sha256
+from ..files import atomic_write, digest
 from ..model import ENet
 
 LARGEST = 1 << 30  # bytes of a weights file: a network 27 times as wide as ENet
@@ -40,7 +40,8 @@ class Weights:
     def read(cls, path: str | Path) -> Weights:
         """Read a file that `save_weights` wrote.
 
-        Raises ArtifactError if the file is missing, is not safetensors, or does not hold exactly ENet's tensors.
+        Raises ArtifactError if the file is missing, has changed since it was written, is not safetensors, or does not
+        hold exactly ENet's tensors.
         """
         path = Path(path)
         _check_file(path)
@@ -50,10 +51,12 @@ class Weights:
                 state = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118  not a dict
         except (SafetensorError, OSError) as error:
             raise ArtifactError(f"{path} is not a whole safetensors file: {error}; train or copy it again") from None
+        content = path.read_bytes()
+        check_digest(content, path)
         net = _network_for(state, metadata)
         _check_tensors(path, state, net)
         net.load_state_dict(state)
-        return cls(path, sha256(path), net.eval(), metadata)
+        return cls(path, digest(content), net.eval(), metadata)
 
 
 def load_weights(path: str | Path) -> tuple[ENet, Metadata]:
@@ -66,7 +69,7 @@ def save_weights(path: str | Path, net: ENet, metadata: Metadata) -> None:
     """Write parameters and running statistics as safetensors, with the metadata in the header."""
     tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in net.state_dict().items()}
     with atomic_write(path) as temporary:
-        temporary.write_bytes(safetensors.torch.save(tensors, {METADATA_KEY: metadata.to_text()}))
+        temporary.write_bytes(sealed(safetensors.torch.save(tensors, {METADATA_KEY: metadata.to_text()})))
 
 
 def _check_file(path: Path) -> None:

@@ -25,7 +25,7 @@ import pytest
 from helpers import SIZE
 
 from enet_deploy import CAMVID, Runner, Spec, open_runner
-from enet_deploy.artifacts import graph_metadata, set_graph_metadata
+from enet_deploy.artifacts import graph_metadata, save_graph, set_graph_metadata
 from enet_deploy.benchmarks import cli
 from enet_deploy.benchmarks.measure import timing
 from enet_deploy.benchmarks.measure.feeds import STAGES, VIDEO_STAGES, StillsFeed, VideoFeed
@@ -186,11 +186,11 @@ def test_unpool_flips_are_counted_by_stage(exported: Path, weights: Path, tmp_pa
     model.graph.initializer.append(onnx.numpy_helper.from_array(np.float32(5), "five"))
     model.graph.node.insert(at + 1, onnx.helper.make_node("Sub", ["five", "first"], [winners]))
     opposite, nameless = tmp_path / "opposite.onnx", tmp_path / "nameless.onnx"
-    onnx.save(model, opposite)  # every winner of the first stage is the place across
+    save_graph(model, opposite)  # every winner of the first stage is the place across
     for node in model.graph.node:
         node.input[:] = [name.replace("winners", "w") for name in node.input]
         node.output[:] = [name.replace("winners", "w") for name in node.output]
-    onnx.save(model, nameless)
+    save_graph(model, nameless)
     frames = [street_scene(seed, SIZE)[0][None] for seed in range(2)]
     found = flips(weights, [exported, opposite, nameless], frames)
     assert found[exported]["bottleneck1_0"] < 1e-3 and found[exported]["bottleneck2_0"] < 1e-3
@@ -484,7 +484,7 @@ def test_refusals(
     }.items():
         model = onnx.load(exported)
         set_graph_metadata(model, dataclasses.replace(metadata, **changes))
-        onnx.save(model, tmp_path / f"{name}.onnx")
+        save_graph(model, tmp_path / f"{name}.onnx")
     filled = [option.format(weights=weights, exported=exported, tmp=tmp_path) for option in options]
     assert cli.main(filled) == 2
     error = capsys.readouterr().err

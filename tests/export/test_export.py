@@ -355,7 +355,7 @@ def test_full_disk_leaves_no_half_file(tmp_path: Path, weights: Path, monkeypatc
         path.write_bytes(b"half")
         raise OSError(errno.ENOSPC, "No space left on device")
 
-    monkeypatch.setattr(onnx, "save_model", save_half)
+    monkeypatch.setattr("enet_deploy.export.to_onnx.save_graph", save_half)
     with pytest.raises(ArtifactError, match=r"enet\.onnx: .*No space left on device"):
         to_onnx(weights, tmp_path / "enet.onnx", size=SIZE, batch=None)
     assert not list(tmp_path.iterdir())

@@ -15,6 +15,7 @@ from onnx import TensorProto, numpy_helper
 
 from enet_deploy import ArtifactError, BackendError, open_runner
 from enet_deploy.artifacts import Metadata, graph_metadata, set_graph_metadata
+from enet_deploy.cache import cache_folder
 from enet_deploy.data import open_data
 from enet_deploy.data.scenes import street_scene
 from enet_deploy.export import cli
@@ -27,7 +28,6 @@ from enet_deploy.images import UInt8Array
 from enet_deploy.metrics import evaluate
 from enet_deploy.runners.tensorrt.card import EngineCard
 from enet_deploy.runners.tensorrt.cuda import Gpu
-from enet_deploy.runners.tensorrt.library import cache_folder
 from enet_deploy.weights import load_weights, save_weights
 
 # share of pixels with PyTorch's label, on street scenes as drawn for 360x480

@@ -18,6 +18,7 @@ import pytest
 from helpers import SIZE, write_graph
 
 from enet_deploy.artifacts import graph_metadata, set_graph_metadata
+from enet_deploy.cache import read_entry
 from enet_deploy.errors import ArtifactError, BackendError, InputError, ParityError
 from enet_deploy.files import sha256
 from enet_deploy.runners.tensorrt.builder import (
@@ -680,13 +681,13 @@ def test_timing_cache_is_kept_per_gpu_and_version(
         to_engine(graph, engine, BuildOptions("trt"))
     folder = tmp_path / "cache" / "enet_deploy"
     orin = "nvidia-orin-nvgpu-8-7-tensorrt"
-    kept = {file.name: file.read_bytes() for file in folder.iterdir()}
+    kept = {file.name: read_entry(file) for file in folder.iterdir()}
     assert kept == {f"{orin}-10-3-0.timing": b"measured.measured.", f"{orin}-11-1-0.timing": b"measured."}
 
     damaged = folder / f"{orin}-11-1-0.timing"
     damaged.write_bytes(b"damaged")
     to_engine(graph, engine, BuildOptions("trt"))
-    assert damaged.read_bytes() == b"measured."
+    assert read_entry(damaged) == b"measured."
 
     install("rtx", "8.6")
     to_engine(graph, engine, BuildOptions("trt-rtx"))

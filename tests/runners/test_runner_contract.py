@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
+import gc
 import itertools
 import shutil
+import signal
+import subprocess
 import sys
+import threading
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from importlib import import_module
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -19,7 +24,7 @@ import tensorrt_standin
 from helpers import SIZE
 
 from enet_deploy import BACKENDS, CAMVID, ArtifactError, BackendError, InputError, Runner, Spec, open_runner
-from enet_deploy.artifacts import METADATA_KEY, Metadata
+from enet_deploy.artifacts import METADATA_KEY, Metadata, save_graph
 from enet_deploy.data.scenes import street_scene
 from enet_deploy.files import sha256
 from enet_deploy.images import UInt8Array
@@ -271,6 +276,7 @@ def test_layout_in_memory_makes_no_difference(runner: Runner, batches: list[UInt
 
 
 BAD_FRAMES = [
+    (np.zeros((1, HEIGHT, WIDTH, 3), np.uint16), "frames is uint16"),
     (np.zeros((1, HEIGHT, WIDTH, 3), np.float32), "frames is float32 of shape .*, expected uint8 of shape"),
     ([[0]], r"frames is a list, expected uint8 of shape \(N, 96, 128, 3\), BGR"),
     (np.zeros((HEIGHT, WIDTH, 3), np.uint8), r"shape \(96, 128, 3\), .*frames\[None\]"),
@@ -285,7 +291,7 @@ BAD_FRAMES = [
 
 @pytest.mark.parametrize(("frames", "message"), BAD_FRAMES)
 def test_bad_frames_are_refused(runner: Runner, frames: Any, message: str) -> None:
-    for call in (runner.infer, runner.logits):
+    for call in (runner.infer, runner.logits, lambda frames: next(runner.stream([frames])), runner.profile):
         with pytest.raises(InputError, match=message):
             call(frames)
 
@@ -302,7 +308,7 @@ def pair_runner(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Runn
         model = onnx.load(request.getfixturevalue("exported"))
         for value in (*model.graph.input, *model.graph.output):
             value.type.tensor_type.shape.dim[0].dim_value = 2
-        onnx.save(model, tmp_path / "two.onnx")
+        save_graph(model, tmp_path / "two.onnx")
         runner = runner_class(tmp_path / "two.onnx")
     with runner:
         yield runner
@@ -316,6 +322,139 @@ def test_fixed_batch(pair_runner: Runner, batches: list[UInt8Array]) -> None:
             pair_runner.infer(frames)
     with pytest.raises(InputError, match=r"takes 2 at a time"):
         pair_runner.segment(batches[0][0])
+
+
+# Backends that fail
+
+
+def silent(runner: Runner, patch: pytest.MonkeyPatch, rows: int) -> None:
+    """Let the backend write the first `rows` rows of labels and then return as if all was well."""
+
+    def run(frames: UInt8Array, out: UInt8Array) -> None:
+        out[:, :rows] = 0
+
+    patch.setattr(runner, "_run", run)
+    # the backends with a stream of their own
+    done = SimpleNamespace(start_async=lambda: None, wait=lambda: None)
+    patch.setattr("enet_deploy.runners.openvino_runner._create_request", lambda *_: done)
+    patch.setattr("enet_deploy.runners.tensorrt.lane.Lane.finish", lambda lane: None)
+
+
+@pytest.mark.parametrize("rows", [0, HEIGHT - 1])
+@pytest.mark.parametrize("door", ["infer", "out", "segment", "stream"])
+def test_labels_that_nobody_wrote_are_an_error(
+    make: Callable[[], Runner], batches: list[UInt8Array], door: str, rows: int
+) -> None:
+    with make() as runner, pytest.MonkeyPatch.context() as patch:
+        out = runner.infer(batches[0])  # labels of another call
+        silent(runner, patch, rows)
+        doors: dict[str, Callable[[], object]] = {
+            "infer": lambda: runner.infer(batches[1]),
+            "out": lambda: runner.infer(batches[1], out=out),
+            "segment": lambda: runner.segment(batches[1][0]),
+            "stream": lambda: list(runner.stream(batches)),
+        }
+        with pytest.raises(BackendError, match="id 255"):
+            doors[door]()
+
+
+class Foreign(Exception):
+    """Raised by somebody else in the middle of a call, as by the handler of a signal."""
+
+
+@pytest.mark.parametrize(
+    ("raised", "expected", "named"),
+    [
+        (RuntimeError("kernel 7 failed"), BackendError, "kernel 7 failed"),
+        (MemoryError("std::bad_alloc"), BackendError, "too little memory"),
+        (RuntimeError("DefaultCPUAllocator: can't allocate memory"), BackendError, "too little memory"),
+        (Foreign("late"), Foreign, "late"),
+        (KeyboardInterrupt("now"), KeyboardInterrupt, "now"),
+    ],
+)
+def test_errors_of_a_backend_are_raised_as_ours(
+    make: Callable[[], Runner], batches: list[UInt8Array], raised: BaseException, expected: type[Exception], named: str
+) -> None:
+    def fail(*_: object) -> None:
+        raise raised
+
+    with make() as runner:
+        expected_labels = runner.infer(batches[0])
+        with pytest.MonkeyPatch.context() as patch:
+            for method in ("_run", "_run_logits", "_profile"):
+                patch.setattr(runner, method, fail)
+            calls: list[Callable[[], object]] = [lambda: runner.infer(batches[0]), lambda: runner.profile(batches[0])]
+            if runner.spec.has_logits:
+                calls.append(lambda: runner.logits(batches[0]))
+            for call in calls:
+                with pytest.raises(expected, match=named):
+                    call()
+        np.testing.assert_array_equal(runner.infer(batches[0]), expected_labels)  # it is usable again
+
+
+def test_out_is_the_callers_after_an_error(weights: Path, batches: list[UInt8Array]) -> None:
+    """A signal's handler raises while PyTorch's thread computes."""
+    pytest.importorskip("torch")
+    started, go_on = threading.Event(), threading.Event()
+
+    def handler(*_: object) -> None:
+        raise Foreign
+
+    class Slow(TorchRunner):
+        def _compute(self, function: Any, frames: UInt8Array) -> Any:
+            labels = super()._compute(function, frames)
+            if started.is_set():
+                signal.pthread_kill(threading.main_thread().ident or 0, signal.SIGUSR1)
+                assert go_on.wait(60)
+            return labels
+
+    before = signal.signal(signal.SIGUSR1, handler)
+    try:
+        with Slow(weights, size=SIZE) as runner:
+            started.set()
+            out = np.zeros(batches[0].shape[:3], np.uint8)
+            with pytest.raises(Foreign):
+                runner.infer(batches[0], out=out)
+            out[:] = 200
+            go_on.set()
+        assert (out == 200).all()  # close() has waited for the thread
+    finally:
+        signal.signal(signal.SIGUSR1, before)
+
+
+def test_logits_that_are_no_numbers_are_an_error(runner: Runner, batches: list[UInt8Array]) -> None:
+    if not runner.spec.has_logits:
+        pytest.skip("the fake runner has no logits")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(runner, "_run_logits", lambda frames: np.full((2, 11, *SIZE), np.nan, np.float32))
+        with pytest.raises(BackendError, match="no numbers"):
+            runner.logits(batches[0])
+
+
+NO_MEMORY = """
+import os, resource, sys, numpy as np
+from enet_deploy import BackendError, open_runner
+runner = open_runner(sys.argv[1], sys.argv[2])
+frames = np.random.default_rng(0).integers(0, 256, (48, *runner.spec.size, 3), np.uint8)
+out = np.full(frames.shape[:3], 9, np.uint8)
+now = int(open("/proc/self/statm").read().split()[0]) * os.sysconf("SC_PAGE_SIZE")
+resource.setrlimit(resource.RLIMIT_AS, (now + (4 << 20),) * 2)
+try:
+    runner.infer(frames, out=out)
+except BackendError:
+    os._exit(0)
+os._exit(1)
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("case", ["torch", "ort", "openvino"])
+def test_no_memory_is_an_error(case: str, request: pytest.FixtureRequest) -> None:
+    _, package, artifact, _ = CASES[case]
+    pytest.importorskip(package)
+    command = [sys.executable, "-c", NO_MEMORY, str(request.getfixturevalue(artifact)), case]
+    done = subprocess.run(command, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
 
 
 # stream
@@ -368,6 +507,27 @@ def test_runner_closed_under_a_stream(make: Callable[[], Runner], batches: list[
         list(stream)
 
 
+def test_stream_that_the_garbage_collector_ends_blocks_nobody(
+    make: Callable[[], Runner], batches: list[UInt8Array]
+) -> None:
+    """It may run in the middle of any call, also of one that holds the runner's lock."""
+    with make() as runner:
+        labels = runner.infer(batches[0])
+        stream = runner.stream(itertools.cycle(batches), depth=4)
+        next(stream)
+        forgotten: list[Any] = [runner.stream(itertools.cycle(batches), depth=4)]
+        next(forgotten[0])
+        forgotten.append(forgotten)
+        ends = threading.Thread(target=stream.close, daemon=True)
+        with runner._lock:
+            ends.start()
+            ends.join(60)
+            assert not ends.is_alive()
+            del forgotten
+            gc.collect()  # in this thread
+        np.testing.assert_array_equal(runner.infer(batches[0]), labels)
+
+
 # segment
 
 
@@ -394,14 +554,32 @@ def test_segment_resizes_bilinear_in_and_nearest_out(runner: Runner, batches: li
         (np.zeros((50, 70), np.uint8), r"image is uint8 of shape \(50, 70\), expected uint8 of shape \(height, width"),
         (np.zeros((50, 70, 4), np.uint8), r"image is uint8 of shape \(50, 70, 4\), expected"),
         (np.zeros((50, 70, 3), np.float32), "image is float32 of shape"),
+        (np.zeros((50, 70, 3), np.uint16), "image is uint16 of shape"),
         (np.zeros((1, 50, 70, 3), np.uint8), r"image is uint8 of shape \(1, 50, 70, 3\)"),
         (np.zeros((0, 70, 3), np.uint8), r"image has shape \(0, 70, 3\)"),
         (None, "image is a NoneType, expected uint8"),  # what cv2.imread gives for a file that is not there
     ],
 )
 def test_bad_images_are_refused(runner: Runner, image: Any, message: str) -> None:
-    with pytest.raises(InputError, match=message):
-        runner.segment(image)
+    for call in (runner.segment, runner.preprocess):
+        with pytest.raises(InputError, match=message):
+            call(image)
+
+
+@pytest.mark.parametrize(
+    ("labels", "size", "named"),
+    [
+        (np.zeros(SIZE, np.int64), (50, 70), "int64"),
+        (np.zeros((1, *SIZE), np.uint8), (50, 70), r"\(1, 96, 128\)"),
+        (np.zeros((90, 120), np.uint8), (50, 70), r"\(90, 120\)"),
+        (np.zeros(SIZE, np.uint8), (0, 70), r"\(0, 70\)"),
+        (np.zeros(SIZE, np.uint8), (50, 70, 3), r"\(50, 70, 3\)"),
+        (np.zeros(SIZE, np.uint8), (50.5, 70), "50.5"),
+    ],
+)
+def test_bad_labels_are_refused(runner: Runner, labels: Any, size: Any, named: str) -> None:
+    with pytest.raises(InputError, match=named):
+        runner.postprocess(labels, size)
 
 
 # logits

@@ -21,7 +21,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ...artifacts import Metadata, graph_metadata
+from ...artifacts import Metadata, check_digest, graph_metadata, require_finite
+from ...cache import cache_folder, private_folder_if_possible, read_entry, write_entry
 from ...console import printable
 from ...errors import ArtifactError, BackendError, EnetError, InputError, ParityError
 from ...files import atomic_write, file_lock, require_writable
@@ -30,7 +31,6 @@ from .card import EngineCard
 from .cuda import Gpu, find_gpu
 from .library import (
     FLAVOURS,
-    cache_folder,
     hardware_level,
     import_tensorrt,
     load_engine,
@@ -189,9 +189,11 @@ def read_graph(path: Path) -> tuple[bytes, Metadata]:
         content = path.read_bytes()
     except OSError as error:
         raise ArtifactError(f"{path} cannot be read ({error.strerror}); expected a graph of enet-export") from None
+    check_digest(content, path)
     model = _parse(content, path)
     if _names_other_files(model):  # TensorRT would open them, wherever they are
         raise ArtifactError(f"{path} names other files for its weights, expected them inside it; export it again")
+    require_finite(model, path)
     with reading_text(path):
         metadata = graph_metadata(model, path)
     if metadata.qdq_layout == "ort":
@@ -346,23 +348,21 @@ def _refusal(parser: Any) -> str:
 @contextmanager
 def _timing_cache(trt: Any, config: Any, options: BuildOptions, gpu: Gpu | None) -> Iterator[None]:
     """Let the build use kernel timings of earlier builds on this GPU, and store the new ones."""
-    if gpu is None or options.timing_cache is None or options.flavour == "trt-rtx":
+    folder = None
+    if gpu is not None and options.timing_cache is not None and options.flavour != "trt-rtx":
+        folder = private_folder_if_possible(options.timing_cache)
+    if gpu is None or folder is None:
         yield
         return
     name = re.sub(r"\W+", "-", f"{gpu.name} {gpu.compute_capability} tensorrt {trt.__version__}").lower()
-    path = options.timing_cache / f"{name}.timing"
-    try:
-        earlier = path.read_bytes()
-    except OSError:
-        earlier = b""
-    for content in (earlier, b""):  # start with an empty one if the file is damaged
+    path = folder / f"{name}.timing"
+    for content in (read_entry(path), b""):  # start with an empty one if the file is damaged
         cache = config.create_timing_cache(content)
         if cache is not None and config.set_timing_cache(cache, False):
             break
     yield
     if (cache := config.get_timing_cache()) is not None:
-        with contextlib.suppress(ArtifactError), atomic_write(path) as temporary:
-            temporary.write_bytes(bytes(cache.serialize()))
+        write_entry(path, bytes(cache.serialize()))
 
 
 # --- progress ----------------------------------------------------------------------------------------------------
@@ -513,12 +513,12 @@ def _require_precision(asked: str, shares: dict[str, float] | None, path: str | 
         )
 
 
-def main(arguments: Sequence[str]) -> int:
+def main(arguments: Sequence[str] | None = None) -> int:
     """Build an engine for `cached_engine`, which runs this in its own process. Arguments: GRAPH ENGINE FLAVOUR.
 
     Returns the exit code. An error is one line on stderr.
     """
-    graph, engine, flavour = arguments
+    graph, engine, flavour = sys.argv[1:] if arguments is None else arguments
     try:
         to_engine(graph, engine, BuildOptions(flavour))
     except EnetError as error:
@@ -528,4 +528,4 @@ def main(arguments: Sequence[str]) -> int:
 
 
 if __name__ == "__main__":
-    raise SystemExit(main(sys.argv[1:]))
+    raise SystemExit(main())

@@ -66,7 +66,9 @@ class EngineCard:
     def write(self, engine: str | Path) -> None:
         """Write the card beside the engine. Raises ArtifactError if that fails."""
         card = {field.name: getattr(self, field.name) for field in dataclasses.fields(self)}
-        write_json(self.path(engine), {"schema": SCHEMA, **card, "metadata": json.loads(self.metadata.to_text())})
+        metadata = json.loads(self.metadata.to_text())
+        del metadata["content_sha256"]  # the graph's own
+        write_json(self.path(engine), {"schema": SCHEMA, **card, "metadata": metadata})
 
     @classmethod
     def read(cls, engine: str | Path) -> EngineCard:

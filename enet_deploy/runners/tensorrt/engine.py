@@ -9,19 +9,20 @@ import math
 import os
 import re
 import subprocess
-import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from ...cache import cache_folder, private_folder, private_folder_if_possible, read_entry, write_entry
+from ...child import python_main
 from ...errors import ArtifactError, BackendError
-from ...files import atomic_write, file_lock, sha256
+from ...files import file_lock, sha256
 from ..graph import Signature, check_signature
 from .card import EngineCard
 from .cuda import Gpu
-from .library import cache_folder, is_valid, load_engine, make_logger, set_rtx_strategies
+from .library import is_valid, load_engine, make_logger, set_rtx_strategies
 
 log = logging.getLogger(__name__)
 
@@ -72,17 +73,25 @@ def cached_engine(onnx: Path, flavour: str, version: str, gpu: Gpu, index: int) 
     """
     from ... import __version__  # part of the key: another version's builder may set other options
 
-    key = "\n".join((sha256(onnx), flavour, version, gpu.name, gpu.compute_capability, __version__))
-    folder = cache_folder() / "engines" / hashlib.sha256(key.encode()).hexdigest()[:32]
+    onnx_sha256 = sha256(onnx)
+    key = "\n".join((onnx_sha256, flavour, version, gpu.name, gpu.compute_capability, __version__))
+    folder = private_folder(cache_folder()) / "engines" / hashlib.sha256(key.encode()).hexdigest()[:32]
     engine = folder / EngineCard.engine_name(onnx, flavour)
-    with contextlib.suppress(ArtifactError):  # missing, damaged, or being written by another process
-        return engine, *EngineCard.load(engine)
+
+    def load() -> tuple[Path, EngineCard, bytes]:
+        card, content = EngineCard.load(engine)
+        if (card.onnx_sha256, card.flavour, card.version) != (onnx_sha256, flavour, version):
+            raise ArtifactError(f"{engine} is the engine of another graph or TensorRT; {card.rebuild(engine, flavour)}")
+        return engine, card, content
+
+    with contextlib.suppress(ArtifactError):  # missing, damaged, another's, or being written by another process
+        return load()
     with _locked(folder):
         with contextlib.suppress(ArtifactError):  # another process has built it while this one waited
-            return engine, *EngineCard.load(engine)
+            return load()
         log.info("building the engine of %s for %s in %s, once", onnx, gpu, folder)
         _build(onnx, engine, flavour, index)
-        return engine, *EngineCard.load(engine)
+        return load()
 
 
 @contextlib.contextmanager
@@ -103,7 +112,7 @@ def _locked(folder: Path) -> Iterator[None]:
 
 def _build(onnx: Path, engine: Path, flavour: str, index: int) -> None:
     """Run the builder in its own process: TensorRT's builder keeps GPU memory until its process ends."""
-    command = [sys.executable, "-m", f"{__package__}.builder", f"{onnx}", f"{engine}", flavour]
+    command = python_main(f"{__package__}.builder", f"{onnx}", f"{engine}", flavour)
     visible = os.environ.get("CUDA_VISIBLE_DEVICES", "")  # the builder uses the first GPU that it sees
     gpu = visible.split(",")[index] if visible else f"{index}"
     environment = {**os.environ, "CUDA_VISIBLE_DEVICES": gpu}
@@ -142,7 +151,9 @@ class Engine:
         }
         self.size = card.metadata.size
         if card.flavour == "trt-rtx":
-            self._configure_rtx(cache_folder() / "runtime" / f"{card.engine_sha256[:32]}.rtx", graphs)
+            folder = private_folder_if_possible(cache_folder())
+            kernels = None if folder is None else folder / "runtime" / f"{card.engine_sha256[:32]}.rtx"
+            self._configure_rtx(kernels, graphs)
 
     def _signature(self) -> Signature:
         names = [self._engine.get_tensor_name(index) for index in range(self._engine.num_io_tensors)]
@@ -155,12 +166,12 @@ class Engine:
             for name in names
         }
 
-    def _configure_rtx(self, path: Path, graphs: bool) -> None:
+    def _configure_rtx(self, path: Path | None, graphs: bool) -> None:
         """Keep the kernels that TensorRT-RTX compiles at the first run in the file `path`, for the next process."""
         self._config = self._rtx_config(graphs)
         self._cache = self._config.create_runtime_cache()
         self._cache_path = path
-        self._cached = path.read_bytes() if path.is_file() else b""
+        self._cached = b"" if path is None else read_entry(path)
         if self._cached:
             self._cache.deserialize(self._cached)  # ignored by the library if it is from another GPU or driver
         self._config.set_runtime_cache(self._cache)
@@ -194,9 +205,8 @@ class Engine:
         """Free the engine, after its executions. Store the kernels that TensorRT-RTX compiled."""
         # serialize() returns None on failure
         compiled = bytes(self._cache.serialize() or b"") if self._cache is not None else b""
-        if compiled and compiled != self._cached:
-            with contextlib.suppress(ArtifactError), atomic_write(self._cache_path) as temporary:
-                temporary.write_bytes(compiled)
+        if self._cache is not None and self._cache_path is not None and compiled not in (b"", self._cached):
+            write_entry(self._cache_path, compiled)
         self._cache = self._config = self._engine = None
 
 

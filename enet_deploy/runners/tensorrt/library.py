@@ -8,11 +8,8 @@ version numbers. The rest of the package uses only what all of them have, and br
 from __future__ import annotations
 
 import functools
-import os
-import tempfile
 from collections import deque
 from importlib import import_module
-from pathlib import Path
 from typing import Any
 
 from ...errors import BackendError, InputError, missing
@@ -86,16 +83,6 @@ def load_engine(trt: Any, engine: bytes, *, host_code: bool = False) -> Any:
         reason = make_logger(trt).told()
         raise BackendError(f"TensorRT {trt.__version__} does not load the engine on this machine: {reason}")
     return loaded
-
-
-def cache_folder() -> Path:
-    """Return the folder for files that can be created again: $XDG_CACHE_HOME/enet_deploy or ~/.cache/enet_deploy."""
-    if os.environ.get("XDG_CACHE_HOME"):
-        return Path(os.environ["XDG_CACHE_HOME"]) / "enet_deploy"
-    try:
-        return Path.home() / ".cache" / "enet_deploy"
-    except RuntimeError:  # a container's user without a home
-        return Path(tempfile.gettempdir()) / f"enet_deploy-{os.getuid()}"
 
 
 # --- differences between versions --------------------------------------------------------------------------------

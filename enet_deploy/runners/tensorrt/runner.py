@@ -15,7 +15,7 @@ import numpy.typing as npt
 
 from ...errors import BackendError, EnetError, InputError
 from ...images import UInt8Array
-from ..base import Operation, Runner, Spec, check_frames, check_out
+from ..base import Operation, Runner, Spec, check_frames, check_out, unwritten
 from .card import EngineCard
 from .cuda import Device, find_gpu, open_device
 from .device_array import DeviceArray
@@ -45,6 +45,7 @@ class TrtRunner(Runner):
             raise InputError(f"flavour '{flavour}', expected one of {', '.join(FLAVOURS)}")
         self._flavour = flavour
         self._graphs = cuda_graphs
+        self._abandoned: deque[Lane] = deque()  # lanes that work for streams which were closed early
 
     def infer(self, frames: Any, out: Any = None) -> Any:
         """Label a batch as `Runner.infer`; frames and labels may stay on the GPU.
@@ -153,6 +154,10 @@ class TrtRunner(Runner):
                 lane.close()
 
     def _take(self) -> Lane:
+        while self._abandoned:
+            lane = self._abandoned.popleft()
+            if lane in self._lanes:  # not of an engine that was closed since
+                self._give_back(lane)
         return self._idle.pop() if self._idle else self._new_lane()
 
     def _give_back(self, lane: Lane) -> None:
@@ -186,15 +191,15 @@ class TrtRunner(Runner):
             while pending:
                 yield self._collect(pending.popleft())
         finally:
-            for waiting in pending:
-                self._wait(waiting)
+            # Wait for nothing, and take no lock: the garbage collector may end a forgotten stream in any thread
+            self._abandoned.extend(waiting.lane for waiting in pending if waiting.lane is not None)
 
     def _submit(self, frames: Any) -> _Pending:
         """Start a batch. An error is kept, to be raised in order, after the labels of earlier batches."""
         pending = _Pending()
         try:
             checked = self._checked(frames)
-            pending.labels = np.empty(checked.shape[:3], np.uint8)
+            pending.labels = unwritten(checked.shape[:3])
             with self._lock:
                 self._require_open()
                 if checked.shape[0] > self._engine.max_batch:
@@ -240,6 +245,7 @@ class TrtRunner(Runner):
         if pending.error is not None:
             raise pending.error
         assert pending.labels is not None
+        self._require_written(pending.labels)
         return pending.labels
 
     def _checked(self, frames: Any) -> Any:
