@@ -9,6 +9,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import cv2
 import numpy as np
 import pytest
 from helpers import claim, image, label_map, save
@@ -121,6 +122,8 @@ def test_bad_files_are_named_when_read(root: Path, damage: Callable[[Path], obje
 
 @pytest.mark.parametrize("suffix", [".png", ".jpg", ".jp2", ".bmp", ".tiff", ".ppm", ".ras", ".gif"])
 def test_size_is_read_from_the_header_of_every_format(suffix: str) -> None:
+    if not cv2.haveImageWriter(f"a{suffix}"):  # GIF since OpenCV 4.12
+        pytest.skip(f"OpenCV {cv2.__version__} cannot write {suffix}")
     content = encode(f"a{suffix}", image(48, 64))
     header = read_header(content)
     assert header is not None and (header.height, header.width, header.pictures) == (48, 64, 1)
