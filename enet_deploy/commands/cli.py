@@ -25,6 +25,7 @@ from ..errors import EXTRAS, ArtifactError, EnetError, InputError, is_out_of_mem
 Item = TypeVar("Item")
 
 INTERRUPTED = 130
+_NO_MEMORY = -1  # not an exit code
 _FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 
@@ -60,7 +61,18 @@ def run(
     is_nested = isinstance(sys.stdout, _Output) or threading.current_thread() is not threading.main_thread()
     replaced = nullcontext() if sys.stdout is None or is_nested else redirect_stdout(cast(TextIO, _Output(sys.stdout)))
     with on_signals(terminate, signal.SIGTERM), replaced:
-        code = _run(parser, command, args)
+        no_memory = f"{parser.prog}: error: too little memory; close other programs, or take fewer or smaller images"
+        try:
+            code = _run(parser, command, args)
+        except Exception as error:
+            if not is_out_of_memory(error):
+                raise
+            code = _NO_MEMORY
+        if code == _NO_MEMORY:  # outside of the handler: the traceback no longer holds the memory of what failed
+            print(no_memory, file=sys.stderr, flush=True)
+            if argv is None:  # a script: the ends of libraries that have lost a thread to this would abort it
+                os._exit(2)
+            code = 2
         try:
             print(end="", flush=True)
         except OSError:  # such as a full disk; `_run` has reported it
@@ -107,14 +119,6 @@ def _run(
     except (EnetError, OSError, ModuleNotFoundError) as error:
         print(f"{parser.prog}: error: {printable(_explained(error))}", file=sys.stderr)
         return error.exit_code if isinstance(error, EnetError) else 2
-    except Exception as error:
-        if not is_out_of_memory(error):
-            raise
-        print(
-            f"{parser.prog}: error: too little memory; close other programs, or work on fewer or smaller images",
-            file=sys.stderr,
-        )
-        return 2
     except KeyboardInterrupt as interrupt:
         print(f"{parser.prog}: interrupted" + "; ".join(["", *map(str, interrupt.args)]), file=sys.stderr)
         return INTERRUPTED

@@ -17,7 +17,7 @@ import onnx
 import pytest
 from helpers import SIZE, write_graph
 
-from enet_deploy.artifacts import graph_metadata, save_graph, set_graph_metadata
+from enet_deploy.artifacts import graph_metadata, set_graph_metadata
 from enet_deploy.cache import read_entry
 from enet_deploy.errors import ArtifactError, BackendError, InputError, ParityError
 from enet_deploy.files import sha256
