@@ -14,6 +14,7 @@ import pytest
 
 from enet_deploy.benchmarks.measure.processes import Processes
 from enet_deploy.child import python, python_main
+from enet_deploy.runners.openvino_runner import _telemetry_was_chosen
 
 OPEN = """
 import os, sys, time
@@ -118,3 +119,11 @@ def test_no_other_way_to_start_python() -> None:
     ]
     assert len(files) > 50
     assert {path.name for path in files if "sys.executable" in path.read_text(encoding="utf-8")} == {"child.py"}
+
+
+def test_user_without_a_home_opens_openvino(monkeypatch: pytest.MonkeyPatch) -> None:
+    def no_home() -> Path:
+        raise RuntimeError("Could not determine home directory.")
+
+    monkeypatch.setattr(Path, "home", no_home)
+    assert not _telemetry_was_chosen()

@@ -62,7 +62,7 @@ def run(
     with _standard_streams():
         args = parser.parse_args(argv)
         with on_signals(end, *ENDING):
-            code = _run(parser, command, args)
+            code = _run_in_memory(parser, command, args, is_script=argv is None)
             try:
                 print(end="", flush=True)
             except OSError:  # such as a full disk; `_run` has reported it
@@ -126,6 +126,26 @@ def ignore_hang_up(number: int) -> None:
         signal.signal(number, signal.SIG_IGN)
 
 
+def _run_in_memory(
+    parser: argparse.ArgumentParser,
+    command: Callable[[argparse.Namespace], None],
+    args: argparse.Namespace,
+    is_script: bool,
+) -> int:
+    """Run the command; too little memory is one line and exit code 2, like any error that the user can correct."""
+    no_memory = f"{parser.prog}: error: too little memory; close other programs, or take fewer or smaller images"
+    try:
+        return _run(parser, command, args)
+    except Exception as error:
+        if not is_out_of_memory(error):
+            raise
+    # Outside of the handler: the traceback no longer holds the memory of what failed
+    print(no_memory, file=sys.stderr, flush=True)
+    if is_script:  # the ends of libraries that have lost a thread to this would abort it
+        os._exit(2)
+    return 2
+
+
 def _run(
     parser: argparse.ArgumentParser, command: Callable[[argparse.Namespace], None], args: argparse.Namespace
 ) -> int:
@@ -141,14 +161,6 @@ def _run(
     except (EnetError, OSError, ModuleNotFoundError) as error:
         print(f"{parser.prog}: error: {printable(_explained(error))}", file=sys.stderr)
         return error.exit_code if isinstance(error, EnetError) else 2
-    except Exception as error:
-        if not is_out_of_memory(error):
-            raise
-        print(
-            f"{parser.prog}: error: too little memory; close other programs, or work on fewer or smaller images",
-            file=sys.stderr,
-        )
-        return 2
     except KeyboardInterrupt as interrupt:
         print(f"{parser.prog}: interrupted" + "; ".join(["", *map(str, interrupt.args)]), file=sys.stderr)
         return INTERRUPTED

@@ -19,7 +19,7 @@ import numpy.typing as npt
 from .. import cache
 from ..artifacts import METADATA_KEY, Metadata, check_digest, check_graph
 from ..environment import processor
-from ..errors import ArtifactError, BackendError, EnetError, InputError
+from ..errors import ArtifactError, BackendError, EnetError, InputError, is_out_of_memory
 from ..files import digest
 from ..images import UInt8Array
 from .base import Operation, Runner, Spec, unwritten
@@ -114,6 +114,8 @@ class OpenVinoRunner(Runner):
             with reading_text(self.artifact):
                 model = ov.Core().read_model(self.artifact)
         except RuntimeError as error:
+            if is_out_of_memory(error):
+                raise
             raise ArtifactError(
                 f"{self.artifact} is no ONNX file that openvino {ov.__version__} can load: {error}"
             ) from None
@@ -145,6 +147,8 @@ class OpenVinoRunner(Runner):
                 cache.write_entry(entry, bytes(compiled.export_model().getvalue()))
             return compiled
         except RuntimeError as error:
+            if is_out_of_memory(error):
+                raise
             raise BackendError(f"openvino cannot compile {self.artifact} for this CPU: {error}") from None
 
     def _entry(self, output: str, settings: dict[str, str]) -> Path | None:

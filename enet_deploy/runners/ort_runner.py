@@ -19,7 +19,7 @@ import numpy as np
 import numpy.typing as npt
 
 from ..artifacts import METADATA_KEY, Metadata, check_graph
-from ..errors import ArtifactError, BackendError, InputError
+from ..errors import ArtifactError, BackendError, InputError, is_out_of_memory
 from ..images import UInt8Array
 from .base import Operation, Runner, Spec
 from .graph import allowed_threads, check_signature, check_threads, reading_text
@@ -107,7 +107,9 @@ class OrtRunner(Runner):
         try:
             # A path and not bytes: with a path ONNX Runtime refuses external data outside the folder
             return ort.InferenceSession(str(self.artifact), options, providers=[(provider, choices)], enable_fallback=0)
-        except Exception as error:  # noqa: BLE001  onnxruntime raises a dozen types; on the CPU all are about the file
+        except Exception as error:  # onnxruntime raises a dozen types; on the CPU all are about the file
+            if is_out_of_memory(error):
+                raise
             if provider != _CPU:
                 _require_libraries(ort, provider, self.device)
                 raise BackendError(

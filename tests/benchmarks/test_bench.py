@@ -443,7 +443,7 @@ def test_foreign_weights_and_no_data(
             ["{exported}", "--device", "cuda", "--backend", "openvino"],
             "device 'cuda' for openvino, expected cpu|'openvino' is not installed",
         ),
-        (["{exported}", "--threads", "-1"], "threads -1, expected a whole number, 0 for one per core"),
+        (["{exported}", "--threads", "-1"], "threads -1, expected a whole number up to 1024, 0 for one per core"),
         (["{exported}", "--json", "{exported}/out.json"], "cannot write"),
         (["{exported}", "--json", "{tmp}"], "cannot write .* it is a folder or a device"),
         (["{exported}", "--html", "{exported}/a.html"], "cannot write"),

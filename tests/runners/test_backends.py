@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import ctypes
 import math
+import os
+import subprocess
 import sys
 import time
 from collections.abc import Iterator
@@ -343,3 +345,33 @@ def test_precise_int8_is_asked_for_where_it_overflows(
     monkeypatch.setattr("enet_deploy.runners.ort_runner._int8_overflows", lambda: overflows)
     with open_runner(exported):
         assert ("session.x64quantprecision=1" in entries) == overflows
+
+
+# Threads
+
+
+@pytest.mark.parametrize("backend", ["ort", "openvino"])
+@pytest.mark.parametrize("threads", [-1, 1.5, "2", None, 1025, 100_000, 2**31, 2**63])
+def test_threads_have_bounds(exported: Path, backend: str, threads: Any) -> None:
+    with pytest.raises(InputError, match=str(threads)):
+        open_runner(exported, backend, threads=threads)
+
+
+MASKED = """
+import glob, os, sys, numpy as np
+core = min(os.sched_getaffinity(0))
+os.sched_setaffinity(0, {core})
+from enet_deploy import open_runner
+with open_runner(sys.argv[1], sys.argv[2]) as runner:
+    runner.infer(np.zeros((1, *runner.spec.size, 3), np.uint8))
+    masks = {tuple(os.sched_getaffinity(int(task))) for task in os.listdir("/proc/self/task")}
+assert masks == {(core,)}, masks
+"""
+
+
+@pytest.mark.skipif(not hasattr(os, "sched_setaffinity") or (os.cpu_count() or 1) < 2, reason="no mask is possible")
+@pytest.mark.parametrize("backend", ["ort", "openvino"])
+def test_threads_stay_on_the_cores_that_they_may_use(exported: Path, backend: str) -> None:
+    pytest.importorskip({"ort": "onnxruntime"}.get(backend, backend))
+    done = subprocess.run([sys.executable, "-c", MASKED, str(exported), backend], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr

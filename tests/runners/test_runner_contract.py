@@ -5,7 +5,6 @@ from __future__ import annotations
 import gc
 import itertools
 import shutil
-import signal
 import subprocess
 import sys
 import threading
@@ -393,33 +392,29 @@ def test_errors_of_a_backend_are_raised_as_ours(
 
 
 def test_out_is_the_callers_after_an_error(weights: Path, batches: list[UInt8Array]) -> None:
-    """A signal's handler raises while PyTorch's thread computes."""
+    """Something raises in the caller, as a signal's handler does, while PyTorch's thread computes."""
     pytest.importorskip("torch")
-    started, go_on = threading.Event(), threading.Event()
+    go_on = threading.Event()
 
-    def handler(*_: object) -> None:
-        raise Foreign
+    class Interrupted(ThreadPoolExecutor):
+        def submit(self, function: Any, /, *arguments: Any) -> Any:
+            super().submit(go_on.wait, 60)
+            super().submit(function, *arguments)
 
-    class Slow(TorchRunner):
-        def _compute(self, function: Any, frames: UInt8Array) -> Any:
-            labels = super()._compute(function, frames)
-            if started.is_set():
-                signal.pthread_kill(threading.main_thread().ident or 0, signal.SIGUSR1)
-                assert go_on.wait(60)
-            return labels
+            def result() -> None:
+                raise Foreign
 
-    before = signal.signal(signal.SIGUSR1, handler)
-    try:
-        with Slow(weights, size=SIZE) as runner:
-            started.set()
-            out = np.zeros(batches[0].shape[:3], np.uint8)
-            with pytest.raises(Foreign):
-                runner.infer(batches[0], out=out)
-            out[:] = 200
-            go_on.set()
-        assert (out == 200).all()  # close() has waited for the thread
-    finally:
-        signal.signal(signal.SIGUSR1, before)
+            return SimpleNamespace(result=result)
+
+    with TorchRunner(weights, size=SIZE) as runner:
+        runner._thread.shutdown()
+        runner._thread = Interrupted(1)
+        out = np.zeros(batches[0].shape[:3], np.uint8)
+        with pytest.raises(Foreign):
+            runner.infer(batches[0], out=out)
+        out[:] = 200
+        go_on.set()
+    assert (out == 200).all()  # close() has waited for the thread
 
 
 def test_logits_that_are_no_numbers_are_an_error(runner: Runner, batches: list[UInt8Array]) -> None:
@@ -751,7 +746,7 @@ def test_damaged_files_are_refused(make: Callable[[], Runner], tmp_path: Path, k
     if EngineCard.path(runner.artifact).is_file():
         shutil.copy(EngineCard.path(runner.artifact), EngineCard.path(damaged))
     runner = type(runner)(damaged)
-    with pytest.raises(ArtifactError, match=rf"damaged\{damaged.suffix} is no.*: .*"):
+    with pytest.raises(ArtifactError, match=rf"damaged\{damaged.suffix} (is no.*: .*|has the SHA-256)"):
         runner.open()
     with pytest.raises(BackendError, match="is not open"):
         runner.infer(np.zeros((1, HEIGHT, WIDTH, 3), np.uint8))
