@@ -14,6 +14,7 @@ import numpy as np
 import numpy.typing as npt
 import onnx
 
+from enet_deploy.artifacts import save_graph
 from enet_deploy.classes import ClassList
 from enet_deploy.data import DataSet
 from enet_deploy.images import UInt8Array
@@ -94,7 +95,7 @@ class Evaluator:
         signal = noise = same = 0.0
         first = not self._labels
         with tempfile.TemporaryDirectory() as folder:
-            onnx.save(model, Path(folder) / "graph.onnx")
+            save_graph(model, Path(folder) / "graph.onnx")
             with open_runner(Path(folder) / "graph.onnx", "ort") as runner:
                 for index, (image, truth) in enumerate(self._progress(self._pairs, title)):
                     logits = runner.logits(runner.preprocess(image))

@@ -34,7 +34,7 @@ def test_no_output_over_what_is_read(scenes: Path, tmp_path: Path, kind: str, wh
     data = tmp_path / "data"
     for name in ("train", "trainannot"):
         (data / name).mkdir(parents=True)
-    (data / "classes.json").write_text("{}")
+    (data / "classes.json").write_text('{"names": ["a", "b"]}')
     (data / "trainannot" / "a.png").write_text("label")
     (tmp_path / "elsewhere.png").write_text("image")
     (data / "train" / "a.png").symlink_to(tmp_path / "elsewhere.png")

@@ -9,7 +9,7 @@ import pytest
 from helpers import write_graph
 
 from enet_deploy.artifacts import METADATA_KEY, Metadata, graph_metadata
-from enet_deploy.benchmarks import run
+from enet_deploy.benchmarks.run import Run
 from enet_deploy.calibration import sensitivity
 from enet_deploy.classes import read_classes
 from enet_deploy.errors import ArtifactError, DataError
@@ -19,7 +19,7 @@ from enet_deploy.runners.tensorrt.card import EngineCard
 READERS: dict[str, tuple[str, Callable[[Path], object]]] = {
     "class list": ("classes.json", lambda path: read_classes(path.parent)),
     "calibration record": ("record.json", Record.read),
-    "result of enet-bench": ("run.json", run.read),
+    "result of enet-bench": ("run.json", Run.read),
     "sensitivity study": ("study.json", lambda path: sensitivity._read_state(path, "")),
     "card of an engine": ("a.engine.json", lambda path: EngineCard.load(path.with_suffix(""))),
     "metadata": ("metadata.json", lambda path: Metadata.from_text(path.read_text(), path)),

@@ -319,7 +319,7 @@ def test_onnxruntime_knows_its_devices(exported: Path, device: str) -> None:
 def test_int8_kernels_that_overflow_are_known(
     machine: str, cpuinfo: str | None, expected: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def read_text(_: Path) -> str:
+    def read_text(_: Path, encoding: str, errors: str = "strict") -> str:
         if cpuinfo is None:
             raise FileNotFoundError
         return cpuinfo
