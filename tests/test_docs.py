@@ -108,13 +108,13 @@ SCRIPTS = scripts()
 
 def call(words: list[str]) -> Call | None:
     """What of this project the words call, if anything."""
-    if words[0] == "enet" and f"enet-{words[1]}" in SCRIPTS:
+    if words[0] == "enet" and f"enet-{' '.join(words[1:2])}" in SCRIPTS:
         return Call(SCRIPTS[f"enet-{words[1]}"], words[2:])
     if words[0] in SCRIPTS:
         return Call(SCRIPTS[words[0]], words[1:])
     if words[0] in ("python", "python3", "torchrun") and "-m" in words:
         at = words.index("-m") + 1
-        if words[at].startswith("enet_deploy."):
+        if "".join(words[at : at + 1]).startswith("enet_deploy."):
             return Call(words[at], words[at + 1 :])
     return None
 
