@@ -7,6 +7,7 @@ import dataclasses
 import hashlib
 import io
 import math
+import zipfile
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -133,6 +134,9 @@ class Checkpoint:
         if not path.is_file():
             raise ArtifactError(f"{path} does not exist; there is no run to resume in {out}: leave out --resume")
         with reading(Path(out)):
+            with zipfile.ZipFile(path) as archive:  # torch.load does not check the sums in it
+                damaged = archive.testzip()
+            _require(damaged is None, "checksum of", damaged)
             state = torch.load(path, map_location="cpu", weights_only=True)
             state |= {
                 "recipe": read_recipe(state["recipe"]),

@@ -32,6 +32,7 @@ from training_runs import (
 )
 
 from enet_deploy.commands import train as train_cli
+from enet_deploy.errors import ArtifactError
 from enet_deploy.training.checkpoint import Checkpoint, fitting_state
 from enet_deploy.training.step import TrainingStep
 from enet_deploy.training.trainer import Trainer
@@ -290,6 +291,16 @@ def test_checkpoint_with_a_wrong_field(
     torch.save(state, tmp_path / "checkpoint.pt")
     assert_refused(train_cli.main([str(scenes), "--out", str(tmp_path), "--resume"]), capsys, "checkpoint.pt")
     assert [path.name for path in tmp_path.iterdir()] == ["checkpoint.pt"]
+
+
+def test_flipped_bits_are_found(finished: Path, tmp_path: Path) -> None:
+    content, path = (finished / "checkpoint.pt").read_bytes(), tmp_path / "checkpoint.pt"
+    for share in (0.2, 0.4, 0.6, 0.8):
+        damaged = bytearray(content)
+        damaged[int(share * len(content))] ^= 1
+        path.write_bytes(damaged)
+        with pytest.raises(ArtifactError, match=r"checkpoint\.pt .*checksum"):
+            Checkpoint.read(tmp_path)
 
 
 def test_optimizers_memory_is_its_own(finished: Path) -> None:
