@@ -297,11 +297,14 @@ def test_memory_is_that_of_the_runners_process(exported: Path) -> None:
 
 def test_load_beside_a_run_is_seen() -> None:
     with watched() as load:
-        end = time.perf_counter() + 0.3
-        while time.perf_counter() < end:
+        begun, used = time.perf_counter(), time.process_time()
+        while time.perf_counter() < begun + 0.3:
             pass
-        quiet = load()
-    assert quiet.others < 0.9 * (os.cpu_count() or 1)  # this process is not another
+        beside = load()
+        own = (time.process_time() - used) / (time.perf_counter() - begun)
+    assert (
+        beside.others + own < (os.cpu_count() or 1) + 0.25
+    )  # this process is not another, however busy the machine is
     code = "import time; end = time.time() + 1.5\nwhile time.time() < end: pass"
     shell = f"{sys.executable} -c '{code}' & sleep 0.8"  # a grandchild without a parent is another program
     with watched() as load:
