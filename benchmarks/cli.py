@@ -94,9 +94,9 @@ def _check_weights(weights: Path) -> str:
     """Raise ArtifactError unless they are whole. Returns their SHA-256."""
     cli.require_weights(weights)
     if weights != BUNDLED_WEIGHTS:  # these are whole, and are the default also on robots without PyTorch
-        from enet_deploy.weights import load_weights
+        from enet_deploy.weights import Weights
 
-        load_weights(weights)
+        return Weights.read(weights).sha256
     return sha256(weights)
 
 

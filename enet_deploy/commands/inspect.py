@@ -8,10 +8,11 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from ..artifacts import Metadata, graph_metadata
+from ..artifacts import Metadata, check_digest, graph_metadata
 from ..console import counted, printable
 from ..errors import ArtifactError
 from ..files import sha256
+from ..runners.graph import parse_graph, reading_text
 from ..runners.tensorrt.card import EngineCard
 from ..runners.tensorrt.library import FLAVOURS
 from . import cli
@@ -50,14 +51,11 @@ def _weights(path: Path) -> tuple[Lines, Metadata]:
 
 
 def _graph(path: Path) -> tuple[Lines, Metadata]:
-    import onnx
-    from google.protobuf.message import DecodeError
-
-    try:
-        model = onnx.load(path, load_external_data=False)
-    except DecodeError:
-        raise ArtifactError(f"{path} is not an ONNX file, or is damaged; export it again with enet-export") from None
-    metadata = graph_metadata(model, path)
+    content = path.read_bytes()
+    check_digest(content, path)
+    model = parse_graph(content, path)
+    with reading_text(path):
+        metadata = graph_metadata(model, path)
     kinds = Counter(node.op_type for node in model.graph.node)
     shown = ", ".join(f"{count} {kind}" for kind, count in kinds.most_common(6))
     ports = (*model.graph.input, *model.graph.output)

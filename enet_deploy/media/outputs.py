@@ -68,9 +68,8 @@ class Outputs:
             raise InputError(f"outputs {', '.join(self.paths)}, expected a different path for each")
         folders = [path for path in paths if path != self.json and names_folder(path)]
         inputs = source.paths if isinstance(source, ImageFiles) else [Path(source.name)]
-        taken = {identity(os.path.realpath(path.parent)) for path in inputs} | {
-            identity(Path(os.path.realpath(path)).parent) for path in inputs
-        }
+        # the folder that a frame is named in, and the one that it lies in if its name is a link
+        taken = {identity(folder) for path in inputs for folder in (path.parent, Path(os.path.realpath(path)).parent)}
         for path in folders:
             if identity(path) in taken:
                 raise InputError(f"{path} holds the input frames; write to another folder")

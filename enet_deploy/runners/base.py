@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import threading
 from abc import ABC, abstractmethod
 from collections import deque
@@ -375,6 +376,12 @@ def check_image(image: Any) -> None:
         raise InputError(f"image is {_describe(image)}, expected uint8 of shape (height, width, 3) in BGR order")
     if 0 in image.shape:
         raise InputError(f"image has shape {image.shape}, expected at least one pixel")
+
+
+def cuda_index(device: str) -> int | None:
+    """Return N of "cuda:N", 0 of "cuda", and None of any other name."""
+    match = re.fullmatch(r"cuda(?::(\d+))?", device)
+    return None if match is None else int(match[1] or 0)
 
 
 def check_frames(frames: Any, spec: Spec, kind: type[Any] = np.ndarray) -> None:

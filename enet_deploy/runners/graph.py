@@ -1,15 +1,19 @@
-"""Checks that all runners of exported graphs (.onnx) share."""
+"""What runners of exported graphs (.onnx) share: reading the file, and checks."""
 
 from __future__ import annotations
 
+import contextlib
 import os
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from ..artifacts import Metadata
-from ..errors import ArtifactError, InputError
+from ..errors import ArtifactError, BackendError, InputError
+
+if TYPE_CHECKING:
+    import onnx
 
 MAX_THREADS = 1024  # more than any machine's cores; each takes memory
 
@@ -23,6 +27,23 @@ def reading_text(path: Path) -> Iterator[None]:
         yield
     except UnicodeDecodeError as error:
         raise ArtifactError(f"{path} has names or metadata that are not UTF-8 ({error}); export it again") from None
+
+
+def parse_graph(content: bytes, path: Path) -> onnx.ModelProto:
+    """Parse the content of the ONNX file at `path`.
+
+    Raises ArtifactError that names `path` if it is no ONNX file, BackendError if the package onnx is not installed.
+    """
+    try:
+        import onnx
+        from google.protobuf.message import DecodeError
+    except ModuleNotFoundError:
+        raise BackendError("the package 'onnx' is not installed; pip install onnx") from None
+    with contextlib.suppress(DecodeError):
+        model = onnx.load_model_from_string(content)
+        if model.HasField("graph"):
+            return model
+    raise ArtifactError(f"{path} is no ONNX file, or damaged; export it again with enet-export")
 
 
 def check_signature(signature: Signature, metadata: Metadata, path: Path) -> int | None:

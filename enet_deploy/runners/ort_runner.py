@@ -21,7 +21,7 @@ import numpy.typing as npt
 from ..artifacts import METADATA_KEY, Metadata, check_graph
 from ..errors import ArtifactError, BackendError, InputError, is_out_of_memory
 from ..images import UInt8Array
-from .base import Operation, Runner, Spec
+from .base import Operation, Runner, Spec, cuda_index
 from .graph import allowed_threads, check_signature, check_threads, reading_text
 
 log = logging.getLogger(__name__)
@@ -59,7 +59,9 @@ class OrtRunner(Runner):
     def _open(self) -> Spec:
         import onnxruntime as ort
 
-        self._index = _device_index(self.device)
+        self._index = cuda_index(self.device)
+        if self._index is None and self.device != "cpu":
+            raise BackendError(f"device '{self.device}' for onnxruntime, expected cpu, cuda or cuda:N")
         wanted = _CPU if self._index is None else _ON_CUDA[self._provider]
         _require_provider(ort, wanted, self.device)
         if wanted != _CPU:
@@ -171,13 +173,6 @@ class OrtRunner(Runner):
 
     def _close(self) -> None:
         del self._session, self._on_device
-
-
-def _device_index(device: str) -> int | None:
-    """Return N of "cuda:N"; None for "cpu"."""
-    if not re.fullmatch(r"cpu|cuda(:\d+)?", device):
-        raise BackendError(f"device '{device}' for onnxruntime, expected cpu, cuda or cuda:N")
-    return None if device == "cpu" else int(device.partition(":")[2] or 0)
 
 
 def _int8_overflows() -> bool:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import copy
 import dataclasses
-import re
 import threading
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -18,7 +17,7 @@ import numpy.typing as npt
 from ..artifacts import Metadata, check_size
 from ..errors import BackendError, InputError
 from ..images import UInt8Array
-from .base import Runner, Spec
+from .base import Runner, Spec, cuda_index
 
 if TYPE_CHECKING:
     import torch
@@ -31,9 +30,10 @@ def torch_device(name: str) -> torch.device:
     """Return the device of this name. Raises BackendError if torch does not have it; there is no fallback."""
     import torch
 
-    if not re.fullmatch(r"cpu|cuda(:\d+)?", name):
+    index = cuda_index(name)
+    if index is None and name != "cpu":
         raise BackendError(f"device '{name}' for torch, expected cpu, cuda or cuda:N")
-    if name != "cpu" and int(name.partition(":")[2] or 0) >= torch.cuda.device_count():
+    if index is not None and index >= torch.cuda.device_count():
         raise BackendError(
             f"device '{name}', but torch {torch.__version__} sees {torch.cuda.device_count()} CUDA devices; use cpu"
         )

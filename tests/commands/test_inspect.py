@@ -55,6 +55,14 @@ def test_engines_are_told_by_their_card(tmp_path: Path, capsys: pytest.CaptureFi
     assert "a.engine" in capsys.readouterr().err
 
 
+def test_graph_that_changed_is_refused(exported: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    content = bytearray(exported.read_bytes())
+    content[len(content) // 2] ^= 1
+    (tmp_path / "changed.onnx").write_bytes(content)
+    assert main([str(tmp_path / "changed.onnx")]) == 2
+    assert "changed.onnx" in capsys.readouterr().err
+
+
 @pytest.mark.parametrize("name", ["missing.onnx", "damaged.onnx", "foreign.txt"])
 def test_what_is_no_artifact_is_refused(tmp_path: Path, name: str, capsys: pytest.CaptureFixture[str]) -> None:
     path = tmp_path / name

@@ -26,7 +26,7 @@ from ...cache import cache_folder, private_folder_if_possible, read_entry, write
 from ...console import printable
 from ...errors import ArtifactError, BackendError, EnetError, InputError, ParityError
 from ...files import atomic_write, file_lock, require_writable
-from ..graph import reading_text
+from ..graph import parse_graph, reading_text
 from .card import EngineCard
 from .cuda import Gpu, find_gpu
 from .library import (
@@ -41,7 +41,6 @@ from .library import (
 )
 
 if TYPE_CHECKING:
-    import onnx
     from google.protobuf.message import Message
 
 Progress = Callable[[str, float], None]  # called with the name of the phase and the finished share in [0, 1]
@@ -190,7 +189,7 @@ def read_graph(path: Path) -> tuple[bytes, Metadata]:
     except OSError as error:
         raise ArtifactError(f"{path} cannot be read ({error.strerror}); expected a graph of enet-export") from None
     check_digest(content, path)
-    model = _parse(content, path)
+    model = parse_graph(content, path)
     if _names_other_files(model):  # TensorRT would open them, wherever they are
         raise ArtifactError(f"{path} names other files for its weights, expected them inside it; export it again")
     require_finite(model, path)
@@ -202,19 +201,6 @@ def read_graph(path: Path) -> tuple[bytes, Metadata]:
             "export it without --target ort"
         )
     return content, metadata
-
-
-def _parse(content: bytes, path: Path) -> onnx.ModelProto:
-    try:
-        import onnx
-        from google.protobuf.message import DecodeError
-    except ModuleNotFoundError:
-        raise BackendError("the package 'onnx' is not installed; pip install onnx") from None
-    with contextlib.suppress(DecodeError):
-        model = onnx.load_model_from_string(content)
-        if model.HasField("graph"):
-            return model
-    raise ArtifactError(f"{path} is no ONNX file, or damaged; export it again with enet-export")
 
 
 def _names_other_files(message: Message) -> bool:

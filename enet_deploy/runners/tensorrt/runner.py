@@ -15,7 +15,7 @@ import numpy.typing as npt
 
 from ...errors import BackendError, EnetError, InputError
 from ...images import UInt8Array
-from ..base import Operation, Runner, Spec, check_frames, check_out, unwritten
+from ..base import Operation, Runner, Spec, check_frames, check_out, cuda_index, unwritten
 from .card import EngineCard
 from .cuda import Device, find_gpu, open_device
 from .device_array import DeviceArray
@@ -61,7 +61,11 @@ class TrtRunner(Runner):
         return super().infer(frames, out)
 
     def _open(self) -> Spec:
-        index = _device_index(self.device)
+        index = cuda_index(self.device)
+        if index is None:
+            raise BackendError(
+                f"device '{self.device}' for TensorRT, expected cuda or cuda:N; for the CPU take the .onnx"
+            )
         if self.artifact.suffix == ".onnx":
             trt, gpu = import_tensorrt(self._flavour), find_gpu(index)
             path, card, content = cached_engine(self.artifact, self._flavour, trt.__version__, gpu, index)
@@ -285,10 +289,3 @@ def _operation(layer: str, ms: float) -> Operation:
     names = tuple(re.findall(r"[\w.]*\w(?:/\w+)+", layer))
     kind = "ForeignNode" if "ForeignNode" in layer else " + ".join(re.sub(r".*/|_\d+$", "", name) for name in names)
     return Operation(names, kind or layer, ms)
-
-
-def _device_index(device: str) -> int:
-    match = re.fullmatch(r"cuda(?::(\d+))?", device)
-    if match is None:
-        raise BackendError(f"device '{device}' for TensorRT, expected cuda or cuda:N; for the CPU take the .onnx")
-    return int(match[1] or 0)
