@@ -19,10 +19,11 @@ import numpy as np
 import numpy.typing as npt
 
 from ..artifacts import METADATA_KEY, Metadata, check_graph
+from ..control_groups import allowed_threads
 from ..errors import ArtifactError, BackendError, InputError, is_out_of_memory
 from ..images import UInt8Array
 from .base import Operation, Runner, Spec, cuda_index
-from .graph import allowed_threads, check_signature, check_threads, reading_text
+from .graph import check_signature, check_threads, reading_text
 
 log = logging.getLogger(__name__)
 
@@ -38,7 +39,7 @@ class OrtRunner(Runner):
     Args:
         artifact: a file that enet-export wrote.
         device: "cpu", "cuda" or "cuda:N".
-        threads: threads per operator on the CPU; 0 lets ONNX Runtime use one per core that it may run on.
+        threads: threads per operator on the CPU; 0 takes one per core that this process may use.
         provider: on a CUDA device, "cuda" (the default) or "tensorrt". The latter builds an engine each time the
             runner opens, which takes minutes. There is no fallback to another provider.
     """
@@ -90,6 +91,8 @@ class OrtRunner(Runner):
     def _load(self, ort: Any, provider: str, profile: str = "") -> Any:
         """Create a session with this provider alone. `profile` is the path prefix of a profile; "" for none."""
         options = ort.SessionOptions()
+        # By itself it starts a thread for each core of the machine and binds it there, also where this process may
+        # run on some of them only, or for part of the time
         options.intra_op_num_threads = self._threads or allowed_threads()
         options.log_severity_level = 3  # errors come as exceptions
         if _int8_overflows():
