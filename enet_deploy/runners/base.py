@@ -133,7 +133,7 @@ class Runner(ABC):
         with self._lock:
             if self._spec is None:
                 if not self.artifact.is_file():
-                    why = "is a folder" if self.artifact.is_dir() else "does not exist"
+                    why = "is a folder or a device" if self.artifact.exists() else "does not exist"
                     raise ArtifactError(f"{self.artifact} {why}; expected a file written by enet-train or enet-export")
                 with self._failures():
                     self._spec = self._open()

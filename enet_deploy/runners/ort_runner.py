@@ -7,6 +7,7 @@ import ctypes
 import io
 import json
 import logging
+import os
 import platform
 import re
 from collections.abc import Iterator
@@ -90,6 +91,7 @@ class OrtRunner(Runner):
 
     def _load(self, ort: Any, provider: str, profile: str = "") -> Any:
         """Create a session with this provider alone. `profile` is the path prefix of a profile; "" for none."""
+        path = _utf8_path(self.artifact)
         options = ort.SessionOptions()
         # By itself it starts a thread for each core of the machine and binds it there, also where this process may
         # run on some of them only, or for part of the time
@@ -111,7 +113,7 @@ class OrtRunner(Runner):
             choices |= {f"trt_{kind}_enable": str(int(kind in precision)) for kind in ("fp16", "int8")}
         try:
             # A path and not bytes: with a path ONNX Runtime refuses external data outside the folder
-            return ort.InferenceSession(str(self.artifact), options, providers=[(provider, choices)], enable_fallback=0)
+            return ort.InferenceSession(path, options, providers=[(provider, choices)], enable_fallback=0)
         except Exception as error:  # onnxruntime raises a dozen types; on the CPU all are about the file
             if is_out_of_memory(error):
                 raise
@@ -176,6 +178,17 @@ class OrtRunner(Runner):
 
     def _close(self) -> None:
         del self._session, self._on_device
+
+
+def _utf8_path(path: Path) -> str:
+    """Return a path as ONNX Runtime takes it, whatever the locale. Raises ArtifactError if it is not UTF-8."""
+    try:
+        return os.fsencode(path).decode()
+    except UnicodeDecodeError:
+        raise ArtifactError(
+            f"{path} is a path that is not UTF-8, which onnxruntime cannot open; rename it or its folder, or take "
+            "the backend openvino"
+        ) from None
 
 
 def _int8_overflows() -> bool:
