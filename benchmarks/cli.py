@@ -286,7 +286,7 @@ def _give(run: Run, outputs: dict[str, Path], pictures: Sequence[Picture] = ()) 
         else:
             text = as_markdown(run) if kind == "markdown" else as_csv(run)
         with atomic_write(path) as temporary:
-            temporary.write_text(text, encoding="utf-8")
+            temporary.write_text(text, encoding="utf-8", errors="backslashreplace")  # names of files
     terminal = console.unfiltered(sys.stdout)  # the run's names are printable
     # a narrow terminal breaks lines; figures must not be cut
     show(run, Console(file=terminal, width=max(Console().width, WIDTH)))

@@ -12,7 +12,7 @@ import numpy as np
 
 from ..classes import ClassList
 from ..console import printable
-from ..files import atomic_write
+from ..files import atomic_write, utf8_path
 from ..images import UInt8Array
 from ..media.drawing import panels, side_by_side
 from .evaluation import CLASS_IOU, Example
@@ -42,9 +42,11 @@ def log_epoch(row: Row, epochs: int) -> None:
     log.info("  ".join([f"epoch {row['epoch']:.0f}/{epochs}", *(f"{name} {row[name]:.5g}" for name in names)]))
 
 
-def require_tensorboard() -> None:
-    """Raise ModuleNotFoundError if event files cannot be written; call this before the long work."""
+def require_tensorboard(folder: Path) -> None:
+    """Raise ModuleNotFoundError or ArtifactError if event files cannot be written; call this before the long work."""
     import torch.utils.tensorboard  # noqa: F401
+
+    utf8_path(folder, "tensorboard")
 
 
 class TensorBoard:
@@ -71,7 +73,7 @@ class TensorBoard:
         from torch.utils.tensorboard import SummaryWriter
 
         if self._writer is None:
-            self._writer = SummaryWriter(str(self.folder), purge_step=self.written + 1)
+            self._writer = SummaryWriter(utf8_path(self.folder, "tensorboard"), purge_step=self.written + 1)
         rows, self.written = history[self.written :], len(history)
         for row in rows:
             for name in row.keys() - {"epoch"}:
