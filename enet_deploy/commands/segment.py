@@ -125,7 +125,7 @@ def _segment(args: argparse.Namespace) -> None:
     source = open_named_source(args, stopped)
     outputs = chosen_outputs(args, source)
     total = None if source.total is None else math.ceil(source.total / args.every)
-    with open_runner(args.artifact, args.backend, args.device) as runner:
+    with open_runner(args.artifact, args.backend, args.device, args.precision) as runner:
         classes = runner.spec.classes
         truth = GroundTruth(source, classes) if args.compare else None
         renderer = FrameRenderer(classes, 0.5 if args.alpha is None else args.alpha, args.legend)
@@ -193,8 +193,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         metavar="F",
         help="frames per second, of images (else they have no times) or on standard input (default: 25)",
     )
-    parser.add_argument("--backend", choices=BACKENDS, help="default: by the artifact's suffix")
+    parser.add_argument("--backend", choices=BACKENDS, help="default: the fastest that is installed")
     parser.add_argument("--device", help="cpu, cuda or cuda:N (default: the backend's own)")
+    cli.add_precision(parser)
     return cli.run(parser, _segment, argv)
 
 
