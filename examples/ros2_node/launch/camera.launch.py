@@ -11,7 +11,7 @@ def generate_launch_description() -> LaunchDescription:
         [
             DeclareLaunchArgument("artifact", description="weights, a graph (.onnx) or an engine"),
             DeclareLaunchArgument("image", default_value="/camera/image_raw", description="topic of the images"),
-            DeclareLaunchArgument("backend", default_value="", description="by default, by the artifact's suffix"),
+            DeclareLaunchArgument("backend", default_value="", description="by default, the fastest that is installed"),
             Node(
                 package="enet_segmentation",
                 executable="segmentation",
