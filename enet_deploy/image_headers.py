@@ -1,7 +1,15 @@
 """What an image file says of itself, read from its header without decoding it.
 
 Every format that is decoded has its parser here, so that the size is known before any pixel takes memory, and so that
-the number of pictures, the orientation and the largest value are read and not guessed.
+the number of pictures, the orientation and the largest value are read and not guessed. Pillow does not replace them:
+
+    PNG             it decodes the picture to find an orientation behind it, and refuses checksums that OpenCV accepts
+    JPEG            it does not tell where the data ends
+    JPEG 2000, WebP it does not tell whether the file is lossless, how many bits it has, whether it is whole
+    TIFF, EXIF      it refuses 16-bit RGB, and it reads every value of every tag
+    GIF             it tells no size without a first picture
+    AVIF, HEIF      it reads them with some builds and plugins only
+    PNM             it reads no PAM and tells no largest value
 """
 
 from __future__ import annotations
@@ -326,10 +334,6 @@ def _sun(content: bytes) -> Header:
     return Header("Sun raster", height, width)
 
 
-def _floats(name: str) -> Callable[[bytes], Header]:
-    return lambda _: Header(name, 0, 0, is_float=True)
-
-
 _PARSERS: tuple[tuple[bytes, Callable[[bytes], Header]], ...] = (
     (re.escape(PNG_SIGNATURE), _png),
     (rb"\xff\xd8\xff", _jpeg),
@@ -341,6 +345,6 @@ _PARSERS: tuple[tuple[bytes, Callable[[bytes], Header]], ...] = (
     (rb"[\x00-\xff]{4}ftyp(avif|avis|mif1|msf1|hei[cmsx]|hev[cmsx])", _heif),
     (rb"P[1-7Ff]\s", _pnm),
     (rb"\x59\xa6\x6a\x95", _sun),
-    (rb"#\?(RADIANCE|RGBE)", _floats("Radiance HDR")),
-    (rb"\x76\x2f\x31\x01", _floats("OpenEXR")),
+    (rb"#\?(RADIANCE|RGBE)", lambda _: Header("Radiance HDR", 0, 0, is_float=True)),
+    (rb"\x76\x2f\x31\x01", lambda _: Header("OpenEXR", 0, 0, is_float=True)),
 )

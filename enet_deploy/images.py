@@ -175,6 +175,14 @@ def eight_bits(name: Path | str, pixels: npt.NDArray[Any], maximum: int | None =
     return cv2.convertScaleAbs(pixels, alpha=255 / maximum).astype(np.uint8, copy=False), note
 
 
+def scaled(name: Path | str, pixels: npt.NDArray[Any], maximum: int | None = None) -> UInt8Array:
+    """Scale decoded pixels as `eight_bits`; if the scale was guessed, log that once."""
+    result, note = eight_bits(name, pixels, maximum)
+    if note:
+        warn_once(log, f"%s has {note} (said once)", name)
+    return result
+
+
 def encode(name: Path | str, pixels: UInt8Array) -> bytes:
     """Encode (h, w) or (h, w, 3) BGR pixels in the format of the file name's suffix.
 

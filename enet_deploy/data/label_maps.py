@@ -22,8 +22,8 @@ class Values(NamedTuple):
 
     Attributes:
         pixels: (H, W) uint8 or uint16 ids, or int32 0xRRGGBB if the file holds colours.
-        orientation: by which they were turned, 1 to 8 as in EXIF; 1 if the file does not say.
-        notes: what may be meant in another way.
+        orientation: how the pixels were turned, 1 to 8 as in EXIF; 1 if the file does not say.
+        notes: what in the file is ambiguous, and how it is read.
     """
 
     pixels: npt.NDArray[np.integer[Any]]
@@ -77,9 +77,9 @@ def _mask_note(pixels: npt.NDArray[np.integer[Any]], values: LabelValues, void: 
 def read_values(path: Path, known: LabelValues) -> Values:
     """Read the values of a label map, turned as the file says.
 
-    One channel holds ids, of 1, 2, 4, 8 or 16 bits. A PNG's palette indices are ids too, unless its colours are those
-    of the classes in another order. Three channels hold colours; three equal ones, which are no colours of classes,
-    hold ids.
+    One channel holds ids of 1, 2, 4, 8 or 16 bits. The palette indices of a PNG are ids too, unless its palette has the
+    classes' colours in another order. Three channels hold colours; if the three are equal and are not colours of
+    classes, they hold ids.
 
     Raises DataError, naming the file, if it is in a lossy format, holds several pictures, or cannot be read.
     """
@@ -118,7 +118,7 @@ def read_values(path: Path, known: LabelValues) -> Values:
 
 
 def _by_color(pixels: UInt8Array, known: LabelValues, orientation: int) -> Values:
-    """The values of (H, W, 4) BGRA pixels: colours, or ids if the channels are equal and the ids are known better."""
+    """The values of (H, W, 4) BGRA pixels: colours, or ids if the channels are equal and more values are known ids."""
     colors: npt.NDArray[np.int32] = pixels.view("<i4")[..., 0] & 0xFFFFFF
     ids = pixels[..., 0]
     if (ids != pixels[..., 1]).any() or (ids != pixels[..., 2]).any():
