@@ -1,4 +1,4 @@
-"""Training images on the training device: held there as uint8, cropped and augmented there, a batch at a time."""
+"""Training images: kept as uint8 on the training device, and cropped and augmented there batch by batch."""
 
 from __future__ import annotations
 
@@ -88,7 +88,7 @@ def augment(
         (N, h, w, 3) float32 BGR in [0, 255] and (N, h, w) int64, where (h, w) is `crop`.
     """
     device = images.device
-    # one copy to the device for all that this batch needs; from pinned memory, or it would wait for the GPU
+    # one copy to the device per batch; from pinned memory, because other copies wait for the GPU
     rows = [[*dataclasses.astuple(one), *fill] for one in params]
     table = torch.tensor(rows, dtype=torch.float32, pin_memory=device.type == "cuda").to(device, non_blocking=True)
     shift = table[:, None, None, -3:]
@@ -117,7 +117,7 @@ def augment(
 
 
 def stream(seed: int, epoch: int, purpose: int, number: int = 0) -> np.random.Generator:
-    """Random numbers that depend on the arguments only, each below 2**32: a resumed run draws the same ones."""
+    """Random numbers that depend only on the arguments, each below 2**32. So a resumed run draws the same ones."""
     return np.random.default_rng((seed, epoch, purpose, number))
 
 
@@ -142,9 +142,9 @@ class Crops:
 
     Args:
         void: label of what lies outside the images.
-        progress: wraps the first pass, which decodes every image.
-        resident: hold the images on the device. Otherwise threads decode them again in every epoch, ahead of their use.
-            None decides by the memory that is free.
+        progress: wraps the first pass over the images, which decodes all of them.
+        resident: keep the images on the device. Otherwise threads decode them again in every epoch, ahead of their use.
+            By default they are kept if they need less than half of the free memory.
 
     Raises DataError if no training pixel has a class.
     """

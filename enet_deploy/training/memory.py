@@ -29,9 +29,9 @@ def free_memory(device: torch.device) -> int:
 
 
 def _left_in_cgroups() -> Iterator[int]:
-    """What each limit on this process leaves: a container has one, and so may the folders above its own.
+    """Yield the free bytes under each memory limit of this process. A container has a limit, and its parents may too.
 
-    Files that were read and may be dropped from memory do not count as used.
+    Cached files that the system can drop from memory do not count as used.
     """
     try:
         lines = Path("/proc/self/cgroup").read_text(encoding="utf-8", errors="surrogateescape").splitlines()
