@@ -252,82 +252,53 @@ def _capabilities(text: str) -> tuple[str, ...]:
 
 
 def _parser() -> cli.Parser:
-    parser = cli.Parser(
-        "enet-export",
-        description="Export weights to ONNX (uint8 BGR in, uint8 labels out), compare with PyTorch, build engines.",
-    )
-    parser.add_argument(
-        "model", nargs="?", type=Path, metavar="MODEL.onnx", help="start from this graph instead of weights"
-    )
+    text = "Export weights to ONNX (uint8 BGR in, uint8 labels out), compare with PyTorch, build engines."
+    parser = cli.Parser("enet-export", description=text)
+    start = "start from this graph instead of weights"
+    parser.add_argument("model", nargs="?", type=Path, metavar="MODEL.onnx", help=start)
     parser.add_argument("--weights", type=Path, help="a .safetensors file of enet-train (default: the bundled weights)")
     parser.add_argument("--out", default=".", metavar="DIR", help="folder to write to (default: here)")
     parser.add_argument("--name", help="beginning of the file name NAME-PRECISION.onnx (default: enet)")
+    _add_graph_options(parser.add_argument_group("graph"))
+    _add_engine_options(parser.add_argument_group("engine"))
+    return parser
 
-    graph = parser.add_argument_group("graph")
-    graph.add_argument(
-        "--fp16", action="store_true", help="half-precision weights and arithmetic; also an engine if possible"
-    )
-    graph.add_argument(
-        "--int8",
-        action="store_true",
-        help="int8 layers, the rest in fp32, or in half with --fp16; also an engine",
-    )
-    graph.add_argument(
-        "--calibration",
-        type=Path,
-        metavar="RECORD",
-        help="file of enet-calibrate (default: of the bundled weights)",
-    )
-    graph.add_argument(
-        "--target",
-        dest="qdq_layout",
-        choices=get_args(QdqLayout),
-        default="all",
-        help="backends of --int8: all (default), or ort for ONNX Runtime's CPU kernels, which TensorRT refuses",
-    )
-    graph.add_argument("--size", type=cli.size, metavar="HxW", help="frame size (default: as the weights were trained)")
-    batch = graph.add_mutually_exclusive_group()
+
+def _add_graph_options(group: argparse._ArgumentGroup) -> None:
+    fp16 = "half-precision weights and arithmetic; also an engine if possible"
+    int8 = "int8 layers, the rest in fp32, or in half with --fp16; also an engine"
+    record = "file of enet-calibrate (default: of the bundled weights)"
+    layout = "backends of --int8: all (default), or ort for ONNX Runtime's CPU kernels, which TensorRT refuses"
+    limit = "share of pixels that may get another label (default: fp32 0.0001, fp16 0.001, int8 0.02)"
+    group.add_argument("--fp16", action="store_true", help=fp16)
+    group.add_argument("--int8", action="store_true", help=int8)
+    group.add_argument("--calibration", type=Path, metavar="RECORD", help=record)
+    group.add_argument("--target", dest="qdq_layout", choices=get_args(QdqLayout), default="all", help=layout)
+    group.add_argument("--size", type=cli.size, metavar="HxW", help="frame size (default: as the weights were trained)")
+    batch = group.add_mutually_exclusive_group()
     batch.add_argument("--batch", type=cli.positive, metavar="N", help="frames per call (default: 1)")
     batch.add_argument("--dynamic-batch", action="store_true", help="accept any number of frames per call")
-    graph.add_argument("--logits", action="store_true", help="the graph also returns the logits")
-    graph.add_argument("--data", help="data set with images to verify on (default: synthetic street scenes)")
-    graph.add_argument("--split", default="val", help="split of --data (default: val)")
-    graph.add_argument(
-        "--max-disagreement",
-        type=cli.share,
-        metavar="SHARE",
-        help="share of pixels that may get another label (default: fp32 0.0001, fp16 0.001, int8 0.02)",
-    )
+    group.add_argument("--logits", action="store_true", help="the graph also returns the logits")
+    group.add_argument("--data", help="data set with images to verify on (default: synthetic street scenes)")
+    group.add_argument("--split", default="val", help="split of --data (default: val)")
+    group.add_argument("--max-disagreement", type=cli.share, metavar="SHARE", help=limit)
 
-    engine = parser.add_argument_group("engine")
-    engine.add_argument(
-        "--engine",
-        choices=FLAVOURS,
-        help="trt: for the GPU in this machine; trt-rtx: also ahead of time",
-    )
-    engine.add_argument(
-        "--compute-capability",
-        type=_capabilities,
-        default=(),
-        metavar="LIST",
-        help="GPUs of trt-rtx, such as 8.6,8.9",
-    )
-    engine.add_argument("--version-compatible", action="store_true", help="later versions of TensorRT may load it")
-    engine.add_argument("--hardware-compatible", action="store_true", help="other GPUs, Ampere and later, may load it")
-    engine.add_argument("--workspace", type=cli.positive, metavar="MIB", help="scratch memory that a layer may use")
-    engine.add_argument("--optimization-level", type=int, metavar="N", help="0 fast to build, to 5 fast to run")
-    engine.add_argument(
-        "--max-batch", type=cli.positive, metavar="N", help="frames of a --dynamic-batch graph (default: 8)"
-    )
-    timing = engine.add_mutually_exclusive_group()
-    timing.add_argument(
-        "--timing-cache",
-        type=Path,
-        metavar="DIR",
-        help="kernel timings of earlier builds (default: the user's cache)",
-    )
+
+def _add_engine_options(group: argparse._ArgumentGroup) -> None:
+    flavours = "trt: for the GPU in this machine; trt-rtx: also ahead of time"
+    gpus = "GPUs of trt-rtx, such as 8.6,8.9"
+    timings = "kernel timings of earlier builds (default: the user's cache)"
+    group.add_argument("--engine", choices=FLAVOURS, help=flavours)
+    group.add_argument("--compute-capability", type=_capabilities, default=(), metavar="LIST", help=gpus)
+    group.add_argument("--version-compatible", action="store_true", help="later versions of TensorRT may load it")
+    group.add_argument("--hardware-compatible", action="store_true", help="other GPUs, Ampere and later, may load it")
+    group.add_argument("--workspace", type=cli.positive, metavar="MIB", help="scratch memory that a layer may use")
+    group.add_argument("--optimization-level", type=int, metavar="N", help="0 fast to build, to 5 fast to run")
+    frames = "frames of a --dynamic-batch graph (default: 8)"
+    group.add_argument("--max-batch", type=cli.positive, metavar="N", help=frames)
+    timing = group.add_mutually_exclusive_group()
+    timing.add_argument("--timing-cache", type=Path, metavar="DIR", help=timings)
     timing.add_argument("--no-timing-cache", action="store_true", help="measure all kernels again")
-    return parser
 
 
 def main(argv: Sequence[str] | None = None) -> int:

@@ -22,7 +22,7 @@ BUNDLED_RECORD = BUNDLED_WEIGHTS.with_suffix(".json")
 
 @dataclass(frozen=True)
 class Record:
-    """The result of `enet-calibrate`. Its JSON has a line per tensor, so that people can read it and compare versions.
+    """The result of `enet-calibrate`. Its JSON has a line per tensor, so that people can read and compare it.
 
     Attributes:
         weights_sha256: hash of the weights that it belongs to.

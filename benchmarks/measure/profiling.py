@@ -1,4 +1,4 @@
-"""Where a call's time goes: by kind of operation, by stage of the network, and compared with the machine's peaks."""
+"""The time of a call by kind of operation and by stage of the network, compared with the machine's peak rates."""
 
 from __future__ import annotations
 
@@ -196,8 +196,9 @@ def kernels(graph: Path, fused: bool = False) -> list[Kernel]:
 
 
 def expected_seconds(found: Sequence[Kernel], bandwidth: float, flops: float, launch: float) -> float:
-    """An estimate of a frame's time, in seconds: each kernel takes as long as its memory traffic, its arithmetic or its
-    launch, whichever is longest.
+    """Estimate the time of a frame, in seconds.
+
+    Each kernel takes as long as its memory traffic, its arithmetic or its launch, whichever is longest.
 
     Args:
         bandwidth: bytes per second.
