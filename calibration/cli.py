@@ -32,7 +32,10 @@ UNLABELLED = 32  # images to compare labels on if the data set has no labels
 
 
 def _pairs(data: str, classes: ClassList, sampled: list[Path], split: str) -> Sequence[Pair] | DataSet:
-    """Return what graphs are scored on: val with labels; else images without, other than the sampled if possible."""
+    """Return the images that graphs are scored on: val with its labels; without labels, images that were not sampled.
+
+    If all images were sampled, they are scored on too.
+    """
     of_images, of_labels = parts(data, "val")
     if of_labels.folder.is_dir():
         val = open_data(data, "val")

@@ -6,7 +6,7 @@ the number of pictures, the orientation and the largest value are read and not g
     PNG             it decodes the picture to find an orientation behind it, and refuses checksums that OpenCV accepts
     JPEG            it does not tell where the data ends
     JPEG 2000, WebP it does not tell whether the file is lossless, how many bits it has, whether it is whole
-    TIFF, EXIF      it refuses 16-bit RGB, and it reads every value of every tag
+    TIFF, EXIF      it opens no RGB of floating-point numbers, and it reads every value of every tag
     GIF             it tells no size without a first picture
     AVIF, HEIF      it reads them with some builds and plugins only
     PNM             it reads no PAM and tells no largest value

@@ -68,10 +68,7 @@ def _check(args: argparse.Namespace) -> None:
     print("no problems" if not report.warnings else "no problems; the warnings do not prevent training")
 
 
-Commands = argparse._SubParsersAction  # what `add_subparsers` returns
-
-
-def _add_camvid(commands: Commands[argparse.ArgumentParser]) -> None:
+def _add_camvid(commands: argparse._SubParsersAction[cli.Parser]) -> None:
     help_ = "CamVid, 367 / 101 / 233 road scenes of 360x480 with 11 classes"
     text = f"Fetch CamVid in the SegNet layout. Complete files are kept; if it stops, {camvid.AGAIN}."
     parser = commands.add_parser("camvid", help=help_, description=text)
@@ -83,7 +80,7 @@ def _add_camvid(commands: Commands[argparse.ArgumentParser]) -> None:
     parser.add_argument("--splits", nargs="+", choices=splits, default=splits, help="default: train val test")
 
 
-def _add_scenes(commands: Commands[argparse.ArgumentParser]) -> None:
+def _add_scenes(commands: argparse._SubParsersAction[cli.Parser]) -> None:
     help_ = "synthetic street scenes of CamVid's classes, for experiments or as more training data"
     text = "Draw street scenes with exact labels. Other files are kept. A seed always gives the same scene."
     parser = commands.add_parser("scenes", help=help_, description=text)
@@ -96,7 +93,7 @@ def _add_scenes(commands: Commands[argparse.ArgumentParser]) -> None:
     parser.add_argument("--size", type=cli.size, default=(360, 480), metavar="HxW", help="default: 360x480")
 
 
-def _add_check(commands: Commands[argparse.ArgumentParser]) -> None:
+def _add_check(commands: argparse._SubParsersAction[cli.Parser]) -> None:
     text = "Read every image and label map and say what is wrong. The exit code is 1 if there are problems."
     parser = commands.add_parser("check", help="find all that is wrong with a data set", description=text)
     parser.set_defaults(command=_check)
@@ -106,7 +103,7 @@ def _add_check(commands: Commands[argparse.ArgumentParser]) -> None:
     parser.add_argument("--json", metavar="FILE", help="write counts, problems and warnings with all their files")
 
 
-def _add_unzip(commands: Commands[argparse.ArgumentParser]) -> None:
+def _add_unzip(commands: argparse._SubParsersAction[cli.Parser]) -> None:
     text = "Unpack a zip file into a new folder: all of it, or nothing if any member is unsafe."
     parser = commands.add_parser("unzip", help="unpack a data set's zip file safely", description=text)
     parser.set_defaults(command=_unzip)

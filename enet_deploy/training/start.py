@@ -14,6 +14,7 @@ from ..classes import ClassList
 from ..errors import ArtifactError, InputError
 from ..files import sha256
 from ..model import STRIDE, ENet, Segmenter
+from .crops import Statistics
 from .prior import load_uncorrected
 from .recipe import Recipe
 
@@ -58,6 +59,14 @@ class StartingPoint:
     metadata: Metadata | None
     teacher: Segmenter | None
     details: dict[str, Any]
+
+    def new_metadata(self, classes: ClassList, statistics: Statistics, size: tuple[int, int]) -> Metadata:
+        """The metadata of the new weights, for frames of `size`.
+
+        Weights from a file keep the normalisation that they were trained with: their first layers depend on it.
+        """
+        known = statistics if self.metadata is None else self.metadata
+        return Metadata(classes, known.mean, known.std, size, details=self.details)
 
 
 def starting_point(

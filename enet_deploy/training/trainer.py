@@ -22,7 +22,6 @@ import torch.distributed as dist
 from torch import Tensor, nn
 
 from .. import console
-from ..artifacts import Metadata
 from ..data import DataSet, read_ahead
 from ..environment import commit
 from ..errors import DataError, EnetError, is_out_of_memory
@@ -89,22 +88,17 @@ class Trainer:
         if checkpoint is not None:
             self.identity.require_same(checkpoint.identity, self.out)
         self._read_images()
-        if checkpoint is None:
-            # the first layers of trained weights depend on the normalisation that they were trained with
-            known = self.crops.statistics if start.metadata is None else start.metadata
-            self.metadata = Metadata(train.classes, known.mean, known.std, recipe.size, details=start.details)
-        else:
+        self.metadata = start.new_metadata(train.classes, self.crops.statistics, recipe.size)
+        if checkpoint is not None:
             self.metadata, self.class_weights = checkpoint.metadata, checkpoint.class_weights.to(device)
         self.crops.fill = self.metadata.mean
         schedule = Schedule(recipe, len(train) // recipe.batch)
         self.step = TrainingStep(
             start.net, start.teacher, schedule, self.metadata, self.class_weights, device, compiled, captured
         )
-        self.epoch, self.best = 0, -1.0
-        self.crop = recipe.crop
+        self.epoch, self.best, self.crop = 0, -1.0, recipe.crop
         self.history: list[dict[str, float]] = []
-        self.saved, self.saved_epoch = time.monotonic(), 0
-        self.commit = commit()
+        self.saved, self.saved_epoch, self.commit = time.monotonic(), 0, commit()
         if checkpoint is not None:
             with reading(self.out):
                 self._load(checkpoint)

@@ -208,7 +208,7 @@ def _names_other_files(message: Message) -> bool:
 
 
 def _machine(trt: Any, options: BuildOptions) -> tuple[Gpu | None, tuple[str, ...]]:
-    """Return the GPU in this machine (None if none is needed and found), and the compute capabilities to build for.
+    """Return the GPU in this machine (None if none is found and needed), and the compute capabilities to build for.
 
     Raises InputError for a compute capability, BackendError for a GPU, that TensorRT-RTX does not support.
     """

@@ -26,7 +26,7 @@ def cancelled_by_ctrl_c() -> Iterator[threading.Event]:
 
 
 def make_monitor(trt: Any, cancelled: threading.Event, progress: Progress) -> Any:
-    """Create the object that TensorRT reports each step to. It reports progress and cancels the build if asked."""
+    """Create the object that gets each step of the build. It reports progress, and ends the build after Ctrl-C."""
 
     class Monitor(trt.IProgressMonitor):  # type: ignore[misc]
         def __init__(self) -> None:

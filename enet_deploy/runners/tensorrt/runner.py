@@ -93,7 +93,7 @@ class TrtRunner(Runner):
         return self._make_spec(card.metadata, engine.batch, "logits" in engine.frame_bytes, runtime)
 
     def _graph_plan(self, flavour: str, device: Device) -> tuple[bool, str]:
-        """Return whether CUDA graphs are used, and the same in words."""
+        """Return whether CUDA graphs are used, and the words about them for `spec.runtime`."""
         if self._graphs is False:
             return False, "no CUDA graphs"
         if flavour == "trt-rtx":
@@ -147,7 +147,7 @@ class TrtRunner(Runner):
                 for _ in range(calls):
                     self._run_on(lane, frames, np.empty(frames.shape[:3], np.uint8))
                     if not layers:
-                        raise BackendError(f"{self.spec.runtime} did not tell the times of its layers")
+                        raise BackendError(f"{self.spec.runtime} reports no times of its layers")
                     yield list(layers)
                     layers.clear()
             finally:
@@ -204,7 +204,7 @@ class TrtRunner(Runner):
             self._abandoned.extend(waiting.lane for waiting in pending if waiting.lane is not None)
 
     def _submit(self, frames: Any) -> _Pending:
-        """Start a batch. An error is kept, to be raised in order, after the labels of earlier batches."""
+        """Start a batch. Keep an error: it is raised in its turn, after the labels of earlier batches."""
         pending = _Pending()
         try:
             checked = self._checked(frames)
