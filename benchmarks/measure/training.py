@@ -21,7 +21,7 @@ from enet_deploy.commands import cli
 from enet_deploy.data import DataSet, open_data
 from enet_deploy.environment import environment
 from enet_deploy.errors import InputError
-from enet_deploy.files import require_writable, write_json
+from enet_deploy.files import require_outputs, write_json
 from enet_deploy.training.recipe import Recipe
 
 SCHEMA = 1
@@ -113,8 +113,7 @@ def _run(args: argparse.Namespace) -> None:
     data = open_data(args.data, "train")
     if not args.seconds > 0:
         raise InputError(f"--seconds {args.seconds}, expected more than 0")
-    if args.json is not None:
-        require_writable(args.json)
+    require_outputs([args.json], [])
     if len(data) < args.batch:
         raise InputError(f"batch {args.batch} for {len(data)} training images, expected no more than there are")
     wait = (lambda: torch.cuda.synchronize(args.device)) if args.device.startswith("cuda") else lambda: None

@@ -23,7 +23,7 @@ from enet_deploy.commands import cli
 from enet_deploy.data.scenes import street_scene
 from enet_deploy.environment import environment
 from enet_deploy.errors import RequirementError
-from enet_deploy.files import require_writable, write_json
+from enet_deploy.files import require_outputs, write_json
 from enet_deploy.markdown import markdown_table
 from enet_deploy.runners import Runner, open_runner
 
@@ -139,8 +139,7 @@ def as_markdown(measured: Sequence[Phase]) -> str:
 
 
 def _soak(args: argparse.Namespace) -> None:
-    if args.json is not None:
-        require_writable(args.json)
+    require_outputs([args.json], [])
     machine = environment()
     open_one = partial(open_runner, args.artifact, args.backend, args.device)
     measured = list(phases(open_one, args.inferences, args.reopenings))

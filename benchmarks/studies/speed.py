@@ -30,7 +30,7 @@ from enet_deploy.export.deploy import to_deploy
 from enet_deploy.export.int8 import quantize
 from enet_deploy.export.record import record_for
 from enet_deploy.export.to_onnx import to_onnx
-from enet_deploy.files import require_writable, sha256, write_json
+from enet_deploy.files import require_outputs, sha256, write_json
 from enet_deploy.images import UInt8Array
 from enet_deploy.markdown import markdown_table
 from enet_deploy.runners import open_runner
@@ -233,8 +233,7 @@ def _cells(row: dict[str, Any]) -> list[str]:
 
 def _measure(args: argparse.Namespace) -> None:
     cli.require_weights(args.weights)
-    if args.json is not None:
-        require_writable(args.json)
+    require_outputs([args.json], [])
     machine = environment()
     with tempfile.TemporaryDirectory() as folder:
         makers = {
