@@ -58,19 +58,13 @@ def _measure(
 
     Returns a record of them, with the default layers in float, and its score.
     """
-    from enet_deploy.export.int8 import FLOAT_LAYERS, activations, layers, output_tensors, quantized_copy
+    from enet_deploy.export.int8 import FLOAT_LAYERS, quantized_copy
 
     from . import ranges
 
     metadata = graph_metadata(model, args.weights)
-    tensors = list(activations(model.graph, layers(model.graph).values()))
-    methods = METHODS if args.method == "auto" else (args.method,)
-    found = ranges.find_ranges(model, tensors, sampled, metadata.size, methods, console.progress)
-    # The layout "ort" needs more tensors than all others together: for these one method, on fewer images
-    few, more = spread(sampled, OUTPUT_IMAGES), output_tensors(model.graph)
-    outputs = ranges.find_ranges(model, more, few, metadata.size, ["percentile"], console.progress)["percentile"]
-    outputs = _rounded(outputs)
-    amax = {method: _rounded(values) for method, values in found.items()}
+    few = spread(sampled, OUTPUT_IMAGES)
+    amax, outputs = _find_ranges(args.method, model, sampled, few, metadata.size)
     scores = {
         method: evaluator.score(quantized_copy(model, {**amax[method], **outputs}, FLOAT_LAYERS), method)
         for method in amax
@@ -95,6 +89,24 @@ def _measure(
         versions=metadata.details["versions"],
     )
     return record, scores[best]
+
+
+def _find_ranges(
+    method: str, model: onnx.ModelProto, sampled: list[Path], few: list[Path], size: tuple[int, int]
+) -> tuple[dict[str, dict[str, float]], dict[str, float]]:
+    """Return method -> tensor -> amax, and tensor -> amax of the tensors that only the layout "ort" needs.
+
+    These are more than all others together: for them one method, on the images `few`.
+    """
+    from enet_deploy.export.int8 import activations, layers, output_tensors
+
+    from .ranges import find_ranges
+
+    methods = METHODS if method == "auto" else (method,)
+    tensors = list(activations(model.graph, layers(model.graph).values()))
+    found = find_ranges(model, tensors, sampled, size, methods, console.progress)
+    outputs = find_ranges(model, output_tensors(model.graph), few, size, ["percentile"], console.progress)
+    return {name: _rounded(values) for name, values in found.items()}, _rounded(outputs["percentile"])
 
 
 def _rounded(amax: dict[str, float]) -> dict[str, float]:

@@ -102,6 +102,11 @@ def read_values(path: Path, known: LabelValues) -> Values:
     channels = pixels.shape[2] if pixels.ndim == 3 else 1
     if channels == 1 and pixels.dtype in (np.uint8, np.uint16):
         return Values(pixels.reshape(pixels.shape[:2]), header.orientation)
+    return _by_color(_opaque(path, pixels, channels), known, header.orientation)
+
+
+def _opaque(path: Path, pixels: npt.NDArray[Any], channels: int) -> UInt8Array:
+    """Colours as (H, W, 4) BGRA. Raises DataError for other pixels, and for transparent ones."""
     if pixels.dtype != np.uint8 or channels not in (3, 4):
         raise DataError(
             f"{path} has {channels} channel{'s' * (channels != 1)} of {pixels.dtype}; expected a map of class ids, of "
@@ -114,7 +119,7 @@ def read_values(path: Path, known: LabelValues) -> Values:
             f"{path} has {int((pixels[..., 3] != 255).sum())} transparent pixels, expected none in a label map; save "
             "it without an alpha channel"
         )
-    return _by_color(np.ascontiguousarray(pixels), known, header.orientation)
+    return np.ascontiguousarray(pixels, np.uint8)
 
 
 def _by_color(pixels: UInt8Array, known: LabelValues, orientation: int) -> Values:

@@ -147,14 +147,18 @@ def to_engine(
         precision_shares=shares,
         metadata=metadata,
     )
-    folder = Path(path).resolve().parent
+    _write(Path(path), engine, card)
+    return Build(Path(path), card, len(engine), seconds, inspected)
+
+
+def _write(path: Path, engine: bytes, card: EngineCard) -> None:
+    folder = path.resolve().parent
     folder.mkdir(parents=True, exist_ok=True)
     # The card is written first: if writing the engine then fails, the card refuses the old engine. Locked, because of
     # two builds of the same file one could leave its card and the other its engine.
     with file_lock(folder), atomic_write(path) as temporary:
         temporary.write_bytes(engine)
         card.write(path)
-    return Build(Path(path), card, len(engine), seconds, inspected)
 
 
 def require_buildable(options: BuildOptions) -> None:
