@@ -30,6 +30,9 @@ if TYPE_CHECKING:
     from .to_onnx import Export
 
 MAX_FRAMES = 128  # images of --data to verify with, spread evenly
+ENGINE_OPTIONS = (
+    "compute_capability", "version_compatible", "hardware_compatible", "workspace", "optimization_level", "max_batch",
+)  # fmt: skip
 
 
 def _frames(args: argparse.Namespace, metadata: Metadata, size: tuple[int, int]) -> UInt8Array | None:
@@ -189,20 +192,13 @@ def _engine_if_possible(graph: Path, args: argparse.Namespace) -> None:
 
 def _options(args: argparse.Namespace) -> BuildOptions | None:
     """Return the engine to build, None without --engine. Called before the export, to refuse bad options at once."""
-    named = {
-        "compute_capability": args.compute_capability,
-        "version_compatible": args.version_compatible,
-        "hardware_compatible": args.hardware_compatible,
-        "workspace": args.workspace,
-        "optimization_level": args.optimization_level is not None,
-        "max_batch": args.max_batch,
-    }
-    if args.engine is None:
-        for name, value in named.items():
-            if value:
-                raise InputError(f"--{name.replace('_', '-')} without an engine to build, expected --engine too")
-        return None
-    return _build_options(args, args.engine)
+    if args.engine is not None:
+        return _build_options(args, args.engine)
+    for name in ENGINE_OPTIONS:
+        value = getattr(args, name)
+        if value not in (None, ()) and value is not False:
+            raise InputError(f"--{name.replace('_', '-')} without an engine to build, expected --engine too")
+    return None
 
 
 def _build_options(args: argparse.Namespace, flavour: str) -> BuildOptions:

@@ -60,17 +60,14 @@ def train_speed(run: Run, ways: Sequence[tuple[str, str, str]]) -> None:
 
 
 def _steps_per_second(run: Run, data: DataSet, what: str, dtype: str, how: str) -> float:
-    from enet_deploy.training.recipe import Recipe
-
-    from ..measure.training import measure, this_trainer, usual_loop
+    from ..measure.training import endless_recipe, measure, this_trainer, usual_loop
 
     if how == "compiled":
         run.require_compile()
     elif how == "CUDA graph":
         run.require_card()
     size, batch, device = run.settings.sizes[0], run.settings.train_batch, run.settings.device
-    # every loss from the start, and no warm-up, because that is in float32
-    recipe = Recipe(size=size, crop=size, batch=batch, epochs=10**6, warmup=0, lovasz_from=0.0, amp=dtype == "bfloat16")
+    recipe = endless_recipe(size=size, crop=size, batch=batch, amp=dtype == "bfloat16")
     if what == "enet-train":
         compiled, captured = how == "compiled", how == "CUDA graph"
         loop = this_trainer(data, recipe, device, run.work / "speed", compiled=compiled, captured=captured)
