@@ -126,7 +126,8 @@ def _recolored(pixels: Tensor, table: Tensor) -> Tensor:
     tint = table[:, None, None, 7:10]
     grey = 0.114 * pixels[..., 0:1] + 0.587 * pixels[..., 1:2] + 0.299 * pixels[..., 2:3]  # ITU-R BT.601
     pixels = grey + saturation * (pixels - grey)
-    return brightness * tint * (contrast * (pixels - 128) + 128)
+    recolored: Tensor = brightness * tint * (contrast * (pixels - 128) + 128)
+    return recolored
 
 
 def stream(seed: int, epoch: int, purpose: int, number: int = 0) -> np.random.Generator:
