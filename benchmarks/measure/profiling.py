@@ -25,7 +25,7 @@ TRIES = 30  # of each peak; the fastest counts
 
 @dataclass(frozen=True)
 class Peaks:
-    """What the processor reaches on all its cores, numpy's best of several tries; a profile is compared with it.
+    """The best rates of the processor on all its cores, by numpy in several tries. A profile is compared with them.
 
     Attributes:
         gflops: GFLOP/s of a float32 matrix product; multiplication and addition count as two.

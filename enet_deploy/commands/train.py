@@ -139,7 +139,7 @@ def _report(args: argparse.Namespace, trainer: Trainer, board: TensorBoard | Non
 
 
 def _device(args: argparse.Namespace) -> torch.device:
-    """The device to train on. Started by torchrun, it is this process's, and the processes are connected."""
+    """The device to train on. If torchrun started this process, it has its own GPU, and the processes are connected."""
     import torch
     import torch.distributed as dist
 

@@ -74,9 +74,9 @@ def inspect(trt: Any, engine: bytes, *, host_code: bool) -> str:
 
 
 def require_precision(asked: str, shares: dict[str, float] | None, path: str | Path) -> None:
-    """Raise ParityError if no layer computes in a precision of the graph, such as both of "fp16-int8".
+    """Raise ParityError if the graph asks for a precision in which no layer computes; "fp16-int8" asks for two.
 
-    Also if half of the layers of an fp16 graph compute in fp32: only a few do so by design.
+    Raise it also if half of the layers of an fp16 graph compute in fp32: by design only a few do.
     """
     if shares is None:
         return
