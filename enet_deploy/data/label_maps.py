@@ -179,7 +179,7 @@ def _by_palette(path: Path, indices: UInt8Array, palette: list[int], known: Labe
 def _voc_palette() -> list[int]:
     """PASCAL VOC's colours of 256 ids.
 
-    The three lowest bits of an id are the highest bits of red, green and blue, the next three the bits below, and so on.
+    The three lowest bits of an id are the highest bits of red, green and blue, the next three the bits below them.
     """
     places = [(3 * level + channel, 23 - level - 8 * channel) for level in range(8) for channel in range(3)]
     return [sum((index >> bit & 1) << place for bit, place in places) for index in range(256)]
