@@ -36,6 +36,7 @@ def open_one(request: pytest.FixtureRequest, exported: Path, weights: Path) -> C
     return lambda: open_runner(exported, request.param, threads=1)
 
 
+@pytest.mark.slow
 def test_eight_threads_with_a_runner_each_and_one_shared(open_one: Callable[[], Runner]) -> None:
     together = threading.Barrier(THREADS)
 

@@ -270,6 +270,7 @@ def test_steps_of_a_rehearsal(work: Path) -> None:
     assert [row["images_s"] > 0 for row in found["findings"] if "skipped" not in row] == [True] * 3
 
 
+@pytest.mark.slow
 def test_training_steps_are_timed_each_way(scenes: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     asked = []
 

@@ -64,6 +64,7 @@ def test_a_row_is_judged_by_the_median_of_its_rounds() -> None:
     )
 
 
+@pytest.mark.slow
 def test_command_prints_its_table_and_keeps_the_times(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -53,6 +53,7 @@ def least(monkeypatch: pytest.MonkeyPatch) -> onnx.ModelProto:
     return model
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("ready")
 def test_from_images_to_an_int8_graph(
     scenes: Path,

@@ -322,6 +322,7 @@ def contents(folder: Path) -> dict[str, bytes]:
     return {path.name: path.read_bytes() for path in sorted(folder.glob("[!.]*"))}
 
 
+@pytest.mark.slow
 def test_kill_at_any_moment_leaves_whole_files_or_none(here: Path, exported: Path) -> None:
     write_video(here / "a.mkv", pictures=FRAMES * 6)
     arguments = [str(exported), "a.mkv", "--labels", "ids", "--out", "out.mp4", "--json", "out.jsonl"]

@@ -163,6 +163,7 @@ def test_weights_that_are_no_numbers_are_not_saved(
     assert state.epoch == 1 and all(tensor.isfinite().all() for tensor in state.net.values())
 
 
+@pytest.mark.slow
 def test_lovasz_is_added_when_the_recipe_says(scenes: Path, tmp_path: Path) -> None:
     losses = {}
     for start in ("0.5", "1"):
@@ -263,6 +264,7 @@ def repeat(module: nn.Module) -> Callable[[Callable[[], torch.Tensor]], tuple[Ca
     return record
 
 
+@pytest.mark.slow
 def test_captured_steps_are_the_eager_ones(scenes: Path, tmp_path: Path) -> None:
     """In float32 and bfloat16, with Lovasz-softmax and without; dropout and the statistics of BatchNorm too."""
     recipe = Recipe(size=(48, 64), crop=(32, 32), batch=4, epochs=5, eval_every=5, warmup=2, amp=True, lovasz_from=0.5)
