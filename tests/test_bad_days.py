@@ -215,7 +215,7 @@ def test_graph_is_built_the_same_again(exported: Path, tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
-def test_export_killed_starved_and_met_by_another(tmp_path: Path, exported: Path) -> None:
+def test_export_killed_on_a_full_disk_and_twice_at_once(tmp_path: Path, exported: Path) -> None:
     alone(_export, tmp_path / "out", exported)
 
 
@@ -268,7 +268,7 @@ def waits(child: Child) -> bool:
 
 
 @pytest.mark.slow
-def test_engine_killed_starved_and_met_by_another(tmp_path: Path) -> None:
+def test_engine_killed_on_a_full_disk_and_twice_at_once(tmp_path: Path) -> None:
     pytest.importorskip("tensorrt_rtx", exc_type=ImportError)
     alone(_engine, tmp_path)
 
@@ -327,7 +327,7 @@ def built_engines(graphs: list[Path], engines: list[bytes]) -> None:
 
 
 @pytest.mark.slow
-def test_calibration_killed_and_starved(tmp_path: Path, scenes: Path) -> None:
+def test_calibration_killed_and_on_a_full_disk(tmp_path: Path, scenes: Path) -> None:
     onnx.save(least_graph(), tmp_path / "least.onnx")
     alone(_calibration, tmp_path / "out", scenes, tmp_path / "least.onnx")
 

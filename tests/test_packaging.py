@@ -60,7 +60,7 @@ print(train.main([{str(scenes)!r}, "--out", {str(tmp_path)!r}, *options.split()]
     assert python(code) == "0"
 
 
-def test_exported_graph_runs_where_there_is_no_torch(exported: Path) -> None:
+def test_exported_graph_runs_without_torch(exported: Path) -> None:
     pytest.importorskip("onnxruntime")
     code = f"""
 import sys

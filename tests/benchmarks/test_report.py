@@ -282,7 +282,7 @@ def test_verdict() -> None:
     )
 
 
-def test_verdict_where_this_run_cannot_tell() -> None:
+def test_verdict_without_a_clear_difference() -> None:
     plain, int8 = result("openvino", "fp32", 20, 1.0, 0.742), result("openvino", "int8", 19.9, 0.99, 0.741)
     for index in range(10):  # in half of the rounds the one is faster, in half the other
         int8["samples_ms"][2 * index] += 3 * (-1) ** index

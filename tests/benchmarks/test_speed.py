@@ -24,7 +24,7 @@ SMALL = (96, 128)
 
 
 @pytest.mark.slow
-def test_what_ours_is_held_against_gives_the_same_labels(weights: Path, tmp_path: Path) -> None:
+def test_baselines_give_the_same_labels(weights: Path, tmp_path: Path) -> None:
     pytest.importorskip("openvino")
     frames = street_scene(0, SMALL)[0][None]
     with open_runner(weights, "torch", size=SMALL) as runner:
@@ -93,7 +93,7 @@ def refuse() -> Callable[[], object]:
         (partial(os._exit, 1), r"the process of 'a' ended with exit code 1"),
     ],
 )
-def test_what_goes_wrong_in_a_process_is_said_here(make: Callable[[], Callable[[], object]], message: str) -> None:
+def test_error_in_a_process_is_raised_here(make: Callable[[], Callable[[], object]], message: str) -> None:
     with pytest.raises(EnetError, match=message), Processes() as processes:
         processes.start("good", partial(partial, abs, 1))
         processes.start("a", make)

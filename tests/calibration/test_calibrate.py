@@ -278,7 +278,7 @@ def test_refused_data(
     assert message in refused([data, "--images", "4", "--out", out], out, capsys)
 
 
-def test_interrupted_study_is_said_and_kept(
+def test_interrupted_study_is_reported_and_kept(
     scenes: Path,
     least: onnx.ModelProto,
     tmp_path: Path,

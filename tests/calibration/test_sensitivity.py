@@ -52,7 +52,7 @@ def test_evaluator_by_labels(model: onnx.ModelProto, quantized: onnx.ModelProto,
     assert evaluator.drop(score) == pytest.approx(100 * (evaluator.float_value - score.value))
 
 
-def test_evaluator_by_agreement_where_there_are_no_labels(
+def test_evaluator_measures_agreement_without_labels(
     model: onnx.ModelProto, quantized: onnx.ModelProto, tmp_path: Path
 ) -> None:
     evaluator = Evaluator(model, [(street_scene(1000 + i, SIZE)[0], None) for i in range(2)], CAMVID)
@@ -73,7 +73,7 @@ def test_sensitivity_of_each_layer_alone(tmp_path: Path) -> None:
     assert sorted(each.layer for each in sensitivities) == sorted(LAYERS)
 
 
-def test_study_goes_on_where_it_was_interrupted(tmp_path: Path) -> None:
+def test_study_resumes_after_an_interruption(tmp_path: Path) -> None:
     model = least_graph()
     record = small_record(model)
     undisturbed = measure_sensitivity(model, record.ranges, Costs(**POINTS), tmp_path / "undisturbed.json")
@@ -89,7 +89,7 @@ def test_study_goes_on_where_it_was_interrupted(tmp_path: Path) -> None:
     assert third.titles == LAYERS  # another study is begun anew
 
 
-def test_study_of_other_images_is_begun_anew(tmp_path: Path) -> None:
+def test_study_of_other_images_starts_again(tmp_path: Path) -> None:
     model, other = least_graph(), Costs(fullconv=1.0)
     measure_sensitivity(model, small_record(model).ranges, Costs(**POINTS), tmp_path / "state.json")
     other.sha256 = "other images"

@@ -25,7 +25,7 @@ def test_rate_rises_in_the_warm_up_and_then_falls_to_zero() -> None:
     assert short.warmup == 2  # a tenth of it, as a short run has to learn too
 
 
-def test_what_sets_in_late() -> None:
+def test_late_parts_of_the_schedule() -> None:
     recipe = Recipe(epochs=2, warmup=1, amp=True, lovasz_from=0.5, crop=(64, 64), final_crop=(96, 96), final_from=0.75)
     schedule = Schedule(recipe, steps_per_epoch=10)
     assert [schedule.in_bfloat16(step) for step in (0, 1)] == [False, True]
