@@ -48,6 +48,7 @@ print(*[name for name in {HEAVY} if name in sys.modules])"""
     assert python(code) == ""
 
 
+@pytest.mark.slow
 def test_training_needs_torch_numpy_opencv_and_safetensors_alone(scenes: Path, tmp_path: Path) -> None:
     code = f"""
 import sys
@@ -59,7 +60,7 @@ print(train.main([{str(scenes)!r}, "--out", {str(tmp_path)!r}, *options.split()]
     assert python(code) == "0"
 
 
-def test_exported_graph_runs_where_there_is_no_torch(exported: Path) -> None:
+def test_exported_graph_runs_without_torch(exported: Path) -> None:
     pytest.importorskip("onnxruntime")
     code = f"""
 import sys
@@ -206,6 +207,7 @@ def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return root / "unpacked"
 
 
+@pytest.mark.slow
 def test_wheel_holds_the_package_and_nothing_else(wheel: Path) -> None:
     info = f"enet_deploy-{enet_deploy.__version__}.dist-info"
     assert sorted(path.name for path in wheel.iterdir()) == ["enet_deploy", info]  # no tests, no bare export/
@@ -218,11 +220,13 @@ def test_wheel_holds_the_package_and_nothing_else(wheel: Path) -> None:
     assert (wheel / info / "licenses" / "LICENSE").is_file()
 
 
+@pytest.mark.slow
 def test_wheel_runs(wheel: Path) -> None:
     code = "import enet_deploy as e; print(e.__file__, e.BUNDLED_WEIGHTS.is_file(), e.__version__)"
     assert python(code, wheel) == f"{wheel}/enet_deploy/__init__.py True {enet_deploy.__version__}"
 
 
+@pytest.mark.slow
 def test_wheel_finds_the_record_of_its_weights_and_renders_it_without_torch(wheel: Path, tmp_path: Path) -> None:
     code = f"""
 import sys
@@ -235,6 +239,7 @@ sys.exit(cli.main(["--trt-cache", {str(tmp_path / "enet.cache")!r}]))"""
     assert (tmp_path / "enet.cache").read_text().startswith("TRT-10")
 
 
+@pytest.mark.slow
 def test_console_scripts(wheel: Path) -> None:
     (info,) = wheel.glob("*.dist-info")
     scripts = importlib.metadata.PathDistribution(info).entry_points.select(group="console_scripts")

@@ -109,7 +109,7 @@ def test_a_step_that_goes_wrong_is_reported_and_the_next_one_runs(tmp_path: Path
         assert "ValueError: boom" in file.read("gpu-report/logs/raises.txt").decode()
 
 
-def test_what_is_sent_does_not_say_whose_machine_it_was(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_report_to_send_does_not_identify_the_machine(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     home, work, out = (tmp_path / name for name in ("alice", "work", "out"))
     monkeypatch.setenv("HOME", str(home))
     monkeypatch.setattr("socket.gethostname", lambda: "alice-desk")
@@ -129,7 +129,7 @@ def test_what_is_sent_does_not_say_whose_machine_it_was(tmp_path: Path, monkeypa
             assert "alice" not in content and str(tmp_path) not in content and "/media/USER/CamVid" in content
 
 
-def test_a_step_that_the_end_of_all_stops_has_not_failed(tmp_path: Path) -> None:
+def test_step_stopped_by_the_time_limit_has_not_failed(tmp_path: Path) -> None:
     (tmp_path / "logs").mkdir()
     late = gpu.Command("late", 60, [sys.executable, "-c", "import time; time.sleep(60)"])
     assert gpu.run_step("late", late, tmp_path, tmp_path, 0.2)["state"] == gpu.CUT_SHORT
@@ -272,6 +272,7 @@ def test_steps_of_a_rehearsal(work: Path) -> None:
     assert [row["images_s"] > 0 for row in found["findings"] if "skipped" not in row] == [True] * 3
 
 
+@pytest.mark.slow
 def test_training_steps_are_timed_each_way(scenes: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     asked = []
 
@@ -290,7 +291,7 @@ def test_training_steps_are_timed_each_way(scenes: Path, tmp_path: Path, monkeyp
     assert asked == [*rest, (True, True, False)]
 
 
-def test_where_torch_compile_does_not_work_its_rows_say_why(
+def test_rows_of_torch_compile_say_why_it_does_not_work(
     scenes: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def broken(*_: object) -> None:
@@ -328,7 +329,7 @@ def test_queued_work_takes_as_long_as_was_asked_for(monkeypatch: pytest.MonkeyPa
     assert now == 7
 
 
-def test_every_card_is_told(work: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_every_card_is_listed(work: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     rows = (f"{name}, 580.1, 8 GiB, 1 MHz, 2 MHz, 3 MHz, 4 W, 5 W, 40\n" for name in ("RTX 1", "RTX 2"))
     done = SimpleNamespace(returncode=0, stdout="".join(rows))
     monkeypatch.setattr(machine.subprocess, "run", lambda *_, **__: done)
@@ -345,7 +346,7 @@ def stand_in_build(run: Run, flavour: str, precision: str, size: Any, *_: Any, d
     return SimpleNamespace(path=path, card=EngineCard.read(path), bytes=path.stat().st_size, seconds=1.0)
 
 
-def test_engines_run_and_are_held_against_pytorch(work: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_engines_run_and_are_compared_with_pytorch(work: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(Run, "build", stand_in_build)
     monkeypatch.setattr(inference, "IMAGES", 2)
     card = tensorrt_standin.Gpu()
@@ -389,7 +390,7 @@ def test_a_card_that_tensorrt_refuses_is_no_failure(work: Path, monkeypatch: pyt
     assert "9.0" in found["skipped"]
 
 
-def test_what_an_attempt_raises_is_its_row_and_the_exit_code(
+def test_error_of_an_attempt_is_in_its_row_and_in_the_exit_code(
     work: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     def wrong(_: contract.Case) -> str:

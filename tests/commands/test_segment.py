@@ -322,6 +322,7 @@ def contents(folder: Path) -> dict[str, bytes]:
     return {path.name: path.read_bytes() for path in sorted(folder.glob("[!.]*"))}
 
 
+@pytest.mark.slow
 def test_kill_at_any_moment_leaves_whole_files_or_none(here: Path, exported: Path) -> None:
     write_video(here / "a.mkv", pictures=FRAMES * 6)
     arguments = [str(exported), "a.mkv", "--labels", "ids", "--out", "out.mp4", "--json", "out.jsonl"]
@@ -343,7 +344,7 @@ def test_kill_at_any_moment_leaves_whole_files_or_none(here: Path, exported: Pat
     assert contents(here / "ids") == expected and len(read(here / "out.mp4")) == 24
 
 
-def test_full_disk_is_said_and_leaves_no_file(here: Path, exported: Path) -> None:
+def test_full_disk_is_reported_and_leaves_no_file(here: Path, exported: Path) -> None:
     write_video(here / "a.mkv", pictures=FRAMES * 6)
     outputs = ["--out=out.mp4", "--labels=ids", "--json=out.jsonl"]
     limited = ["import resource; resource.setrlimit(resource.RLIMIT_FSIZE, (200, 200))", "import sys"]
@@ -475,7 +476,7 @@ def test_bad_argument_is_explained_and_leaves_no_file(
     assert sorted(here.rglob("*")) == before
 
 
-def test_what_a_shell_makes_of_a_glob_and_folders_with_dots(here: Path, exported: Path) -> None:
+def test_expanded_globs_and_folders_with_dots(here: Path, exported: Path) -> None:
     for name in ("1", "2"):
         cv2.imwrite(f"{name}.png", FRAMES[0])
     (here / "v1.2").mkdir()

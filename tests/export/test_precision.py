@@ -147,7 +147,7 @@ def test_fp16_and_int8_and_an_engine_ahead_of_time(tmp_path: Path, capsys: pytes
 
 
 @pytest.mark.slow
-def test_no_engine_where_there_is_no_tensorrt(
+def test_no_engine_without_tensorrt(
     graphs: dict[str, Path], tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setitem(sys.modules, "tensorrt", None)
@@ -160,7 +160,7 @@ def test_no_engine_where_there_is_no_tensorrt(
     assert [file.name for file in tmp_path.iterdir()] == ["enet-fp16-int8.onnx"]
 
 
-def test_no_engine_where_there_is_no_gpu(
+def test_no_engine_without_a_gpu(
     graphs: dict[str, Path], tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def no_driver() -> Gpu:
@@ -274,7 +274,7 @@ def test_data_of_other_classes_is_refused(scenes: Path, tmp_path: Path, capsys: 
     assert not out.exists()
 
 
-def test_help_where_the_user_has_no_home(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+def test_help_for_a_user_without_a_home(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     def no_home() -> Path:
         raise RuntimeError("Could not determine home directory.")
 

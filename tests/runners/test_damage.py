@@ -127,6 +127,7 @@ def test_damaged_and_foreign_entries_are_not_read(tmp_path: Path) -> None:
         assert read_entry(path) == b""
 
 
+@pytest.mark.slow
 def test_openvino_compiles_again_what_its_cache_lost(exported: Path, tmp_path: Path, frames: UInt8Array) -> None:
     pytest.importorskip("openvino")
 
