@@ -9,6 +9,7 @@ import contextlib
 import json
 import math
 import re
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
@@ -142,7 +143,11 @@ class Metadata:
 
 def graph_metadata(model: Any, source: str | Path) -> Metadata:
     """Return the metadata of an onnx.ModelProto. Raises ArtifactError that names `source` if there is none."""
-    texts = [entry.value for entry in model.metadata_props if entry.key == METADATA_KEY]
+    return only_metadata([entry.value for entry in model.metadata_props if entry.key == METADATA_KEY], source)
+
+
+def only_metadata(texts: Sequence[str], source: str | Path) -> Metadata:
+    """Parse the texts under our key in a graph. Raises ArtifactError that names `source` unless there is one."""
     if len(texts) > 1:
         raise ArtifactError(
             f"{source} has '{METADATA_KEY}' metadata {len(texts)} times, expected once; export it again"

@@ -21,7 +21,7 @@ from ..artifacts import check_size
 from ..console import escaped, printable
 from ..errors import EXTRAS, ArtifactError, EnetError, InputError, is_out_of_memory, missing
 from ..images import silence_opencv
-from ..runners import BACKENDS
+from ..runners import BACKENDS, ON_REQUEST
 
 Item = TypeVar("Item")
 
@@ -151,6 +151,7 @@ def _run(
     parser: argparse.ArgumentParser, command: Callable[[argparse.Namespace], None], args: argparse.Namespace
 ) -> int:
     log_to_stderr(f"{parser.prog}: %(message)s")  # as a library, the package logs nothing by default
+    logging.getLogger("enet_deploy.runners").setLevel(logging.INFO)  # which backend was chosen
     silence_opencv()  # our own message reports a damaged image, on one line
     warnings.filterwarnings("ignore", module=r"PIL\.")
     try:
@@ -247,7 +248,7 @@ def _explained(error: Exception) -> str:
 def add_artifact(parser: argparse.ArgumentParser) -> None:
     """Add ARTIFACT, --backend and --device, which `runners.open_runner` takes."""
     parser.add_argument("artifact", type=Path, metavar="ARTIFACT", help="weights, a graph (.onnx) or an engine")
-    parser.add_argument("--backend", choices=BACKENDS, help="default: by the artifact's suffix")
+    parser.add_argument("--backend", choices=BACKENDS, help="default: the fastest that is installed")
     parser.add_argument("--device", help="cpu, cuda or cuda:N (default: the backend's own)")
 
 
@@ -255,6 +256,13 @@ def require_weights(path: Path) -> None:
     """Raise ArtifactError before the long work unless --weights names a file."""
     if not path.is_file():
         raise ArtifactError(f"--weights {path} is not a file; expected a .safetensors file of enet-train")
+
+
+def add_precision(parser: argparse.ArgumentParser) -> None:
+    """Add --precision, which `open_runner` takes."""
+    parser.add_argument(
+        "--precision", choices=ON_REQUEST, help="compute in it (default: the artifact's own); bf16: openvino, on a CPU"
+    )
 
 
 def size(text: str) -> tuple[int, int]:

@@ -61,11 +61,13 @@ def _evaluate(args: argparse.Namespace) -> None:
         require_plot(args.confusion)
     machine = environment()
     data = open_data(args.data, args.split)
-    with open_runner(args.artifact, args.backend, args.device) as runner:
+    with open_runner(args.artifact, args.backend, args.device, args.precision) as runner:
         require_classes(runner, data, args.data)
+        precision = runner.spec.precision
         confusion = evaluate(runner.segment, console.progress(data, args.split), data.classes)
         scores = confusion.scores(args.void_counts)
-        print(f"{args.artifact} on {runner.backend}, {len(data)} images of {args.split}\n{as_text(scores)}", flush=True)
+        ran = f"{args.artifact} in {precision} on {runner.backend}"
+        print(f"{ran}, {len(data)} images of {args.split}\n{as_text(scores)}", flush=True)
         if args.confusion is not None:
             draw_confusion(args.confusion, confusion.counts[:-1, :-1], data.classes.names)
         corrupted = score_corruptions(runner, data, scores) if args.corruptions else None
@@ -74,6 +76,7 @@ def _evaluate(args: argparse.Namespace) -> None:
         "environment": machine,
         "artifact": str(args.artifact),
         "backend": runner.backend,
+        "precision": precision,
         "split": args.split,
         "images": len(data),
         "accuracy": scores.to_json(),
@@ -87,6 +90,7 @@ def _evaluate(args: argparse.Namespace) -> None:
 def main(argv: Sequence[str] | None = None) -> int:
     parser = cli.Parser("enet-eval", description="Score an artifact on a split of a data set.")
     cli.add_artifact(parser)
+    cli.add_precision(parser)
     parser.add_argument("--data", required=True, help="folder with SPLIT/ and SPLITannot/")
     parser.add_argument("--split", default="val", help="train, val or test (default: %(default)s)")
     parser.add_argument("--void-counts", action="store_true", help="count void pixels as mistakes, as some papers do")

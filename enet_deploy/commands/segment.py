@@ -125,7 +125,7 @@ def _segment(args: argparse.Namespace) -> None:
     source = open_named_source(args, stopped)
     outputs = chosen_outputs(args, source)
     total = None if source.total is None else math.ceil(source.total / args.every)
-    with open_runner(args.artifact, args.backend, args.device) as runner:
+    with open_runner(args.artifact, args.backend, args.device, args.precision) as runner:
         classes = runner.spec.classes
         truth = GroundTruth(source, classes) if args.compare else None
         renderer = FrameRenderer(classes, 0.5 if args.alpha is None else args.alpha, args.legend)
@@ -214,6 +214,7 @@ def _add_frames(parser: argparse.ArgumentParser) -> None:
 def main(argv: Sequence[str] | None = None) -> int:
     parser = cli.Parser("enet-segment", description=DESCRIPTION)
     cli.add_artifact(parser)
+    cli.add_precision(parser)
     parser.add_argument("source", nargs="+", type=cli.text, metavar="SOURCE", help=SOURCES)
     for add in (_add_outputs, _add_pictures, _add_frames):
         add(parser)

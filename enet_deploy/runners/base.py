@@ -31,7 +31,7 @@ R = TypeVar("R", bound="Runner")
 WARM_UP = 3  # calls at the start of a profile that are not counted
 
 UNWRITTEN = 255  # never a class id: what an array for labels holds until a backend writes them
-_LIBRARIES = ("onnxruntime", "openvino", "torch")  # which raise errors of types of their own
+_LIBRARIES = ("onnxruntime", "openvino", "torch", "cv2")  # which raise errors of types of their own
 
 
 @dataclass(frozen=True)
@@ -41,7 +41,8 @@ class Spec:
     Attributes:
         artifact: the file that it runs.
         backend, device: for example "ort" and "cpu".
-        precision: precision of the graph, for example "fp32".
+        precision: what it computes in: the graph's own precision, for example "fp32", or what was asked for: "bf16" of
+            an fp32 graph, "bf16-int8" of an int8 graph whose float layers are computed in bf16.
         size: (height, width) of the frames in pixels.
         batch: frames per call; None for any number.
         classes: the meaning of the label ids.
