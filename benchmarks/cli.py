@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from enet_deploy import console
-from enet_deploy.artifacts import BUNDLED_WEIGHTS
+from enet_deploy.artifacts import BUNDLED_WEIGHTS, QdqLayout
 from enet_deploy.commands import cli
 from enet_deploy.data import DataSet, files_of, require_same_classes
 from enet_deploy.environment import environment
@@ -47,7 +47,8 @@ if TYPE_CHECKING:
     from .report.page import Picture
 
 PICTURES = 4
-PRECISIONS = ("fp32", "fp16", "int8", "int8-ort", "fp16-int8")
+PRECISIONS = ("fp32", "fp16", "int8", "int8-openvino", "int8-ort", "fp16-int8")
+_LAYOUTS: dict[str, QdqLayout] = {"int8-openvino": "openvino", "int8-ort": "ort"}  # of the others: "all"
 WIDTH = 132  # columns of the widest table of an ordinary run
 
 
@@ -175,7 +176,7 @@ def _exports(options: BenchOptions, weights_sha256: str, folder: Path) -> Iterat
     for precision, (number, point) in console.progress(wanted, "exporting"):
         change = None
         if record is not None and "int8" in precision:
-            change = partial(quantize, record=record, qdq_layout="ort" if precision == "int8-ort" else "all")
+            change = partial(quantize, record=record, qdq_layout=_LAYOUTS.get(precision, "all"))
         path = folder / str(number) / f"enet-{precision}.onnx"
         to_onnx(
             opened,
