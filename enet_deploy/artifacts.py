@@ -12,7 +12,7 @@ import re
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 from .classes import ClassList
 from .errors import ArtifactError, InputError
@@ -31,7 +31,7 @@ _NO_DIGEST = "0" * 64
 PRECISIONS = ("fp32", "fp16", "int8", "fp16-int8")
 LARGEST = 8192  # pixels per side, more than any camera has: a damaged file must not claim all memory
 
-QdqLayout = Literal["all", "ort"]  # the backends that an int8 graph is laid out for; `export.int8` explains both
+QdqLayout = Literal["all", "openvino", "ort"]  # backends that an int8 graph is laid out for; see `export.int8`
 
 
 def check_size(size: tuple[int, int]) -> None:
@@ -84,11 +84,12 @@ class Metadata:
 
     @property
     def qdq_layout(self) -> QdqLayout | Literal[""]:
-        """The layout of an int8 graph, "all" or "ort"; "" if the graph is not quantised."""
+        """The layout of an int8 graph; "" if the graph is not quantised."""
         calibration = self.details.get("calibration")
         if not isinstance(calibration, dict):
             return ""
-        return "ort" if calibration.get("target") == "ort" else "all"
+        layouts: tuple[QdqLayout, ...] = get_args(QdqLayout)
+        return next((layout for layout in layouts if layout == calibration.get("target")), "all")
 
     @property
     def calibrated_on(self) -> FrameRange | None:

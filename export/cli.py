@@ -50,7 +50,7 @@ def _from_weights(args: argparse.Namespace) -> Path:
     name = args.name or "enet"
     if Path(name).name != name:
         raise InputError(f"--name '{name}', expected the beginning of a file's name; the folder is --out")
-    parts = {"fp16": args.fp16, "int8": args.int8, "ort": args.qdq_layout == "ort"}
+    parts = {"fp16": args.fp16, "int8": args.int8, args.qdq_layout: args.qdq_layout != "all"}
     precision = "-".join(part for part, wanted in parts.items() if wanted) or "fp32"
     path = Path(args.out) / f"{name}-{precision}.onnx"
     _require_outputs(args, path, args.weights or BUNDLED_WEIGHTS)
@@ -108,7 +108,7 @@ def _from_graph(args: argparse.Namespace) -> Path:
         _require_outputs(args, None, model)
         return model
 
-    stem = model.stem.removesuffix("-fp32") + "-int8" + "-ort" * (args.qdq_layout == "ort")
+    stem = model.stem.removesuffix("-fp32") + "-int8" + f"-{args.qdq_layout}" * (args.qdq_layout != "all")
     path = Path(args.out) / f"{stem}.onnx"
     _require_outputs(args, path, model)
 
@@ -223,12 +223,14 @@ def _export(args: argparse.Namespace) -> None:
     options = _options(args)
     if args.calibration is not None and not args.int8:
         raise InputError(f"--calibration {args.calibration} without --int8, expected both")
-    if args.qdq_layout == "ort" and not args.int8:
-        raise InputError("--target ort without --int8, expected both: it is a layout of int8 graphs")
+    if args.qdq_layout != "all" and not args.int8:
+        raise InputError(f"--target {args.qdq_layout} without --int8, expected both: it is a layout of int8 graphs")
     if args.qdq_layout == "ort" and args.fp16:
         raise InputError("--target ort with --fp16, expected one of them: ONNX Runtime's int8 kernels need fp32 around")
-    if args.qdq_layout == "ort" and args.engine:
-        raise InputError("--target ort with --engine, expected one of them: TensorRT does not take that layout")
+    if args.qdq_layout != "all" and args.engine:
+        raise InputError(
+            f"--target {args.qdq_layout} with --engine, expected one of them: that layout is not for TensorRT"
+        )
     if options is not None:
         from enet_deploy.runners.tensorrt.builder import read_graph, require_buildable
 
@@ -264,7 +266,8 @@ def _add_graph_options(group: argparse._ArgumentGroup) -> None:
     fp16 = "half-precision weights and arithmetic; also an engine if possible"
     int8 = "int8 layers, the rest in fp32, or in half with --fp16; also an engine"
     record = "file of enet-calibrate (default: of the bundled weights)"
-    layout = "backends of --int8: all (default), or ort for ONNX Runtime's CPU kernels, which TensorRT refuses"
+    layout = "backend that --int8 is laid out for: openvino and ort are the fastest there, on a CPU; all (default) is "
+    layout += "for TensorRT, and runs on every backend"
     limit = "share of pixels that may get another label (default: fp32 0.0001, fp16 0.001, int8 0.02)"
     group.add_argument("--fp16", action="store_true", help=fp16)
     group.add_argument("--int8", action="store_true", help=int8)
