@@ -19,7 +19,7 @@ from ..errors import DataError, InputError
 from ..frame_range import RangeMonitor
 from ..images import MAX_PIXELS
 from ..media.frames import FrameSource, LabelledFrame, Stop
-from ..media.ground_truth import GroundTruth, splits_of
+from ..media.ground_truth import GroundTruth, label_folders, splits_of
 from ..media.open import open_images, open_source
 from ..media.outputs import Outputs, default_out
 from ..media.pipeline import Pipeline
@@ -57,7 +57,7 @@ def chosen_outputs(args: argparse.Namespace, source: FrameSource) -> Outputs:
     for option, is_given in (("--legend", args.legend), ("--alpha", args.alpha is not None)):
         if is_given and not outputs.has_picture:
             raise InputError(f"{option} without a picture to draw it in; add --out or --show")
-    reads: list[str | Path] = [*artifact_files(args.artifact)]
+    reads: list[str | Path] = [*artifact_files(args.artifact), *label_folders(source)]
     if args.compare:
         reads += [path for root, split in splits_of(source) for path in files_of(root, split)]
     outputs.require_usable(source, reads)

@@ -209,6 +209,7 @@ def _run(args: argparse.Namespace) -> None:
     """The training itself, while no other process trains in the same folder."""
     import torch.distributed as dist
 
+    from ..runners.torch_runner import respect_quota
     from ..training.logs import TensorBoard
     from ..training.memory import keep_freed_memory
     from ..training.trainer import Trainer
@@ -217,6 +218,7 @@ def _run(args: argparse.Namespace) -> None:
     device = _device(args)
     if device.type == "cpu":
         keep_freed_memory()
+        respect_quota()
     trainer, board = None, None
     try:
         with _explained_errors(recipe, device):

@@ -264,13 +264,15 @@ class TrtRunner(Runner):
         check_frames(array, self.spec, DeviceArray)
         return array
 
-    def _checked_out(self, out: Any, shape: tuple[int, ...]) -> Any:
+    def _checked_out(self, out: Any, frames: Any) -> Any:
         array = DeviceArray.of(out, "out")
         if array is None:
-            return super()._checked_out(out, shape)
-        check_out(array, shape, DeviceArray)
+            return super()._checked_out(out, frames)
+        check_out(array, frames.shape[:3], DeviceArray)
         if not array.writeable:
             raise InputError("out is read-only, expected a writable array")
+        if isinstance(frames, DeviceArray) and array.overlaps(frames):
+            raise InputError("out shares memory with frames, expected an array of its own")
         return array
 
 
