@@ -40,6 +40,8 @@ _ENCODINGS: dict[str, tuple[int, int, int | None]] = {
     **dict.fromkeys(("yuv422", "uyvy"), (1, 2, cv2.COLOR_YUV2BGR_UYVY)),
     **dict.fromkeys(("yuv422_yuy2", "yuyv"), (1, 2, cv2.COLOR_YUV2BGR_YUYV)),
 }
+# a plane of brightness, then a plane of half its height with the colours of 2x2 pixels: OpenCV's conversion to BGR
+_TWO_PLANES = {"nv12": (1, 1, cv2.COLOR_YUV2BGR_NV12), "nv21": (1, 1, cv2.COLOR_YUV2BGR_NV21)}
 
 
 def to_bgr(message: Any) -> UInt8Array:
@@ -51,10 +53,16 @@ def to_bgr(message: Any) -> UInt8Array:
     data = np.frombuffer(message.data, np.uint8)
     if hasattr(message, "format"):
         return _decompressed(f"{message.format}", data.tobytes())
-    if message.encoding not in _ENCODINGS:
-        raise DataError(f"image encoding '{message.encoding}', expected one of {', '.join(_ENCODINGS)}")
-    size, channels, code = _ENCODINGS[message.encoding]
-    height, width, step, row = message.height, message.width, message.step, message.width * channels * size
+    known: dict[str, tuple[int, int, int | None]] = {**_ENCODINGS, **_TWO_PLANES}
+    if message.encoding not in known:
+        raise DataError(f"image encoding '{message.encoding}', expected one of {', '.join(known)}")
+    size, channels, code = known[message.encoding]
+    height, width, step = message.height, message.width, message.step
+    if message.encoding in _TWO_PLANES:
+        if height % 2 or width % 2:
+            raise DataError(f"{height}x{width} pixels of {message.encoding}, expected an even height and width")
+        height = height * 3 // 2  # rows of both planes
+    row = width * channels * size
     if not (height and width) or step < row or data.size < height * step - (step - row):
         raise DataError(
             f"image message of {data.size} bytes for {height}x{width} (height x width) pixels of {message.encoding} in "
@@ -67,7 +75,7 @@ def to_bgr(message: Any) -> UInt8Array:
         pixels = scaled(name, wide).reshape(height, width, channels)
     else:
         pixels = rows.reshape(height, width, channels)
-    return _converted(f"{height}x{width} pixels of {message.encoding}", pixels, code)
+    return _converted(f"{message.height}x{width} pixels of {message.encoding}", pixels, code)
 
 
 def _converted(name: str, pixels: npt.NDArray[Any], code: int | None) -> UInt8Array:
