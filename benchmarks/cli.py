@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from enet_deploy import console
-from enet_deploy.artifacts import BUNDLED_WEIGHTS
+from enet_deploy.artifacts import BUNDLED_WEIGHTS, QdqLayout
 from enet_deploy.commands import cli
 from enet_deploy.data import DataSet, files_of, require_same_classes
 from enet_deploy.environment import environment
@@ -51,9 +51,10 @@ if TYPE_CHECKING:
     from .report.page import Picture
 
 PICTURES = 4
-PRECISIONS = ("fp32", "bf16", "fp16", "int8", "int8-ort", "fp16-int8", "bf16-int8")
+PRECISIONS = ("fp32", "bf16", "fp16", "int8", "int8-openvino", "int8-ort", "fp16-int8", "bf16-int8")
+_LAYOUTS: dict[str, QdqLayout] = {"int8-openvino": "openvino", "int8-ort": "ort"}  # of the other graphs: "all"
 # What is computed in bf16 -> the graph for it
-_GRAPHS = {"bf16": "fp32", "bf16-int8": "int8"}
+_GRAPHS = {"bf16": "fp32", "bf16-int8": "int8-openvino"}
 WIDTH = 132  # columns of the widest table of an ordinary run
 
 
@@ -195,7 +196,7 @@ def _export(weights: Weights, path: Path, form: str, point: Point, record: Recor
 
     change = None
     if record is not None and "int8" in form:
-        change = partial(quantize, record=record, qdq_layout="ort" if form == "int8-ort" else "all")
+        change = partial(quantize, record=record, qdq_layout=_LAYOUTS.get(form, "all"))
     to_onnx(
         weights,
         path,

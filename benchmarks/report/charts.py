@@ -58,7 +58,7 @@ def latency(run: Run) -> tuple[str, str]:
 
 
 def drift(run: Run) -> tuple[str, str]:
-    """The median of each round. It shows whether the machine drifted, and whether that met all runners alike."""
+    """The median of each round. It shows whether the machine drifted, and whether all runners felt it alike."""
     results = run.results
 
     def draw(figure: Figure) -> None:

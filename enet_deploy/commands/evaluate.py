@@ -14,7 +14,7 @@ from ..environment import environment
 from ..files import require_outputs, write_json
 from ..metrics import Scores, evaluate
 from ..plots import draw_confusion, require_plot
-from ..runners import BACKENDS, Runner, artifact_files, open_runner
+from ..runners import Runner, artifact_files, open_runner
 from . import cli
 
 SCHEMA = 1
@@ -89,12 +89,10 @@ def _evaluate(args: argparse.Namespace) -> None:
 
 def main(argv: Sequence[str] | None = None) -> int:
     parser = cli.Parser("enet-eval", description="Score an artifact on a split of a data set.")
-    parser.add_argument("artifact", type=Path, metavar="ARTIFACT", help="weights, a graph (.onnx) or an engine")
+    cli.add_artifact(parser)
+    cli.add_precision(parser)
     parser.add_argument("--data", required=True, help="folder with SPLIT/ and SPLITannot/")
     parser.add_argument("--split", default="val", help="train, val or test (default: %(default)s)")
-    parser.add_argument("--backend", choices=BACKENDS, help="default: the fastest that is installed")
-    parser.add_argument("--device", help="cpu, cuda or cuda:N (default: the backend's own)")
-    cli.add_precision(parser)
     parser.add_argument("--void-counts", action="store_true", help="count void pixels as mistakes, as some papers do")
     parser.add_argument(
         "--corruptions", action="store_true", help="also score darker, brighter, blurred, noisy and compressed frames"

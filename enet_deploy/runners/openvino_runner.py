@@ -18,6 +18,7 @@ import numpy.typing as npt
 
 from .. import cache
 from ..artifacts import METADATA_KEY, Metadata, check_digest, check_graph
+from ..control_groups import quota_threads
 from ..environment import processor
 from ..errors import ArtifactError, BackendError, EnetError, InputError, is_out_of_memory
 from ..files import digest
@@ -79,7 +80,7 @@ class OpenVinoRunner(Runner):
     Args:
         artifact: a file that enet-export wrote.
         device: "cpu".
-        threads: the most threads to use; 0 lets OpenVINO use one per core.
+        threads: the most threads to use; 0 lets OpenVINO use one per core that this process may use.
         precision: "bf16" computes in bfloat16 what an fp32 or int8 graph has in float; None keeps the graph's types.
         hint: "latency" computes one batch at a time, on all threads. "throughput" computes several at a time: `stream`
             with a depth of twice the cores yields more frames per second, a single `infer` takes longer.
@@ -105,7 +106,7 @@ class OpenVinoRunner(Runner):
         if hint not in _HINTS:
             raise InputError(f"hint {hint!r}, expected {' or '.join(_HINTS)}")
         self._options = {"PERFORMANCE_HINT": hint.upper(), **_TYPES[precision]}
-        if check_threads(threads):
+        if threads := check_threads(threads) or quota_threads():  # it looks at the mask of the cores by itself
             self._options["INFERENCE_NUM_THREADS"] = str(threads)
         self._cache = None if cache is None else Path(cache)
 

@@ -145,7 +145,7 @@ def batches() -> list[UInt8Array]:
 # Life
 
 
-def test_opening_is_what_needs_the_file(make: Callable[[], Runner], tmp_path: Path) -> None:
+def test_file_is_needed_only_to_open(make: Callable[[], Runner], tmp_path: Path) -> None:
     runner = type(make())(tmp_path / "none")
     with pytest.raises(ArtifactError, match="none does not exist"):
         runner.open()
@@ -356,21 +356,21 @@ def silent(runner: Runner, patch: pytest.MonkeyPatch, rows: int) -> None:
 
 
 @pytest.mark.parametrize("rows", [0, HEIGHT - 1])
-@pytest.mark.parametrize("door", ["infer", "out", "segment", "stream"])
-def test_labels_that_nobody_wrote_are_an_error(
-    make: Callable[[], Runner], batches: list[UInt8Array], door: str, rows: int
+def test_labels_that_were_not_written_are_an_error(
+    make: Callable[[], Runner], batches: list[UInt8Array], rows: int
 ) -> None:
     with make() as runner, pytest.MonkeyPatch.context() as patch:
         out = runner.infer(batches[0])  # labels of another call
         silent(runner, patch, rows)
-        doors: dict[str, Callable[[], object]] = {
-            "infer": lambda: runner.infer(batches[1]),
-            "out": lambda: runner.infer(batches[1], out=out),
-            "segment": lambda: runner.segment(batches[1][0]),
-            "stream": lambda: list(runner.stream(batches)),
-        }
-        with pytest.raises(BackendError, match="id 255"):
-            doors[door]()
+        calls: list[Callable[[], object]] = [
+            lambda: runner.infer(batches[1]),
+            lambda: runner.infer(batches[1], out=out),
+            lambda: runner.segment(batches[1][0]),
+            lambda: list(runner.stream(batches)),
+        ]
+        for call in calls:
+            with pytest.raises(BackendError, match="id 255"):
+                call()
 
 
 class Foreign(Exception):
@@ -518,7 +518,7 @@ def test_runner_closed_under_a_stream(make: Callable[[], Runner], batches: list[
         list(stream)
 
 
-def test_stream_that_the_garbage_collector_ends_blocks_nobody(
+def test_stream_ended_by_the_garbage_collector_blocks_no_call(
     make: Callable[[], Runner], batches: list[UInt8Array]
 ) -> None:
     """It may run in the middle of any call, also of one that holds the runner's lock."""
@@ -688,7 +688,7 @@ def test_unknown_suffix_is_refused(tmp_path: Path) -> None:
         open_runner(tmp_path / "none.onnx")
 
 
-def test_cuda_is_refused_where_there_is_none(weights: Path, exported: Path) -> None:
+def test_cuda_is_refused_without_a_cuda_device(weights: Path, exported: Path) -> None:
     if pytest.importorskip("torch").cuda.is_available():
         pytest.skip("a CUDA device is there")
     with pytest.raises(BackendError, match=r"device 'cuda'.* 0 CUDA devices"):
@@ -777,7 +777,7 @@ def test_damaged_files_are_refused(make: Callable[[], Runner], tmp_path: Path, k
         runner.infer(np.zeros((1, HEIGHT, WIDTH, 3), np.uint8))
 
 
-def test_both_onnxruntime_packages_are_said(
+def test_warning_if_both_onnxruntime_packages_are_installed(
     exported: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     monkeypatch.setattr(
