@@ -118,7 +118,7 @@ def room(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="session")
 def camvid() -> Path:
-    """The real CamVid; the test is skipped where CAMVID_DIR does not say where it is."""
+    """The real CamVid. The test is skipped if CAMVID_DIR is not set."""
     folder = os.environ.get("CAMVID_DIR")
     if not folder:
         pytest.skip("CAMVID_DIR is not set; it names a folder with CamVid's train/ trainannot/ val/ valannot/")

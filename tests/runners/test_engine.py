@@ -125,7 +125,7 @@ def test_progress_goes_on_and_only_forward(graph: Path, engine: Path) -> None:
 def test_ctrl_c_leaves_the_earlier_engine(graph: Path, engine: Path) -> None:
     to_engine(graph, engine, AHEAD)
     earlier = EngineCard.read(engine)
-    # In a process of its own: where OpenVINO is loaded too, TensorRT-RTX 1.7 crashes when a build is cancelled
+    # In a process of its own: beside OpenVINO, TensorRT-RTX 1.7 crashes when a build is cancelled
     script = (
         "import os, signal, sys\n"
         "from enet_deploy.runners.tensorrt.builder import BuildOptions, to_engine\n"

@@ -90,7 +90,7 @@ def skip_without_cuda(package: str) -> None:
 
 @pytest.fixture(scope="module")
 def engine(exported: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
-    """The engine of `exported`: a real one where TensorRT and a GPU are there, else one for the stand-ins."""
+    """The engine of `exported`: a real one if TensorRT and a GPU are there, else one for the stand-ins."""
     folder, flavour = tmp_path_factory.mktemp("engine"), tensorrt_standin.real_flavour()
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("XDG_CACHE_HOME", str(folder))

@@ -91,7 +91,7 @@ MIOU = {1: 0.3, 2: 0.5, 3: 0.4, 4: 0.5, 5: 0.9}  # epoch -> val mIoU
 def test_run_stops_when_its_patience_is_at_its_end(
     finished: Path, scenes: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """Also if it was interrupted in between, and with the same weights."""
+    """Also if it was interrupted, and then with the same weights."""
     monkeypatch.setattr(Trainer, "_val_scores", lambda trainer: {"val_miou": MIOU[trainer.epoch]})
     options = {"epochs": 5, "eval_every": 1, "patience": 2, "ema": 0, "batch": 8}
     with caplog.at_level("INFO"):
@@ -178,7 +178,7 @@ def test_lovasz_is_added_when_the_recipe_says(scenes: Path, tmp_path: Path) -> N
 
 @pytest.fixture
 def steps(monkeypatch: pytest.MonkeyPatch) -> list[tuple[Any, dict[str, Any]]]:
-    """Of every training step: the images, and the network's tensors after it."""
+    """The images of every training step, and the network's tensors after it."""
     seen: list[tuple[Any, dict[str, Any]]] = []
     step = TrainingStep.__call__
 
