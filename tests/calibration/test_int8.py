@@ -240,6 +240,7 @@ def test_ort_layout_leaves_nothing_to_quantise(model: onnx.ModelProto, record: R
         quantize(model, one, qdq_layout="ort")
 
 
+@pytest.mark.slow
 def test_every_layer_can_be_quantised_alone(model: onnx.ModelProto, record: Record) -> None:
     for qdq_layout in get_args(QdqLayout):
         for name in layers(model.graph):

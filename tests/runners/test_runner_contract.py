@@ -103,7 +103,12 @@ def engine(exported: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator
         assert (gpu.alive(), gpu.complaints) == ({}, [])
 
 
-@pytest.fixture(scope="module", params=CASES)
+SLOW = ("torch", "openvino")  # test_backends.py has quick tests of both
+
+
+@pytest.fixture(
+    scope="module", params=[pytest.param(case, marks=pytest.mark.slow) if case in SLOW else case for case in CASES]
+)
 def make(request: pytest.FixtureRequest) -> Callable[[], Runner]:
     """Makes a runner that is not open yet."""
     runner_class, package, artifact, options = CASES[request.param]
