@@ -56,7 +56,7 @@ def claim(path: Path, side: int) -> None:
 
 
 def write_graph(path: Path, precision: str = "fp32", unknown_operation: bool = False) -> Path:
-    """The least graph of the deployed kind: frames (1, 16, 16, 3) uint8 -> labels (1, 16, 16) uint8."""
+    """The smallest graph of the deployed kind: frames (1, 16, 16, 3) uint8 -> labels (1, 16, 16) uint8."""
     type_ = TensorProto.FLOAT16 if precision == "fp16" else TensorProto.FLOAT
     kernel = np.random.default_rng(0).normal(size=(4, 3, 3, 3))
     weight = numpy_helper.from_array(kernel.astype(helper.tensor_dtype_to_np_dtype(type_)), "weight")
@@ -200,7 +200,7 @@ def least_graph(dtype: str = "float32") -> onnx.ModelProto:
 
 
 def one_line(capsys: pytest.CaptureFixture[str]) -> str:
-    """What a command printed: nothing on stdout, one line on stderr."""
+    """The one line that a command printed on stderr; nothing is on stdout."""
     captured = capsys.readouterr()
     assert not captured.out and captured.err.count("\n") == 1
     return captured.err

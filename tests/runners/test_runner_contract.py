@@ -101,7 +101,7 @@ def skip_without_cuda(package: str) -> None:
 
 @pytest.fixture(scope="module")
 def engine(exported: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
-    """The engine of `exported`: a real one where TensorRT and a GPU are there, else one for the stand-ins."""
+    """The engine of `exported`: a real one if TensorRT and a GPU are there, else one for the stand-ins."""
     folder, flavour = tmp_path_factory.mktemp("engine"), tensorrt_standin.real_flavour()
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("XDG_CACHE_HOME", str(folder))
@@ -114,7 +114,12 @@ def engine(exported: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator
         assert (gpu.alive(), gpu.complaints) == ({}, [])
 
 
-@pytest.fixture(scope="module", params=CASES)
+SLOW = ("torch", "openvino")  # test_backends.py has quick tests of both
+
+
+@pytest.fixture(
+    scope="module", params=[pytest.param(case, marks=pytest.mark.slow) if case in SLOW else case for case in CASES]
+)
 def make(request: pytest.FixtureRequest) -> Callable[[], Runner]:
     """Makes a runner that is not open yet."""
     runner_class, package, artifact, options = CASES[request.param]
