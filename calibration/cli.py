@@ -6,7 +6,7 @@ import argparse
 import math
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from enet_deploy import console
 from enet_deploy.artifacts import BUNDLED_WEIGHTS, graph_metadata
@@ -199,6 +199,7 @@ def _calibrate(args: argparse.Namespace) -> None:
         float_layers, measured = earlier.float_layers, ranges.MeasuredRanges.of(earlier)
         score = evaluator.score(quantize(model, earlier), earlier.method)
     float_layers, score = _study(args, model, measured.all, float_layers, score, evaluator)
+    confidence = _fit_confidence(model, evaluator) if evaluator.measure == "miou" else {}
     in_ort = _score_in_ort(model, measured.all, float_layers, evaluator)
     ort = in_ort and {name: evaluator.to_json(in_ort)[name] for name in ("int8", "agreement")}
     record = Record(
@@ -212,6 +213,7 @@ def _calibrate(args: argparse.Namespace) -> None:
         float_tensors=float_tensors(model.graph, float_layers),
         outputs=measured.outputs,
         versions=measured.versions,
+        confidence=confidence,
     )
     record.write(args.out)
     _write_cache(args, record)
@@ -221,6 +223,20 @@ def _calibrate(args: argparse.Namespace) -> None:
             f"in ONNX Runtime's layout (enet-export --int8 --target ort): {in_ort.value:.4f} "
             f"({-evaluator.drop(in_ort):+.2f} points), {in_ort.agreement:.2%}"
         )
+
+
+def _fit_confidence(model: onnx.ModelProto, evaluator: Evaluator) -> dict[str, Any]:
+    """Fit the temperature of the confidences on half of the labelled images, and print its effect on the others."""
+    from .temperature import fit_confidence
+
+    found = fit_confidence(model, evaluator.pairs, console.progress) if evaluator.count > 1 else {}
+    if found:
+        print(
+            f"confidences divided by a temperature of {found['temperature']:g}, fitted on {found['fitted_on']} images: "
+            f"expected calibration error on {found['measured_on']} others {found['error_before']:.4f} before, "
+            f"{found['error_after']:.4f} after"
+        )
+    return found
 
 
 def _score_in_ort(

@@ -13,7 +13,7 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")  # networks this small lose more t
 from pathlib import Path
 
 import pytest
-from helpers import ROOT, SIZE, write_scenes
+from helpers import ROOT, SIZE, TEMPERATURE, write_scenes
 
 import enet_deploy
 from enet_deploy.artifacts import BUNDLED_WEIGHTS
@@ -35,17 +35,17 @@ def weights() -> Path:
 
 @pytest.fixture(scope="session")
 def exported(tmp_path_factory: pytest.TempPathFactory, weights: Path) -> Path:
-    """The bundled weights at 96x128, any batch, with logits."""
+    """The bundled weights at 96x128, any batch, with logits and confidences."""
     from enet_deploy.export.to_onnx import to_onnx
 
     path = tmp_path_factory.mktemp("export") / "enet-fp32.onnx"
-    to_onnx(weights, path, size=SIZE, batch=None, logits=True)
+    to_onnx(weights, path, size=SIZE, batch=None, logits=True, confidence=TEMPERATURE)
     return path
 
 
 @pytest.fixture(scope="session")
 def graphs(exported: Path, weights: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
-    """Precision -> graph of the bundled weights and record at 96x128, any batch, with logits."""
+    """Precision -> graph of the bundled weights and record at 96x128, any batch, with logits and confidences."""
     import onnx
 
     from enet_deploy.export.int8 import quantize
@@ -56,7 +56,7 @@ def graphs(exported: Path, weights: Path, tmp_path_factory: pytest.TempPathFacto
     folder = tmp_path_factory.mktemp("graphs")
     paths = {precision: folder / f"enet-{precision}.onnx" for precision in ("fp16", "int8", "fp16-int8")}
     record = record_for(sha256(weights))
-    half = build_graph(weights, "fp16", SIZE, batch=None, logits=True)
+    half = build_graph(weights, "fp16", SIZE, batch=None, logits=True, confidence=TEMPERATURE)
     onnx.save(half, paths["fp16"])
     onnx.save(quantize(onnx.load(exported), record), paths["int8"])
     onnx.save(quantize(half, record), paths["fp16-int8"])

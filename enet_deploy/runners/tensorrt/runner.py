@@ -90,7 +90,8 @@ class TrtRunner(Runner):
         opened.callback(self._free)
         self._idle.append(self._new_lane())
         runtime = f"{trt.__name__} {trt.__version__} on {device.gpu}, {device.package}, {words}"
-        return self._make_spec(card.metadata, engine.batch, "logits" in engine.frame_bytes, runtime)
+        has_logits, has_confidence = ("logits" in engine.frame_bytes), ("confidence" in engine.frame_bytes)
+        return self._make_spec(card.metadata, engine.batch, has_logits, runtime, has_confidence)
 
     def _graph_plan(self, flavour: str, device: Device) -> tuple[bool, str]:
         """Return whether CUDA graphs are used, and the same in words."""
@@ -113,29 +114,30 @@ class TrtRunner(Runner):
         return lane
 
     def _run(self, frames: UInt8Array | DeviceArray, out: UInt8Array | DeviceArray) -> None:
+        self._fill(frames, out)
+
+    def _fill(
+        self, frames: UInt8Array | DeviceArray, out: UInt8Array | DeviceArray, **others: npt.NDArray[Any]
+    ) -> None:
+        """Label the frames, as many at a time as the engine takes. `others`: further outputs to fill, by name."""
         step = self._engine.max_batch
         with self._device.current():
             lane = self._take()
             try:
                 for first in range(0, frames.shape[0], step):
                     lane.start(frames[first : first + step], out[first : first + step])
-                    lane.finish()
+                    lane.finish(**{name: array[first : first + step] for name, array in others.items()})
             finally:
                 self._give_back(lane)
 
     def _run_logits(self, frames: UInt8Array | DeviceArray) -> npt.NDArray[np.float32]:
-        spec, step = self.spec, self._engine.max_batch
+        spec = self.spec
         scores = np.empty((frames.shape[0], len(spec.classes), *spec.size), np.float32)
-        with self._device.current():
-            lane = self._take()
-            try:
-                for first in range(0, len(scores), step):
-                    part = frames[first : first + step]
-                    lane.start(part, np.empty(part.shape[:3], np.uint8))
-                    lane.finish(scores[first : first + step])
-            finally:
-                self._give_back(lane)
+        self._fill(frames, np.empty(frames.shape[:3], np.uint8), logits=scores)
         return scores
+
+    def _run_confidence(self, frames: UInt8Array | DeviceArray, labels: UInt8Array, confidence: UInt8Array) -> None:
+        self._fill(frames, labels, confidence=confidence)
 
     def _profile(self, frames: UInt8Array | DeviceArray, calls: int) -> Iterator[list[Operation]]:
         with self._device.current():
