@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import dataclasses
 import math
 from collections.abc import Sequence
 from pathlib import Path
@@ -22,7 +23,6 @@ if TYPE_CHECKING:
 
     from enet_deploy.classes import ClassList
 
-    from .ranges import MeasuredRanges
     from .scoring import Evaluator, Pair, Score
     from .sensitivity import LayerSensitivity
 
@@ -32,7 +32,10 @@ UNLABELLED = 32  # images to compare labels on if the data set has no labels
 
 
 def _pairs(data: str, classes: ClassList, sampled: list[Path], split: str) -> Sequence[Pair] | DataSet:
-    """Return what graphs are scored on: val with labels; else images without, other than the sampled if possible."""
+    """Return the images that graphs are scored on: val with its labels; without labels, images that were not sampled.
+
+    If all images were sampled, they are scored on too.
+    """
     of_images, of_labels = parts(data, "val")
     if of_labels.folder.is_dir():
         val = open_data(data, "val")
@@ -50,29 +53,25 @@ def _pairs(data: str, classes: ClassList, sampled: list[Path], split: str) -> Se
 
 def _measure(
     args: argparse.Namespace, model: onnx.ModelProto, sampled: list[Path], evaluator: Evaluator
-) -> tuple[MeasuredRanges, Score]:
-    """Measure ranges by --method, or by all methods and keep the best. Returns the ranges and their score."""
-    from enet_deploy.export.int8 import FLOAT_LAYERS, activations, layers, output_tensors, quantized_copy
+) -> tuple[Record, Score]:
+    """Measure ranges by --method, or by all methods and keep the best.
+
+    Returns a record of them, with the default layers in float, and its score.
+    """
+    from enet_deploy.export.int8 import FLOAT_LAYERS, quantized_copy
 
     from . import ranges
 
     metadata = graph_metadata(model, args.weights)
-    tensors = list(activations(model.graph, layers(model.graph).values()))
-    methods = METHODS if args.method == "auto" else (args.method,)
-    found = ranges.find_ranges(model, tensors, sampled, metadata.size, methods, console.progress)
-    # The layout "ort" needs more tensors than all others together: for these one method, on fewer images
     few = spread(sampled, OUTPUT_IMAGES)
-    of_outputs = ranges.find_ranges(
-        model, output_tensors(model.graph), few, metadata.size, ["percentile"], console.progress
-    )
-    outputs = _rounded(of_outputs["percentile"])
-    amax = {method: _rounded(values) for method, values in found.items()}
+    amax, outputs = _find_ranges(args.method, model, sampled, few, metadata.size)
     scores = {
         method: evaluator.score(quantized_copy(model, {**amax[method], **outputs}, FLOAT_LAYERS), method)
         for method in amax
     }
     best = max(scores, key=lambda method: scores[method].value)
-    measured = ranges.MeasuredRanges(
+    record = Record(
+        weights_sha256=metadata.weights_sha256,
         method=best,
         images={
             "count": len(sampled),
@@ -82,12 +81,32 @@ def _measure(
             "frames": ranges.frame_range(sampled, metadata.size),
         },
         preprocessing={"size": list(metadata.size), "mean": list(metadata.mean), "std": list(metadata.std)},
+        accuracy={"tried": {method: round(score.value, 6) for method, score in scores.items()}},
+        float_layers=FLOAT_LAYERS,
         amax=amax[best],
+        float_tensors=[],
         outputs=outputs,
-        tried={method: round(score.value, 6) for method, score in scores.items()},
         versions=metadata.details["versions"],
     )
-    return measured, scores[best]
+    return record, scores[best]
+
+
+def _find_ranges(
+    method: str, model: onnx.ModelProto, sampled: list[Path], few: list[Path], size: tuple[int, int]
+) -> tuple[dict[str, dict[str, float]], dict[str, float]]:
+    """Return method -> tensor -> amax, and tensor -> amax of the tensors that only the layout "ort" needs.
+
+    These are more than all others together: for them one method, on the images `few`.
+    """
+    from enet_deploy.export.int8 import activations, layers, output_tensors
+
+    from .ranges import find_ranges
+
+    methods = METHODS if method == "auto" else (method,)
+    tensors = list(activations(model.graph, layers(model.graph).values()))
+    found = find_ranges(model, tensors, sampled, size, methods, console.progress)
+    outputs = find_ranges(model, output_tensors(model.graph), few, size, ["percentile"], console.progress)
+    return {name: _rounded(values) for name, values in found.items()}, _rounded(outputs["percentile"])
 
 
 def _rounded(amax: dict[str, float]) -> dict[str, float]:
@@ -95,12 +114,7 @@ def _rounded(amax: dict[str, float]) -> dict[str, float]:
 
 
 def _study(
-    args: argparse.Namespace,
-    model: onnx.ModelProto,
-    ranges: dict[str, float],
-    float_layers: dict[str, str],
-    score: Score,
-    evaluator: Evaluator,
+    args: argparse.Namespace, model: onnx.ModelProto, record: Record, score: Score, evaluator: Evaluator
 ) -> tuple[dict[str, str], Score]:
     """Measure the sensitivity of each layer if --sensitivity or the budget needs it.
 
@@ -110,12 +124,12 @@ def _study(
 
     folder = _study_folder(args)
     measured: list[LayerSensitivity] = []
+    float_layers, ranges = record.float_layers, record.ranges
 
     def sensitivities() -> list[LayerSensitivity]:
         if not measured:
-            measured.extend(
-                measure_sensitivity(model, ranges, evaluator, folder / "sensitivity.json", console.progress)
-            )
+            state = folder / "sensitivity.json"
+            measured.extend(measure_sensitivity(model, ranges, evaluator, state, console.progress))
         return measured
 
     if args.sensitivity:
@@ -179,7 +193,7 @@ def _calibrate(args: argparse.Namespace) -> None:
     if args.data is None:
         _render(args)
         return
-    from enet_deploy.export.int8 import FLOAT_LAYERS, float_tensors, quantize
+    from enet_deploy.export.int8 import quantize
     from enet_deploy.export.to_onnx import build_graph
     from enet_deploy.weights import Weights
 
@@ -193,28 +207,13 @@ def _calibrate(args: argparse.Namespace) -> None:
     classes = weights.metadata.classes
     evaluator = Evaluator(model, _pairs(args.data, classes, sampled, args.split), classes, console.progress)
     if earlier is None:
-        float_layers = FLOAT_LAYERS
-        measured, score = _measure(args, model, sampled, evaluator)
+        record, score = _measure(args, model, sampled, evaluator)
     else:
-        float_layers, measured = earlier.float_layers, ranges.MeasuredRanges.of(earlier)
-        score = evaluator.score(quantize(model, earlier), earlier.method)
-    float_layers, score = _study(args, model, measured.all, float_layers, score, evaluator)
-    confidence = _fit_confidence(model, evaluator) if evaluator.measure == "miou" else {}
-    in_ort = _score_in_ort(model, measured.all, float_layers, evaluator)
-    ort = in_ort and {name: evaluator.to_json(in_ort)[name] for name in ("int8", "agreement")}
-    record = Record(
-        weights_sha256=weights.sha256,
-        method=measured.method,
-        images=measured.images,
-        preprocessing=measured.preprocessing,
-        accuracy={"tried": measured.tried, **evaluator.to_json(score), "ort": ort},
-        float_layers=float_layers,
-        amax=measured.amax,
-        float_tensors=float_tensors(model.graph, float_layers),
-        outputs=measured.outputs,
-        versions=measured.versions,
-        confidence=confidence,
-    )
+        record, score = earlier, evaluator.score(quantize(model, earlier), earlier.method)
+    float_layers, score = _study(args, model, record, score, evaluator)
+    record = dataclasses.replace(record, confidence=_fit_confidence(model, evaluator))
+    in_ort = _score_in_ort(model, record.ranges, float_layers, evaluator)
+    record = _completed(record, model, float_layers, evaluator, score, in_ort)
     record.write(args.out)
     _write_cache(args, record)
     _report(args, model, record, evaluator, score)
@@ -229,14 +228,36 @@ def _fit_confidence(model: onnx.ModelProto, evaluator: Evaluator) -> dict[str, A
     """Fit the temperature of the confidences on half of the labelled images, and print its effect on the others."""
     from .temperature import fit_confidence
 
-    found = fit_confidence(model, evaluator.pairs, console.progress) if evaluator.count > 1 else {}
+    if evaluator.measure != "miou" or evaluator.count < 2:
+        return {}
+    found = fit_confidence(model, evaluator.pairs, console.progress)
     if found:
         print(
-            f"confidences divided by a temperature of {found['temperature']:g}, fitted on {found['fitted_on']} images: "
-            f"expected calibration error on {found['measured_on']} others {found['error_before']:.4f} before, "
-            f"{found['error_after']:.4f} after"
+            f"confidences: temperature {found['temperature']:g}, fitted on {found['fitted_on']} images; expected "
+            f"calibration error on {found['measured_on']} others {found['error_before']:.4f} without it, "
+            f"{found['error_after']:.4f} with it"
         )
     return found
+
+
+def _completed(
+    record: Record,
+    model: onnx.ModelProto,
+    float_layers: dict[str, str],
+    evaluator: Evaluator,
+    score: Score,
+    in_ort: Score | None,
+) -> Record:
+    """The record with these layers in float and these scores."""
+    from enet_deploy.export.int8 import float_tensors
+
+    ort = in_ort and {name: evaluator.to_json(in_ort)[name] for name in ("int8", "agreement")}
+    return dataclasses.replace(
+        record,
+        accuracy={"tried": record.accuracy.get("tried", {}), **evaluator.to_json(score), "ort": ort},
+        float_layers=float_layers,
+        float_tensors=float_tensors(model.graph, float_layers),
+    )
 
 
 def _score_in_ort(
@@ -290,46 +311,24 @@ def _write_cache(args: argparse.Namespace, record: Record) -> None:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    parser = cli.Parser(
-        "enet-calibrate",
-        description="Measure the ranges for int8 and its cost in accuracy; write both to a readable record.",
-    )
+    text = "Measure the ranges for int8 and its cost in accuracy; write both to a readable record."
+    parser = cli.Parser("enet-calibrate", description=text)
     parser.add_argument("data", nargs="?", metavar="DATA", help="data set, or a folder of images without labels")
-    parser.add_argument(
-        "--weights", type=Path, default=BUNDLED_WEIGHTS, help="a .safetensors file of enet-train (default: the bundled)"
-    )
-    parser.add_argument(
-        "--method",
-        choices=("auto", *METHODS),
-        default="auto",
-        help="auto (default) tries all and keeps the best on val",
-    )
-    parser.add_argument(
-        "--images",
-        type=cli.positive,
-        default=100,
-        metavar="N",
-        help="images, spread over the split (default: 100)",
-    )
+    weights = "a .safetensors file of enet-train (default: the bundled)"
+    parser.add_argument("--weights", type=Path, default=BUNDLED_WEIGHTS, help=weights)
+    methods, best = ("auto", *METHODS), "auto (default) tries all and keeps the best on val"
+    parser.add_argument("--method", choices=methods, default="auto", help=best)
+    images = "images, spread over the split (default: 100)"
+    parser.add_argument("--images", type=cli.positive, default=100, metavar="N", help=images)
     parser.add_argument("--split", default="train", help="split of DATA to sample (default: train)")
-    parser.add_argument(
-        "--out",
-        type=Path,
-        default=Path("calibration.json"),
-        metavar="RECORD",
-        help="file to write (default: calibration.json)",
-    )
+    out, shown = Path("calibration.json"), "file to write (default: calibration.json)"
+    parser.add_argument("--out", type=Path, default=out, metavar="RECORD", help=shown)
     parser.add_argument("--record", type=Path, help="take the ranges of this record instead of measuring them")
-    parser.add_argument(
-        "--size", type=cli.size, metavar="HxW", help="frame size (default: as the weights were trained)"
-    )
+    size = "frame size (default: as the weights were trained)"
+    parser.add_argument("--size", type=cli.size, metavar="HxW", help=size)
     parser.add_argument("--sensitivity", metavar="DIR", help="quantise each layer alone; folder for table and plot")
-    parser.add_argument(
-        "--max-drop",
-        type=float,
-        metavar="POINTS",
-        help="leave the most sensitive layers in float until int8 costs at most this (study in RECORD-sensitivity/)",
-    )
+    drop = "leave the most sensitive layers in float until int8 costs at most this (study in RECORD-sensitivity/)"
+    parser.add_argument("--max-drop", type=float, metavar="POINTS", help=drop)
     parser.add_argument("--trt-cache", type=Path, metavar="FILE", help="also write TensorRT 10's calibration cache")
     parser.add_argument("--trt-version", default="10.3.0", help="TensorRT that reads the cache (default: 10.3.0)")
     return cli.run(parser, _calibrate, argv)

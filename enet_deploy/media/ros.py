@@ -5,19 +5,15 @@ The encodings are those in sensor_msgs/image_encodings.hpp that cameras send. Ro
 
 from __future__ import annotations
 
-import logging
 from typing import Any
 
 import cv2
 import numpy as np
 import numpy.typing as npt
 
-from ..console import warn_once
 from ..errors import DataError
 from ..image_headers import read_header
-from ..images import UInt8Array, decode, eight_bits
-
-log = logging.getLogger(__name__)
+from ..images import UInt8Array, decode, scaled
 
 # encoding -> (bytes per channel, channels, OpenCV's conversion to BGR)
 _ENCODINGS: dict[str, tuple[int, int, int | None]] = {
@@ -76,17 +72,10 @@ def to_bgr(message: Any) -> UInt8Array:
     name = f"image of encoding {message.encoding}"
     if size == 2:
         wide = np.ascontiguousarray(rows).view(">u2" if message.is_bigendian else "<u2").astype(np.uint16)
-        pixels = _scaled(name, wide).reshape(height, width, channels)
+        pixels = scaled(name, wide).reshape(height, width, channels)
     else:
         pixels = rows.reshape(height, width, channels)
     return _converted(f"{message.height}x{width} pixels of {message.encoding}", pixels, code)
-
-
-def _scaled(name: str, pixels: npt.NDArray[Any], maximum: int | None = None) -> UInt8Array:
-    scaled, note = eight_bits(name, pixels, maximum)
-    if note:
-        warn_once(log, f"%s has {note} (said once)", name)
-    return scaled
 
 
 def _converted(name: str, pixels: npt.NDArray[Any], code: int | None) -> UInt8Array:
@@ -110,7 +99,7 @@ def _decompressed(format_: str, content: bytes) -> UInt8Array:
         raise DataError(f"{name} holds distances, expected a picture; take the topic of a camera")
     pixels = decode(name, content, cv2.IMREAD_ANYCOLOR | cv2.IMREAD_ANYDEPTH)
     header = read_header(content)
-    pixels = _scaled(name, pixels, header.maximum if header is not None else None)
+    pixels = scaled(name, pixels, header.maximum if header is not None else None)
     _, channels, code = _ENCODINGS.get(stored.strip(), (1, 3, None))
     if pixels.ndim == 2:
         return _converted(name, pixels, code if stored.startswith("bayer_") else cv2.COLOR_GRAY2BGR)

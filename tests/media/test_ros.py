@@ -315,7 +315,7 @@ def test_recording_that_was_cut_off_is_read_as_far_as_it_is_whole(
     ],
 )
 @pytest.mark.parametrize("storage", ["MCAP", "SQLITE3"])
-def test_times_of_a_bag_rise_whenever_it_was(
+def test_times_of_a_bag_rise_at_any_date(
     tmp_path: Path, storage: str, received: list[int], expected: list[float]
 ) -> None:
     if storage == "MCAP" and received[0] < 0:

@@ -1,4 +1,4 @@
-"""The node: ~/image in; ~/labels, ~/overlay, ~/color_mask, ~/confidence, ~/label_info, ~/classes and /diagnostics out."""
+"""The node: ~/image in; labels and what is made of them out, with /diagnostics. Its README lists the topics."""
 
 from __future__ import annotations
 
