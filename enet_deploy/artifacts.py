@@ -47,6 +47,12 @@ def check_size(size: tuple[int, int]) -> None:
         raise InputError(f"size {size[0]}x{size[1]}, expected height and width divisible by 8; the nearest is {near}")
 
 
+def check_temperature(value: Any) -> None:
+    """Raise InputError unless `value` is a number from 0.01 to 100, which every precision can compute with."""
+    if type(value) not in (int, float) or not 0.01 <= value <= 100:
+        raise InputError(f"temperature {value!r:.40}, expected a number from 0.01 to 100")
+
+
 @dataclass(frozen=True)
 class Metadata:
     """What a runner needs to know in addition to the tensors.
@@ -82,6 +88,7 @@ class Metadata:
             _ = self.calibrated_on
         except TypeError as error:
             raise InputError(f"frames of the calibration: {error}; expected contrast and noise") from None
+        check_temperature(self.temperature)
 
     @property
     def qdq_layout(self) -> QdqLayout | Literal[""]:
@@ -98,6 +105,12 @@ class Metadata:
         calibration = self.details.get("calibration")
         frames = calibration.get("frames") if isinstance(calibration, dict) else None
         return None if frames is None else FrameRange(**frames)
+
+    @property
+    def temperature(self) -> Any:
+        """What the logits are divided by before the softmax of a confidence; 1 unless enet-calibrate has fitted one."""
+        confidence = self.details.get("confidence")
+        return confidence.get("temperature", 1.0) if isinstance(confidence, dict) else 1.0
 
     def to_text(self) -> str:
         return json.dumps(

@@ -349,10 +349,12 @@ def test_logic_of_the_node(exported: Path) -> None:
     with open_runner(exported) as runner:
         segmentation = Segmentation(runner, alpha=0.3)
         message = make_image(types, False, STAMPS[0], padded(FRAMES[0], "bgr8"))
-        outputs = segmentation(message, ("overlay", "color_mask"))
+        outputs = segmentation(message, ("overlay", "color_mask", "confidence"))
         ids = runner.segment(FRAMES[0])
         assert np.array_equal(outputs["labels"].pop("data").reshape(SIZE), ids)
         assert outputs["labels"] == {"height": 96, "width": 128, "encoding": "mono8", "is_bigendian": 0, "step": 128}
+        confidence = outputs["confidence"]["data"].reshape(SIZE)
+        assert np.array_equal(confidence, runner.segment_with_confidence(FRAMES[0])[1]) and confidence.min() > 0
         for name, picture in (("overlay", overlay(FRAMES[0], ids, CAMVID, 0.3)), ("color_mask", colorize(ids, CAMVID))):
             assert (outputs[name]["encoding"], outputs[name]["step"]) == ("bgr8", 384)
             assert np.array_equal(outputs[name]["data"].reshape(*SIZE, 3), picture)
