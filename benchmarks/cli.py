@@ -251,7 +251,7 @@ def _pictures(run: Run, comparison: Comparison, inputs: BenchInputs) -> list[Pic
 def _say(what: str) -> None:
     """Print a sign of life for a log; a terminal has progress bars."""
     if not sys.stderr.isatty():
-        print(f"{what} ...", flush=True)
+        print(f"{what} ...", file=sys.stderr, flush=True)
 
 
 # --- the outputs --------------------------------------------------------------------------------------------------
@@ -323,9 +323,13 @@ def _bench_parser() -> argparse.ArgumentParser:
     add = parser.add_argument
     add(
         "artifacts", nargs="*", type=Path, metavar="ARTIFACT",
-        help="weights, graphs or engines; the first is the baseline (default: --weights and their exports)",
+        help="weights, graphs, engines, names of bundled weights; the first is the baseline (default: --weights and "
+        "their exports)",
     )  # fmt: skip
-    add("--weights", type=Path, default=BUNDLED_WEIGHTS, help="parity is measured against these (default: bundled)")
+    add(
+        "--weights", type=cli.weights, default=BUNDLED_WEIGHTS,
+        help="parity is measured against these (default: enet-camvid)",
+    )  # fmt: skip
     add(
         "--precision", dest="precisions", type=cli.listed(cli.one_of(PRECISIONS)), default=(), metavar="P,...",
         help=f"what to export if no ARTIFACT is named, of {', '.join(PRECISIONS)} (default: fp32)",

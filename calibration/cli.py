@@ -280,7 +280,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     )
     parser.add_argument("data", nargs="?", metavar="DATA", help="data set, or a folder of images without labels")
     parser.add_argument(
-        "--weights", type=Path, default=BUNDLED_WEIGHTS, help="a .safetensors file of enet-train (default: the bundled)"
+        "--weights", type=cli.weights, default=BUNDLED_WEIGHTS, help=f"{cli.WEIGHTS} (default: enet-camvid)"
     )
     parser.add_argument(
         "--method",

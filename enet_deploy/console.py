@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import logging
 import sys
-from collections.abc import Iterable
+import time
+from collections.abc import Iterable, Iterator, Sized
 from typing import TextIO, TypeVar
 
 Item = TypeVar("Item")
+
+FIRST_LINE, LONGEST_PAUSE = 4.0, 60.0  # seconds, of progress that is no bar
 
 _said: set[str] = set()
 
@@ -42,19 +45,34 @@ def warn_once(log: logging.Logger, message: str, *args: object) -> None:
 
 
 def progress(items: Iterable[Item], title: str, total: int | None = None) -> Iterable[Item]:
-    """Iterate over the items, with a progress bar if stderr is a terminal and tqdm is installed.
+    """Iterate over the items, with a progress bar on stderr; if that is no terminal, or without tqdm, with lines.
 
     Args:
         items: to iterate over.
-        title: of the bar.
+        title: of the bar, at the beginning of each line.
         total: number of the items, if they have no length.
     """
+    if sys.stderr is None:  # closed, as some supervisors start programs
+        return items
+    total = len(items) if total is None and isinstance(items, Sized) else total
     try:
         from tqdm import tqdm
     except ModuleNotFoundError:
-        return items
-    if sys.stderr is None:  # closed, as some supervisors start programs
-        return items
-    file = unfiltered(sys.stderr)
-    bar: Iterable[Item] = tqdm(items, printable(title), total, leave=False, disable=None, file=file)
+        return _with_lines(items, title, total)
+    if not sys.stderr.isatty():
+        return _with_lines(items, title, total)
+    bar: Iterable[Item] = tqdm(items, printable(title), total, leave=False, file=unfiltered(sys.stderr))
     return bar
+
+
+def _with_lines(items: Iterable[Item], title: str, total: int | None) -> Iterator[Item]:
+    """Print a line now and then: the first after seconds, later ones up to a minute apart, for a log of hours."""
+    start = time.monotonic()
+    pause, due = FIRST_LINE, start + FIRST_LINE
+    for done, item in enumerate(items):
+        if (now := time.monotonic()) >= due:
+            of = "" if total is None else f" of {total}"
+            print(f"{printable(title)}: {done}{of} after {now - start:.0f} s", file=sys.stderr, flush=True)
+            pause = min(2 * pause, LONGEST_PAUSE)
+            due = now + pause
+        yield item

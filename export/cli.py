@@ -259,7 +259,7 @@ def _parser() -> cli.Parser:
     parser.add_argument(
         "model", nargs="?", type=Path, metavar="MODEL.onnx", help="start from this graph instead of weights"
     )
-    parser.add_argument("--weights", type=Path, help="a .safetensors file of enet-train (default: the bundled weights)")
+    parser.add_argument("--weights", type=cli.weights, help=f"{cli.WEIGHTS} (default: enet-camvid)")
     parser.add_argument("--out", default=".", metavar="DIR", help="folder to write to (default: here)")
     parser.add_argument("--name", help="beginning of the file name NAME-PRECISION.onnx (default: enet)")
 

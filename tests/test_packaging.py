@@ -18,6 +18,7 @@ import pytest
 from helpers import ROOT
 
 import enet_deploy
+from enet_deploy.bundled import NAMES
 
 HUB = "enet_deploy"
 SPOKES = {"export", "calibration", "benchmarks"}  # folders of the checkout, installed as enet_deploy.export and so on
@@ -191,7 +192,8 @@ def test_wheel_holds_the_package_and_nothing_else(wheel: Path) -> None:
     modules = {path.relative_to(ROOT).as_posix() for path, name in sources() if not name.startswith(NOT_INSTALLED)}
     modules = {name if name.startswith(f"{HUB}/") else f"{HUB}/{name}" for name in modules}
     assert {name for name in shipped if name.endswith(".py")} == modules
-    data = {"py.typed", "weights/enet-camvid.safetensors", "weights/enet-camvid.json"}
+    data = {"py.typed", "data/sample.jpg", "weights/enet-camvid.json"}
+    data |= {f"weights/{name}{end}" for name in NAMES for end in (".safetensors", "-fp32.onnx")}
     assert {f"{HUB}/{name}" for name in data} <= shipped
     assert (wheel / info / "licenses" / "LICENSE").is_file()
 

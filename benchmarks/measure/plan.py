@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from enet_deploy import console
+from enet_deploy.bundled import artifact_file
 from enet_deploy.data import DataSet, open_data
 from enet_deploy.data.scenes import street_scene
 from enet_deploy.errors import InputError
@@ -129,7 +130,7 @@ def plan_cases(artifacts: Iterable[Artifact], options: BenchOptions) -> list[Cas
     artifacts = list(artifacts)
     main = options.points[0]
     planned = [
-        (path, shown, backend, point)
+        (artifact_file(path, backend), shown, backend, point)
         for path, shown, own_points in artifacts
         for backend in choose_backends(path, options.backends, options.device)
         for point in own_points

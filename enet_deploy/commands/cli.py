@@ -18,11 +18,15 @@ from pathlib import Path
 from typing import Any, NoReturn, TextIO, TypeVar, cast
 
 from ..artifacts import check_size
+from ..bundled import NAMES, weights_file
 from ..console import escaped, printable
 from ..errors import EXTRAS, ArtifactError, EnetError, InputError, is_out_of_memory, missing
 from ..images import silence_opencv
 
 Item = TypeVar("Item")
+
+ARTIFACT = f"weights, a graph (.onnx), an engine, or bundled weights by name: {', '.join(NAMES)}"  # of --help
+WEIGHTS = f"a .safetensors file of enet-train, or a name: {', '.join(NAMES)}"
 
 INTERRUPTED = 130
 HANG_UP = getattr(signal, "SIGHUP", None)  # which Windows does not have
@@ -246,7 +250,14 @@ def _explained(error: Exception) -> str:
 def require_weights(path: Path) -> None:
     """Raise ArtifactError before the long work unless --weights names a file."""
     if not path.is_file():
-        raise ArtifactError(f"--weights {path} is not a file; expected a .safetensors file of enet-train")
+        raise ArtifactError(
+            f"--weights {path} is not a file; expected a .safetensors file of enet-train, or {' or '.join(NAMES)}"
+        )
+
+
+def weights(text: str) -> Path:
+    """argparse type: a weights file, or the name of bundled weights."""
+    return weights_file(text)
 
 
 def size(text: str) -> tuple[int, int]:

@@ -86,7 +86,7 @@ def _evaluate(args: argparse.Namespace) -> None:
 
 def main(argv: Sequence[str] | None = None) -> int:
     parser = cli.Parser("enet-eval", description="Score an artifact on a split of a data set.")
-    parser.add_argument("artifact", type=Path, metavar="ARTIFACT", help="weights, a graph (.onnx) or an engine")
+    parser.add_argument("artifact", type=Path, metavar="ARTIFACT", help=cli.ARTIFACT)
     parser.add_argument("--data", required=True, help="folder with SPLIT/ and SPLITannot/")
     parser.add_argument("--split", default="val", help="train, val or test (default: %(default)s)")
     parser.add_argument("--backend", choices=BACKENDS, help="default: by the artifact's suffix")

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from ..artifacts import Metadata, check_digest, graph_metadata
+from ..bundled import graph_file
 from ..console import counted, printable
 from ..errors import ArtifactError
 from ..files import sha256
@@ -118,7 +119,7 @@ def _numbers(values: Sequence[float]) -> str:
 
 
 def _inspect(args: argparse.Namespace) -> None:
-    for path in args.artifacts:
+    for path in map(graph_file, args.artifacts):
         lines = describe(path)
         print(printable(str(path)))
         for title, text in lines.items():
@@ -127,7 +128,7 @@ def _inspect(args: argparse.Namespace) -> None:
 
 def main(argv: Sequence[str] | None = None) -> int:
     parser = cli.Parser("enet-inspect", description="Say what weights, a graph or an engine is.")
-    parser.add_argument("artifacts", nargs="+", type=Path, metavar="FILE", help=".safetensors, .onnx or .engine")
+    parser.add_argument("artifacts", nargs="+", type=Path, metavar="FILE", help=cli.ARTIFACT)
     return cli.run(parser, _inspect, argv)
 
 

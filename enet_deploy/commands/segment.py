@@ -13,7 +13,7 @@ from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
 
-from .. import console
+from .. import bundled, console
 from ..data import files_of
 from ..errors import DataError, InputError
 from ..frame_range import RangeMonitor
@@ -35,7 +35,7 @@ def open_named_source(args: argparse.Namespace, stopped: Stop) -> FrameSource:
     Raises as `open_source`, and InputError if artifact and source are swapped.
     """
     first, *others = args.source
-    if Path(first).suffix in SUFFIXES:
+    if Path(first).suffix in SUFFIXES or first in bundled.NAMES:
         raise InputError(f"SOURCE {first} is an artifact, expected a source of frames; the artifact comes first")
     if others:
         for option in ("raw", "topic"):
@@ -158,15 +158,15 @@ def main(argv: Sequence[str] | None = None) -> int:
         "folder (for a bag: a bag with the labels). Decoding, labelling and writing overlap. With a live source, newer "
         "frames replace those that wait. Ctrl-C, SIGTERM and SIGHUP finish the files.",
     )
-    parser.add_argument("artifact", type=Path, metavar="ARTIFACT", help="weights, a graph (.onnx) or an engine")
+    parser.add_argument("artifact", type=Path, metavar="ARTIFACT", help=cli.ARTIFACT)
     parser.add_argument(
         "source",
         nargs="+",
-        type=cli.text,
+        type=source_name,
         metavar="SOURCE",
         help="an image or several, a folder, glob or %%04d pattern of images, a video, a camera's number, an RTSP or "
         "HTTP URL, a GStreamer pipeline, a ROS bag (.bag, .mcap, .db3, also .zstd, or a folder), or - for raw BGR "
-        "frames on standard input",
+        "frames on standard input; sample is a drawn street scene of this package",
     )
     outputs = parser.add_argument_group("outputs", "by suffix a video, an image or a folder; - is standard output")
     outputs.add_argument("--out", type=cli.text, metavar="PATH", help="overlays; for a bag also a bag with the labels")
@@ -196,6 +196,11 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--backend", choices=BACKENDS, help="default: by the artifact's suffix")
     parser.add_argument("--device", help="cpu, cuda or cuda:N (default: the backend's own)")
     return cli.run(parser, _segment, argv)
+
+
+def source_name(text: str) -> str:
+    """argparse type: text that names a source; "sample" is the bundled picture."""
+    return bundled.picture(cli.text(text))
 
 
 def frame_size(text: str) -> tuple[int, int]:

@@ -271,11 +271,15 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--preset", choices=PRESETS, help="recipe to start from (default: default)")
     parser.add_argument(
         "--init",
+        type=cli.weights,
         metavar="WEIGHTS",
-        help="start from these weights; of other classes, all but the last layer",
+        help=f"start from {cli.WEIGHTS}; of other classes, all but the last layer",
     )
     parser.add_argument(
-        "--teacher", metavar="WEIGHTS", help="learn from the output of these weights too; usually of --width 2 or more"
+        "--teacher",
+        type=cli.weights,
+        metavar="WEIGHTS",
+        help="learn from the output of these weights too; usually of --width 2 or more",
     )
     images = parser.add_mutually_exclusive_group()
     images.add_argument(

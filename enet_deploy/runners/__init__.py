@@ -6,6 +6,7 @@ from importlib import import_module
 from pathlib import Path
 from typing import Any
 
+from ..bundled import NAMES, artifact_file, graph_file, weights_file
 from ..errors import EXTRAS, BackendError, InputError, missing
 from .base import Operation, Runner, Spec
 
@@ -36,7 +37,8 @@ def open_runner(artifact: str | Path, backend: str | None = None, device: str | 
     """Open an artifact on a device.
 
     Args:
-        artifact: weights (.safetensors), an exported graph (.onnx) or an engine (.engine).
+        artifact: weights (.safetensors), an exported graph (.onnx), an engine (.engine), or the name of bundled
+            weights: "enet-camvid", "enet-camvid-train".
         backend: one of `BACKENDS`; by default the one that runs files of this suffix.
         device: where to run; never replaced by another device. By default "cuda" for trt, "cpu" for the others.
         options: options of the backend's runner class: `size` for torch, `threads` for ort and openvino, and so on.
@@ -51,6 +53,7 @@ def open_runner(artifact: str | Path, backend: str | None = None, device: str | 
     backend = backend_for(artifact) if backend is None else backend
     if backend not in _REGISTRY:
         raise InputError(f"backend '{backend}', expected one of {', '.join(BACKENDS)}")
+    artifact = artifact_file(artifact, backend)
     module, name, suffixes = _REGISTRY[backend]
     if Path(artifact).suffix not in suffixes:
         raise InputError(f"{artifact} for backend '{backend}', expected a {' or '.join(suffixes)} file")
@@ -70,17 +73,24 @@ def open_runner(artifact: str | Path, backend: str | None = None, device: str | 
 
 
 def artifact_files(artifact: str | Path) -> list[Path]:
-    """The files that opening an artifact reads: itself, and an engine's card."""
+    """The files that opening an artifact reads: itself, an engine's card, and all that a name may stand for."""
+    if str(artifact) in NAMES:
+        return [weights_file(artifact), graph_file(artifact)]
     return [Path(artifact), *([Path(f"{artifact}.json")] if Path(artifact).suffix == ".engine" else [])]
 
 
 def backends_for(artifact: str | Path) -> tuple[str, ...]:
-    """Return the backends that run files of this suffix, the default first. Raises InputError if there is none."""
+    """Return the backends that run files of this suffix, the default first. Raises InputError if there is none.
+
+    A name of bundled weights has those of a graph, then those of weights.
+    """
+    if str(artifact) in NAMES:
+        return (*backends_for(graph_file(artifact)), *backends_for(weights_file(artifact)))
     suffix = Path(artifact).suffix
     backends = _with_suffix(suffix)
     if not backends:
         expected = ", ".join(f"{suffix} ({', '.join(_with_suffix(suffix))})" for suffix in SUFFIXES)
-        raise InputError(f"{artifact} has the suffix '{suffix}', expected {expected}")
+        raise InputError(f"{artifact} has the suffix '{suffix}', expected {expected}, or a name: {', '.join(NAMES)}")
     return backends
 
 
