@@ -273,10 +273,14 @@ def _write_cache(args: argparse.Namespace, record: Record) -> None:
         print(f"{args.trt_cache}  calibration cache of TensorRT {args.trt_version}, {text.count(chr(10)) - 1} tensors")
 
 
-def main(argv: Sequence[str] | None = None) -> int:
+def make_parser() -> cli.Parser:
     parser = cli.Parser(
         "enet-calibrate",
         description="Measure the ranges for int8 and its cost in accuracy; write both to a readable record.",
+        examples=(
+            "enet-calibrate DATA --weights runs/mine/best.safetensors --out mine.json",
+            "enet-calibrate DATA --max-drop 0.3",
+        ),
     )
     parser.add_argument("data", nargs="?", metavar="DATA", help="data set, or a folder of images without labels")
     parser.add_argument(
@@ -296,7 +300,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         help="images, spread over the split (default: 100)",
     )
     parser.add_argument("--split", default="train", help="split of DATA to sample (default: train)")
-    parser.add_argument(
+    outputs = parser.add_argument_group("outputs")
+    outputs.add_argument(
         "--out",
         type=Path,
         default=Path("calibration.json"),
@@ -307,16 +312,20 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument(
         "--size", type=cli.size, metavar="HxW", help="frame size (default: as the weights were trained)"
     )
-    parser.add_argument("--sensitivity", metavar="DIR", help="quantise each layer alone; folder for table and plot")
+    outputs.add_argument("--sensitivity", metavar="DIR", help="quantise each layer alone; folder for table and plot")
     parser.add_argument(
         "--max-drop",
         type=float,
         metavar="POINTS",
         help="leave the most sensitive layers in float until int8 costs at most this (study in RECORD-sensitivity/)",
     )
-    parser.add_argument("--trt-cache", type=Path, metavar="FILE", help="also write TensorRT 10's calibration cache")
-    parser.add_argument("--trt-version", default="10.3.0", help="TensorRT that reads the cache (default: 10.3.0)")
-    return cli.run(parser, _calibrate, argv)
+    outputs.add_argument("--trt-cache", type=Path, metavar="FILE", help="also write TensorRT 10's calibration cache")
+    outputs.add_argument("--trt-version", default="10.3.0", help="TensorRT that reads the cache (default: 10.3.0)")
+    return parser
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    return cli.run(make_parser(), _calibrate, argv)
 
 
 if __name__ == "__main__":

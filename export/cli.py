@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 import argparse
-import shlex
 from collections.abc import Sequence
+from contextlib import suppress
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, get_args
 
 import numpy as np
 
-from enet_deploy.artifacts import BUNDLED_WEIGHTS, QdqLayout, graph_metadata
+from enet_deploy.artifacts import BUNDLED_WEIGHTS, PRECISIONS, QdqLayout, graph_metadata
 from enet_deploy.cache import cache_folder
 from enet_deploy.classes import read_classes
 from enet_deploy.commands import cli
@@ -162,29 +162,22 @@ def _build_engine(graph: Path, args: argparse.Namespace, options: BuildOptions) 
 
 
 def _engine_if_possible(graph: Path, args: argparse.Namespace) -> None:
-    """Build an engine for the GPU in this machine, or print on one line why that is impossible."""
+    """Build an engine if this machine has a GPU and TensorRT; print a line if the build fails."""
     from enet_deploy.runners.tensorrt.cuda import find_gpu
     from enet_deploy.runners.tensorrt.library import import_tensorrt
 
-    reason = ""
-    try:
+    with suppress(BackendError):
         find_gpu()
         for flavour in FLAVOURS:
-            try:
+            with suppress(BackendError):
                 import_tensorrt(flavour)
-            except BackendError as error:
-                reason = reason or str(error)
-            else:
-                return _build_engine(graph, args, _build_options(args, flavour))
-    except EnetError as error:
-        reason = str(error)
-    path = shlex.quote(str(graph))
-    print(
-        f"no engine was built: {reason}. On the machine with TensorRT and the GPU: enet-export "
-        f"{shlex.quote(graph.name)} --engine trt; here, for another machine: enet-export {path} --engine trt-rtx "
-        "--compute-capability 8.6"
-    )
-    return None
+                break
+        else:
+            return
+        try:
+            _build_engine(graph, args, _build_options(args, flavour))
+        except EnetError as error:
+            print(f"no engine was built: {error}; --engine {flavour} makes this an error")
 
 
 def _options(args: argparse.Namespace) -> BuildOptions | None:
@@ -220,7 +213,20 @@ def _build_options(args: argparse.Namespace, flavour: str) -> BuildOptions:
     )
 
 
+def _settle_precision(args: argparse.Namespace) -> None:
+    """Let --precision set --fp16 and --int8. Raises InputError if they were given and say something else."""
+    if args.precision is None:
+        return
+    parts = args.precision.split("-")
+    for name in ("fp16", "int8"):
+        if getattr(args, name) and name not in parts:
+            raise InputError(f"--{name} with --precision {args.precision}, expected one of them")
+        setattr(args, name, name in parts)
+
+
 def _export(args: argparse.Namespace) -> None:
+    _settle_precision(args)
+    args.engine = None if args.engine == "onnx" else args.engine  # of --format: a graph is always written
     if args.model is not None and (not args.model.is_file() or args.model.suffix != ".onnx"):
         problem = "is no .onnx file" if args.model.exists() else "does not exist"
         raise ArtifactError(f"{args.model} {problem}; expected a graph of enet-export, or --weights WEIGHTS")
@@ -251,10 +257,14 @@ def _capabilities(text: str) -> tuple[str, ...]:
     return tuple(part.strip() for part in text.split(","))
 
 
-def _parser() -> cli.Parser:
+def make_parser() -> cli.Parser:
     parser = cli.Parser(
         "enet-export",
         description="Export weights to ONNX (uint8 BGR in, uint8 labels out), compare with PyTorch, build engines.",
+        examples=(
+            "enet-export --weights runs/mine/best.safetensors --int8 --calibration mine.json --data DATA --name mine",
+            "enet-export enet-fp16.onnx --engine trt-rtx --compute-capability 8.6,8.9",
+        ),
     )
     parser.add_argument(
         "model", nargs="?", type=Path, metavar="MODEL.onnx", help="start from this graph instead of weights"
@@ -264,14 +274,9 @@ def _parser() -> cli.Parser:
     parser.add_argument("--name", help="beginning of the file name NAME-PRECISION.onnx (default: enet)")
 
     graph = parser.add_argument_group("graph")
-    graph.add_argument(
-        "--fp16", action="store_true", help="half-precision weights and arithmetic; also an engine if possible"
-    )
-    graph.add_argument(
-        "--int8",
-        action="store_true",
-        help="int8 layers, the rest in fp32, or in half with --fp16; also an engine",
-    )
+    graph.add_argument("--fp16", action="store_true", help="half-precision weights and arithmetic")
+    graph.add_argument("--int8", action="store_true", help="int8 layers, the rest in fp32, or in half with --fp16")
+    graph.add_argument("--precision", choices=PRECISIONS, help="the same in one option (default: fp32)")
     graph.add_argument(
         "--calibration",
         type=Path,
@@ -299,7 +304,10 @@ def _parser() -> cli.Parser:
         help="share of pixels that may get another label (default: fp32 0.0001, fp16 0.001, int8 0.02)",
     )
 
-    engine = parser.add_argument_group("engine")
+    engine = parser.add_argument_group(
+        "engine", "without --engine, fp16 and int8 graphs are also built for this machine's GPU if it has TensorRT"
+    )
+    engine.add_argument("--format", dest="engine", choices=("onnx", *FLAVOURS), help=argparse.SUPPRESS)  # as others say
     engine.add_argument(
         "--engine",
         choices=FLAVOURS,
@@ -331,7 +339,7 @@ def _parser() -> cli.Parser:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    return cli.run(_parser(), _export, argv)
+    return cli.run(make_parser(), _export, argv)
 
 
 if __name__ == "__main__":

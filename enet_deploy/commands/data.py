@@ -67,8 +67,12 @@ def _check(args: argparse.Namespace) -> None:
     print("no problems" if not report.warnings else "no problems; the warnings do not prevent training")
 
 
-def main(argv: Sequence[str] | None = None) -> int:
-    parser = cli.Parser("enet-data", description="Get a data set to train and evaluate on, or check one.")
+def make_parser() -> cli.Parser:
+    parser = cli.Parser(
+        "enet-data",
+        description="Get a data set to train and evaluate on, or check one.",
+        examples=("enet-data scenes SCENES --count 24", "enet-data check DATA --picture check.png"),
+    )
     commands = parser.add_subparsers(metavar="COMMAND", required=True)
     fetch = commands.add_parser(
         "camvid",
@@ -123,7 +127,11 @@ def main(argv: Sequence[str] | None = None) -> int:
     unpack.add_argument("zip", metavar="FILE.zip", help="zip file to unpack")
     unpack.add_argument("dir", metavar="DIR", help="folder to create and unpack into")
     unpack.set_defaults(command=_unzip)
-    return cli.run(parser, lambda args: args.command(args), argv)
+    return parser
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    return cli.run(make_parser(), lambda args: args.command(args), argv)
 
 
 if __name__ == "__main__":

@@ -84,8 +84,15 @@ def _evaluate(args: argparse.Namespace) -> None:
         write_json(args.json, result)
 
 
-def main(argv: Sequence[str] | None = None) -> int:
-    parser = cli.Parser("enet-eval", description="Score an artifact on a split of a data set.")
+def make_parser() -> cli.Parser:
+    parser = cli.Parser(
+        "enet-eval",
+        description="Score an artifact on a split of a data set.",
+        examples=(
+            "enet-eval enet-camvid-train --data CAMVID",
+            "enet-eval mine-int8.onnx --data DATA --split test --confusion confusion.png --json scores.json",
+        ),
+    )
     parser.add_argument("artifact", type=Path, metavar="ARTIFACT", help=cli.ARTIFACT)
     parser.add_argument("--data", required=True, help="folder with SPLIT/ and SPLITannot/")
     parser.add_argument("--split", default="val", help="train, val or test (default: %(default)s)")
@@ -95,9 +102,14 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument(
         "--corruptions", action="store_true", help="also score darker, brighter, blurred, noisy and compressed frames"
     )
-    parser.add_argument("--confusion", type=Path, metavar="FILE", help="draw the confusion matrix (.png or .svg)")
-    parser.add_argument("--json", type=Path, metavar="FILE", help="write the scores as JSON")
-    return cli.run(parser, _evaluate, argv)
+    outputs = parser.add_argument_group("outputs")
+    outputs.add_argument("--confusion", type=Path, metavar="FILE", help="draw the confusion matrix (.png or .svg)")
+    outputs.add_argument("--json", type=Path, metavar="FILE", help="write the scores as JSON")
+    return parser
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    return cli.run(make_parser(), _evaluate, argv)
 
 
 if __name__ == "__main__":

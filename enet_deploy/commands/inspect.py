@@ -126,10 +126,18 @@ def _inspect(args: argparse.Namespace) -> None:
             print(f"  {title:<19}{printable(text)}")
 
 
-def main(argv: Sequence[str] | None = None) -> int:
-    parser = cli.Parser("enet-inspect", description="Say what weights, a graph or an engine is.")
+def make_parser() -> cli.Parser:
+    parser = cli.Parser(
+        "enet-inspect",
+        description="Say what weights, a graph or an engine is.",
+        examples=("enet-inspect enet-camvid", "enet-inspect mine-int8.onnx mine-int8-rtx.engine"),
+    )
     parser.add_argument("artifacts", nargs="+", type=Path, metavar="FILE", help=cli.ARTIFACT)
-    return cli.run(parser, _inspect, argv)
+    return parser
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    return cli.run(make_parser(), _inspect, argv)
 
 
 if __name__ == "__main__":

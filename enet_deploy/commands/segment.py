@@ -151,12 +151,16 @@ def _segment(args: argparse.Namespace) -> None:
         raise SystemExit(128 + signals[0])
 
 
-def main(argv: Sequence[str] | None = None) -> int:
+def make_parser() -> cli.Parser:
     parser = cli.Parser(
         "enet-segment",
         description="Label every frame of a source. Options name the outputs; the default is an overlay in the current "
         "folder (for a bag: a bag with the labels). Decoding, labelling and writing overlap. With a live source, newer "
         "frames replace those that wait. Ctrl-C, SIGTERM and SIGHUP finish the files.",
+        examples=(
+            "enet-segment enet-camvid sample --legend",
+            "enet-segment enet-int8.onnx drive.mp4 --backend openvino --labels ids/",
+        ),
     )
     parser.add_argument("artifact", type=Path, metavar="ARTIFACT", help=cli.ARTIFACT)
     parser.add_argument(
@@ -195,7 +199,11 @@ def main(argv: Sequence[str] | None = None) -> int:
     )
     parser.add_argument("--backend", choices=BACKENDS, help="default: by the artifact's suffix")
     parser.add_argument("--device", help="cpu, cuda or cuda:N (default: the backend's own)")
-    return cli.run(parser, _segment, argv)
+    return parser
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    return cli.run(make_parser(), _segment, argv)
 
 
 def source_name(text: str) -> str:

@@ -264,8 +264,15 @@ def _add_recipe_options(parser: argparse.ArgumentParser) -> None:
         group.add_argument("--" + field.name.replace("_", "-"), **option)
 
 
-def main(argv: Sequence[str] | None = None) -> int:
-    parser = cli.Parser("enet-train", description="Train ENet on a segmentation data set.")
+def make_parser() -> cli.Parser:
+    parser = cli.Parser(
+        "enet-train",
+        description="Train ENet on a segmentation data set.",
+        examples=(
+            "enet-train DATA --out runs/mine --init enet-camvid --patience 10",
+            "enet-train DATA --out runs/mine --resume",
+        ),
+    )
     parser.add_argument("data", metavar="DATA", help="folder with train/ trainannot/ val/ valannot/")
     parser.add_argument("--out", default="runs/enet", help="the run's folder (default: %(default)s)")
     parser.add_argument("--preset", choices=PRESETS, help="recipe to start from (default: default)")
@@ -313,8 +320,12 @@ def main(argv: Sequence[str] | None = None) -> int:
     )
     parser.add_argument("--device", help="cpu, cuda or cuda:N (default: cuda if there is one)")
     _add_recipe_options(parser)
+    return parser
+
+
+def main(argv: Sequence[str] | None = None) -> int:
     cli.log_to_stderr("%(message)s", logging.INFO)
-    return cli.run(parser, _train, argv)
+    return cli.run(make_parser(), _train, argv)
 
 
 if __name__ == "__main__":

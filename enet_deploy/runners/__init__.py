@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from ..bundled import NAMES, artifact_file, graph_file, weights_file
+from ..console import did_you_mean
 from ..errors import EXTRAS, BackendError, InputError, missing
 from .base import Operation, Runner, Spec
 
@@ -52,7 +53,8 @@ def open_runner(artifact: str | Path, backend: str | None = None, device: str | 
     """
     backend = backend_for(artifact) if backend is None else backend
     if backend not in _REGISTRY:
-        raise InputError(f"backend '{backend}', expected one of {', '.join(BACKENDS)}")
+        hint = did_you_mean(str(backend), BACKENDS)
+        raise InputError(f"backend '{backend}', expected one of {', '.join(BACKENDS)}{hint}")
     artifact = artifact_file(artifact, backend)
     module, name, suffixes = _REGISTRY[backend]
     if Path(artifact).suffix not in suffixes:
