@@ -56,7 +56,9 @@ def _check(args: argparse.Namespace) -> None:
     report = check(args.dir)
     print("\n".join(report.lines()))
     if report.classes is CAMVID:
-        print("there is no classes.json, so the classes are CamVid's")
+        print(
+            f"there is no classes.json, so the classes are CamVid's; `enet-data init {args.dir}` drafts one for others"
+        )
     if args.json is not None:
         write_json(args.json, report.to_json())
     if args.picture is not None:
@@ -67,11 +69,31 @@ def _check(args: argparse.Namespace) -> None:
     print("no problems" if not report.warnings else "no problems; the warnings do not prevent training")
 
 
+def _init(args: argparse.Namespace) -> None:
+    from ..data.draft import draft
+
+    path = Path(args.dir) / "classes.json"
+    found = draft(args.dir)
+    write_json(path, found.declared)
+    width = max(map(len, found.shares))
+    print("label maps: " + ", ".join(f"{count} in {split}" for split, count in found.splits.items()))
+    for value, share in found.shares.items():
+        print(f"  {value:>{width}}  {share:>7.2%} of the pixels: {found.named[value] or 'void'}")
+    for split in ("train", "val"):
+        if split not in found.splits:
+            print(f"there is no {split}annot/, and enet-train needs it: move some images and their label maps there")
+    print(f"wrote {path}; next: put the classes' names in place of these, then `enet-data check {args.dir}`")
+
+
 def make_parser() -> cli.Parser:
     parser = cli.Parser(
         "enet-data",
         description="Get a data set to train and evaluate on, or check one.",
-        examples=("enet-data scenes SCENES --count 24", "enet-data check DATA --picture check.png"),
+        examples=(
+            "enet-data scenes SCENES --count 24",
+            "enet-data init DATA",
+            "enet-data check DATA --picture check.png",
+        ),
     )
     commands = parser.add_subparsers(metavar="COMMAND", required=True)
     fetch = commands.add_parser(
@@ -108,6 +130,14 @@ def make_parser() -> cli.Parser:
     scenes.add_argument("--split", choices=("train", "val"), default="train", help="default: %(default)s")
     scenes.add_argument("--size", type=cli.size, default=(360, 480), metavar="HxW", help="default: 360x480")
     scenes.set_defaults(command=_scenes)
+    init = commands.add_parser(
+        "init",
+        help="draft classes.json from the values in a data set's label maps",
+        description="Read all label maps and write DIR/classes.json: a class for each id, palette index or colour, "
+        "which are red, green, blue. An existing file is kept. Then put the classes' names in.",
+    )
+    init.add_argument("dir", metavar="DIR", help="data set with train/ trainannot/ val/ valannot/")
+    init.set_defaults(command=_init)
     check = commands.add_parser(
         "check",
         help="find all that is wrong with a data set",

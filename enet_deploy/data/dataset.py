@@ -173,6 +173,12 @@ def parts(root: str | Path, split: str) -> tuple[Part, Part]:
 
 
 def stem_advice(images: Iterable[str], label_maps: Iterable[str]) -> str:
+    """What to declare if label maps have the names of all these images and more; "" if they do not."""
+    pattern = stem_pattern(images, label_maps)
+    return f'declare "label_stem": "{pattern}" in classes.json' if pattern else ""
+
+
+def stem_pattern(images: Iterable[str], label_maps: Iterable[str]) -> str:
     """The pattern by which label maps have the names of all these images and more; "" if there is none."""
     images, label_maps = set(images), set(label_maps)
     first = min(images, default="")
@@ -180,7 +186,7 @@ def stem_advice(images: Iterable[str], label_maps: Iterable[str]) -> str:
         if first and first in name and first != name:
             before, _, after = name.partition(first)
             if all(f"{before}{stem}{after}" in label_maps for stem in images):
-                return f'declare "label_stem": "{before}*{after}" in classes.json'
+                return f"{before}*{after}"
     return ""
 
 
