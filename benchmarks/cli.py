@@ -22,6 +22,7 @@ from enet_deploy.data import DataSet, files_of, require_same_classes
 from enet_deploy.environment import environment
 from enet_deploy.errors import InputError
 from enet_deploy.files import atomic_write, require_outputs, sha256
+from enet_deploy.fit import FITS
 from enet_deploy.runners import BACKENDS, artifact_files, backends_for
 
 from .measure.comparison import Comparison, compare_runners
@@ -344,6 +345,7 @@ def make_parser() -> cli.Parser:
         "--backend", dest="backends", action="append", choices=BACKENDS,
         help="may be repeated (default: all that are installed, except trt)",
     )  # fmt: skip
+    add("--fit", choices=FITS, help="how images become frames (default: as each artifact says)")
     add("--device", help="cpu, cuda or cuda:N (default: the backend's own)")
     add("--threads", type=int, default=0, metavar="N", help="of ort and openvino (default: their choice)")
     add(

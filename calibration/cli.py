@@ -59,11 +59,11 @@ def _measure(
     metadata = graph_metadata(model, args.weights)
     tensors = list(activations(model.graph, layers(model.graph).values()))
     methods = METHODS if args.method == "auto" else (args.method,)
-    found = ranges.find_ranges(model, tensors, sampled, metadata.size, methods, console.progress)
+    found = ranges.find_ranges(model, tensors, sampled, metadata.size, methods, console.progress, metadata.fit)
     # The layout "ort" needs more tensors than all others together: for these one method, on fewer images
     few = spread(sampled, OUTPUT_IMAGES)
     of_outputs = ranges.find_ranges(
-        model, output_tensors(model.graph), few, metadata.size, ["percentile"], console.progress
+        model, output_tensors(model.graph), few, metadata.size, ["percentile"], console.progress, metadata.fit
     )
     outputs = _rounded(of_outputs["percentile"])
     amax = {method: _rounded(values) for method, values in found.items()}

@@ -18,7 +18,8 @@ from enet_deploy.commands import cli
 from enet_deploy.data import files_of, find_images, require_same_classes, spread
 from enet_deploy.errors import ArtifactError, BackendError, EnetError, InputError
 from enet_deploy.files import require_outputs
-from enet_deploy.images import UInt8Array, read_image, resize_image
+from enet_deploy.fit import FITS, fit_image
+from enet_deploy.images import UInt8Array, read_image
 from enet_deploy.runners.tensorrt.card import EngineCard
 from enet_deploy.runners.tensorrt.library import FLAVOURS
 
@@ -39,7 +40,8 @@ def _frames(args: argparse.Namespace, metadata: Metadata, size: tuple[int, int])
     if (Path(args.data) / "classes.json").exists():
         require_same_classes(metadata.classes, read_classes(args.data), args.data, "the weights know")
     images = spread(find_images(args.data, args.split), MAX_FRAMES)
-    return np.stack([resize_image(read_image(image), size) for image in images])
+    fit = args.fit or metadata.fit
+    return np.stack([fit_image(read_image(image), size, fit) for image in images])
 
 
 def _from_weights(args: argparse.Namespace) -> Path:
@@ -74,6 +76,7 @@ def _from_weights(args: argparse.Namespace) -> Path:
         size=size,
         batch=None if args.dynamic_batch else args.batch or 1,
         logits=args.logits,
+        fit=args.fit,
         frames=_frames(args, weights.metadata, size),
         quantize=None if record is None else partial(quantize, record=record, qdq_layout=args.qdq_layout),
         max_disagreement=args.max_disagreement,
@@ -91,7 +94,9 @@ def _note_size(record: Record, size: tuple[int, int]) -> None:
 def _from_graph(args: argparse.Namespace) -> Path:
     """Quantise the graph MODEL with --int8; return the path of the new graph. Without --int8 return MODEL."""
     model: Path = args.model
-    given = [n for n in ("fp16", "size", "batch", "dynamic_batch", "logits", "weights", "name") if getattr(args, n)]
+    given = [
+        n for n in ("fp16", "size", "fit", "batch", "dynamic_batch", "logits", "weights", "name") if getattr(args, n)
+    ]
     if given:
         raise InputError(
             f"--{given[0].replace('_', '-')} with {model}, expected without: a graph keeps its name, "
@@ -291,6 +296,7 @@ def make_parser() -> cli.Parser:
         help="backends of --int8: all (default), or ort for ONNX Runtime's CPU kernels, which TensorRT refuses",
     )
     graph.add_argument("--size", type=cli.size, metavar="HxW", help="frame size (default: as the weights were trained)")
+    graph.add_argument("--fit", choices=FITS, help="how runners make frames of images (default: as it was trained)")
     batch = graph.add_mutually_exclusive_group()
     batch.add_argument("--batch", type=cli.positive, metavar="N", help="frames per call (default: 1)")
     batch.add_argument("--dynamic-batch", action="store_true", help="accept any number of frames per call")

@@ -26,6 +26,7 @@ from enet_deploy.artifacts import check_size, graph_metadata, save_graph, set_gr
 from enet_deploy.data.scenes import street_scene
 from enet_deploy.errors import InputError, ParityError
 from enet_deploy.files import atomic_write, require_writable
+from enet_deploy.fit import Fit
 from enet_deploy.images import UInt8Array
 from enet_deploy.runners import Runner, open_runner
 from enet_deploy.weights import Weights
@@ -72,6 +73,7 @@ def to_onnx(
     size: tuple[int, int] | None = None,
     batch: int | None = 1,
     logits: bool = False,
+    fit: Fit | None = None,
     frames: UInt8Array | None = None,
     quantize: Callable[[onnx.ModelProto], onnx.ModelProto] | None = None,
     max_disagreement: float | None = None,
@@ -85,6 +87,7 @@ def to_onnx(
         size: (height, width), divisible by 8; by default the size that the weights were trained at.
         batch: frames per call; None for any number.
         logits: the graph also returns the logits, (N, C, H, W) float32.
+        fit: how runners of the file make frames of images; by default as the weights were trained.
         frames: (K, H, W, 3) uint8 BGR, to compare the labels on; by default synthetic street scenes.
         quantize: makes the int8 graph, for example `enet_deploy.export.int8.quantize` with its record.
         max_disagreement: largest share of pixels that may get another label than in PyTorch; by default
@@ -95,7 +98,7 @@ def to_onnx(
     """
     require_writable(path)
     weights = _read(weights)
-    model = build_graph(weights, precision, size, batch, logits)
+    model = build_graph(weights, precision, size, batch, logits, fit)
     if quantize is not None:
         model = quantize(model)
     size = graph_metadata(model, path).size
@@ -109,6 +112,7 @@ def build_graph(
     size: tuple[int, int] | None = None,
     batch: int | None = 1,
     logits: bool = False,
+    fit: Fit | None = None,
 ) -> onnx.ModelProto:
     """Return the graph of `to_onnx`, before it is quantised and compared. Arguments and errors as there."""
     if precision not in ("fp32", "fp16"):
@@ -126,6 +130,7 @@ def build_graph(
         weights.metadata,
         size=size,
         precision=precision,
+        fit=weights.metadata.fit if fit is None else fit,
         weights_sha256=weights.sha256,
         details={**weights.metadata.details, "versions": _versions()},
     )

@@ -15,6 +15,7 @@ from enet_deploy.bundled import artifact_file
 from enet_deploy.data import DataSet, open_data
 from enet_deploy.data.scenes import street_scene
 from enet_deploy.errors import InputError
+from enet_deploy.fit import Fit
 from enet_deploy.images import UInt8Array
 from enet_deploy.runners import Spec, backends_for, open_runner
 
@@ -45,6 +46,7 @@ class BenchOptions:
         calibration: record for int8; None: the bundled one.
         backends: None: all that are installed, except trt.
         device: None: the backend's own.
+        fit: None: each artifact's own.
         threads: of ort and openvino; 0: their choice.
         sizes, batches: empty: the artifact's own. The first of each is the main point, the others are the sweep.
         frames, seconds: the least that is timed of each runner.
@@ -59,6 +61,7 @@ class BenchOptions:
     calibration: Path | None
     backends: Sequence[str] | None
     device: str | None
+    fit: Fit | None
     threads: int
     sizes: Sequence[tuple[int, int]]
     batches: Sequence[int]
@@ -168,6 +171,7 @@ def open_cases(cases: Sequence[Case], options: BenchOptions, processes: Processe
         graphs = (specs[other.name] for other in cases if other.name in specs and not other.swept)
         size = case.point[0] or next((spec.size for spec in graphs if spec.backend != "torch"), None)
         own = runner_options[case.name] = _runner_options(case.backend, size, options.threads)
+        own |= {} if options.fit is None else {"fit": options.fit}
         make = partial(open_runner, case.artifact, case.backend, options.device, **own)
         processes.start(case.name, partial(open_worker, make))
         specs[case.name] = processes.ask(case.name, spec_of)

@@ -12,6 +12,7 @@ from ..data import DataSet, files_of, open_data, require_same_classes
 from ..data.corruptions import CORRUPTIONS
 from ..environment import environment
 from ..files import require_outputs, write_json
+from ..fit import FITS
 from ..metrics import Scores, evaluate
 from ..plots import draw_confusion, require_plot
 from ..runners import BACKENDS, Runner, artifact_files, open_runner
@@ -61,7 +62,7 @@ def _evaluate(args: argparse.Namespace) -> None:
         require_plot(args.confusion)
     machine = environment()
     data = open_data(args.data, args.split)
-    with open_runner(args.artifact, args.backend, args.device) as runner:
+    with open_runner(args.artifact, args.backend, args.device, fit=args.fit) as runner:
         require_classes(runner, data, args.data)
         confusion = evaluate(runner.segment, console.progress(data, args.split), data.classes)
         scores = confusion.scores(args.void_counts)
@@ -96,6 +97,7 @@ def make_parser() -> cli.Parser:
     parser.add_argument("artifact", type=Path, metavar="ARTIFACT", help=cli.ARTIFACT)
     parser.add_argument("--data", required=True, help="folder with SPLIT/ and SPLITannot/")
     parser.add_argument("--split", default="val", help="train, val or test (default: %(default)s)")
+    parser.add_argument("--fit", choices=FITS, help="how images become frames (default: as the artifact says)")
     parser.add_argument("--backend", choices=BACKENDS, help="default: by the artifact's suffix")
     parser.add_argument("--device", help="cpu, cuda or cuda:N (default: the backend's own)")
     parser.add_argument("--void-counts", action="store_true", help="count void pixels as mistakes, as some papers do")

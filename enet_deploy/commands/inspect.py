@@ -98,7 +98,7 @@ def _common(metadata: Metadata) -> Lines:
     details = metadata.details
     height, width = metadata.size
     normalised = f"mean {_numbers(metadata.mean)}, std {_numbers(metadata.std)}"
-    lines = {"frames": f"{height}x{width} (height x width), BGR; {normalised}"}
+    lines = {"frames": f"{height}x{width} (height x width), BGR; {normalised}; fit: {metadata.fit}"}
     if metadata.weights_sha256:
         lines["from weights"] = f"SHA-256 {metadata.weights_sha256}"
     void = "" if metadata.classes.ignore_id is None else f"; void is {metadata.classes.ignore_id}"

@@ -16,6 +16,7 @@ from typing import Any
 from .. import bundled, console
 from ..data import files_of
 from ..errors import DataError, InputError
+from ..fit import FITS
 from ..frame_range import RangeMonitor
 from ..images import MAX_PIXELS
 from ..media.frames import FrameSource, LabelledFrame, Stop
@@ -125,7 +126,7 @@ def _segment(args: argparse.Namespace) -> None:
     source = open_named_source(args, stopped)
     outputs = chosen_outputs(args, source)
     total = None if source.total is None else math.ceil(source.total / args.every)
-    with open_runner(args.artifact, args.backend, args.device) as runner:
+    with open_runner(args.artifact, args.backend, args.device, fit=args.fit) as runner:
         classes = runner.spec.classes
         truth = GroundTruth(source, classes) if args.compare else None
         renderer = FrameRenderer(classes, 0.5 if args.alpha is None else args.alpha, args.legend)
@@ -197,6 +198,7 @@ def make_parser() -> cli.Parser:
         metavar="F",
         help="frames per second, of images (else they have no times) or on standard input (default: 25)",
     )
+    parser.add_argument("--fit", choices=FITS, help="how images become frames (default: as the artifact says)")
     parser.add_argument("--backend", choices=BACKENDS, help="default: by the artifact's suffix")
     parser.add_argument("--device", help="cpu, cuda or cuda:N (default: the backend's own)")
     return parser

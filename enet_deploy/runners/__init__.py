@@ -9,6 +9,7 @@ from typing import Any
 from ..bundled import NAMES, artifact_file, graph_file, weights_file
 from ..console import did_you_mean
 from ..errors import EXTRAS, BackendError, InputError, missing
+from ..fit import Fit, check_fit
 from .base import Operation, Runner, Spec
 
 __all__ = [
@@ -34,7 +35,14 @@ BACKENDS = tuple(_REGISTRY)
 SUFFIXES = tuple(dict.fromkeys(suffix for _, _, suffixes in _REGISTRY.values() for suffix in suffixes))
 
 
-def open_runner(artifact: str | Path, backend: str | None = None, device: str | None = None, **options: Any) -> Runner:
+def open_runner(
+    artifact: str | Path,
+    backend: str | None = None,
+    device: str | None = None,
+    *,
+    fit: Fit | None = None,
+    **options: Any,
+) -> Runner:
     """Open an artifact on a device.
 
     Args:
@@ -42,12 +50,13 @@ def open_runner(artifact: str | Path, backend: str | None = None, device: str | 
             weights: "enet-camvid", "enet-camvid-train".
         backend: one of `BACKENDS`; by default the one that runs files of this suffix.
         device: where to run; never replaced by another device. By default "cuda" for trt, "cpu" for the others.
+        fit: how images become frames, "stretch", "letterbox" or "crop"; by default as the weights were trained.
         options: options of the backend's runner class: `size` for torch, `threads` for ort and openvino, and so on.
 
     Returns an open runner. Use it in a with block, or close() it.
 
     Raises:
-        InputError: unknown backend, suffix or option.
+        InputError: unknown backend, suffix, fit or option.
         BackendError: the backend's package or the device is not available.
         ArtifactError: the file is missing, damaged or foreign.
     """
@@ -65,6 +74,7 @@ def open_runner(artifact: str | Path, backend: str | None = None, device: str | 
         runner: Runner = runner_class(artifact, **placement, **options)
     except TypeError as error:
         raise InputError(f"options {sorted(options)} for backend '{backend}': {error}") from None
+    runner.fit = None if fit is None else check_fit(fit)
     try:
         return runner.open()
     except ModuleNotFoundError as error:

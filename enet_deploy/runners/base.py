@@ -20,8 +20,9 @@ import numpy.typing as npt
 from ..artifacts import Metadata
 from ..classes import ClassList
 from ..errors import ArtifactError, BackendError, InputError, is_out_of_memory
+from ..fit import Fit, fit_image, unfit_labels
 from ..frame_range import FrameRange
-from ..images import UInt8Array, resize_image, resize_labels
+from ..images import UInt8Array
 
 if TYPE_CHECKING:
     from concurrent.futures import Future
@@ -50,6 +51,7 @@ class Spec:
         runtime: the library and settings in use, in words, if the backend has more than one; else "".
         qdq_layout: layout of an int8 graph, "all" or "ort"; else "".
         calibrated_on: the frames that the ranges of an int8 graph were measured on, if it says; else None.
+        fit: how `segment` makes frames of images: "stretch", "letterbox" or "crop" (see `enet_deploy.fit`).
     """
 
     artifact: Path
@@ -64,6 +66,7 @@ class Spec:
     runtime: str = ""
     qdq_layout: str = ""
     calibrated_on: FrameRange | None = None
+    fit: Fit = "stretch"
 
 
 @dataclass(frozen=True)
@@ -97,6 +100,7 @@ class Runner(ABC):
     def __init__(self, artifact: str | Path, device: str = "cpu") -> None:
         self.artifact = Path(artifact)
         self.device = device
+        self.fit: Fit | None = None  # in place of the artifact's own
         self._spec: Spec | None = None
         self._process = 0  # id of the process that opened it
         self._class_count = 0  # also known after close(), under a stream
@@ -135,7 +139,8 @@ class Runner(ABC):
                     why = "is a folder" if self.artifact.is_dir() else "does not exist"
                     raise ArtifactError(f"{self.artifact} {why}; expected a file written by enet-train or enet-export")
                 with self._failures():
-                    self._spec = self._open()
+                    spec = self._open()
+                self._spec = spec if self.fit is None else replace(spec, fit=self.fit)
                 self._class_count = len(self._spec.classes)
                 self._process = os.getpid()
         return self
@@ -228,8 +233,9 @@ class Runner(ABC):
         Args:
             image: (h, w, 3) uint8 BGR.
 
-        Returns labels (h, w) uint8. The image is resized to the network's size (bilinear), the labels are resized
-        back (nearest). Raises InputError for any other array, or if the artifact takes several frames per call.
+        Returns labels (h, w) uint8. The image is resized to the network's size as `spec.fit` says (bilinear), the
+        labels are resized back (nearest); what "crop" leaves out has the label `spec.classes.void`. Raises InputError
+        for any other array, or if the artifact takes several frames per call.
         """
         check_image(image)
         if self.spec.batch not in (None, 1):
@@ -242,7 +248,7 @@ class Runner(ABC):
     def preprocess(self, image: UInt8Array) -> UInt8Array:
         """Run the first step of `segment`: (h, w, 3) -> (1, H, W, 3) at the network's size. Raises as `segment`."""
         check_image(image)
-        return resize_image(image, self.spec.size)[None]
+        return fit_image(image, self.spec.size, self.spec.fit)[None]
 
     def postprocess(self, labels: UInt8Array, size: tuple[int, int]) -> UInt8Array:
         """Run the last step of `segment`: (H, W) uint8 -> (h, w). Raises InputError for other labels or sizes."""
@@ -250,7 +256,7 @@ class Runner(ABC):
             raise InputError(f"labels is {_describe(labels)}, expected uint8 of shape {self.spec.size}")
         if len(size) != 2 or not all(isinstance(side, int | np.integer) and side > 0 for side in size):
             raise InputError(f"size {size!r}, expected two whole numbers of at least 1: (height, width)")
-        return resize_labels(labels, size)
+        return unfit_labels(labels, size, self.spec.fit, self.spec.classes.void)
 
     def stream(self, frames: Iterable[UInt8Array], depth: int = 2) -> Generator[UInt8Array, None, None]:
         """Label batches in order, while the caller fetches the next one and uses the last labels.
@@ -362,6 +368,7 @@ class Runner(ABC):
             runtime=runtime,
             qdq_layout=metadata.qdq_layout,
             calibrated_on=metadata.calibrated_on,
+            fit=metadata.fit,
         )
 
 

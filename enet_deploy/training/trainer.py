@@ -151,7 +151,9 @@ class Trainer:
     def _metadata(self, start: StartingPoint) -> Metadata:
         # the first layers of trained weights depend on the normalisation they were trained with
         known = self.crops.statistics if start.metadata is None else start.metadata
-        return Metadata(self.train.classes, known.mean, known.std, self.recipe.size, details=start.details)
+        return Metadata(
+            self.train.classes, known.mean, known.std, self.recipe.size, details=start.details, fit=self.recipe.fit
+        )
 
     # --- the loop -------------------------------------------------------------------------------------------------
 
