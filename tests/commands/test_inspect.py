@@ -33,7 +33,7 @@ def test_weights_and_their_graphs(weights: Path, graphs: dict[str, Path], capsys
     assert told["calibrated by"] == "mse" and "layout all" in told["what"]
 
 
-def test_engines_are_told_by_their_card(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_engines_are_described_by_their_card(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     engine, graph = tmp_path / "a.engine", write_graph(tmp_path / "a.onnx", "fp16")
     engine.write_bytes(b"engine")
     import onnx
