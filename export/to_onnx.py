@@ -26,6 +26,7 @@ from enet_deploy.artifacts import check_size, check_temperature, graph_metadata,
 from enet_deploy.data.scenes import street_scene
 from enet_deploy.errors import InputError, ParityError
 from enet_deploy.files import atomic_write, require_writable
+from enet_deploy.fit import Fit
 from enet_deploy.images import UInt8Array
 from enet_deploy.runners import Runner, open_runner
 from enet_deploy.weights import Weights
@@ -73,6 +74,7 @@ def to_onnx(
     batch: int | None = 1,
     logits: bool = False,
     confidence: float | None = None,
+    fit: Fit | None = None,
     frames: UInt8Array | None = None,
     quantize: Callable[[onnx.ModelProto], onnx.ModelProto] | None = None,
     max_disagreement: float | None = None,
@@ -88,6 +90,7 @@ def to_onnx(
         logits: the graph also returns the logits, (N, C, H, W) float32.
         confidence: the graph also returns confidences, (N, H, W) uint8, 255 times the softmax probability of the label;
             this number is the temperature that divides the logits before the softmax, 1 for none.
+        fit: how runners of the file make frames of images; by default as the weights were trained.
         frames: (K, H, W, 3) uint8 BGR, to compare the labels on; by default synthetic street scenes.
         quantize: makes the int8 graph, for example `enet_deploy.export.int8.quantize` with its record.
         max_disagreement: largest share of pixels that may get another label than in PyTorch; by default
@@ -98,7 +101,7 @@ def to_onnx(
     """
     require_writable(path)
     weights = _read(weights)
-    model = build_graph(weights, precision, size, batch, logits, confidence)
+    model = build_graph(weights, precision, size, batch, logits, confidence, fit)
     if quantize is not None:
         model = quantize(model)
     size = graph_metadata(model, path).size
@@ -113,6 +116,7 @@ def build_graph(
     batch: int | None = 1,
     logits: bool = False,
     confidence: float | None = None,
+    fit: Fit | None = None,
 ) -> onnx.ModelProto:
     """Return the graph of `to_onnx`, before it is quantised and compared. Arguments and errors as there."""
     if precision not in ("fp32", "fp16"):
@@ -132,6 +136,7 @@ def build_graph(
         weights.metadata,
         size=size,
         precision=precision,
+        fit=weights.metadata.fit if fit is None else fit,
         weights_sha256=weights.sha256,
         details={
             **weights.metadata.details,

@@ -60,13 +60,13 @@ class StartingPoint:
     teacher: Segmenter | None
     details: dict[str, Any]
 
-    def new_metadata(self, classes: ClassList, statistics: Statistics, size: tuple[int, int]) -> Metadata:
-        """The metadata of the new weights, for frames of `size`.
+    def new_metadata(self, classes: ClassList, statistics: Statistics, recipe: Recipe) -> Metadata:
+        """The metadata of the new weights, for frames of the recipe's size and fit.
 
         Weights from a file keep the normalisation that they were trained with: their first layers depend on it.
         """
         known = statistics if self.metadata is None else self.metadata
-        return Metadata(classes, known.mean, known.std, size, details=self.details)
+        return Metadata(classes, known.mean, known.std, recipe.size, details=self.details, fit=recipe.fit)
 
 
 def starting_point(
