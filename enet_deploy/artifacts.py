@@ -17,6 +17,8 @@ from .classes import ClassList
 from .errors import ArtifactError, InputError
 from .files import digest, parse_json
 from .frame_range import FrameRange
+from .trained_on import KEY as TRAINED_ON
+from .trained_on import TrainedOn
 
 METADATA_KEY = "enet_deploy"  # the only key in the metadata of safetensors and ONNX files; its value is JSON
 SCHEMA = 1
@@ -80,6 +82,7 @@ class Metadata:
             _ = self.calibrated_on
         except TypeError as error:
             raise InputError(f"frames of the calibration: {error}; expected contrast and noise") from None
+        _ = self.trained_on
 
     @property
     def qdq_layout(self) -> QdqLayout | Literal[""]:
@@ -95,6 +98,12 @@ class Metadata:
         calibration = self.details.get("calibration")
         frames = calibration.get("frames") if isinstance(calibration, dict) else None
         return None if frames is None else FrameRange(**frames)
+
+    @property
+    def trained_on(self) -> TrainedOn | None:
+        """The images that the weights were trained on; None if the weights do not say."""
+        value = self.details.get(TRAINED_ON)
+        return None if value is None else TrainedOn.from_json(value)
 
     def to_text(self) -> str:
         return json.dumps(

@@ -22,6 +22,7 @@ from ..classes import ClassList
 from ..errors import ArtifactError, BackendError, InputError, is_out_of_memory
 from ..frame_range import FrameRange
 from ..images import UInt8Array, resize_image, resize_labels
+from ..trained_on import TrainedOn
 
 if TYPE_CHECKING:
     from concurrent.futures import Future
@@ -50,6 +51,7 @@ class Spec:
         runtime: the library and settings in use, in words, if the backend has more than one; else "".
         qdq_layout: layout of an int8 graph, "all" or "ort"; else "".
         calibrated_on: the frames that the ranges of an int8 graph were measured on, if it says; else None.
+        trained_on: the images that the weights were trained on, if they say; else None.
     """
 
     artifact: Path
@@ -64,6 +66,7 @@ class Spec:
     runtime: str = ""
     qdq_layout: str = ""
     calibrated_on: FrameRange | None = None
+    trained_on: TrainedOn | None = None
 
 
 @dataclass(frozen=True)
@@ -362,6 +365,7 @@ class Runner(ABC):
             runtime=runtime,
             qdq_layout=metadata.qdq_layout,
             calibrated_on=metadata.calibrated_on,
+            trained_on=metadata.trained_on,
         )
 
 

@@ -26,6 +26,8 @@ from ..data import DataSet, read_ahead
 from ..environment import commit
 from ..errors import DataError, EnetError, InputError, is_out_of_memory
 from ..model import STRIDE, ENet
+from ..trained_on import KEY as TRAINED_ON
+from ..trained_on import joined
 from ..weights import save_weights
 from . import evaluation, prior
 from .checkpoint import CHECKPOINT, Checkpoint, RunIdentity, fitting_state, reading
@@ -151,7 +153,8 @@ class Trainer:
     def _metadata(self, start: StartingPoint) -> Metadata:
         # the first layers of trained weights depend on the normalisation they were trained with
         known = self.crops.statistics if start.metadata is None else start.metadata
-        return Metadata(self.train.classes, known.mean, known.std, self.recipe.size, details=start.details)
+        details = {**start.details, TRAINED_ON: joined([self.crops.trained_on, *start.trained_on]).to_json()}
+        return Metadata(self.train.classes, known.mean, known.std, self.recipe.size, details=details)
 
     # --- the loop -------------------------------------------------------------------------------------------------
 
