@@ -274,13 +274,18 @@ def _resize(pixels: UInt8Array, size: tuple[int, int], interpolation: int) -> UI
 
 def colorize(labels: UInt8Array, classes: ClassList) -> UInt8Array:
     """Paint a label map: (H, W) uint8 ids -> (H, W, 3) uint8 BGR. Ids without a class become black."""
+    return painted(labels, classes.colors)
+
+
+def painted(labels: UInt8Array, colors: tuple[tuple[int, int, int], ...]) -> UInt8Array:
+    """Paint a label map in other colours than its classes': RGB in [0, 255], one per class."""
     palette = np.zeros((256, 1, 3), np.uint8)
-    palette[: len(classes), 0] = np.array(classes.colors, np.uint8)[:, ::-1]
+    palette[: len(colors), 0] = np.array(colors, np.uint8)[:, ::-1]
     # Twenty times faster than palette[labels], which took half of the time of a video's overlay
     return cv2.applyColorMap(np.ascontiguousarray(labels), palette).astype(np.uint8, copy=False)
 
 
 def overlay(image: UInt8Array, labels: UInt8Array, classes: ClassList, alpha: float = 0.5) -> UInt8Array:
-    """Blend the colours of a label map over the image: (h, w, 3) uint8 BGR. `alpha` is the share of the colours."""
-    blended = cv2.addWeighted(image, 1 - alpha, colorize(labels, classes), alpha, 0)
+    """Blend `classes.overlay_colors` over the image: (h, w, 3) uint8 BGR. `alpha` is the share of the colours."""
+    blended = cv2.addWeighted(image, 1 - alpha, painted(labels, classes.overlay_colors), alpha, 0)
     return blended.astype(np.uint8, copy=False)

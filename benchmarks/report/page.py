@@ -51,7 +51,8 @@ class Picture:
 
     def legend(self) -> list[tuple[str, str]]:
         """(class, its colour in CSS)."""
-        return [(n, f"rgb({r} {g} {b})") for n, (r, g, b) in zip(self.classes.names, self.classes.colors, strict=True)]
+        colors = (f"rgb({r} {g} {b})" for r, g, b in self.classes.overlay_colors)
+        return list(zip(self.classes.names, colors, strict=True))
 
     def panels(self) -> dict[str, UInt8Array]:
         """Caption -> (H, W, 3) uint8 BGR, from the image to the differences."""
