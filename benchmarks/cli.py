@@ -17,13 +17,13 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from enet_deploy import console
-from enet_deploy.artifacts import BUNDLED_WEIGHTS
+from enet_deploy.artifacts import BUNDLED_WEIGHTS, QdqLayout
 from enet_deploy.commands import cli
 from enet_deploy.data import DataSet, files_of, require_same_classes
 from enet_deploy.environment import environment
 from enet_deploy.errors import InputError
 from enet_deploy.files import atomic_write, require_outputs, sha256
-from enet_deploy.runners import BACKENDS, artifact_files, backends_for
+from enet_deploy.runners import BACKENDS, ON_REQUEST, artifact_files, backends_for
 from enet_deploy.trained_on import count
 
 from . import compare
@@ -34,6 +34,7 @@ from .measure.plan import (
     BenchInputs,
     BenchOptions,
     OpenCase,
+    Point,
     named_artifacts,
     open_cases,
     open_inputs,
@@ -50,10 +51,16 @@ from .verdict import FIGURES
 if TYPE_CHECKING:
     from rich.console import Console
 
+    from enet_deploy.export.record import Record
+    from enet_deploy.weights import Weights
+
     from .report.page import Picture
 
 PICTURES = 4
-PRECISIONS = ("fp32", "fp16", "int8", "int8-ort", "fp16-int8")
+PRECISIONS = ("fp32", "bf16", "fp16", "int8", "int8-openvino", "int8-ort", "fp16-int8", "bf16-int8")
+_LAYOUTS: dict[str, QdqLayout] = {"int8-openvino": "openvino", "int8-ort": "ort"}  # of the other graphs: "all"
+# What OpenVINO computes in bf16 -> the graph that it reads then
+_GRAPHS = {"bf16": "fp32", "bf16-int8": "int8-openvino"}
 WIDTH = 132  # columns of the widest table of an ordinary run
 
 
@@ -92,9 +99,12 @@ def _judge(found: Mapping[str, Mapping[str, float | None]], requirements: Sequen
 def _require(options: BenchOptions, outputs: dict[str, Path], requirements: Sequence[Requirement]) -> str:
     """Raise now what would only be found after minutes of measuring. Returns the SHA-256 of the weights."""
     weights_sha256 = _check_weights(options.weights)
-    if options.artifacts and (options.precisions or options.calibration):
-        given = "precision" if options.precisions else "calibration"
+    exported = [precision for precision in options.precisions if precision not in ON_REQUEST]
+    if options.artifacts and (exported or options.calibration):
+        given = f"precision {exported[0]}" if exported else "calibration"
         raise InputError(f"--{given} is for what is exported here, expected no ARTIFACT with it")
+    if options.artifacts and options.precisions and not any(path.suffix == ".onnx" for path in options.artifacts):
+        raise InputError(f"--precision {options.precisions[0]} is for graphs, expected an ARTIFACT that is one (.onnx)")
     if options.precisions and not options.runs_graphs:
         raise InputError(f"--precision is for graphs, expected a --backend of {', '.join(backends_for('enet.onnx'))}")
     import psutil  # noqa: F401  a missing package is named now
@@ -174,12 +184,10 @@ def _run(
 def _exports(options: BenchOptions, weights_sha256: str, folder: Path) -> Iterator[Artifact]:
     """The weights, and a graph of them in each precision for each point if a backend runs graphs."""
     weights = options.weights
-    yield weights, weights.name if weights == BUNDLED_WEIGHTS else str(weights), options.points
+    yield Artifact(weights, weights.name if weights == BUNDLED_WEIGHTS else str(weights), options.points)
     if not options.runs_graphs:
         return
-    from enet_deploy.export.int8 import quantize
     from enet_deploy.export.record import record_for
-    from enet_deploy.export.to_onnx import to_onnx
     from enet_deploy.weights import Weights
 
     record = None
@@ -190,21 +198,31 @@ def _exports(options: BenchOptions, weights_sha256: str, folder: Path) -> Iterat
     _say(f"exporting {weights.name} as {', '.join(precisions)}")
     opened = Weights.read(weights)
     for precision, (number, point) in console.progress(wanted, "exporting"):
-        change = None
-        if record is not None and "int8" in precision:
-            change = partial(quantize, record=record, qdq_layout="ort" if precision == "int8-ort" else "all")
-        path = folder / str(number) / f"enet-{precision}.onnx"
-        to_onnx(
-            opened,
-            path,
-            precision="fp16" if "fp16" in precision else "fp32",
-            size=point[0],
-            batch=point[1] or 1,
-            logits=True,  # to compare them; ONNX Runtime takes a tenth longer for it, OpenVINO no longer
-            quantize=change,
-            max_disagreement=1.0,  # this command reports the labels, whatever they are
-        )
-        yield path, path.name, [point]
+        form = _GRAPHS.get(precision, precision)
+        path = folder / str(number) / f"enet-{form}.onnx"
+        if not path.exists():
+            _export(opened, path, form, point, record)
+        yield Artifact(path, path.name, [point], None if form == precision else "bf16")
+
+
+def _export(weights: Weights, path: Path, form: str, point: Point, record: Record | None) -> None:
+    """Export the weights as a graph of this form, one of `PRECISIONS`, for this frame size and batch."""
+    from enet_deploy.export.int8 import quantize
+    from enet_deploy.export.to_onnx import to_onnx
+
+    change = None
+    if record is not None and "int8" in form:
+        change = partial(quantize, record=record, qdq_layout=_LAYOUTS.get(form, "all"))
+    to_onnx(
+        weights,
+        path,
+        precision="fp16" if "fp16" in form else "fp32",
+        size=point[0],
+        batch=point[1] or 1,
+        logits=True,  # to compare them; ONNX Runtime takes a tenth longer for it, OpenVINO no longer
+        quantize=change,
+        max_disagreement=1.0,  # this command reports the labels, whatever they are
+    )
 
 
 def _results(cases: Sequence[OpenCase], timings: dict[str, Timing], comparison: Comparison) -> list[Result]:
@@ -354,7 +372,8 @@ def _bench_parser() -> argparse.ArgumentParser:
     add("--weights", type=Path, default=BUNDLED_WEIGHTS, help="parity is measured against these (default: bundled)")
     add(
         "--precision", dest="precisions", type=cli.listed(cli.one_of(PRECISIONS)), default=(), metavar="P,...",
-        help=f"what to export if no ARTIFACT is named, of {', '.join(PRECISIONS)} (default: fp32)",
+        help=f"what to export if no ARTIFACT is named, of {', '.join(PRECISIONS)} (default: fp32); with graphs named, "
+        "bf16 runs each of them in bf16 too",
     )  # fmt: skip
     add("--calibration", type=Path, metavar="RECORD", help="for int8 of --weights (default: bundled)")
     add(
@@ -362,7 +381,7 @@ def _bench_parser() -> argparse.ArgumentParser:
         help="may be repeated (default: all that are installed, except trt)",
     )  # fmt: skip
     add("--device", help="cpu, cuda or cuda:N (default: the backend's own)")
-    add("--threads", type=int, default=0, metavar="N", help="of ort and openvino (default: their choice)")
+    add("--threads", type=int, default=0, metavar="N", help="of ort, openvino and opencv (default: their choice)")
     add(
         "--size", dest="sizes", type=cli.listed(cli.size), default=(), metavar="HxW,...",
         help="frame size (default: the artifact's). All is measured at the first; the others are only timed",

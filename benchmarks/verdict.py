@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import json
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from enet_deploy.artifacts import PRECISIONS
+from enet_deploy.artifacts import BUNDLED_WEIGHTS
 
 from .measure.machine import Load
 from .measure.parity import Accuracy
@@ -18,6 +19,7 @@ DROP = 0.3  # points of mIoU that a faster runner may cost
 SAME = 5e-4  # a difference of mIoU, or of the share of equal labels, that does not justify a slower runner
 LEAST_AGREEMENT = 0.99  # used instead of `DROP` if there is no truth
 MARGIN = 1.02  # a runner is faster than another if the whole interval of its speed lies above this; else they tie
+LEAST_IN_BF16 = 0.993  # as LEAST_AGREEMENT for bf16, which costs less than int8 does
 
 UNSTABLE = 0.10  # spread of the rounds' medians, as a share of the median, above which a result is doubted
 BUSY = 0.10  # cores that other programs may take
@@ -36,6 +38,7 @@ class Verdict:
         take: name of the advised runner; None if none keeps the network's labels.
         tied: names of the runners that are as fast as the advised one, as far as this run can tell.
         advice: the reasons, in sentences.
+        call: the line of Python that opens the advised runner; None if there is none.
     """
 
     device: str
@@ -43,6 +46,7 @@ class Verdict:
     take: str | None
     tied: tuple[str, ...]
     advice: str
+    call: str | None
 
 
 def figures(result: Result, reference: Accuracy | None) -> dict[str, float | None]:
@@ -112,8 +116,26 @@ def verdicts(results: Sequence[Result], reference: Accuracy | None) -> list[Verd
         members = tuple(result.name for result in front(own))
         take = None if best is None else best.name
         advice = " ".join(_advice(best, tied, own, drops))
-        found.append(Verdict(device, members, take, tuple(result.name for result in tied), advice))
+        call = None if best is None else call_of(best)
+        found.append(Verdict(device, members, take, tuple(result.name for result in tied), advice, call))
     return found
+
+
+def call_of(result: Result) -> str:
+    """The call that opens a runner as the run did, to be pasted: names from foreign files stay texts."""
+    is_bundled = result.artifact == BUNDLED_WEIGHTS.name
+    artifact = "BUNDLED_WEIGHTS" if is_bundled else json.dumps(result.artifact)
+    asked = {"backend": result.backend, "device": result.device, **result.options}
+    if result.device == ("cuda" if result.backend == "trt" else "cpu"):
+        del asked["device"]  # the default
+    if isinstance(asked.get("size"), list | tuple):
+        asked["size"] = tuple(asked["size"])
+    arguments = (
+        f"{name}={json.dumps(value) if isinstance(value, str) else value!r}"
+        for name, value in asked.items()
+        if value and name.isidentifier()
+    )
+    return f"open_runner({', '.join((artifact, *arguments))})"
 
 
 @dataclass(frozen=True)
@@ -135,7 +157,7 @@ class _Drops:
         points = self.points(result)
         if points is not None:
             return points <= DROP
-        return result.parity is None or result.parity.agreement >= LEAST_AGREEMENT
+        return result.parity is None or result.parity.agreement >= _least_agreement(result)
 
     def cost(self, result: Result) -> str:
         points = self.points(result)
@@ -169,11 +191,11 @@ _DEPENDENCIES = ("opencv", "ort", "openvino", "trt", "torch")  # fewest first
 
 
 def _preference(result: Result) -> tuple[Any, ...]:
-    foreign = result.qdq_layout == "ort" and result.backend != "ort"
+    foreign = result.qdq_layout not in (None, "all", result.backend)
     agreement = 0.0 if result.parity is None else result.parity.agreement
-    full = PRECISIONS.index(result.precision) if result.precision in PRECISIONS else len(PRECISIONS)
+    is_int8 = "int8" in result.precision
     needs = _DEPENDENCIES.index(result.backend) if result.backend in _DEPENDENCIES else len(_DEPENDENCIES)
-    return foreign, -agreement, full, needs, result.model_bytes, result.name
+    return foreign, -agreement, result.precision != "fp32", is_int8, needs, result.model_bytes, result.name
 
 
 def _speed_order(result: Result) -> float:
@@ -207,7 +229,7 @@ def in_words(gain: Speed) -> str:
 def _refused(best: Result, tied: Sequence[Result], results: Sequence[Result], drops: _Drops) -> list[str]:
     """Why int8 or fp16, which one expects to be faster, is not advised."""
     reasons = []
-    for kind in {"fp32": ("int8", "fp16"), "fp16": ("int8",)}.get(best.precision, ()):
+    for kind in {"fp32": ("int8", "bf16", "fp16"), "bf16": ("int8",), "fp16": ("int8",)}.get(best.precision, ()):
         tried = min((each for each in results if each.precision.endswith(kind)), key=_speed_order, default=None)
         if tried is not None and tried not in tied:
             why = _why_not(tried, best, drops)
@@ -223,7 +245,11 @@ def _why_not(result: Result, best: Result, drops: _Drops) -> str:
         return f"{result.name} costs {points:.2f} points of mIoU, more than {DROP}"
     assert result.parity is not None  # else it would keep the labels
     agreement = result.parity.agreement
-    return f"{result.name} keeps {agreement:.2%} of PyTorch's labels, fewer than {LEAST_AGREEMENT:.0%}"
+    return f"{result.name} keeps {agreement:.2%} of PyTorch's labels, fewer than {100 * _least_agreement(result):g}%"
+
+
+def _least_agreement(result: Result) -> float:
+    return LEAST_IN_BF16 if result.precision == "bf16" else LEAST_AGREEMENT
 
 
 # --- can the figures be trusted? ----------------------------------------------------------------------------------

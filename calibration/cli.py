@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import dataclasses
 import math
 from collections.abc import Sequence
 from pathlib import Path
@@ -23,7 +24,6 @@ if TYPE_CHECKING:
 
     from enet_deploy.classes import ClassList
 
-    from .ranges import MeasuredRanges
     from .scoring import Evaluator, Pair, Score
     from .sensitivity import LayerSensitivity
 
@@ -33,7 +33,10 @@ UNLABELLED = 32  # images to compare labels on if the data set has no labels
 
 
 def _pairs(data: str, classes: ClassList, sampled: list[Path], split: str) -> Sequence[Pair] | DataSet:
-    """Return what graphs are scored on: val with labels; else images without, other than the sampled if possible."""
+    """Return the images that graphs are scored on: val with its labels; without labels, images that were not sampled.
+
+    If all images were sampled, they are scored on too.
+    """
     of_images, of_labels = parts(data, "val")
     if of_labels.folder.is_dir():
         val = open_data(data, "val")
@@ -51,29 +54,25 @@ def _pairs(data: str, classes: ClassList, sampled: list[Path], split: str) -> Se
 
 def _measure(
     args: argparse.Namespace, model: onnx.ModelProto, sampled: list[Path], evaluator: Evaluator
-) -> tuple[MeasuredRanges, Score]:
-    """Measure ranges by --method, or by all methods and keep the best. Returns the ranges and their score."""
-    from enet_deploy.export.int8 import FLOAT_LAYERS, activations, layers, output_tensors, quantized_copy
+) -> tuple[Record, Score]:
+    """Measure ranges by --method, or by all methods and keep the best.
+
+    Returns a record of them, with the default layers in float, and its score.
+    """
+    from enet_deploy.export.int8 import FLOAT_LAYERS, quantized_copy
 
     from . import ranges
 
     metadata = graph_metadata(model, args.weights)
-    tensors = list(activations(model.graph, layers(model.graph).values()))
-    methods = METHODS if args.method == "auto" else (args.method,)
-    found = ranges.find_ranges(model, tensors, sampled, metadata.size, methods, console.progress)
-    # The layout "ort" needs more tensors than all others together: for these one method, on fewer images
     few = spread(sampled, OUTPUT_IMAGES)
-    of_outputs = ranges.find_ranges(
-        model, output_tensors(model.graph), few, metadata.size, ["percentile"], console.progress
-    )
-    outputs = _rounded(of_outputs["percentile"])
-    amax = {method: _rounded(values) for method, values in found.items()}
+    amax, outputs = _find_ranges(args.method, model, sampled, few, metadata.size)
     scores = {
         method: evaluator.score(quantized_copy(model, {**amax[method], **outputs}, FLOAT_LAYERS), method)
         for method in amax
     }
     best = max(scores, key=lambda method: scores[method].value)
-    measured = ranges.MeasuredRanges(
+    record = Record(
+        weights_sha256=metadata.weights_sha256,
         method=best,
         images={
             "count": len(sampled),
@@ -83,12 +82,32 @@ def _measure(
             "frames": ranges.frame_range(sampled, metadata.size),
         },
         preprocessing={"size": list(metadata.size), "mean": list(metadata.mean), "std": list(metadata.std)},
+        accuracy={"tried": {method: round(score.value, 6) for method, score in scores.items()}},
+        float_layers=FLOAT_LAYERS,
         amax=amax[best],
+        float_tensors=[],
         outputs=outputs,
-        tried={method: round(score.value, 6) for method, score in scores.items()},
         versions=metadata.details["versions"],
     )
-    return measured, scores[best]
+    return record, scores[best]
+
+
+def _find_ranges(
+    method: str, model: onnx.ModelProto, sampled: list[Path], few: list[Path], size: tuple[int, int]
+) -> tuple[dict[str, dict[str, float]], dict[str, float]]:
+    """Return method -> tensor -> amax, and tensor -> amax of the tensors that only the layout "ort" needs.
+
+    These are more than all others together: for them one method, on the images `few`.
+    """
+    from enet_deploy.export.int8 import activations, layers, output_tensors
+
+    from .ranges import find_ranges
+
+    methods = METHODS if method == "auto" else (method,)
+    tensors = list(activations(model.graph, layers(model.graph).values()))
+    found = find_ranges(model, tensors, sampled, size, methods, console.progress)
+    outputs = find_ranges(model, output_tensors(model.graph), few, size, ["percentile"], console.progress)
+    return {name: _rounded(values) for name, values in found.items()}, _rounded(outputs["percentile"])
 
 
 def _rounded(amax: dict[str, float]) -> dict[str, float]:
@@ -96,12 +115,7 @@ def _rounded(amax: dict[str, float]) -> dict[str, float]:
 
 
 def _study(
-    args: argparse.Namespace,
-    model: onnx.ModelProto,
-    ranges: dict[str, float],
-    float_layers: dict[str, str],
-    score: Score,
-    evaluator: Evaluator,
+    args: argparse.Namespace, model: onnx.ModelProto, record: Record, score: Score, evaluator: Evaluator
 ) -> tuple[dict[str, str], Score]:
     """Measure the sensitivity of each layer if --sensitivity or the budget needs it.
 
@@ -111,12 +125,12 @@ def _study(
 
     folder = _study_folder(args)
     measured: list[LayerSensitivity] = []
+    float_layers, ranges = record.float_layers, record.ranges
 
     def sensitivities() -> list[LayerSensitivity]:
         if not measured:
-            measured.extend(
-                measure_sensitivity(model, ranges, evaluator, folder / "sensitivity.json", console.progress)
-            )
+            state = folder / "sensitivity.json"
+            measured.extend(measure_sensitivity(model, ranges, evaluator, state, console.progress))
         return measured
 
     if args.sensitivity:
@@ -180,7 +194,7 @@ def _calibrate(args: argparse.Namespace) -> None:
     if args.data is None:
         _render(args)
         return
-    from enet_deploy.export.int8 import FLOAT_LAYERS, float_tensors, quantize
+    from enet_deploy.export.int8 import quantize
     from enet_deploy.export.to_onnx import build_graph
     from enet_deploy.weights import Weights
 
@@ -194,26 +208,12 @@ def _calibrate(args: argparse.Namespace) -> None:
     classes = weights.metadata.classes
     evaluator = Evaluator(model, _pairs(args.data, classes, sampled, args.split), classes, console.progress)
     if earlier is None:
-        float_layers = FLOAT_LAYERS
-        measured, score = _measure(args, model, sampled, evaluator)
+        record, score = _measure(args, model, sampled, evaluator)
     else:
-        float_layers, measured = earlier.float_layers, ranges.MeasuredRanges.of(earlier)
-        score = evaluator.score(quantize(model, earlier), earlier.method)
-    float_layers, score = _study(args, model, measured.all, float_layers, score, evaluator)
-    in_ort = _score_in_ort(model, measured.all, float_layers, evaluator)
-    ort = in_ort and {name: evaluator.to_json(in_ort)[name] for name in ("int8", "agreement")}
-    record = Record(
-        weights_sha256=weights.sha256,
-        method=measured.method,
-        images=measured.images,
-        preprocessing=measured.preprocessing,
-        accuracy={"tried": measured.tried, **evaluator.to_json(score), "ort": ort},
-        float_layers=float_layers,
-        amax=measured.amax,
-        float_tensors=float_tensors(model.graph, float_layers),
-        outputs=measured.outputs,
-        versions=measured.versions,
-    )
+        record, score = earlier, evaluator.score(quantize(model, earlier), earlier.method)
+    float_layers, score = _study(args, model, record, score, evaluator)
+    in_ort = _score_in_ort(model, record.ranges, float_layers, evaluator)
+    record = _completed(record, model, float_layers, evaluator, score, in_ort)
     record.write(args.out)
     _write_cache(args, record)
     _report(args, model, record, evaluator, score)
@@ -222,6 +222,26 @@ def _calibrate(args: argparse.Namespace) -> None:
             f"in ONNX Runtime's layout (enet-export --int8 --target ort): {in_ort.value:.4f} "
             f"({-evaluator.drop(in_ort):+.2f} points), {in_ort.agreement:.2%}"
         )
+
+
+def _completed(
+    record: Record,
+    model: onnx.ModelProto,
+    float_layers: dict[str, str],
+    evaluator: Evaluator,
+    score: Score,
+    in_ort: Score | None,
+) -> Record:
+    """The record with these layers in float and these scores."""
+    from enet_deploy.export.int8 import float_tensors
+
+    ort = in_ort and {name: evaluator.to_json(in_ort)[name] for name in ("int8", "agreement")}
+    return dataclasses.replace(
+        record,
+        accuracy={"tried": record.accuracy.get("tried", {}), **evaluator.to_json(score), "ort": ort},
+        float_layers=float_layers,
+        float_tensors=float_tensors(model.graph, float_layers),
+    )
 
 
 def _score_in_ort(
@@ -276,46 +296,24 @@ def _write_cache(args: argparse.Namespace, record: Record) -> None:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    parser = cli.Parser(
-        "enet-calibrate",
-        description="Measure the ranges for int8 and its cost in accuracy; write both to a readable record.",
-    )
+    text = "Measure the ranges for int8 and its cost in accuracy; write both to a readable record."
+    parser = cli.Parser("enet-calibrate", description=text)
     parser.add_argument("data", nargs="?", metavar="DATA", help="data set, or a folder of images without labels")
-    parser.add_argument(
-        "--weights", type=Path, default=BUNDLED_WEIGHTS, help="a .safetensors file of enet-train (default: the bundled)"
-    )
-    parser.add_argument(
-        "--method",
-        choices=("auto", *METHODS),
-        default="auto",
-        help="auto (default) tries all and keeps the best on val",
-    )
-    parser.add_argument(
-        "--images",
-        type=cli.positive,
-        default=100,
-        metavar="N",
-        help="images, spread over the split (default: 100)",
-    )
+    weights = "a .safetensors file of enet-train (default: the bundled)"
+    parser.add_argument("--weights", type=Path, default=BUNDLED_WEIGHTS, help=weights)
+    methods, best = ("auto", *METHODS), "auto (default) tries all and keeps the best on val"
+    parser.add_argument("--method", choices=methods, default="auto", help=best)
+    images = "images, spread over the split (default: 100)"
+    parser.add_argument("--images", type=cli.positive, default=100, metavar="N", help=images)
     parser.add_argument("--split", default="train", help="split of DATA to sample (default: train)")
-    parser.add_argument(
-        "--out",
-        type=Path,
-        default=Path("calibration.json"),
-        metavar="RECORD",
-        help="file to write (default: calibration.json)",
-    )
+    out, shown = Path("calibration.json"), "file to write (default: calibration.json)"
+    parser.add_argument("--out", type=Path, default=out, metavar="RECORD", help=shown)
     parser.add_argument("--record", type=Path, help="take the ranges of this record instead of measuring them")
-    parser.add_argument(
-        "--size", type=cli.size, metavar="HxW", help="frame size (default: as the weights were trained)"
-    )
+    size = "frame size (default: as the weights were trained)"
+    parser.add_argument("--size", type=cli.size, metavar="HxW", help=size)
     parser.add_argument("--sensitivity", metavar="DIR", help="quantise each layer alone; folder for table and plot")
-    parser.add_argument(
-        "--max-drop",
-        type=float,
-        metavar="POINTS",
-        help="leave the most sensitive layers in float until int8 costs at most this (study in RECORD-sensitivity/)",
-    )
+    drop = "leave the most sensitive layers in float until int8 costs at most this (study in RECORD-sensitivity/)"
+    parser.add_argument("--max-drop", type=float, metavar="POINTS", help=drop)
     parser.add_argument("--trt-cache", type=Path, metavar="FILE", help="also write TensorRT 10's calibration cache")
     parser.add_argument("--trt-version", default="10.3.0", help="TensorRT that reads the cache (default: 10.3.0)")
     return cli.run(parser, _calibrate, argv)

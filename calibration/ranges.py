@@ -8,7 +8,6 @@ import io
 import os
 import tempfile
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +17,6 @@ import onnx
 
 from enet_deploy.data import spread
 from enet_deploy.errors import InputError
-from enet_deploy.export.record import Record
 from enet_deploy.frame_range import measure
 from enet_deploy.images import UInt8Array, read_image, resize_image
 
@@ -108,40 +106,6 @@ def least_squares(counts: npt.NDArray[Any], edges: npt.NDArray[Any]) -> float:
         if error < least:
             best, least = float(amax), error
     return best
-
-
-@dataclass(frozen=True)
-class MeasuredRanges:
-    """Ranges by one method, and how they were measured: the part of a `Record` that float layers do not change.
-
-    Attributes are as in `Record`; `tried` is its accuracy["tried"].
-    """
-
-    method: str
-    images: dict[str, Any]
-    preprocessing: dict[str, Any]
-    amax: dict[str, float]
-    outputs: dict[str, float]
-    tried: dict[str, float]
-    versions: dict[str, str]
-
-    @classmethod
-    def of(cls, record: Record) -> MeasuredRanges:
-        """Take the ranges of a record."""
-        return cls(
-            record.method,
-            record.images,
-            record.preprocessing,
-            record.amax,
-            record.outputs,
-            record.accuracy.get("tried", {}),
-            record.versions,
-        )
-
-    @property
-    def all(self) -> dict[str, float]:
-        """The ranges of all tensors that any layout may quantise."""
-        return {**self.amax, **self.outputs}
 
 
 class _Reader:

@@ -9,9 +9,10 @@ import contextlib
 import json
 import math
 import re
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 from .classes import ClassList
 from .errors import ArtifactError, InputError
@@ -28,11 +29,12 @@ BUNDLED_WEIGHTS = Path(__file__).parent / "weights" / "enet-camvid.safetensors"
 # How the digest stands in the file: in JSON, in safetensors files in JSON inside JSON. Its own digits count as zeros
 _DIGEST = re.compile(rb'(content_sha256\\*": \\*")([0-9a-f]{64})')
 _NO_DIGEST = "0" * 64
+_CONTENT = "content_sha256"  # the same in a JSON file
 
 PRECISIONS = ("fp32", "fp16", "int8", "fp16-int8")
 LARGEST = 8192  # pixels per side, more than any camera has: a damaged file must not claim all memory
 
-QdqLayout = Literal["all", "ort"]  # the backends that an int8 graph is laid out for; `export.int8` explains both
+QdqLayout = Literal["all", "openvino", "ort"]  # backends that an int8 graph is laid out for; see `export.int8`
 
 
 def check_size(size: tuple[int, int]) -> None:
@@ -86,11 +88,12 @@ class Metadata:
 
     @property
     def qdq_layout(self) -> QdqLayout | Literal[""]:
-        """The layout of an int8 graph, "all" or "ort"; "" if the graph is not quantised."""
+        """The layout of an int8 graph; "" if the graph is not quantised."""
         calibration = self.details.get("calibration")
         if not isinstance(calibration, dict):
             return ""
-        return "ort" if calibration.get("target") == "ort" else "all"
+        layouts: tuple[QdqLayout, ...] = get_args(QdqLayout)
+        return next((layout for layout in layouts if layout == calibration.get("target")), "all")
 
     @property
     def calibrated_on(self) -> FrameRange | None:
@@ -151,7 +154,11 @@ class Metadata:
 
 def graph_metadata(model: Any, source: str | Path) -> Metadata:
     """Return the metadata of an onnx.ModelProto. Raises ArtifactError that names `source` if there is none."""
-    texts = [entry.value for entry in model.metadata_props if entry.key == METADATA_KEY]
+    return only_metadata([entry.value for entry in model.metadata_props if entry.key == METADATA_KEY], source)
+
+
+def only_metadata(texts: Sequence[str], source: str | Path) -> Metadata:
+    """Parse the texts under our key in a graph. Raises ArtifactError that names `source` unless there is one."""
     if len(texts) > 1:
         raise ArtifactError(
             f"{source} has '{METADATA_KEY}' metadata {len(texts)} times, expected once; export it again"
@@ -193,6 +200,30 @@ def _without_digest(content: bytes) -> tuple[bytes, str]:
     if found is None:
         return content, _NO_DIGEST
     return content[: found.start(2)] + _NO_DIGEST.encode() + content[found.end(2) :], found[2].decode()
+
+
+def with_digest(value: dict[str, Any]) -> dict[str, Any]:
+    """Return a JSON object with the digest of its content in it, for `without_digest`."""
+    return {**value, _CONTENT: _content_digest(value)}
+
+
+def without_digest(value: dict[str, Any]) -> dict[str, Any]:
+    """Return the object that `with_digest` was given; one of an earlier version, without a digest, as it is.
+
+    Raises ValueError if its content has another digest: it changed after it was written.
+    """
+    content = {key: each for key, each in value.items() if key != _CONTENT}
+    found = _content_digest(content)
+    if value.get(_CONTENT, found) != found:
+        raise ValueError(
+            f"content of the SHA-256 {found[:12]}..., expected {value[_CONTENT]!r:.13}... by its own {_CONTENT}: it "
+            "changed after it was written; remove that line if you edited it yourself"
+        )
+    return content
+
+
+def _content_digest(value: dict[str, Any]) -> str:
+    return digest(json.dumps(value, sort_keys=True).encode())
 
 
 def save_graph(model: Any, path: str | Path) -> None:

@@ -1,7 +1,15 @@
 """What an image file says of itself, read from its header without decoding it.
 
 Every format that is decoded has its parser here, so that the size is known before any pixel takes memory, and so that
-the number of pictures, the orientation and the largest value are read and not guessed.
+the number of pictures, the orientation and the largest value are read and not guessed. Pillow does not replace them:
+
+    PNG             it decodes the picture to find an orientation behind it, and refuses checksums that OpenCV accepts
+    JPEG            it does not tell where the data ends
+    JPEG 2000, WebP it does not tell whether the file is lossless, how many bits it has, whether it is whole
+    TIFF, EXIF      it opens no RGB of floating-point numbers, and it reads every value of every tag
+    GIF             it tells no size without a first picture
+    AVIF, HEIF      it reads them with some builds and plugins only
+    PNM             it reads no PAM and tells no largest value
 """
 
 from __future__ import annotations
@@ -12,7 +20,7 @@ from collections.abc import Callable, Iterator
 from typing import NamedTuple
 
 PNG_SIGNATURE = b"\x89PNG\r\n\x1a\n"
-GREY, PALETTE = 0, 3  # colour types of PNG
+GREY, PALETTE, GREY_ALPHA, RGB_ALPHA = 0, 3, 4, 6  # colour types of PNG
 
 _ORIENTATION, _REDUCED, _WIDTH, _HEIGHT, _BITS, _COMPRESSION = 0x112, 254, 256, 257, 258, 259  # tags of TIFF and EXIF
 _MAX_SAMPLE, _TILE_WIDTH, _TILE_HEIGHT, _SAMPLE_FORMAT = 281, 322, 323, 339
@@ -83,9 +91,22 @@ def _png(content: bytes) -> Header:
 
 
 def _jpeg(content: bytes) -> Header:
+    first = _jpeg_at(content, 0)
+    # more of this size, as of a stereo camera; a phone adds smaller ones, which are no pictures of their own
+    pictures, last = 1, first
+    while last.data_end is not None and (start := content.find(b"\xff\xd8\xff", last.data_end + 2)) >= 0:
+        try:
+            last = _jpeg_at(content, start)
+        except (struct.error, IndexError, ValueError):
+            break
+        pictures += last[:3] == first[:3]
+    return first._replace(pictures=pictures)
+
+
+def _jpeg_at(content: bytes, position: int) -> Header:
     size: tuple[int, int] = (0, 0)
     orientation, is_progressive = 1, False
-    for marker, start, end in _jpeg_segments(content):
+    for marker, start, end in _jpeg_segments(content, position + 2):
         if marker == 0xE1 and content.startswith(b"Exif\0\0", start):
             orientation = _exif_orientation(content[start + 6 : end])
         elif 0xC0 <= marker <= 0xCF and marker not in (0xC4, 0xC8, 0xCC):
@@ -100,9 +121,8 @@ def _jpeg(content: bytes) -> Header:
     raise ValueError
 
 
-def _jpeg_segments(content: bytes) -> Iterator[tuple[int, int, int]]:
+def _jpeg_segments(content: bytes, position: int) -> Iterator[tuple[int, int, int]]:
     """The segments of a JPEG before its data, with that of the first scan: marker, start and end of the body."""
-    position = 2
     while content[position] == 0xFF:
         marker = content[position + 1]
         if marker == 0xFF:  # fill byte
@@ -280,7 +300,7 @@ def _heif(content: bytes) -> Header:
     """AVIF and HEIF: pictures in boxes."""
     brands = content[8 : min(len(content), int.from_bytes(content[:4], "big"))]
     properties: dict[bytes, list[bytes]] = {}
-    waiting = [(0, len(content), 0)]
+    waiting, is_whole = [(0, len(content), 0)], True
     while waiting:
         start, end, depth = waiting.pop()
         for kind, body, stop in _boxes(content, start, end):
@@ -288,6 +308,8 @@ def _heif(content: bytes) -> Header:
                 waiting.append((body + _INSIDE[kind], stop, depth + 1))
             elif kind in (b"ispe", b"irot", b"imir", b"av1C", b"stsz"):
                 properties.setdefault(kind, []).append(content[body : min(stop, body + 32)])
+            elif kind == b"mdat":
+                is_whole &= content[stop - 64 : stop] != bytes(64)  # as in `_webp`
     sizes = [struct.unpack(">II", body[4:12]) for body in properties[b"ispe"]]  # of tiles and of the whole
     width, height = max(size[0] for size in sizes), max(size[1] for size in sizes)
     # as libheif and libavif: first turned by quarters to the left, then mirrored
@@ -301,7 +323,7 @@ def _heif(content: bytes) -> Header:
     is_avif = b"avif" in brands or b"avis" in brands
     return Header(
         "AVIF" if is_avif else "HEIF", height, width, pictures, orientation,
-        (4095 if is_twelve else 1023) if is_deep else None, is_lossy=True,
+        (4095 if is_twelve else 1023) if is_deep else None, is_lossy=True, is_whole=is_whole,
     )  # fmt: skip
 
 
@@ -326,10 +348,6 @@ def _sun(content: bytes) -> Header:
     return Header("Sun raster", height, width)
 
 
-def _floats(name: str) -> Callable[[bytes], Header]:
-    return lambda _: Header(name, 0, 0, is_float=True)
-
-
 _PARSERS: tuple[tuple[bytes, Callable[[bytes], Header]], ...] = (
     (re.escape(PNG_SIGNATURE), _png),
     (rb"\xff\xd8\xff", _jpeg),
@@ -341,6 +359,6 @@ _PARSERS: tuple[tuple[bytes, Callable[[bytes], Header]], ...] = (
     (rb"[\x00-\xff]{4}ftyp(avif|avis|mif1|msf1|hei[cmsx]|hev[cmsx])", _heif),
     (rb"P[1-7Ff]\s", _pnm),
     (rb"\x59\xa6\x6a\x95", _sun),
-    (rb"#\?(RADIANCE|RGBE)", _floats("Radiance HDR")),
-    (rb"\x76\x2f\x31\x01", _floats("OpenEXR")),
+    (rb"#\?(RADIANCE|RGBE)", lambda _: Header("Radiance HDR", 0, 0, is_float=True)),
+    (rb"\x76\x2f\x31\x01", lambda _: Header("OpenEXR", 0, 0, is_float=True)),
 )

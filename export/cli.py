@@ -30,6 +30,9 @@ if TYPE_CHECKING:
     from .to_onnx import Export
 
 MAX_FRAMES = 128  # images of --data to verify with, spread evenly
+ENGINE_OPTIONS = (
+    "compute_capability", "version_compatible", "hardware_compatible", "workspace", "optimization_level", "max_batch",
+)  # fmt: skip
 
 
 def _frames(args: argparse.Namespace, metadata: Metadata, size: tuple[int, int]) -> UInt8Array | None:
@@ -47,7 +50,7 @@ def _from_weights(args: argparse.Namespace) -> Path:
     name = args.name or "enet"
     if Path(name).name != name:
         raise InputError(f"--name '{name}', expected the beginning of a file's name; the folder is --out")
-    parts = {"fp16": args.fp16, "int8": args.int8, "ort": args.qdq_layout == "ort"}
+    parts = {"fp16": args.fp16, "int8": args.int8, args.qdq_layout: args.qdq_layout != "all"}
     precision = "-".join(part for part, wanted in parts.items() if wanted) or "fp32"
     path = Path(args.out) / f"{name}-{precision}.onnx"
     _require_outputs(args, path, args.weights or BUNDLED_WEIGHTS)
@@ -105,7 +108,7 @@ def _from_graph(args: argparse.Namespace) -> Path:
         _require_outputs(args, None, model)
         return model
 
-    stem = model.stem.removesuffix("-fp32") + "-int8" + "-ort" * (args.qdq_layout == "ort")
+    stem = model.stem.removesuffix("-fp32") + "-int8" + f"-{args.qdq_layout}" * (args.qdq_layout != "all")
     path = Path(args.out) / f"{stem}.onnx"
     _require_outputs(args, path, model)
 
@@ -189,20 +192,13 @@ def _engine_if_possible(graph: Path, args: argparse.Namespace) -> None:
 
 def _options(args: argparse.Namespace) -> BuildOptions | None:
     """Return the engine to build, None without --engine. Called before the export, to refuse bad options at once."""
-    named = {
-        "compute_capability": args.compute_capability,
-        "version_compatible": args.version_compatible,
-        "hardware_compatible": args.hardware_compatible,
-        "workspace": args.workspace,
-        "optimization_level": args.optimization_level is not None,
-        "max_batch": args.max_batch,
-    }
-    if args.engine is None:
-        for name, value in named.items():
-            if value:
-                raise InputError(f"--{name.replace('_', '-')} without an engine to build, expected --engine too")
-        return None
-    return _build_options(args, args.engine)
+    if args.engine is not None:
+        return _build_options(args, args.engine)
+    for name in ENGINE_OPTIONS:
+        value = getattr(args, name)
+        if value not in (None, ()) and value is not False:
+            raise InputError(f"--{name.replace('_', '-')} without an engine to build, expected --engine too")
+    return None
 
 
 def _build_options(args: argparse.Namespace, flavour: str) -> BuildOptions:
@@ -227,12 +223,14 @@ def _export(args: argparse.Namespace) -> None:
     options = _options(args)
     if args.calibration is not None and not args.int8:
         raise InputError(f"--calibration {args.calibration} without --int8, expected both")
-    if args.qdq_layout == "ort" and not args.int8:
-        raise InputError("--target ort without --int8, expected both: it is a layout of int8 graphs")
+    if args.qdq_layout != "all" and not args.int8:
+        raise InputError(f"--target {args.qdq_layout} without --int8, expected both: it is a layout of int8 graphs")
     if args.qdq_layout == "ort" and args.fp16:
         raise InputError("--target ort with --fp16, expected one of them: ONNX Runtime's int8 kernels need fp32 around")
-    if args.qdq_layout == "ort" and args.engine:
-        raise InputError("--target ort with --engine, expected one of them: TensorRT does not take that layout")
+    if args.qdq_layout != "all" and args.engine:
+        raise InputError(
+            f"--target {args.qdq_layout} with --engine, expected one of them: that layout is not for TensorRT"
+        )
     if options is not None:
         from enet_deploy.runners.tensorrt.builder import read_graph, require_buildable
 
@@ -252,82 +250,54 @@ def _capabilities(text: str) -> tuple[str, ...]:
 
 
 def _parser() -> cli.Parser:
-    parser = cli.Parser(
-        "enet-export",
-        description="Export weights to ONNX (uint8 BGR in, uint8 labels out), compare with PyTorch, build engines.",
-    )
-    parser.add_argument(
-        "model", nargs="?", type=Path, metavar="MODEL.onnx", help="start from this graph instead of weights"
-    )
+    text = "Export weights to ONNX (uint8 BGR in, uint8 labels out), compare with PyTorch, build engines."
+    parser = cli.Parser("enet-export", description=text)
+    start = "start from this graph instead of weights"
+    parser.add_argument("model", nargs="?", type=Path, metavar="MODEL.onnx", help=start)
     parser.add_argument("--weights", type=Path, help="a .safetensors file of enet-train (default: the bundled weights)")
     parser.add_argument("--out", default=".", metavar="DIR", help="folder to write to (default: here)")
     parser.add_argument("--name", help="beginning of the file name NAME-PRECISION.onnx (default: enet)")
+    _add_graph_options(parser.add_argument_group("graph"))
+    _add_engine_options(parser.add_argument_group("engine"))
+    return parser
 
-    graph = parser.add_argument_group("graph")
-    graph.add_argument(
-        "--fp16", action="store_true", help="half-precision weights and arithmetic; also an engine if possible"
-    )
-    graph.add_argument(
-        "--int8",
-        action="store_true",
-        help="int8 layers, the rest in fp32, or in half with --fp16; also an engine",
-    )
-    graph.add_argument(
-        "--calibration",
-        type=Path,
-        metavar="RECORD",
-        help="file of enet-calibrate (default: of the bundled weights)",
-    )
-    graph.add_argument(
-        "--target",
-        dest="qdq_layout",
-        choices=get_args(QdqLayout),
-        default="all",
-        help="backends of --int8: all (default), or ort for ONNX Runtime's CPU kernels, which TensorRT refuses",
-    )
-    graph.add_argument("--size", type=cli.size, metavar="HxW", help="frame size (default: as the weights were trained)")
-    batch = graph.add_mutually_exclusive_group()
+
+def _add_graph_options(group: argparse._ArgumentGroup) -> None:
+    fp16 = "half-precision weights and arithmetic; also an engine if possible"
+    int8 = "int8 layers, the rest in fp32, or in half with --fp16; also an engine"
+    record = "file of enet-calibrate (default: of the bundled weights)"
+    layout = "backend that --int8 is laid out for: openvino and ort are the fastest there, on a CPU; all (default) is "
+    layout += "for TensorRT, and runs on every backend"
+    limit = "share of pixels that may get another label (default: fp32 0.0001, fp16 0.001, int8 0.02)"
+    group.add_argument("--fp16", action="store_true", help=fp16)
+    group.add_argument("--int8", action="store_true", help=int8)
+    group.add_argument("--calibration", type=Path, metavar="RECORD", help=record)
+    group.add_argument("--target", dest="qdq_layout", choices=get_args(QdqLayout), default="all", help=layout)
+    group.add_argument("--size", type=cli.size, metavar="HxW", help="frame size (default: as the weights were trained)")
+    batch = group.add_mutually_exclusive_group()
     batch.add_argument("--batch", type=cli.positive, metavar="N", help="frames per call (default: 1)")
     batch.add_argument("--dynamic-batch", action="store_true", help="accept any number of frames per call")
-    graph.add_argument("--logits", action="store_true", help="the graph also returns the logits")
-    graph.add_argument("--data", help="data set with images to verify on (default: synthetic street scenes)")
-    graph.add_argument("--split", default="val", help="split of --data (default: val)")
-    graph.add_argument(
-        "--max-disagreement",
-        type=cli.share,
-        metavar="SHARE",
-        help="share of pixels that may get another label (default: fp32 0.0001, fp16 0.001, int8 0.02)",
-    )
+    group.add_argument("--logits", action="store_true", help="the graph also returns the logits")
+    group.add_argument("--data", help="data set with images to verify on (default: synthetic street scenes)")
+    group.add_argument("--split", default="val", help="split of --data (default: val)")
+    group.add_argument("--max-disagreement", type=cli.share, metavar="SHARE", help=limit)
 
-    engine = parser.add_argument_group("engine")
-    engine.add_argument(
-        "--engine",
-        choices=FLAVOURS,
-        help="trt: for the GPU in this machine; trt-rtx: also ahead of time",
-    )
-    engine.add_argument(
-        "--compute-capability",
-        type=_capabilities,
-        default=(),
-        metavar="LIST",
-        help="GPUs of trt-rtx, such as 8.6,8.9",
-    )
-    engine.add_argument("--version-compatible", action="store_true", help="later versions of TensorRT may load it")
-    engine.add_argument("--hardware-compatible", action="store_true", help="other GPUs, Ampere and later, may load it")
-    engine.add_argument("--workspace", type=cli.positive, metavar="MIB", help="scratch memory that a layer may use")
-    engine.add_argument("--optimization-level", type=int, metavar="N", help="0 fast to build, to 5 fast to run")
-    engine.add_argument(
-        "--max-batch", type=cli.positive, metavar="N", help="frames of a --dynamic-batch graph (default: 8)"
-    )
-    timing = engine.add_mutually_exclusive_group()
-    timing.add_argument(
-        "--timing-cache",
-        type=Path,
-        metavar="DIR",
-        help="kernel timings of earlier builds (default: the user's cache)",
-    )
+
+def _add_engine_options(group: argparse._ArgumentGroup) -> None:
+    flavours = "trt: for the GPU in this machine; trt-rtx: also ahead of time"
+    gpus = "GPUs of trt-rtx, such as 8.6,8.9"
+    timings = "kernel timings of earlier builds (default: the user's cache)"
+    group.add_argument("--engine", choices=FLAVOURS, help=flavours)
+    group.add_argument("--compute-capability", type=_capabilities, default=(), metavar="LIST", help=gpus)
+    group.add_argument("--version-compatible", action="store_true", help="later versions of TensorRT may load it")
+    group.add_argument("--hardware-compatible", action="store_true", help="other GPUs, Ampere and later, may load it")
+    group.add_argument("--workspace", type=cli.positive, metavar="MIB", help="scratch memory that a layer may use")
+    group.add_argument("--optimization-level", type=int, metavar="N", help="0 fast to build, to 5 fast to run")
+    frames = "frames of a --dynamic-batch graph (default: 8)"
+    group.add_argument("--max-batch", type=cli.positive, metavar="N", help=frames)
+    timing = group.add_mutually_exclusive_group()
+    timing.add_argument("--timing-cache", type=Path, metavar="DIR", help=timings)
     timing.add_argument("--no-timing-cache", action="store_true", help="measure all kernels again")
-    return parser
 
 
 def main(argv: Sequence[str] | None = None) -> int:

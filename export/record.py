@@ -3,16 +3,15 @@
 from __future__ import annotations
 
 import dataclasses
-import hashlib
 import json
 import struct
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from enet_deploy.artifacts import BUNDLED_WEIGHTS, check_size
+from enet_deploy.artifacts import BUNDLED_WEIGHTS, check_size, with_digest, without_digest
 from enet_deploy.errors import ArtifactError, InputError
-from enet_deploy.files import atomic_write, parse_json
+from enet_deploy.files import atomic_write, digest, parse_json
 from enet_deploy.frame_range import FrameRange
 
 SCHEMA = 2
@@ -23,7 +22,7 @@ BUNDLED_RECORDS = (BUNDLED_RECORD, BUNDLED_RECORD.with_name("enet-camvid-train.j
 
 @dataclass(frozen=True)
 class Record:
-    """The result of `enet-calibrate`. Its JSON has a line per tensor, so that people can read it and compare versions.
+    """The result of `enet-calibrate`. Its JSON has a line per tensor, so that people can read and compare it.
 
     Attributes:
         weights_sha256: hash of the weights that it belongs to.
@@ -54,7 +53,11 @@ class Record:
     versions: dict[str, str]
 
     def to_text(self) -> str:
-        return json.dumps({"schema": SCHEMA, **dataclasses.asdict(self)}, indent=2, allow_nan=False) + "\n"
+        """Return the JSON text, with a digest of the content in it: a changed magnitude would give other labels."""
+        return _text(with_digest(self._content()))
+
+    def _content(self) -> dict[str, Any]:
+        return {"schema": SCHEMA, **dataclasses.asdict(self)}
 
     @property
     def ranges(self) -> dict[str, float]:
@@ -63,8 +66,8 @@ class Record:
 
     @property
     def sha256(self) -> str:
-        """The hash of the JSON text, which graphs and engines carry."""
-        return hashlib.sha256(self.to_text().encode()).hexdigest()
+        """The hash of the JSON text without its digest, which graphs and engines carry."""
+        return digest(_text(self._content()).encode())
 
     def write(self, path: str | Path) -> None:
         """Write the JSON file atomically. Raises ArtifactError if that fails."""
@@ -76,7 +79,7 @@ class Record:
         """Read and check a JSON file. Raises ArtifactError if it is missing or is no record."""
         again = "make it again: enet-calibrate DATA --weights WEIGHTS --out RECORD"
         try:
-            value = parse_json(Path(path).read_text(encoding="utf-8"))
+            value = without_digest(parse_json(Path(path).read_text(encoding="utf-8")))
             schema = value.pop("schema")
             if schema != SCHEMA:
                 raise ArtifactError(f"{path} has schema {schema}, expected {SCHEMA}: another version made it; {again}")
@@ -127,6 +130,10 @@ class Record:
         taken = {tensor: amax for tensor, amax in self.amax.items() if tensor not in self.float_tensors}
         lines += [f"{tensor}: {struct.pack('>f', amax / 127).hex()}" for tensor, amax in taken.items()]
         return "\n".join(lines) + "\n"
+
+
+def _text(value: dict[str, Any]) -> str:
+    return json.dumps(value, indent=2, allow_nan=False) + "\n"
 
 
 def cache_header(version: str) -> str:

@@ -29,7 +29,7 @@ def nvidia_smi(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return path
 
 
-def test_each_gpu_is_told_of(nvidia_smi: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_each_gpu_is_listed(nvidia_smi: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     cudnn = SimpleNamespace(version=lambda: 91900)
     torch = SimpleNamespace(version=SimpleNamespace(cuda="13.0"), backends=SimpleNamespace(cudnn=cudnn))
     monkeypatch.setitem(sys.modules, "torch", torch)  # type: ignore[arg-type]
@@ -60,7 +60,7 @@ def test_each_gpu_is_told_of(nvidia_smi: Path, monkeypatch: pytest.MonkeyPatch) 
 
 
 @pytest.mark.parametrize("does", ["exit 9", "echo 'No devices were found'", "rm $0; exit 1"])
-def test_no_gpu_is_none_and_no_error(nvidia_smi: Path, does: str) -> None:
+def test_machine_without_a_gpu_is_no_error(nvidia_smi: Path, does: str) -> None:
     nvidia_smi.write_text(f"#!/bin/sh\n{does}\n")
     for _ in range(2):  # the last one is gone then
         found = environment()

@@ -47,6 +47,7 @@ def test_cuda_zero_copy_says_what_it_lacks(exported: Path) -> None:
         assert done.stderr.decode().startswith("cuda_zero_copy: ") and done.stderr.count(b"\n") == 1, done.stderr
 
 
+@pytest.mark.slow
 def test_program_in_cpp_gives_the_same_labels(exported: Path, tmp_path: Path) -> None:
     openvino = pytest.importorskip("openvino")
     if shutil.which("g++") is None:

@@ -135,9 +135,7 @@ with atomic_write(folder / "a.json") as temporary:
 """
 
 
-def test_what_a_killed_process_left_is_removed_and_nothing_else(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_only_files_of_a_killed_process_are_removed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     killed, running = in_child(WRITING, tmp_path), in_child(WRITING, tmp_path)
     end(killed)
     strangers = {".enet-0123456", ".enet-01234567.txt", ".b-01234567", ".enet-fedcba98"}

@@ -36,6 +36,7 @@ def open_one(request: pytest.FixtureRequest, exported: Path, weights: Path) -> C
     return lambda: open_runner(exported, request.param, threads=1)
 
 
+@pytest.mark.slow
 def test_eight_threads_with_a_runner_each_and_one_shared(open_one: Callable[[], Runner]) -> None:
     together = threading.Barrier(THREADS)
 
@@ -51,7 +52,7 @@ def test_eight_threads_with_a_runner_each_and_one_shared(open_one: Callable[[], 
             assert all(np.array_equal(one, expected) for one in labels)
 
 
-def test_fork_is_told_that_the_runner_is_its_parents(open_one: Callable[[], Runner]) -> None:
+def test_runner_refuses_to_work_in_a_fork(open_one: Callable[[], Runner]) -> None:
     with open_one() as runner:
         expected = runner.infer(FRAMES)
         readable, writable = os.pipe()

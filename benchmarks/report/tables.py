@@ -51,6 +51,8 @@ def show(run: Run, console: Console) -> None:
     for verdict in run.verdict:
         advice = f"[bold]On {escape(verdict.device)}:[/] {escape(verdict.advice)}"
         _say(advice, console)
+        if verdict.call is not None:
+            console.print(f"  {escape(verdict.call)}", soft_wrap=True)  # to be pasted
     if run.partial:
         _say("[yellow]partial:[/] the run was interrupted; what it did not get to is missing", console)
     for doubt in run.stability:
@@ -265,7 +267,9 @@ def as_markdown(run: Run) -> str:
     columns = ["p50 ms", "p90 ms", "FPS", "stream FPS", "speed (95 % CI)", "MB", "peak MB", "equal labels"]
     rows = [[plain(cell) for cell in _markdown_row(result, run.accuracy_of_reference)] for result in run.results]
     lines = [markdown_table([f"{height}x{width}", *columns, "mIoU, points"], rows), ""]
-    lines += [f"On {plain(verdict.device)}: {plain(verdict.advice)}" for verdict in run.verdict]
+    for verdict in run.verdict:
+        lines.append(f"On {plain(verdict.device)}: {plain(verdict.advice)}")
+        lines += ["", "```python", verdict.call, "```", ""] if verdict.call is not None else []
     lines += [told] if (told := plain(trained_on_in_words(run))) else []
     lines += ["Partial: the run was interrupted"] if run.partial else []
     lines += [f"Unstable: {plain(doubt)}" for doubt in run.stability]

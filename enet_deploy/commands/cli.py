@@ -21,6 +21,7 @@ from ..artifacts import check_size
 from ..console import escaped, printable
 from ..errors import EXTRAS, ArtifactError, EnetError, InputError, is_out_of_memory, missing
 from ..images import silence_opencv
+from ..runners import BACKENDS, ON_REQUEST
 
 Item = TypeVar("Item")
 
@@ -139,9 +140,9 @@ def _run_in_memory(
     except Exception as error:
         if not is_out_of_memory(error):
             raise
-    # Outside of the handler: the traceback no longer holds the memory of what failed
+    # after the handler, because its traceback keeps the memory of what failed
     print(no_memory, file=sys.stderr, flush=True)
-    if is_script:  # the ends of libraries that have lost a thread to this would abort it
+    if is_script:  # libraries that lost a thread to this would abort the process at its end
         os._exit(2)
     return 2
 
@@ -150,6 +151,7 @@ def _run(
     parser: argparse.ArgumentParser, command: Callable[[argparse.Namespace], None], args: argparse.Namespace
 ) -> int:
     log_to_stderr(f"{parser.prog}: %(message)s")  # as a library, the package logs nothing by default
+    logging.getLogger("enet_deploy.runners").setLevel(logging.INFO)  # which backend was chosen
     silence_opencv()  # our own message reports a damaged image, on one line
     warnings.filterwarnings("ignore", module=r"PIL\.")
     try:
@@ -170,9 +172,9 @@ def _run(
 class _Output:
     """Standard output, or standard error, of a command.
 
-    What a terminal would obey is escaped, as names come from files. If its reader leaves, as in `enet-bench ... |
-    head`, or its terminal is gone, what is printed after that is discarded, and the command continues, as it may have
-    files to write. Writing to `buffer` still raises BrokenPipeError.
+    Control characters are escaped, because names come from foreign files. If the reader leaves, as in
+    `enet-bench ... | head`, or the terminal is gone, later output is discarded. The command continues, because it may
+    have files to write. Writing to `buffer` still raises BrokenPipeError.
 
     Args:
         stream: to write to.
@@ -210,7 +212,7 @@ class _Output:
 
 
 def log_to_stderr(format: str, level: int = logging.WARNING) -> None:
-    """Log to what standard error is at the time, unless logging is configured already."""
+    """Log to the current standard error, unless logging is configured already."""
     logging.basicConfig(level=level, format=format, handlers=[_StderrHandler()])
 
 
@@ -221,7 +223,7 @@ class _StderrHandler(logging.Handler):
 
 
 def discard_output() -> None:
-    """Discard what is printed from now on, with Python's own last flush: the reader of standard output has left."""
+    """Discard all later output, also Python's last flush, because the reader of standard output has left."""
     _discard(sys.stdout)
 
 
@@ -243,10 +245,24 @@ def _explained(error: Exception) -> str:
     return f"{error}"
 
 
+def add_artifact(parser: argparse.ArgumentParser) -> None:
+    """Add ARTIFACT, --backend and --device, which `runners.open_runner` takes."""
+    parser.add_argument("artifact", type=Path, metavar="ARTIFACT", help="weights, a graph (.onnx) or an engine")
+    parser.add_argument("--backend", choices=BACKENDS, help="default: the fastest that is installed")
+    parser.add_argument("--device", help="cpu, cuda or cuda:N (default: the backend's own)")
+
+
 def require_weights(path: Path) -> None:
     """Raise ArtifactError before the long work unless --weights names a file."""
     if not path.is_file():
         raise ArtifactError(f"--weights {path} is not a file; expected a .safetensors file of enet-train")
+
+
+def add_precision(parser: argparse.ArgumentParser) -> None:
+    """Add --precision, which `open_runner` takes."""
+    parser.add_argument(
+        "--precision", choices=ON_REQUEST, help="compute in it (default: the artifact's own); bf16: openvino, on a CPU"
+    )
 
 
 def size(text: str) -> tuple[int, int]:
@@ -278,13 +294,7 @@ def positive(text: str) -> int:
 
 def not_negative(text: str) -> float:
     """argparse type: a finite number of at least 0."""
-    try:
-        value = float(text)
-    except ValueError:
-        value = -1
-    if not 0 <= value < math.inf:
-        raise argparse.ArgumentTypeError(f"'{text}', expected a number of at least 0")
-    return value
+    return _number(text, sys.float_info.max, "a number of at least 0")
 
 
 def one_of(choices: Sequence[str]) -> Callable[[str], str]:
@@ -305,10 +315,14 @@ def listed(kind: Callable[[str], Item]) -> Callable[[str], list[Item]]:
 
 def share(text: str) -> float:
     """argparse type: a number from 0 to 1."""
+    return _number(text, 1, "a share from 0 to 1")
+
+
+def _number(text: str, most: float, expected: str) -> float:
     try:
         value = float(text)
     except ValueError:
-        value = -1
-    if not 0 <= value <= 1:
-        raise argparse.ArgumentTypeError(f"'{text}', expected a share from 0 to 1")
+        value = math.nan
+    if not 0 <= value <= most:
+        raise argparse.ArgumentTypeError(f"'{text}', expected {expected}")
     return value

@@ -22,7 +22,7 @@ def _camvid(args: argparse.Namespace) -> None:
         kept = 2 * counts[split] - fetched
         print(
             f"{split}: {len(data)} images with label maps ({kept} files kept, {fetched} fetched); "
-            f"{camvid.verdict(split, camvid.pixel_digest(data))}",
+            f"{camvid.compare_digest(split, camvid.pixel_digest(data))}",
             flush=True,
         )
 
@@ -47,7 +47,8 @@ def _unzip(args: argparse.Namespace) -> None:
 
 
 def _check(args: argparse.Namespace) -> None:
-    from ..data.check import check, draw_check
+    from ..data.check import check
+    from ..data.check_picture import draw_check
     from ..plots import require_plot
 
     require_outputs([args.picture, args.json], files_of(args.dir))
@@ -67,62 +68,54 @@ def _check(args: argparse.Namespace) -> None:
     print("no problems" if not report.warnings else "no problems; the warnings do not prevent training")
 
 
+def _add_camvid(commands: argparse._SubParsersAction[cli.Parser]) -> None:
+    help_ = "CamVid, 367 / 101 / 233 road scenes of 360x480 with 11 classes"
+    text = f"Fetch CamVid in the SegNet layout. Complete files are kept; if it stops, {camvid.AGAIN}."
+    parser = commands.add_parser("camvid", help=help_, description=text)
+    parser.set_defaults(command=_camvid)
+    parser.add_argument("dir", metavar="DIR", help="folder to fetch into; gets train/ trainannot/ val/ valannot/ ...")
+    source = "web folder to fetch from (default: %(default)s)"
+    parser.add_argument("--from", dest="source", metavar="URL", default=camvid.SOURCE, help=source)
+    splits = tuple(camvid.COUNTS)
+    parser.add_argument("--splits", nargs="+", choices=splits, default=splits, help="default: train val test")
+
+
+def _add_scenes(commands: argparse._SubParsersAction[cli.Parser]) -> None:
+    help_ = "synthetic street scenes of CamVid's classes, for experiments or as more training data"
+    text = "Draw street scenes with exact labels. Other files are kept. A seed always gives the same scene."
+    parser = commands.add_parser("scenes", help=help_, description=text)
+    parser.set_defaults(command=_scenes)
+    parser.add_argument("dir", metavar="DIR", help="folder to draw into")
+    parser.add_argument("--count", type=cli.positive, default=72, metavar="N", help="default: %(default)s")
+    seed = "of the first scene (default: 2000 for train, 3000 for val)"
+    parser.add_argument("--seed", type=cli.positive, metavar="N", help=seed)
+    parser.add_argument("--split", choices=("train", "val"), default="train", help="default: %(default)s")
+    parser.add_argument("--size", type=cli.size, default=(360, 480), metavar="HxW", help="default: 360x480")
+
+
+def _add_check(commands: argparse._SubParsersAction[cli.Parser]) -> None:
+    text = "Read every image and label map and say what is wrong. The exit code is 1 if there are problems."
+    parser = commands.add_parser("check", help="find all that is wrong with a data set", description=text)
+    parser.set_defaults(command=_check)
+    parser.add_argument("dir", metavar="DIR", help="data set with train/ trainannot/ val/ valannot/, or Cityscapes")
+    picture = "draw some images of each split, and its classes: .png or .svg"
+    parser.add_argument("--picture", metavar="FILE", help=picture)
+    parser.add_argument("--json", metavar="FILE", help="write counts, problems and warnings with all their files")
+
+
+def _add_unzip(commands: argparse._SubParsersAction[cli.Parser]) -> None:
+    text = "Unpack a zip file into a new folder: all of it, or nothing if any member is unsafe."
+    parser = commands.add_parser("unzip", help="unpack a data set's zip file safely", description=text)
+    parser.set_defaults(command=_unzip)
+    parser.add_argument("zip", metavar="FILE.zip", help="zip file to unpack")
+    parser.add_argument("dir", metavar="DIR", help="folder to create and unpack into")
+
+
 def main(argv: Sequence[str] | None = None) -> int:
     parser = cli.Parser("enet-data", description="Get a data set to train and evaluate on, or check one.")
     commands = parser.add_subparsers(metavar="COMMAND", required=True)
-    fetch = commands.add_parser(
-        "camvid",
-        help="CamVid, 367 / 101 / 233 road scenes of 360x480 with 11 classes",
-        description=f"Fetch CamVid in the SegNet layout. Complete files are kept; if it stops, {camvid.AGAIN}.",
-    )
-    fetch.add_argument("dir", metavar="DIR", help="folder to fetch into; gets train/ trainannot/ val/ valannot/ ...")
-    fetch.add_argument(
-        "--from",
-        dest="source",
-        metavar="URL",
-        default=camvid.SOURCE,
-        help="web folder to fetch from (default: %(default)s)",
-    )
-    fetch.add_argument(
-        "--splits",
-        nargs="+",
-        choices=tuple(camvid.COUNTS),
-        default=tuple(camvid.COUNTS),
-        help="default: train val test",
-    )
-    fetch.set_defaults(command=_camvid)
-    scenes = commands.add_parser(
-        "scenes",
-        help="synthetic street scenes of CamVid's classes, for experiments or as more training data",
-        description="Draw street scenes with exact labels. Other files are kept. A seed always gives the same scene.",
-    )
-    scenes.add_argument("dir", metavar="DIR", help="folder to draw into")
-    scenes.add_argument("--count", type=cli.positive, default=72, metavar="N", help="default: %(default)s")
-    scenes.add_argument(
-        "--seed", type=cli.positive, metavar="N", help="of the first scene (default: 2000 for train, 3000 for val)"
-    )
-    scenes.add_argument("--split", choices=("train", "val"), default="train", help="default: %(default)s")
-    scenes.add_argument("--size", type=cli.size, default=(360, 480), metavar="HxW", help="default: 360x480")
-    scenes.set_defaults(command=_scenes)
-    check = commands.add_parser(
-        "check",
-        help="find all that is wrong with a data set",
-        description="Read every image and label map and say what is wrong. The exit code is 1 if there are problems.",
-    )
-    check.add_argument("dir", metavar="DIR", help="data set with train/ trainannot/ val/ valannot/, or Cityscapes")
-    check.add_argument(
-        "--picture", metavar="FILE", help="draw some images of each split, and its classes: .png or .svg"
-    )
-    check.add_argument("--json", metavar="FILE", help="write counts, problems and warnings with all their files")
-    check.set_defaults(command=_check)
-    unpack = commands.add_parser(
-        "unzip",
-        help="unpack a data set's zip file safely",
-        description="Unpack a zip file into a new folder: all of it, or nothing if any member is unsafe.",
-    )
-    unpack.add_argument("zip", metavar="FILE.zip", help="zip file to unpack")
-    unpack.add_argument("dir", metavar="DIR", help="folder to create and unpack into")
-    unpack.set_defaults(command=_unzip)
+    for add in (_add_camvid, _add_scenes, _add_check, _add_unzip):
+        add(commands)
     return cli.run(parser, lambda args: args.command(args), argv)
 
 

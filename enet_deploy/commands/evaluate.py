@@ -14,7 +14,7 @@ from ..environment import environment
 from ..files import require_outputs, write_json
 from ..metrics import Scores, evaluate
 from ..plots import draw_confusion, require_plot
-from ..runners import BACKENDS, Runner, artifact_files, open_runner
+from ..runners import Runner, artifact_files, open_runner
 from . import cli
 
 SCHEMA = 1
@@ -65,8 +65,9 @@ def _evaluate(args: argparse.Namespace) -> None:
         require_plot(args.confusion)
     machine = environment()
     data = open_data(args.data, args.split)
-    with open_runner(args.artifact, args.backend, args.device) as runner:
+    with open_runner(args.artifact, args.backend, args.device, args.precision) as runner:
         require_classes(runner, data, args.data)
+        precision = runner.spec.precision
         hashes: list[str] = []
         confusion = evaluate(
             runner.segment, trained_on.hashing(console.progress(data, args.split), hashes), data.classes
@@ -74,7 +75,7 @@ def _evaluate(args: argparse.Namespace) -> None:
         scores = confusion.scores(args.void_counts)
         known = trained_on.count(runner.spec.trained_on, hashes)
         told = trained_on.in_words(known, len(hashes))
-        title = f"{args.artifact} on {runner.backend}, {len(data)} images of {args.split}"
+        title = f"{args.artifact} in {precision} on {runner.backend}, {len(data)} images of {args.split}"
         print(f"{title}\n{told}\n{as_text(scores)}", flush=True)
         if args.confusion is not None:
             draw_confusion(args.confusion, confusion.counts[:-1, :-1], data.classes.names)
@@ -84,6 +85,7 @@ def _evaluate(args: argparse.Namespace) -> None:
         "environment": machine,
         "artifact": str(args.artifact),
         "backend": runner.backend,
+        "precision": precision,
         "split": args.split,
         "images": len(data),
         "trained_on": known,
@@ -97,11 +99,10 @@ def _evaluate(args: argparse.Namespace) -> None:
 
 def main(argv: Sequence[str] | None = None) -> int:
     parser = cli.Parser("enet-eval", description="Score an artifact on a split of a data set.")
-    parser.add_argument("artifact", type=Path, metavar="ARTIFACT", help="weights, a graph (.onnx) or an engine")
+    cli.add_artifact(parser)
+    cli.add_precision(parser)
     parser.add_argument("--data", required=True, help="folder with SPLIT/ and SPLITannot/")
     parser.add_argument("--split", default="val", help="train, val or test (default: %(default)s)")
-    parser.add_argument("--backend", choices=BACKENDS, help="default: by the artifact's suffix")
-    parser.add_argument("--device", help="cpu, cuda or cuda:N (default: the backend's own)")
     parser.add_argument("--void-counts", action="store_true", help="count void pixels as mistakes, as some papers do")
     parser.add_argument(
         "--corruptions", action="store_true", help="also score darker, brighter, blurred, noisy and compressed frames"

@@ -23,7 +23,7 @@ NEW_BAGS = (".bag", ".mcap")  # suffixes of bags that can be written
 
 @dataclass(frozen=True)
 class Outputs:
-    """Where labelled frames go. A path of "-" is standard output; None is no output of that kind.
+    """The outputs that the user named. A path of "-" is standard output; None means no such output.
 
     Attributes:
         out: overlays, as a video, an image or a folder of images; or a bag with labels.

@@ -83,8 +83,8 @@ class _FrameQueue(Generic[T]):
 class Pipeline:
     """One thread decodes, one labels, and the caller's thread draws and encodes, with bounded queues between them.
 
-    Every frame of a file comes out, in order. With a live source, a newer frame replaces the one that waits to be
-    labelled, and the one that waits to be taken: what comes out is never later than the work in progress.
+    Every frame of a file comes out, in order. With a live source, at most one frame waits in each queue, and a newer
+    frame replaces it. So the output lags behind only by the work in progress.
 
     Args:
         source: of the frames; one thread uses it.

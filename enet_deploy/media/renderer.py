@@ -6,9 +6,9 @@ import functools
 
 import numpy as np
 
+from .. import drawing
 from ..classes import ClassList
 from ..images import UInt8Array, colorize, overlay
-from . import drawing
 from .frames import LabelledFrame
 
 

@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import numpy as np
 import numpy.typing as npt
 
+from ..arrays import check_count, check_image, check_label_map, described, is_uint8
 from ..artifacts import Metadata
 from ..classes import ClassList
 from ..errors import ArtifactError, BackendError, InputError, is_out_of_memory
@@ -32,7 +33,7 @@ R = TypeVar("R", bound="Runner")
 WARM_UP = 3  # calls at the start of a profile that are not counted
 
 UNWRITTEN = 255  # never a class id: what an array for labels holds until a backend writes them
-_LIBRARIES = ("onnxruntime", "openvino", "torch")  # which raise errors of types of their own
+_LIBRARIES = ("onnxruntime", "openvino", "torch", "cv2")  # which raise errors of types of their own
 
 
 @dataclass(frozen=True)
@@ -42,7 +43,8 @@ class Spec:
     Attributes:
         artifact: the file that it runs.
         backend, device: for example "ort" and "cpu".
-        precision: precision of the graph, for example "fp32".
+        precision: what it computes in: the graph's own precision, for example "fp32", or what was asked for: "bf16" of
+            an fp32 graph, "bf16-int8" of an int8 graph whose float layers are computed in bf16.
         size: (height, width) of the frames in pixels.
         batch: frames per call; None for any number.
         classes: the meaning of the label ids.
@@ -135,7 +137,7 @@ class Runner(ABC):
         with self._lock:
             if self._spec is None:
                 if not self.artifact.is_file():
-                    why = "is a folder" if self.artifact.is_dir() else "does not exist"
+                    why = "is a folder or a device" if self.artifact.exists() else "does not exist"
                     raise ArtifactError(f"{self.artifact} {why}; expected a file written by enet-train or enet-export")
                 with self._failures():
                     self._spec = self._open()
@@ -165,15 +167,14 @@ class Runner(ABC):
 
         Args:
             frames: (N, H, W, 3) uint8 BGR in [0, 255], H and W as in `spec.size`; may be read-only or strided.
-            out: (N, H, W) uint8, C-contiguous and writable: is filled and returned. Without it a new array is
-                returned. It belongs to the caller; no later call changes it.
+            out: (N, H, W) uint8, C-contiguous, writable, apart from the memory of `frames`: is filled and returned.
+                Without it a new array is returned. It belongs to the caller; no later call changes it.
 
         Returns labels (N, H, W) uint8, class ids, all written by this call. Raises InputError for any other array,
         BackendError if the backend fails, as without memory. `out` then holds anything, and nothing writes to it later.
         """
         frames = self._checked(frames)
-        shape = frames.shape[:3]
-        labels = unwritten(shape) if out is None else self._checked_out(out, shape)
+        labels = unwritten(frames.shape[:3]) if out is None else self._checked_out(out, frames)
         with self._lock:
             self._require_open()  # again: another thread may have closed it since the check
             with self._failures():
@@ -209,8 +210,7 @@ class Runner(ABC):
 
         Raises BackendError if the backend cannot measure its operations, InputError as `infer`.
         """
-        if calls < 1:
-            raise InputError(f"calls {calls}, expected at least 1")
+        check_count("calls", calls)
         frames = self._checked(frames)
         with self._lock:
             self._require_open()
@@ -244,15 +244,11 @@ class Runner(ABC):
 
     def preprocess(self, image: UInt8Array) -> UInt8Array:
         """Run the first step of `segment`: (h, w, 3) -> (1, H, W, 3) at the network's size. Raises as `segment`."""
-        check_image(image)
         return resize_image(image, self.spec.size)[None]
 
     def postprocess(self, labels: UInt8Array, size: tuple[int, int]) -> UInt8Array:
         """Run the last step of `segment`: (H, W) uint8 -> (h, w). Raises InputError for other labels or sizes."""
-        if not isinstance(labels, np.ndarray) or labels.dtype != np.uint8 or labels.shape != self.spec.size:
-            raise InputError(f"labels is {_describe(labels)}, expected uint8 of shape {self.spec.size}")
-        if len(size) != 2 or not all(isinstance(side, int | np.integer) and side > 0 for side in size):
-            raise InputError(f"size {size!r}, expected two whole numbers of at least 1: (height, width)")
+        check_label_map(labels, self.spec.size)
         return resize_labels(labels, size)
 
     def stream(self, frames: Iterable[UInt8Array], depth: int = 2) -> Generator[UInt8Array, None, None]:
@@ -265,8 +261,7 @@ class Runner(ABC):
         Yields what `infer` returns. If `frames` raises, or if the iterator is closed early or forgotten, labels in
         flight are lost.
         """
-        if depth < 1:
-            raise InputError(f"depth {depth}, expected at least 1")
+        check_count("depth", depth)
         self._require_open()  # here and not at the first next()
         return self._stream(iter(frames), depth)
 
@@ -322,12 +317,14 @@ class Runner(ABC):
         check_frames(frames, self.spec)
         return np.ascontiguousarray(frames)
 
-    def _checked_out(self, out: Any, shape: tuple[int, ...]) -> UInt8Array:
-        """Check `out` and return what `_run` gets, without labels in it; see `_checked`."""
-        check_out(out, shape)
+    def _checked_out(self, out: Any, frames: Any) -> UInt8Array:
+        """Check `out` and return what `_run` gets for checked frames, without labels in it; see `_checked`."""
+        check_out(out, frames.shape[:3])
         labels: UInt8Array = out
         if not (labels.flags.c_contiguous and labels.flags.writeable):
             raise InputError("out is strided or read-only, expected a C-contiguous, writable array")
+        if isinstance(frames, np.ndarray) and np.may_share_memory(labels, frames):
+            raise InputError("out shares memory with frames, expected an array of its own")
         labels.fill(UNWRITTEN)
         return labels
 
@@ -374,14 +371,6 @@ def unwritten(shape: tuple[int, ...]) -> UInt8Array:
     return np.full(shape, UNWRITTEN, np.uint8)
 
 
-def check_image(image: Any) -> None:
-    """Raise InputError unless `image` is (h, w, 3) uint8 with at least one pixel."""
-    if not isinstance(image, np.ndarray) or image.dtype != np.uint8 or image.ndim != 3 or image.shape[2] != 3:
-        raise InputError(f"image is {_describe(image)}, expected uint8 of shape (height, width, 3) in BGR order")
-    if 0 in image.shape:
-        raise InputError(f"image has shape {image.shape}, expected at least one pixel")
-
-
 def cuda_index(device: str) -> int | None:
     """Return N of "cuda:N", 0 of "cuda", and None of any other name."""
     match = re.fullmatch(r"cuda(?::(\d+))?", device)
@@ -392,8 +381,8 @@ def check_frames(frames: Any, spec: Spec, kind: type[Any] = np.ndarray) -> None:
     """Raise InputError unless `frames` is a `kind` with the dtype and shape that `infer` takes."""
     height, width = spec.size
     wanted = f"uint8 of shape ({spec.batch or 'N'}, {height}, {width}, 3), BGR"
-    if not isinstance(frames, kind) or frames.dtype != np.uint8:
-        raise InputError(f"frames is {_describe(frames, kind)}, expected {wanted}")
+    if not is_uint8(frames, kind):
+        raise InputError(f"frames is {described(frames, kind)}, expected {wanted}")
     shape = frames.shape
     if len(shape) == 3 and shape[2] == 3:
         raise InputError(f"frames has shape {shape}, expected {wanted}; pass frames[None], or use segment()")
@@ -414,11 +403,5 @@ def check_frames(frames: Any, spec: Spec, kind: type[Any] = np.ndarray) -> None:
 
 def check_out(out: Any, shape: tuple[int, ...], kind: type[Any] = np.ndarray) -> None:
     """Raise InputError unless `out` is a `kind` of dtype uint8 with this shape."""
-    if not isinstance(out, kind) or out.dtype != np.uint8 or out.shape != shape:
-        raise InputError(f"out is {_describe(out, kind)}, expected uint8 of shape {shape}")
-
-
-def _describe(value: Any, kind: type[Any] = np.ndarray) -> str:
-    if isinstance(value, kind):
-        return f"{value.dtype} of shape {value.shape}"
-    return f"a {type(value).__name__}"
+    if not is_uint8(out, kind) or out.shape != shape:
+        raise InputError(f"out is {described(out, kind)}, expected uint8 of shape {shape}")

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import os
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -68,19 +67,6 @@ def check_signature(signature: Signature, metadata: Metadata, path: Path) -> int
 
 def check_threads(threads: Any) -> int:
     """Return `threads`. Raises InputError unless it is a whole number from 0, the library's own choice, to 1024."""
-    if not isinstance(threads, int) or not 0 <= threads <= MAX_THREADS:
+    if not isinstance(threads, int) or isinstance(threads, bool) or not 0 <= threads <= MAX_THREADS:
         raise InputError(f"threads {threads!r}, expected a whole number up to {MAX_THREADS}, 0 for one per core")
     return threads
-
-
-def allowed_threads() -> int:
-    """Return the number of cores that this process may run on if they are not all, else 0: the library's own choice.
-
-    ONNX Runtime by itself starts a thread for each core of the machine and binds it there, also where taskset, systemd
-    or a container allow this process only some of them.
-    """
-    try:
-        allowed = len(os.sched_getaffinity(0))
-    except (AttributeError, OSError):  # macOS, Windows
-        return 0
-    return allowed if allowed < (os.cpu_count() or 1) else 0

@@ -6,7 +6,7 @@ import sys
 from collections import deque
 from collections.abc import Generator, Iterator
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import timedelta
 from importlib import import_module
 from io import BytesIO
@@ -18,6 +18,7 @@ import numpy.typing as npt
 
 from .. import cache
 from ..artifacts import METADATA_KEY, Metadata, check_digest, check_graph
+from ..control_groups import quota_threads
 from ..environment import processor
 from ..errors import ArtifactError, BackendError, EnetError, InputError, is_out_of_memory
 from ..files import digest
@@ -27,6 +28,12 @@ from .graph import Signature, check_signature, check_threads, reading_text
 
 _MILLISECOND = timedelta(milliseconds=1)
 _HINTS = ("latency", "throughput")
+# precision -> what OpenVINO is told of it. ACCURACY keeps the graph's types
+_TYPES = {
+    None: {"EXECUTION_MODE_HINT": "ACCURACY"},
+    "bf16": {"EXECUTION_MODE_HINT": "PERFORMANCE", "INFERENCE_PRECISION_HINT": "bf16"},
+}
+_IN_BF16 = {"fp32": "bf16", "int8": "bf16-int8"}  # a graph's precision -> what the runner's is then
 
 
 @dataclass(frozen=True)
@@ -63,16 +70,18 @@ def _telemetry_was_chosen() -> bool:
 
 
 class OpenVinoRunner(Runner):
-    """Runs an exported graph (.onnx) in the graph's own precision.
+    """Runs an exported graph (.onnx) in the graph's own precision, or in bfloat16 if asked.
 
-    By default OpenVINO computes an fp32 graph in bfloat16 if the CPU supports it, which changes one label in fifty.
-    This runner keeps the graph's types. An fp16 graph is computed in fp16 on CPUs with AVX512-FP16, and in fp32, which
-    is not less exact, on all others. A graph with a dynamic batch takes a third longer than one with a fixed batch.
+    By default OpenVINO computes an fp32 graph in bfloat16 if the CPU supports it, which changes labels. This runner
+    keeps the graph's types unless `precision` says otherwise. An fp16 graph is computed in fp16 on CPUs with
+    AVX512-FP16, and in fp32, which is not less exact, on all others. A graph with a dynamic batch takes a third longer
+    than one with a fixed batch.
 
     Args:
         artifact: a file that enet-export wrote.
         device: "cpu".
-        threads: the most threads to use; 0 lets OpenVINO use one per core.
+        threads: the most threads to use; 0 lets OpenVINO use one per core that this process may use.
+        precision: "bf16" computes in bfloat16 what an fp32 or int8 graph has in float; None keeps the graph's types.
         hint: "latency" computes one batch at a time, on all threads. "throughput" computes several at a time: `stream`
             with a depth of twice the cores yields more frames per second, a single `infer` takes longer.
         cache: a folder of your own for compiled graphs, which halves the time to open; it is created if it is missing.
@@ -86,14 +95,18 @@ class OpenVinoRunner(Runner):
         artifact: str | Path,
         device: str = "cpu",
         threads: int = 0,
+        precision: str | None = None,
         hint: str = "latency",
         cache: str | Path | None = None,
     ) -> None:
         super().__init__(artifact, device)
+        if precision not in (None, "bf16"):
+            raise InputError(f"precision {precision!r}, expected 'bf16', or None for the graph's own")
+        self._precision = precision
         if hint not in _HINTS:
             raise InputError(f"hint {hint!r}, expected {' or '.join(_HINTS)}")
-        self._options = {"PERFORMANCE_HINT": hint.upper(), "EXECUTION_MODE_HINT": "ACCURACY"}
-        if check_threads(threads):
+        self._options = {"PERFORMANCE_HINT": hint.upper(), **_TYPES[precision]}
+        if threads := check_threads(threads) or quota_threads():  # it looks at the mask of the cores by itself
             self._options["INFERENCE_NUM_THREADS"] = str(threads)
         self._cache = None if cache is None else Path(cache)
 
@@ -124,11 +137,29 @@ class OpenVinoRunner(Runner):
             text = model.get_rt_info(key).value if model.has_rt_info(key) else None
             signature = _signature(model)
         metadata = Metadata.from_text(text, self.artifact)
+        precision = self._computed_in(metadata.precision)
         batch = check_signature(signature, metadata, self.artifact)
         self._with_labels = self._compile(model, "labels")
         self._with_logits: Any = None
         self._model = model  # with the logits, which are compiled at the first call of `logits`
-        return self._make_spec(metadata, batch, "logits" in signature)
+        return replace(self._make_spec(metadata, batch, "logits" in signature), precision=precision)
+
+    def _computed_in(self, precision: str) -> str:
+        """Return what a graph of this precision is computed in. Raises BackendError if it or this CPU cannot be."""
+        if self._precision is None:
+            return precision
+        if precision not in _IN_BF16:
+            raise BackendError(
+                f"precision 'bf16' for {self.artifact}, a graph in {precision}, expected one in "
+                f"{' or '.join(_IN_BF16)}; leave the precision out"
+            )
+        able = import_openvino().Core().get_property("CPU", "OPTIMIZATION_CAPABILITIES")
+        if "BF16" not in able:
+            raise BackendError(
+                f"precision 'bf16' on {processor()[0]}, which can do {', '.join(able)}, expected a CPU with "
+                "AVX512_BF16 or AMX; leave the precision out"
+            )
+        return _IN_BF16[precision]
 
     def _compile(self, model: Any, output: str, **options: str) -> Any:
         """Compile the graph with this output alone: unused logits would cost a tenth of the time."""

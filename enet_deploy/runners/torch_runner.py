@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import copy
 import dataclasses
+import os
 import threading
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -15,6 +16,7 @@ import numpy as np
 import numpy.typing as npt
 
 from ..artifacts import Metadata, check_size
+from ..control_groups import quota_threads
 from ..errors import BackendError, InputError
 from ..images import UInt8Array
 from .base import Runner, Spec, cuda_index
@@ -38,6 +40,18 @@ def torch_device(name: str) -> torch.device:
             f"device '{name}', but torch {torch.__version__} sees {torch.cuda.device_count()} CUDA devices; use cpu"
         )
     return torch.device(name)
+
+
+def respect_quota() -> None:
+    """Let PyTorch compute in no more threads than the CPU quota of a container pays for, in the whole process.
+
+    By default it counts the cores. Does nothing if the environment says how many threads to use.
+    """
+    import torch
+
+    threads = quota_threads()
+    if 0 < threads < torch.get_num_threads() and "OMP_NUM_THREADS" not in os.environ:
+        torch.set_num_threads(threads)
 
 
 _tf32_lock = threading.Lock()
@@ -103,7 +117,7 @@ class TorchRunner(Runner):
         self._segmenter = Segmenter(net, metadata.mean, metadata.std).to(self._on).eval()
         # All calls compute in one thread: OpenMP keeps a pool for each computing thread. With more pool threads than
         # cores, each call takes twice as long (measured on 2 cores: infer() and stream() in turn)
-        self._thread = ThreadPoolExecutor(1, thread_name_prefix="enet-torch")
+        self._thread = ThreadPoolExecutor(1, thread_name_prefix="enet-torch", initializer=respect_quota)
         runtime = "" if self.device == "cpu" else "cuDNN, TF32 off"
         return self._make_spec(metadata, batch=None, has_logits=True, runtime=runtime)
 

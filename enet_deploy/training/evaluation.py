@@ -80,13 +80,8 @@ def val_scores(net: nn.Module, val: DataSet, metadata: Metadata) -> dict[str, fl
     counts = confusion(net, val, metadata)
     scores, with_void = counts.scores(), counts.scores(void_counts=True)
     return {
-        "val_miou": scores.miou,
-        "val_pixel_accuracy": scores.pixel_accuracy,
-        "val_dice": scores.dice,
-        "val_class_average": scores.class_average,
-        "val_miou_void_counts": with_void.miou,
-        "val_pixel_accuracy_void_counts": with_void.pixel_accuracy,
-        "val_dice_void_counts": with_void.dice,
+        **{f"val_{name}": getattr(scores, name) for name in ("miou", "pixel_accuracy", "dice", "class_average")},
+        **{f"val_{name}_void_counts": getattr(with_void, name) for name in ("miou", "pixel_accuracy", "dice")},
         **{CLASS_IOU + name: iou for name, each in scores.per_class.items() if (iou := each["iou"]) is not None},
     }
 

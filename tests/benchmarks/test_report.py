@@ -35,7 +35,7 @@ from enet_deploy.errors import RequirementError
 from enet_deploy.runners import Operation
 
 
-@pytest.fixture
+@pytest.fixture(scope="module")
 def run() -> Run:
     return Run.from_json(stored())
 
@@ -187,6 +187,7 @@ def rounded(text: str) -> str:
     return re.sub(r"\d+\.\d{12,}(e-?\d+)?", lambda found: f"{float(found[0]):.12g}", text)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("path", RUNS, ids=lambda path: path.stem)
 def test_kept_runs_are_written_back_to_the_same_bytes(path: Path, tmp_path: Path) -> None:
     run = Run.read(path)
@@ -423,7 +424,7 @@ def test_verdict() -> None:
     )
 
 
-def test_verdict_where_this_run_cannot_tell() -> None:
+def test_verdict_without_a_clear_difference() -> None:
     plain, int8 = result("openvino", "fp32", 20, 1.0, 0.742), result("openvino", "int8", 19.9, 0.99, 0.741)
     for index in range(10):  # in half of the rounds the one is faster, in half the other
         int8["samples_ms"][2 * index] += 3 * (-1) ** index
@@ -549,23 +550,30 @@ def browser() -> Iterator[Any]:
         chromium.close()
 
 
-@pytest.mark.parametrize(("scheme", "width"), [("light", 1280), ("dark", 1280), ("light", 360)])
-def test_page_in_a_browser(browser: Any, run: Run, tmp_path: Path, scheme: str, width: int) -> None:
+@pytest.fixture(scope="module")
+def full_page(run: Run, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The page of a run with all that a page can show. Its texts come from foreign files."""
     torch, plain, int8 = run.results
-    torch = replace(torch, backend="<script>document.title = 'run'</script>")  # texts come from foreign files
+    torch = replace(torch, backend="<script>document.title = 'run'</script>")
     operations = [Operation(("stage1.0/Conv",), "Conv", 2.0), Operation(("fullconv/Conv",), "Conv", 1.0)]
     int8 = replace(int8, profile=Profile.of(operations, {}))
     sweep = (replace(int8, batch=4, parity=None, accuracy=None, profile=None),)
     run = replace(run, results=(torch, plain, int8), sweep=sweep, peaks=Peaks(200.0, 9.0))
-    path = tmp_path / "page.html"
+    path = tmp_path_factory.mktemp("page") / "page.html"
     path.write_text(as_html(run, pictures()), encoding="utf-8")
+    return path
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("scheme", "width"), [("light", 1280), ("dark", 1280), ("light", 360)])
+def test_page_in_a_browser(browser: Any, full_page: Path, scheme: str, width: int) -> None:
     page = browser.new_context(viewport={"width": width, "height": 800}, color_scheme=scheme).new_page()
     said: list[str] = []
     asked: list[str] = []
     page.on("console", lambda message: said.append(message.text))
     page.on("request", lambda request: asked.append(request.url))
-    page.goto(path.as_uri())
-    assert said == [] and [url for url in asked if not url.startswith("data:")] == [path.as_uri()]
+    page.goto(full_page.as_uri())
+    assert said == [] and [url for url in asked if not url.startswith("data:")] == [full_page.as_uri()]
     assert page.title() == "enet-bench: openvino int8"
     assert page.evaluate("document.documentElement.scrollWidth") <= width  # tables scroll, the page does not
     charts = page.locator(".chart img")

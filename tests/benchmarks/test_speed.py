@@ -24,7 +24,7 @@ SMALL = (96, 128)
 
 
 @pytest.mark.slow
-def test_what_ours_is_held_against_gives_the_same_labels(weights: Path, tmp_path: Path) -> None:
+def test_baselines_give_the_same_labels(weights: Path, tmp_path: Path) -> None:
     pytest.importorskip("openvino")
     frames = street_scene(0, SMALL)[0][None]
     with open_runner(weights, "torch", size=SMALL) as runner:
@@ -64,6 +64,7 @@ def test_a_row_is_judged_by_the_median_of_its_rounds() -> None:
     )
 
 
+@pytest.mark.slow
 def test_command_prints_its_table_and_keeps_the_times(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -92,7 +93,7 @@ def refuse() -> Callable[[], object]:
         (partial(os._exit, 1), r"the process of 'a' ended with exit code 1"),
     ],
 )
-def test_what_goes_wrong_in_a_process_is_said_here(make: Callable[[], Callable[[], object]], message: str) -> None:
+def test_error_in_a_process_is_raised_here(make: Callable[[], Callable[[], object]], message: str) -> None:
     with pytest.raises(EnetError, match=message), Processes() as processes:
         processes.start("good", partial(partial, abs, 1))
         processes.start("a", make)

@@ -42,7 +42,7 @@ def test_exports_say_what_they_were_verified_on(exported: Path, capsys: pytest.C
     assert told["verified"].endswith("8 drawn scenes") and re.match(r"(99\.99|100\.00)\d\d%", told["verified"])
 
 
-def test_engines_are_told_by_their_card(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_engines_are_described_by_their_card(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     engine, graph = tmp_path / "a.engine", write_graph(tmp_path / "a.onnx", "fp16")
     engine.write_bytes(b"engine")
     import onnx

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -210,6 +211,19 @@ def test_compare_shows_image_truth_and_labels_and_scores_them(
     assert picture.shape[1] > 3 * SIZE[1]  # the legend
 
 
+@pytest.mark.parametrize("option", ["--labels", "--out", "--masks"])
+def test_label_maps_of_the_source_are_not_written_over(
+    here: Path, scenes: Path, exported: Path, option: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Also if they are not read, as without --compare."""
+    shutil.copytree(scenes, here / "data")
+    before = {path: path.read_bytes() for path in (here / "data" / "valannot").iterdir()}
+    for path in ("data/valannot", f"data/valannot/{min(before).name}"):
+        assert main([str(exported), "data/val", option, path]) == 2
+        assert "valannot, which is read" in capsys.readouterr().err
+    assert {path: path.read_bytes() for path in (here / "data" / "valannot").iterdir()} == before
+
+
 def test_compare_of_links_and_of_cityscapes(
     here: Path, scenes: Path, exported: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -322,6 +336,7 @@ def contents(folder: Path) -> dict[str, bytes]:
     return {path.name: path.read_bytes() for path in sorted(folder.glob("[!.]*"))}
 
 
+@pytest.mark.slow
 def test_kill_at_any_moment_leaves_whole_files_or_none(here: Path, exported: Path) -> None:
     write_video(here / "a.mkv", pictures=FRAMES * 6)
     arguments = [str(exported), "a.mkv", "--labels", "ids", "--out", "out.mp4", "--json", "out.jsonl"]
@@ -343,7 +358,7 @@ def test_kill_at_any_moment_leaves_whole_files_or_none(here: Path, exported: Pat
     assert contents(here / "ids") == expected and len(read(here / "out.mp4")) == 24
 
 
-def test_full_disk_is_said_and_leaves_no_file(here: Path, exported: Path) -> None:
+def test_full_disk_is_reported_and_leaves_no_file(here: Path, exported: Path) -> None:
     write_video(here / "a.mkv", pictures=FRAMES * 6)
     outputs = ["--out=out.mp4", "--labels=ids", "--json=out.jsonl"]
     limited = ["import resource; resource.setrlimit(resource.RLIMIT_FSIZE, (200, 200))", "import sys"]
@@ -475,7 +490,7 @@ def test_bad_argument_is_explained_and_leaves_no_file(
     assert sorted(here.rglob("*")) == before
 
 
-def test_what_a_shell_makes_of_a_glob_and_folders_with_dots(here: Path, exported: Path) -> None:
+def test_expanded_globs_and_folders_with_dots(here: Path, exported: Path) -> None:
     for name in ("1", "2"):
         cv2.imwrite(f"{name}.png", FRAMES[0])
     (here / "v1.2").mkdir()

@@ -31,7 +31,7 @@ from enet_deploy.runners.tensorrt.cuda import Gpu
 from enet_deploy.weights import load_weights, save_weights
 
 # share of pixels with PyTorch's label, on street scenes as drawn for 360x480
-AGREEMENT = {"fp32": 0.9999, "fp16": 0.999, "int8": 0.98, "int8-ort": 0.98, "fp16-int8": 0.98}
+AGREEMENT = {"fp32": 0.9999, "fp16": 0.999, "int8": 0.98, "int8-openvino": 0.98, "int8-ort": 0.98, "fp16-int8": 0.98}
 BACKENDS = ("ort", "openvino")
 
 
@@ -43,6 +43,7 @@ def street_graphs(weights: Path, tmp_path_factory: pytest.TempPathFactory) -> di
         "fp32": [],
         "fp16": ["--fp16"],
         "int8": [f"{folder}/enet-fp32.onnx", "--int8"],
+        "int8-openvino": [f"{folder}/enet-fp32.onnx", "--int8", "--target", "openvino"],
         "int8-ort": [f"{folder}/enet-fp32.onnx", "--int8", "--target", "ort"],
         "fp16-int8": [f"{folder}/enet-fp16.onnx", "--int8"],
     }
@@ -67,7 +68,7 @@ def test_street_scenes_get_pytorchs_labels(
 ) -> None:
     pytest.importorskip({"ort": "onnxruntime"}.get(backend, backend))
     with open_runner(street_graphs[precision], backend) as runner:
-        assert runner.spec.precision == precision.removesuffix("-ort")
+        assert runner.spec.precision == precision.removesuffix("-ort").removesuffix("-openvino")
         same = [np.mean(runner.infer(frame) == labels) for frame, labels in street]
     assert np.mean(same) >= AGREEMENT[precision]
 
@@ -84,10 +85,24 @@ def test_camvid_gets_pytorchs_labels_in_half(street_graphs: dict[str, Path], wei
 def test_int8_costs_at_most_three_tenths_of_a_point(street_graphs: dict[str, Path], camvid: Path) -> None:
     data = open_data(camvid, "val")
     miou = {}
-    for precision in ("fp32", "int8", "int8-ort"):
+    for precision in ("fp32", "int8", "int8-openvino", "int8-ort"):
         with open_runner(street_graphs[precision]) as runner:
             miou[precision] = evaluate(runner.segment, data, data.classes).scores().miou
-    assert min(miou["int8"], miou["int8-ort"]) >= miou["fp32"] - 0.003
+    assert min(miou.values()) >= miou["fp32"] - 0.003
+
+
+@pytest.mark.slow
+def test_openvino_computes_the_sums_of_its_layout_with_the_convolutions(street_graphs: dict[str, Path]) -> None:
+    openvino = pytest.importorskip("openvino")
+    apart = {}
+    for precision in ("int8", "int8-openvino"):
+        facts = [
+            node.get_rt_info()
+            for node in openvino.compile_model(street_graphs[precision], "CPU").get_runtime_model().get_ops()
+        ]
+        computed = [fact["originalLayersNames"].value for fact in facts if fact["layerType"].value != "Convolution"]
+        apart[precision] = [name for names in computed for name in names.split(",") if name.endswith("/Add")]
+    assert len(apart["int8"]) > 20 and apart["int8-openvino"] == ["stage1.3/Add"]  # which decides the second pooling
 
 
 # --- half --------------------------------------------------------------------------------------------------------
@@ -147,7 +162,7 @@ def test_fp16_and_int8_and_an_engine_ahead_of_time(tmp_path: Path, capsys: pytes
 
 
 @pytest.mark.slow
-def test_no_engine_where_there_is_no_tensorrt(
+def test_no_engine_without_tensorrt(
     graphs: dict[str, Path], tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setitem(sys.modules, "tensorrt", None)
@@ -160,7 +175,7 @@ def test_no_engine_where_there_is_no_tensorrt(
     assert [file.name for file in tmp_path.iterdir()] == ["enet-fp16-int8.onnx"]
 
 
-def test_no_engine_where_there_is_no_gpu(
+def test_no_engine_without_a_gpu(
     graphs: dict[str, Path], tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def no_driver() -> Gpu:
@@ -211,8 +226,10 @@ def test_int8_of_a_graph_without_its_weights(
         (["r.json", "--int8"], "r.json does not exist"),
         (["--calibration", "r.json"], "--calibration r.json without --int8"),
         (["--target", "ort"], "--target ort without --int8"),
+        (["--target", "openvino"], "--target openvino without --int8"),
         (["--int8", "--fp16", "--target", "ort"], "--target ort with --fp16"),
         (["--int8", "--target", "ort", "--engine", "trt"], "--target ort with --engine"),
+        (["--int8", "--target", "openvino", "--engine", "trt"], "--target openvino with --engine"),
         (["--int8", "--calibration", "r.json"], "r.json does not exist"),
         (["--compute-capability", "8.6"], "--compute-capability .*--engine"),
         (["--engine", "trt", "--compute-capability", "8.6"], "8.6 with engine 'trt'"),
@@ -274,7 +291,7 @@ def test_data_of_other_classes_is_refused(scenes: Path, tmp_path: Path, capsys: 
     assert not out.exists()
 
 
-def test_help_where_the_user_has_no_home(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+def test_help_for_a_user_without_a_home(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     def no_home() -> Path:
         raise RuntimeError("Could not determine home directory.")
 

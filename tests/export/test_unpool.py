@@ -92,7 +92,7 @@ def test_nan_has_no_winner() -> None:
     assert not MaxUnpool2x2()(torch.ones(1, 1, 1, 1), winners).any()
 
 
-def test_what_is_not_finite_spoils_its_window_alone() -> None:
+def test_value_that_is_not_finite_changes_only_its_window() -> None:
     """PyTorch would leave the zeros beside it."""
     _, winners = MaxPool2x2()(quarters(1, 1, 4, 4))
     unpooled = MaxUnpool2x2()(torch.tensor([[[[INF, 1.0], [2.0, 3.0]]]]), winners)

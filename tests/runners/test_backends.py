@@ -253,7 +253,7 @@ def test_onnxruntime_that_falls_back_or_fails_is_an_error(exported: Path, fake_o
         open_runner(exported, "ort", "cuda")
 
 
-def test_onnxruntimes_libraries_are_loaded_in_silence_where_it_can(
+def test_onnxruntime_preloads_its_libraries_silently(
     exported: Path, fake_ort: FakeOrt, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     with open_runner(exported, "ort", "cuda"):
@@ -330,7 +330,7 @@ def test_int8_kernels_that_overflow_are_known(
 
 
 @pytest.mark.parametrize("overflows", [True, False])
-def test_precise_int8_is_asked_for_where_it_overflows(
+def test_precise_int8_is_used_if_the_kernels_overflow(
     exported: Path, overflows: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     entries: list[str] = []

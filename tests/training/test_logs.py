@@ -27,6 +27,7 @@ def steps_of(found: Any, tag: str) -> list[int]:
     return [event.step for event in found.Scalars(tag)]
 
 
+@pytest.mark.slow
 def test_event_files_continue_after_an_interruption(
     scenes: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -60,6 +60,7 @@ def test_weights_of_recipes_with_options_that_are_gone(scenes: Path, finished: P
 LOSSES = ["--aux", "0.4", "--lovasz", "1", "--lovasz-from", "0", "--noise", "8"]
 
 
+@pytest.mark.slow
 def test_every_loss_at_once_still_gives_the_plain_network(
     finished: Path, scenes: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -104,6 +105,7 @@ def test_weights_with_a_foreign_correction_are_refused(
     assert_refused(code, capsys, "w.safetensors", "prior_correction")
 
 
+@pytest.mark.slow
 def test_slopes_per_channel_become_one_per_layer_and_not_the_other_way(
     finished: Path,
     scenes: Path,

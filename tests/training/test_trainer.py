@@ -109,7 +109,9 @@ def test_run_stops_when_its_patience_is_at_its_end(
     assert len(rows(tmp_path / "patient")) == 5
 
 
-def test_no_patience_where_val_is_trained_on(scenes: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_patience_is_refused_if_val_is_trained_on(
+    scenes: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     code = enet_train(scenes, tmp_path, "--with-val", "--patience", "2")
     assert_refused(code, capsys, "patience 2", "--hold-out")
 
@@ -163,6 +165,7 @@ def test_weights_that_are_no_numbers_are_not_saved(
     assert state.epoch == 1 and all(tensor.isfinite().all() for tensor in state.net.values())
 
 
+@pytest.mark.slow
 def test_lovasz_is_added_when_the_recipe_says(scenes: Path, tmp_path: Path) -> None:
     losses = {}
     for start in ("0.5", "1"):
@@ -235,7 +238,7 @@ def test_other_arithmetic_trains_too(scenes: Path, tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
-def test_run_as_on_a_gpu(scenes: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_run_with_the_options_of_a_gpu(scenes: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """In bfloat16, for so many minutes, and traced by torch.compile, whose compiler alone is left out."""
     compiled = functools.partialmethod(nn.Module.compile, backend="eager")
     monkeypatch.setattr(nn.Module, "compile", compiled)
@@ -263,6 +266,7 @@ def repeat(module: nn.Module) -> Callable[[Callable[[], torch.Tensor]], tuple[Ca
     return record
 
 
+@pytest.mark.slow
 def test_captured_steps_are_the_eager_ones(scenes: Path, tmp_path: Path) -> None:
     """In float32 and bfloat16, with Lovasz-softmax and without; dropout and the statistics of BatchNorm too."""
     recipe = Recipe(size=(48, 64), crop=(32, 32), batch=4, epochs=5, eval_every=5, warmup=2, amp=True, lovasz_from=0.5)
