@@ -59,7 +59,7 @@ if TYPE_CHECKING:
 PICTURES = 4
 PRECISIONS = ("fp32", "bf16", "fp16", "int8", "int8-openvino", "int8-ort", "fp16-int8", "bf16-int8")
 _LAYOUTS: dict[str, QdqLayout] = {"int8-openvino": "openvino", "int8-ort": "ort"}  # of the other graphs: "all"
-# What OpenVINO computes in bf16 -> the graph that it reads then
+# What is computed in bf16 -> the graph for it
 _GRAPHS = {"bf16": "fp32", "bf16-int8": "int8-openvino"}
 WIDTH = 132  # columns of the widest table of an ordinary run
 
@@ -103,9 +103,7 @@ def _require(options: BenchOptions, outputs: dict[str, Path], requirements: Sequ
     if options.artifacts and (exported or options.calibration):
         given = f"precision {exported[0]}" if exported else "calibration"
         raise InputError(f"--{given} is for what is exported here, expected no ARTIFACT with it")
-    if options.artifacts and options.precisions and not any(path.suffix == ".onnx" for path in options.artifacts):
-        raise InputError(f"--precision {options.precisions[0]} is for graphs, expected an ARTIFACT that is one (.onnx)")
-    if options.precisions and not options.runs_graphs:
+    if exported and not options.runs_graphs:
         raise InputError(f"--precision is for graphs, expected a --backend of {', '.join(backends_for('enet.onnx'))}")
     import psutil  # noqa: F401  a missing package is named now
     import rich  # noqa: F401
@@ -184,7 +182,10 @@ def _run(
 def _exports(options: BenchOptions, weights_sha256: str, folder: Path) -> Iterator[Artifact]:
     """The weights, and a graph of them in each precision for each point if a backend runs graphs."""
     weights = options.weights
-    yield Artifact(weights, weights.name if weights == BUNDLED_WEIGHTS else str(weights), options.points)
+    shown = weights.name if weights == BUNDLED_WEIGHTS else str(weights)
+    yield Artifact(weights, shown, options.points)
+    if "bf16" in options.precisions:
+        yield Artifact(weights, shown, options.points, "bf16")
     if not options.runs_graphs:
         return
     from enet_deploy.export.record import record_for
@@ -372,8 +373,8 @@ def _bench_parser() -> argparse.ArgumentParser:
     add("--weights", type=Path, default=BUNDLED_WEIGHTS, help="parity is measured against these (default: bundled)")
     add(
         "--precision", dest="precisions", type=cli.listed(cli.one_of(PRECISIONS)), default=(), metavar="P,...",
-        help=f"what to export if no ARTIFACT is named, of {', '.join(PRECISIONS)} (default: fp32); with graphs named, "
-        "bf16 runs each of them in bf16 too",
+        help=f"what to export if no ARTIFACT is named, of {', '.join(PRECISIONS)} (default: fp32); beside ARTIFACTs "
+        "bf16 alone, which runs each of them in bf16 too",
     )  # fmt: skip
     add("--calibration", type=Path, metavar="RECORD", help="for int8 of --weights (default: bundled)")
     add(

@@ -124,18 +124,18 @@ def verdicts(results: Sequence[Result], reference: Accuracy | None) -> list[Verd
 def call_of(result: Result) -> str:
     """The call that opens a runner as the run did, to be pasted: names from foreign files stay texts."""
     is_bundled = result.artifact == BUNDLED_WEIGHTS.name
-    artifact = "BUNDLED_WEIGHTS" if is_bundled else json.dumps(result.artifact)
+    artifact = "BUNDLED_WEIGHTS" if is_bundled else _literal(result.artifact)
     asked = {"backend": result.backend, "device": result.device, **result.options}
     if result.device == ("cuda" if result.backend == "trt" else "cpu"):
         del asked["device"]  # the default
     if isinstance(asked.get("size"), list | tuple):
         asked["size"] = tuple(asked["size"])
-    arguments = (
-        f"{name}={json.dumps(value) if isinstance(value, str) else value!r}"
-        for name, value in asked.items()
-        if value and name.isidentifier()
-    )
+    arguments = (f"{name}={_literal(value)}" for name, value in asked.items() if value and name.isidentifier())
     return f"open_runner({', '.join((artifact, *arguments))})"
+
+
+def _literal(value: Any) -> str:
+    return json.dumps(value) if isinstance(value, str) else repr(value)
 
 
 @dataclass(frozen=True)

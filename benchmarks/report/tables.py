@@ -269,7 +269,7 @@ def as_markdown(run: Run) -> str:
     lines = [markdown_table([f"{height}x{width}", *columns, "mIoU, points"], rows), ""]
     for verdict in run.verdict:
         lines.append(f"On {plain(verdict.device)}: {plain(verdict.advice)}")
-        lines += ["", "```python", verdict.call, "```", ""] if verdict.call is not None else []
+        lines += ["", "```python", verdict.call, "```"] if verdict.call is not None else []
     lines += [told] if (told := plain(trained_on_in_words(run))) else []
     lines += ["Partial: the run was interrupted"] if run.partial else []
     lines += [f"Unstable: {plain(doubt)}" for doubt in run.stability]

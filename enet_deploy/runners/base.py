@@ -44,7 +44,7 @@ class Spec:
         artifact: the file that it runs.
         backend, device: for example "ort" and "cpu".
         precision: what it computes in: the graph's own precision, for example "fp32", or what was asked for: "bf16" of
-            an fp32 graph, "bf16-int8" of an int8 graph whose float layers are computed in bf16.
+            fp32 weights or an fp32 graph, "bf16-int8" of an int8 graph whose float layers are computed in bf16.
         size: (height, width) of the frames in pixels.
         batch: frames per call; None for any number.
         classes: the meaning of the label ids.
@@ -348,12 +348,14 @@ class Runner(ABC):
     def _close(self) -> None:
         """Free what `_open` allocated."""
 
-    def _make_spec(self, metadata: Metadata, batch: int | None, has_logits: bool, runtime: str = "") -> Spec:
+    def _make_spec(
+        self, metadata: Metadata, batch: int | None, has_logits: bool, runtime: str = "", precision: str = ""
+    ) -> Spec:
         return Spec(
             artifact=self.artifact,
             backend=self.backend,
             device=self.device,
-            precision=metadata.precision,
+            precision=precision or metadata.precision,
             size=metadata.size,
             batch=batch,
             classes=metadata.classes,

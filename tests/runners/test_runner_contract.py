@@ -26,11 +26,12 @@ from helpers import SIZE
 from enet_deploy import BACKENDS, CAMVID, ArtifactError, BackendError, InputError, Runner, Spec, open_runner
 from enet_deploy.artifacts import METADATA_KEY, Metadata, save_graph
 from enet_deploy.data.scenes import street_scene
+from enet_deploy.environment import processor
 from enet_deploy.files import sha256
 from enet_deploy.images import UInt8Array
 from enet_deploy.runners import backend_for, backends_for
 from enet_deploy.runners.opencv_runner import OpenCvRunner
-from enet_deploy.runners.openvino_runner import OpenVinoRunner, import_openvino
+from enet_deploy.runners.openvino_runner import OpenVinoRunner
 from enet_deploy.runners.ort_runner import OrtRunner
 from enet_deploy.runners.tensorrt.card import EngineCard
 from enet_deploy.runners.tensorrt.cuda import find_gpu
@@ -71,6 +72,7 @@ class FakeRunner(Runner):
 CASES: dict[str, tuple[type[Runner], str, str, dict[str, Any]]] = {
     "fake": (FakeRunner, "numpy", "weights", {}),
     "torch": (TorchRunner, "torch", "weights", {"size": SIZE}),
+    "torch-bf16": (TorchRunner, "torch", "weights", {"size": SIZE, "precision": "bf16"}),
     "ort": (OrtRunner, "onnxruntime", "exported", {"threads": 1}),
     "openvino": (OpenVinoRunner, "openvino", "exported", {"threads": 1}),
     "openvino-bf16": (OpenVinoRunner, "openvino", "exported", {"threads": 1, "precision": "bf16"}),
@@ -86,7 +88,7 @@ def test_every_backend_is_held_to_the_contract() -> None:
 
 
 def skip_without_bf16() -> None:
-    if "BF16" not in import_openvino().Core().get_property("CPU", "OPTIMIZATION_CAPABILITIES"):
+    if not {"avx512_bf16", "amx_bf16"} & set(processor()[1].split()):
         pytest.skip("this CPU has neither AVX512_BF16 nor AMX")
 
 
@@ -664,8 +666,9 @@ def test_open_runner_chooses_by_suffix(exported: Path, weights: Path) -> None:
         ("exported", {"device": "tpu"}, BackendError, "device 'tpu' for onnxruntime"),
         ("exported", {"backend": "opencv", "device": "cuda"}, BackendError, "device 'cuda' for opencv, expected cpu"),
         ("exported", {"backend": "ort", "precision": "bf16"}, BackendError, "'bf16' for backend 'ort'.*openvino"),
-        ("weights", {"precision": "bf16"}, BackendError, "'bf16' for backend 'torch'.*openvino"),
-        ("exported", {"precision": "fp8"}, BackendError, "precision 'fp8'.*bf16 for openvino"),
+        ("exported", {"backend": "opencv", "precision": "bf16"}, BackendError, "'bf16' for backend 'opencv'.*openvino"),
+        ("weights", {"backend": "torch", "precision": "fp16"}, BackendError, "'fp16' for backend 'torch'.*bf16"),
+        ("exported", {"precision": "fp8"}, InputError, "precision 'fp8'"),
         ("weights", {"device": "tpu"}, BackendError, "device 'tpu' for torch"),
     ],
 )
