@@ -125,7 +125,9 @@ def _common(metadata: Metadata) -> Lines:
     )
     figures = details.get("figures")
     if isinstance(figures, dict) and isinstance(figures.get("val_miou"), float):
-        lines["scored on val"] = f"mIoU {figures['val_miou']:.4f} at the end of its training"
+        split = str(details.get("split", ""))
+        fit = ", which it was trained on: fit, not accuracy" if "val" in split and "without" not in split else ""
+        lines["scored on val"] = f"mIoU {figures['val_miou']:.4f} at the end of its training{fit}"
     calibration = details.get("calibration")
     if isinstance(calibration, dict):
         lines["calibrated by"] = f"{calibration.get('method', 'an unnamed method')}, {calibration.get('images')} images"

@@ -26,6 +26,7 @@ def test_weights_and_their_graphs(weights: Path, graphs: dict[str, Path], capsys
     told = lines(capsys.readouterr().out)
     assert "360,098 parameters" in told["what"] and told["file"].endswith(sha256(weights))
     assert "540 images" in told["trained on"] and "540 images" in told["recognises"]
+    assert "fit" in told["scored on val"]
     for precision in ("fp32", "int8"):
         assert main([str(graphs[precision])]) == 0
         told = lines(capsys.readouterr().out)
