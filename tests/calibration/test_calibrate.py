@@ -76,7 +76,8 @@ def test_from_images_to_an_int8_graph(
     assert made.amax == pytest.approx(record.amax, rel=1e-5) and list(made.amax) == list(record.amax)
     assert made.float_layers == FLOAT_LAYERS and made.versions["onnx"] == onnx.__version__
     accuracy = made.accuracy
-    assert (accuracy["measure"], accuracy["images"]) == ("miou", 4)
+    assert (accuracy["measure"], accuracy["images"], accuracy["trained_on"]) == ("miou", 4, 0)
+    assert "not trained on: none of the 4 images" in printed.out
     assert accuracy["tried"] == {"minmax": accuracy["int8"]} and 0 < accuracy["fp32"] < 1
     assert cache.read_text() == made.to_trt_cache("10.3.0")
     assert made.outputs.keys() == record.outputs.keys()

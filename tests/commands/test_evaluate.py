@@ -49,6 +49,7 @@ def test_figures_of_a_graph(
         "backend": "ort",
         "split": "val",
         "images": 4,
+        "trained_on": 0,
         "accuracy": json.loads(json.dumps(scores.to_json())),
     }
     printed = capsys.readouterr().out
