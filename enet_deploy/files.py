@@ -342,4 +342,13 @@ def _finite(number: str) -> float:
 def write_json(path: str | Path, value: Any) -> None:
     """Write `value`, whole or not at all, indented for people. Raises ArtifactError if that fails."""
     with atomic_write(path) as temporary:
-        temporary.write_text(json.dumps(value, indent=2, allow_nan=False) + "\n", encoding="utf-8")
+        temporary.write_text(_NUMBERS.sub(_on_one_line, json.dumps(value, indent=2, allow_nan=False)) + "\n", "utf-8")
+
+
+_NUMBERS = re.compile(r"\[\n\s+([^][{}\"]*?)\n\s+\]")  # a list that holds neither texts nor lists
+_LINE = 100  # characters of a list on one line
+
+
+def _on_one_line(found: re.Match[str]) -> str:
+    line = f"[{' '.join(found[1].split())}]"
+    return line if len(line) <= _LINE else found[0]

@@ -2,18 +2,21 @@
 
 from __future__ import annotations
 
+import fcntl
 import json
 import os
+import shutil
 import signal
 
 if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:  # as in a shell's background jobs, whose children ignore it too
     signal.signal(signal.SIGINT, signal.default_int_handler)
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # networks this small lose more to threads that wait for each other
 
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from helpers import ROOT, SIZE, write_scenes
+from helpers import ROOT, SIZE, TEMPERATURE, write_scenes
 
 import enet_deploy
 from enet_deploy.artifacts import BUNDLED_WEIGHTS
@@ -33,44 +36,83 @@ def weights() -> Path:
     return BUNDLED_WEIGHTS
 
 
+def made_once(factory: pytest.TempPathFactory, name: str, make: Callable[[Path], object]) -> Path:
+    """Return a folder that `make` fills once in a test run; the workers of pytest-xdist share it."""
+    root = factory.getbasetemp()
+    root = root.parent if "PYTEST_XDIST_WORKER" in os.environ else root
+    folder, unfinished = root / name, root / f"{name}.unfinished"
+    with (root / f"{name}.lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        if not folder.exists():
+            shutil.rmtree(unfinished, ignore_errors=True)  # of a worker whose `make` failed
+            unfinished.mkdir()
+            make(unfinished)
+            unfinished.rename(folder)
+    return folder
+
+
 @pytest.fixture(scope="session")
 def exported(tmp_path_factory: pytest.TempPathFactory, weights: Path) -> Path:
-    """The bundled weights at 96x128, any batch, with logits."""
-    from enet_deploy.export.to_onnx import to_onnx
+    """The bundled weights at 96x128, any batch, with logits and confidences. Do not write to its folder."""
 
-    path = tmp_path_factory.mktemp("export") / "enet-fp32.onnx"
-    to_onnx(weights, path, size=SIZE, batch=None, logits=True)
-    return path
+    def export(folder: Path) -> None:
+        from enet_deploy.export.to_onnx import to_onnx
+
+        to_onnx(weights, folder / "enet-fp32.onnx", size=SIZE, batch=None, logits=True, confidence=TEMPERATURE)
+
+    return made_once(tmp_path_factory, "export", export) / "enet-fp32.onnx"
 
 
 @pytest.fixture(scope="session")
-def graphs(exported: Path, weights: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
-    """Precision -> graph of the bundled weights and record at 96x128, any batch, with logits."""
-    import onnx
+def quantized_graph(exported: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """`exported` in int8, by the bundled record."""
 
-    from enet_deploy.export.int8 import quantize
-    from enet_deploy.export.record import record_for
-    from enet_deploy.export.to_onnx import build_graph
-    from enet_deploy.files import sha256
+    def write(folder: Path) -> None:
+        import onnx
 
-    folder = tmp_path_factory.mktemp("graphs")
-    paths = {precision: folder / f"enet-{precision}.onnx" for precision in ("fp16", "int8", "fp16-int8")}
-    record = record_for(sha256(weights))
-    half = build_graph(weights, "fp16", SIZE, batch=None, logits=True)
-    onnx.save(half, paths["fp16"])
-    onnx.save(quantize(onnx.load(exported), record), paths["int8"])
-    onnx.save(quantize(half, record), paths["fp16-int8"])
-    return {"fp32": exported, **paths}
+        from enet_deploy.export.int8 import quantize
+        from enet_deploy.export.record import BUNDLED_RECORD, Record
+
+        onnx.save(quantize(onnx.load(exported), Record.read(BUNDLED_RECORD)), folder / "enet-int8.onnx")
+
+    return made_once(tmp_path_factory, "int8", write) / "enet-int8.onnx"
+
+
+@pytest.fixture(scope="session")
+def graphs(
+    exported: Path, quantized_graph: Path, weights: Path, tmp_path_factory: pytest.TempPathFactory
+) -> dict[str, Path]:
+    """Precision -> graph of the bundled weights and record at 96x128, any batch, with logits and confidences.
+
+    Half takes long to export: take `exported` or `quantized_graph` where they will do.
+    """
+
+    def write(folder: Path) -> None:
+        import onnx
+
+        from enet_deploy.export.int8 import quantize
+        from enet_deploy.export.record import BUNDLED_RECORD, Record
+        from enet_deploy.export.to_onnx import build_graph
+
+        half = build_graph(weights, "fp16", SIZE, batch=None, logits=True, confidence=TEMPERATURE)
+        onnx.save(half, folder / "enet-fp16.onnx")
+        onnx.save(quantize(half, Record.read(BUNDLED_RECORD)), folder / "enet-fp16-int8.onnx")
+
+    folder = made_once(tmp_path_factory, "half", write)
+    halves = {precision: folder / f"enet-{precision}.onnx" for precision in ("fp16", "fp16-int8")}
+    return {"fp32": exported, "int8": quantized_graph, **halves}
 
 
 @pytest.fixture(scope="session")
 def finished(scenes: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The folder of an undisturbed run. Do not write to it."""
-    from training_runs import enet_train
 
-    out = tmp_path_factory.mktemp("runs") / "finished"
-    assert enet_train(scenes, out) == 0
-    return out
+    def train(folder: Path) -> None:
+        from training_runs import enet_train
+
+        assert enet_train(scenes, folder) == 0
+
+    return made_once(tmp_path_factory, "finished", train)
 
 
 @pytest.fixture(scope="session")
@@ -90,7 +132,7 @@ def room(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="session")
 def camvid() -> Path:
-    """The real CamVid; the test is skipped where CAMVID_DIR does not say where it is."""
+    """The real CamVid. The test is skipped if CAMVID_DIR is not set."""
     folder = os.environ.get("CAMVID_DIR")
     if not folder:
         pytest.skip("CAMVID_DIR is not set; it names a folder with CamVid's train/ trainannot/ val/ valannot/")

@@ -1,4 +1,4 @@
-"""What a result says of the GPU: by a program in nvidia-smi's place. Versions of OpenCV."""
+"""The GPUs in a result, with a program in place of nvidia-smi, and the versions of OpenCV."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ Orin (nvgpu), 540.4.0, 8.7, [N/A], [N/A], [Not Supported], [N/A]
 
 @pytest.fixture
 def nvidia_smi(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """What runs in its place, to be written; told what it is asked in the file `asked`."""
+    """A program in place of nvidia-smi. It writes its arguments to the file `asked`."""
     path = tmp_path / "nvidia-smi"
     path.write_text(f"#!/bin/sh\necho \"$@\" > {tmp_path}/asked\necho '{TOLD}'\n")
     path.chmod(0o755)
@@ -29,7 +29,7 @@ def nvidia_smi(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return path
 
 
-def test_each_gpu_is_told_of(nvidia_smi: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_each_gpu_is_listed(nvidia_smi: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     cudnn = SimpleNamespace(version=lambda: 91900)
     torch = SimpleNamespace(version=SimpleNamespace(cuda="13.0"), backends=SimpleNamespace(cudnn=cudnn))
     monkeypatch.setitem(sys.modules, "torch", torch)  # type: ignore[arg-type]
@@ -60,7 +60,7 @@ def test_each_gpu_is_told_of(nvidia_smi: Path, monkeypatch: pytest.MonkeyPatch) 
 
 
 @pytest.mark.parametrize("does", ["exit 9", "echo 'No devices were found'", "rm $0; exit 1"])
-def test_no_gpu_is_none_and_no_error(nvidia_smi: Path, does: str) -> None:
+def test_machine_without_a_gpu_is_no_error(nvidia_smi: Path, does: str) -> None:
     nvidia_smi.write_text(f"#!/bin/sh\n{does}\n")
     for _ in range(2):  # the last one is gone then
         found = environment()

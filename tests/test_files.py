@@ -112,7 +112,7 @@ def test_longest_name_can_be_written_and_longer_ones_are_refused_at_once(tmp_pat
 
 
 def in_child(code: str, folder: Path) -> subprocess.Popen[str]:
-    """A process that runs code with `folder`, and prints a line once it is where the code says."""
+    """Start a process that runs code with `folder`, and prints a line when it has reached the point under test."""
     head = (
         "import os, sys, time\nfrom pathlib import Path\nfrom enet_deploy.files import *\nfolder = Path(sys.argv[1])\n"
     )
@@ -135,9 +135,7 @@ with atomic_write(folder / "a.json") as temporary:
 """
 
 
-def test_what_a_killed_process_left_is_removed_and_nothing_else(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_only_files_of_a_killed_process_are_removed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     killed, running = in_child(WRITING, tmp_path), in_child(WRITING, tmp_path)
     end(killed)
     strangers = {".enet-0123456", ".enet-01234567.txt", ".b-01234567", ".enet-fedcba98"}

@@ -89,7 +89,7 @@ def test_every_orientation_of_every_format(tmp_path: Path, kind: str, orientatio
 
 
 @pytest.mark.parametrize(("suffix", "bits"), [(".png", 10), (".png", 12), (".tiff", 14), (".jp2", 12), (".ppm", 16)])
-def test_fewer_bits_in_sixteen_are_scaled_and_said(
+def test_fewer_bits_in_sixteen_are_scaled_and_reported(
     tmp_path: Path, suffix: str, bits: int, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("enet_deploy.console._said", set())
@@ -117,7 +117,9 @@ def test_floating_point_numbers_are_refused(tmp_path: Path, suffix: str) -> None
 
 
 @pytest.mark.parametrize("kind", ["GIF", "WebP", "PNG", "TIFF", "MPO", "HEIF"])
-def test_several_pictures_are_counted_and_said(tmp_path: Path, kind: str, caplog: pytest.LogCaptureFixture) -> None:
+def test_several_pictures_in_a_file_are_counted_and_reported(
+    tmp_path: Path, kind: str, caplog: pytest.LogCaptureFixture
+) -> None:
     pictures = [Image.fromarray(np.full((16, 24, 3), 40 * i, np.uint8)) for i in range(3)]
     if kind == "HEIF":
         pytest.importorskip("pillow_heif").register_heif_opener()

@@ -14,7 +14,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from helpers import SIZE
+from helpers import SIZE, write_graph
 
 from enet_deploy import BackendError, open_runner
 from enet_deploy.benchmarks.studies import soak as soak_cli
@@ -36,6 +36,7 @@ def open_one(request: pytest.FixtureRequest, exported: Path, weights: Path) -> C
     return lambda: open_runner(exported, request.param, threads=1)
 
 
+@pytest.mark.slow
 def test_eight_threads_with_a_runner_each_and_one_shared(open_one: Callable[[], Runner]) -> None:
     together = threading.Barrier(THREADS)
 
@@ -51,7 +52,7 @@ def test_eight_threads_with_a_runner_each_and_one_shared(open_one: Callable[[], 
             assert all(np.array_equal(one, expected) for one in labels)
 
 
-def test_fork_is_told_that_the_runner_is_its_parents(open_one: Callable[[], Runner]) -> None:
+def test_runner_refuses_to_work_in_a_fork(open_one: Callable[[], Runner]) -> None:
     with open_one() as runner:
         expected = runner.infer(FRAMES)
         readable, writable = os.pipe()
@@ -90,9 +91,17 @@ def test_child_process_opens_its_own(exported: Path, method: str, backend: str) 
 
 @pytest.mark.slow
 def test_soak_command_finds_what_is_kept(
-    exported: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    arguments = [str(exported), "--inferences", "80", "--reopenings", "4", "--max-growth", "100"]
+    arguments = [
+        str(write_graph(tmp_path / "enet-fp32.onnx")),
+        "--inferences",
+        "80",
+        "--reopenings",
+        "4",
+        "--max-growth",
+        "100",
+    ]
     arguments += ["--json", str(tmp_path / "soak.json")]
     assert soak_cli.main(arguments) == 0, capsys.readouterr().err
     assert "| open, infer, close | 4 |" in capsys.readouterr().out

@@ -47,7 +47,7 @@ def test_void_is_left_out() -> None:
     assert scores.absent == () and scores.void_counts is False
 
 
-def test_void_counts_as_a_mistake_where_asked() -> None:
+def test_void_counts_as_a_mistake_on_request() -> None:
     """As above, but the void pixel is one more FP of b: IoU 2/5, Dice 4/7. Recall has no FP in it and stays."""
     confusion = counted((TRUTH, PREDICTION))
     scores = confusion.scores(void_counts=True)

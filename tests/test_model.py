@@ -208,7 +208,7 @@ def test_weights_of_another_network_are_refused(
         load_weights(path)
 
 
-def test_weights_of_other_classes_than_they_say_are_refused(tmp_path: Path, net: ENet) -> None:
+def test_weights_whose_classes_do_not_match_are_refused(tmp_path: Path, net: ENet) -> None:
     two = ClassList(("floor", "wall"), ((0, 90, 200), (200, 200, 0)), 255)
     save_weights(tmp_path / "net.safetensors", net, dataclasses.replace(METADATA, classes=two))
     with pytest.raises(ArtifactError, match=r"fullconv.weight as \(16, 11, 2, 2\) .* expected \(16, 2, 2, 2\)"):

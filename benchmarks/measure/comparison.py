@@ -11,9 +11,11 @@ from pathlib import Path
 import numpy as np
 
 from enet_deploy import console
+from enet_deploy.artifacts import PRECISIONS
 from enet_deploy.errors import BackendError
 from enet_deploy.images import UInt8Array
 from enet_deploy.runners import open_runner
+from enet_deploy.trained_on import hashing
 
 from .parity import Parity, compare
 from .plan import BenchInputs, BenchOptions, OpenCase
@@ -22,7 +24,7 @@ from .profiling import Profile
 from .unpool_flips import flips
 from .worker import RemoteRunner, Worker, open_worker, spec_of
 
-ON_GRAPHS = ("ort", "openvino")
+ON_GRAPHS = ("ort", "openvino", "opencv")
 PROFILED = 20  # calls that a profile's medians are taken over
 
 
@@ -34,6 +36,7 @@ class Comparison:
         reference: PyTorch with the weights that all artifacts came from; None if these are not available.
         of_reference: its own counts.
         parities, profiles: of each runner; empty if not measured.
+        hashes: `pixel_hash` of each image that labels were compared on.
         complete: False if Ctrl-C ended the comparison early.
     """
 
@@ -42,6 +45,7 @@ class Comparison:
     of_reference: Parity | None = None
     parities: Sequence[Parity] = ()
     profiles: list[Profile | None] = field(default_factory=list)
+    hashes: list[str] = field(default_factory=list)
     complete: bool = False
 
 
@@ -63,6 +67,7 @@ def compare_runners(
             found.reference = _open_reference(reference, cases[0].spec.size, processes)
         if reference is not None or options.data is not None:
             pairs = console.progress(inputs.pairs, "comparing labels", len(inputs.pairs))
+            pairs = hashing(pairs, found.hashes)
             found.of_reference, found.parities, whole = compare(found.reference, found.runners, pairs)
             if not whole:
                 return found
@@ -94,11 +99,15 @@ def _profiles(runners: Sequence[RemoteRunner], images: Sequence[UInt8Array], bat
 
 
 def _add_flips(found: Comparison, reference: RemoteRunner, images: Sequence[UInt8Array]) -> None:
-    """Add the unpool flips of each graph, as ONNX Runtime runs it. An engine does not show its winners.
+    """Add the unpool flips of each graph, as ONNX Runtime runs it. An engine does not show its winners, nor does bf16.
 
     They are counted in the reference's process, which has PyTorch loaded.
     """
-    graphs = [(r, p) for r, p in zip(found.runners, found.parities, strict=True) if r.spec.backend in ON_GRAPHS]
+    graphs = [
+        (runner, parity)
+        for runner, parity in zip(found.runners, found.parities, strict=True)
+        if runner.spec.backend in ON_GRAPHS and runner.spec.precision in PRECISIONS
+    ]
     if not graphs:
         return
     frames = [found.runners[0].preprocess(image) for image in images]

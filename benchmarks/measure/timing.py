@@ -54,10 +54,10 @@ class WarmUp:
     ms: float
 
 
-def warm_up(worker: Worker) -> WarmUp:
-    """Call a runner until its times settle, or for `PATIENCE` seconds."""
+def warm_up(worker: Worker, patience: float) -> WarmUp:
+    """Call a runner until its times settle, or for `patience` seconds."""
     times: list[float] = []
-    end = time.perf_counter() + PATIENCE
+    end = time.perf_counter() + patience
     with gc_paused():
         while True:
             times += (_timed_call(worker)["infer"] for _ in range(WINDOW))
@@ -203,7 +203,7 @@ def measure(
     calls: dict[str, int] = {}
     try:
         for name, batch in console.progress(batches.items(), "warming up", len(batches)):
-            timings[name] = Timing(batch, processes.ask(name, warm_up))
+            timings[name] = Timing(batch, processes.ask(name, warm_up, PATIENCE))
             needed = max(frames / batch, 1e3 * seconds / timings[name].warm_up.ms)
             calls[name] = math.ceil(needed / rounds)
         for done in console.progress(count(1), "timing", rounds):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import textwrap
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -19,8 +20,8 @@ if TYPE_CHECKING:
 
 
 # Okabe and Ito's colours, which the colour-blind can tell apart; markers tell precisions apart
-COLORS = {"torch": "#d55e00", "ort": "#0072b2", "openvino": "#009e73", "trt": "#7fa300"}
-MARKERS = {"fp32": "o", "fp16": "s", "int8": "^", "fp16-int8": "D"}
+COLORS = {"torch": "#d55e00", "ort": "#0072b2", "openvino": "#009e73", "opencv": "#e69f00", "trt": "#7fa300"}
+MARKERS = {"fp32": "o", "bf16": "P", "fp16": "s", "int8": "^", "fp16-int8": "D", "bf16-int8": "X"}
 OTHER = "#cc79a7"
 CALL_COLORS = {"decode": "#cc79a7", "pre": "#e69f00", "infer": "#56b4e9", "post": "#009e73", "overlay": "#999999"}
 STAGE_COLORS = ("#999999", "#56b4e9", "#0072b2", "#009e73", "#e69f00", "#cc79a7", "#d55e00", "#f0e442")
@@ -58,7 +59,7 @@ def latency(run: Run) -> tuple[str, str]:
 
 
 def drift(run: Run) -> tuple[str, str]:
-    """The median of each round. It shows whether the machine drifted, and whether that met all runners alike."""
+    """The median of each round. It shows whether the machine drifted, and whether all runners felt it alike."""
     results = run.results
 
     def draw(figure: Figure) -> None:
@@ -230,14 +231,19 @@ def _style(result: Result) -> dict[str, Any]:
     color, marker = _color(result), MARKERS.get(result.precision, "v")
     face = color if result.qdq_layout in (None, "all") else "none"
     # no formula for matplotlib and no hidden entry of a legend: names come from foreign files
-    label = result.name.replace("$", r"\$").lstrip("_")
+    label = _lines(result.name).replace("$", r"\$").lstrip("_")
     return {"color": color, "marker": marker, "markerfacecolor": face, "label": label}
+
+
+def _lines(name: str) -> str:
+    """A runner's name on as many lines as it needs, because a file may have a long name."""
+    return textwrap.fill(name, 22)
 
 
 def _rows(figure: Figure, results: Sequence[Result]) -> Axes:
     """Axes with a row for each runner, the first on top."""
     axes = figure.subplots()
-    axes.set_yticks(range(len(results)), [result.name for result in results], parse_math=False)
+    axes.set_yticks(range(len(results)), [_lines(result.name) for result in results], parse_math=False)
     axes.invert_yaxis()
     axes.grid(axis="y", visible=False)
     return axes

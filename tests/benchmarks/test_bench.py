@@ -39,6 +39,7 @@ from enet_deploy.benchmarks.measure.unpool_flips import flips
 from enet_deploy.benchmarks.measure.worker import RemoteRunner, Worker, open_worker, spec_of, try_out
 from enet_deploy.data import open_data
 from enet_deploy.data.scenes import street_scene
+from enet_deploy.environment import processor
 from enet_deploy.errors import ParityError
 from enet_deploy.images import UInt8Array
 from enet_deploy.metrics import evaluate
@@ -46,7 +47,11 @@ from enet_deploy.runners import Operation
 from enet_deploy.weights import load_weights, save_weights
 
 HEIGHT, WIDTH = SIZE
-ON_GRAPHS = ["ort", *(["openvino"] if find_spec("openvino") else [])]  # what runs them here unasked
+ON_GRAPHS = [  # what runs them here unasked
+    "ort",
+    *(["openvino"] if find_spec("openvino") else []),
+    *(["opencv"] if hasattr(cv2.dnn, "ENGINE_NEW") else []),
+]
 
 
 class Painter(Runner):
@@ -84,12 +89,15 @@ def run(scenes: Path, weights: Path, exported: Path, tmp_path_factory: pytest.Te
     artifacts = [str(weights), str(exported)]
     options = ["--frames", "7", "--threads", "1", "--profile", "--data", str(scenes), "--json", str(path)]
     options += ["--require", "agreement>=0.99, miou_drop <= 0.3,fps>1e-3", "--html", f"{path}.html"]
-    with pytest.MonkeyPatch.context() as patch:  # a runner in the command's process would slow the workers down
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(timing, "PATIENCE", 0.05)
+        # A runner in the command's process would slow the workers down
         patch.setattr(Runner, "open", lambda _: pytest.fail("opened beside the workers"))
         assert cli.main([*artifacts, *options]) == 0
     return json.loads(path.read_text())
 
 
+@pytest.mark.slow
 def test_result_holds_what_the_readme_says(run: dict[str, Any], weights: Path, exported: Path, scenes: Path) -> None:
     assert run["schema"] == 2 and not run["partial"] and run["load"].keys() == {"others", "stolen"}
     assert run["images"] == {"count": 4, "size": list(SIZE), "data": scenes.name, "split": "val", "video": None}
@@ -111,6 +119,7 @@ def test_result_holds_what_the_readme_says(run: dict[str, Any], weights: Path, e
         assert result["peak_bytes"] > 20e6  # an interpreter with numpy alone is larger
 
 
+@pytest.mark.slow
 def test_profile_accounts_for_all_operations(run: dict[str, Any], exported: Path) -> None:
     torch, *graphs = (result["profile"] for result in run["results"])
     assert torch is None and set(run["peaks"]) == {"gflops", "copy_gb"} and min(run["peaks"].values()) > 0
@@ -139,6 +148,7 @@ def test_operations_without_a_place_count_to_the_one_before() -> None:
     assert profile.convolution_ms == 2.0
 
 
+@pytest.mark.slow
 def test_accuracy_is_that_of_enet_eval(run: dict[str, Any], scenes: Path, exported: Path) -> None:
     data = open_data(scenes, "val")
     with open_runner(exported) as runner:
@@ -149,6 +159,7 @@ def test_accuracy_is_that_of_enet_eval(run: dict[str, Any], scenes: Path, export
     assert counts.sum() == 4 * HEIGHT * WIDTH and counts.shape == (12, 12)
 
 
+@pytest.mark.slow
 def test_parity_of_a_run(run: dict[str, Any]) -> None:
     torch, *graphs = (result["parity"] for result in run["results"])
     assert torch["agreement"] == 1 and torch["max_abs_logit"] == 0 and torch["unpool_flips"] is None
@@ -220,16 +231,21 @@ def painter() -> Painter:
     return Painter(0).open()
 
 
-@pytest.fixture
-def impatient(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    """Calls of microseconds never settle; and the many objects of other tests slow down each block's collection."""
+@pytest.fixture(autouse=True)
+def impatient(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let no runner warm up for seconds: small frames take microseconds, and such times never settle."""
     monkeypatch.setattr(timing, "PATIENCE", 0.05)
+
+
+@pytest.fixture
+def frozen() -> Iterator[None]:
+    """Hide the many objects of other tests from the garbage collection after each block."""
     gc.freeze()
     yield
     gc.unfreeze()
 
 
-@pytest.mark.usefixtures("impatient")
+@pytest.mark.usefixtures("frozen")
 def test_runners_take_turns_and_warm_up_is_not_counted() -> None:
     here = Here({"a": worker(), "b": worker(batch=4)})
     timings, whole = measure(here, {"a": 1, "b": 4}, frames=60)  # type: ignore[arg-type]
@@ -245,14 +261,14 @@ def test_runners_take_turns_and_warm_up_is_not_counted() -> None:
     assert 0 <= extra <= 6 * 2
 
 
-@pytest.mark.usefixtures("impatient")
+@pytest.mark.usefixtures("frozen")
 def test_seconds_are_filled() -> None:
     here = Here({"a": worker()})
     timings, _ = measure(here, {"a": 1}, frames=5, seconds=0.02)  # type: ignore[arg-type]
     assert sum(map(sum, timings["a"].blocks["infer"])) >= 20
 
 
-@pytest.mark.usefixtures("impatient")
+@pytest.mark.usefixtures("frozen")
 def test_interrupted_run_keeps_whole_rounds() -> None:
     here = Here({"a": worker(), "b": worker()}, interrupted_at=2 + 5)
     timings, whole = measure(here, {"a": 1, "b": 1}, frames=50)  # type: ignore[arg-type]
@@ -336,7 +352,12 @@ def test_graphs_run_on_all_that_is_installed_and_weights_on_torch(monkeypatch: p
     openvino = types.ModuleType("openvino")
     openvino.__spec__ = ModuleSpec("openvino", None)
     monkeypatch.setitem(sys.modules, "openvino", openvino)  # it need not be installed
-    assert backends("a.onnx") == backends("a.onnx", device="cpu") == ["ort", "openvino"]
+    monkeypatch.setattr(cv2.dnn, "ENGINE_NEW", 2, raising=False)
+    assert backends("a.onnx") == backends("a.onnx", device="cpu") == ["ort", "openvino", "opencv"]
+    monkeypatch.delattr(cv2.dnn, "ENGINE_NEW")
+    assert backends("a.onnx") == ["ort", "openvino"]
+    assert choose_backends(Path("a.onnx"), None, None, "bf16") == ["openvino"]
+    assert choose_backends(Path("a.onnx"), ["ort"], None, "bf16") == []
     assert backends("a.onnx", device="cuda") == ["ort"]
     assert backends("a.onnx", ["openvino", "torch"]) == ["openvino"] and backends("a.onnx", ["torch"]) == []
     assert backends("a.onnx", ["trt"]) == backends("a.engine") == ["trt"]
@@ -360,6 +381,24 @@ def test_without_artifact_the_weights_are_exported_at_each_size(tmp_path: Path, 
         for name in ("torch fp32", "ort int8-ort")
     ]
     assert all(result["parity"]["agreement"] >= 0.9 and result["accuracy"] is None for result in run["results"])
+
+
+def test_rows_in_bf16(exported: Path, weights: Path, tmp_path: Path) -> None:
+    pytest.importorskip("openvino")
+    if not {"avx512_bf16", "amx_bf16"} & set(processor()[1].split()):
+        pytest.skip("this CPU has neither AVX512_BF16 nor AMX")
+    path = tmp_path / "out.json"
+    options = ["--backend", "openvino", "--backend", "torch", "--frames", "5", "--precision", "bf16"]
+    assert cli.main([str(exported), str(weights), *options, "--json", str(path)]) == 0
+    run = json.loads(path.read_text())
+    names = ["openvino fp32", "openvino bf16", "torch fp32", "torch bf16"]
+    assert [result["name"] for result in run["results"]] == names
+    assert [result["options"].get("precision") for result in run["results"]] == [None, "bf16"] * 2
+    plain, half, reference, half_of_reference = (result["parity"] for result in run["results"])
+    assert plain["agreement"] > 0.9999 > half["agreement"] > 0.97 and reference["agreement"] == 1
+    assert 0.97 < half_of_reference["agreement"] < 1
+    assert plain["unpool_flips"] is not None and half["unpool_flips"] is None  # no backend shows them
+    assert run["verdict"][0]["call"].startswith("open_runner(")
 
 
 @pytest.mark.slow
@@ -392,6 +431,7 @@ def test_gate(exported: Path, weights: Path, scenes: Path, tmp_path: Path, capsy
     assert out.exists()  # what was measured is kept
 
 
+@pytest.mark.slow
 def test_ctrl_c_while_comparing_keeps_the_times(
     exported: Path, weights: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -413,6 +453,7 @@ def test_ctrl_c_while_comparing_keeps_the_times(
     assert run["partial"] and run["results"][0]["samples_ms"] and run["results"][0]["parity"] is None
 
 
+@pytest.mark.slow
 def test_foreign_weights_and_no_data(
     weights: Path, exported: Path, scenes: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -433,6 +474,24 @@ def test_foreign_weights_and_no_data(
     assert result["parity"] is None and 0 < result["accuracy"]["miou"] < 1
 
 
+@pytest.fixture(scope="module")
+def strangers(exported: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with `other.onnx`, of other classes, and `foreign.onnx`, of other weights. Do not write to it."""
+    onnx = pytest.importorskip("onnx")
+    folder = tmp_path_factory.mktemp("strangers")
+    metadata = graph_metadata(onnx.load(exported), exported)
+    names = ("floor", *metadata.classes.names[1:])
+    changes: dict[str, dict[str, Any]] = {
+        "other": {"classes": dataclasses.replace(metadata.classes, names=names)},
+        "foreign": {"weights_sha256": "0" * 64},
+    }
+    for name, change in changes.items():
+        model = onnx.load(exported)
+        set_graph_metadata(model, dataclasses.replace(metadata, **change))
+        save_graph(model, folder / f"{name}.onnx")
+    return folder
+
+
 @pytest.mark.parametrize(
     ("options", "message"),
     [
@@ -451,10 +510,14 @@ def test_foreign_weights_and_no_data(
         (["{exported}", "--json", "{tmp}"], "cannot write .* it is a folder or a device"),
         (["{exported}", "--html", "{exported}/a.html"], "cannot write"),
         (["{exported}", "--csv", "{tmp}/a", "--json", "{tmp}/a"], "a are the same, expected a different path"),
-        (["{exported}", "{tmp}/other.onnx"], r"other.onnx knows the classes floor, .*: one run has one class list"),
+        (
+            ["{exported}", "{strangers}/other.onnx"],
+            r"other.onnx knows the classes floor, .*: one run has one class list",
+        ),
         (["{exported}", "--size", "96x128,64x96"], "has one frame size and --size names several"),
         (["{exported}", "--precision", "int8"], "--precision is for what is exported here, expected no ARTIFACT"),
         (["--precision", "int8", "--calibration", "{tmp}/none.json"], "none.json"),
+        (["{exported}", "--precision", "bf16", "--backend", "ort"], "--precision bf16 .*openvino"),
         (["{exported}", "--from-video", "{weights}"], "has no frame that OpenCV can decode"),
         (["{exported}", "--require", "speed>=1"], "--require speed, expected one of p50_ms, p90_ms"),
         (["{exported}", "--require", "agreement"], "--require 'agreement', expected FIGURE<=NUMBER"),
@@ -463,36 +526,36 @@ def test_foreign_weights_and_no_data(
         (["{exported}", "--require", "agreement>=99"], "--require agreement>=99, expected a share from 0 to 1"),
         (["{exported}", "--require", "fps>=1e999"], "--require fps>=1e999, expected a finite number"),
         (["{exported}", "--csv", "{exported}"], "which is read; name another file"),
-        (["{exported}", "--weights", "{tmp}/other.onnx"], "other.onnx"),
+        (["{exported}", "--weights", "{strangers}/other.onnx"], "other.onnx"),
         (
             ["--backend", "torch", "--precision", "int8"],
-            "--precision is for graphs, expected a --backend of ort, openvino",
+            "--precision is for graphs, expected a --backend of ort, openvino, opencv",
         ),
         (["{tmp}", "--backend", "ort"], "has the suffix ''"),
         (["{exported}", "--require", "miou_drop<=0.3"], "--require miou_drop<=0.3 needs the truth; give --data"),
-        (["{tmp}/foreign.onnx", "--require", "agreement>=0.9"], "agreement>=0.9 needs the weights that all artifacts"),
+        (
+            ["{strangers}/foreign.onnx", "--require", "agreement>=0.9"],
+            "agreement>=0.9 needs the weights that all artifacts",
+        ),
         (["show", "{weights}"], "is no result of enet-bench --json"),
         (["compare", "{tmp}/none.json", "{weights}"], "none.json cannot be read"),
     ],
 )
 def test_refusals(
-    options: list[str], message: str, weights: Path, exported: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    options: list[str],
+    message: str,
+    weights: Path,
+    exported: Path,
+    strangers: Path,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
-    onnx = pytest.importorskip("onnx")
-    metadata = graph_metadata(onnx.load(exported), exported)
-    names = ("floor", *metadata.classes.names[1:])
-    for name, changes in {
-        "other": {"classes": dataclasses.replace(metadata.classes, names=names)},
-        "foreign": {"weights_sha256": "0" * 64},
-    }.items():
-        model = onnx.load(exported)
-        set_graph_metadata(model, dataclasses.replace(metadata, **changes))
-        save_graph(model, tmp_path / f"{name}.onnx")
-    filled = [option.format(weights=weights, exported=exported, tmp=tmp_path) for option in options]
+    paths = {"weights": weights, "exported": exported, "strangers": strangers, "tmp": tmp_path}
+    filled = [option.format(**paths) for option in options]
     assert cli.main(filled) == 2
     error = capsys.readouterr().err
     assert error.count("\n") == 1 and re.match(rf"enet-bench.*: error: .*({message})", error), error
-    assert not {"a", "a.html"} & {path.name for path in tmp_path.iterdir()}
+    assert list(tmp_path.iterdir()) == []
 
 
 @pytest.mark.parametrize(

@@ -9,6 +9,7 @@ import shutil
 import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -28,7 +29,9 @@ def shell(redirections: str, module: str, *arguments: object) -> subprocess.Comp
     )
 
 
-@pytest.mark.parametrize("closed", ["2>&-", "<&-", ">&-", "<&- >&- 2>&-"])
+@pytest.mark.parametrize(
+    "closed", [*(pytest.param(one, marks=pytest.mark.slow) for one in ("2>&-", "<&-", ">&-")), "<&- >&- 2>&-"]
+)
 def test_standard_streams_may_be_closed(scenes: Path, exported: Path, tmp_path: Path, closed: str) -> None:
     out = tmp_path / "a.json"
     assert shell(closed, DATA, "check", scenes, "--json", out).returncode == 0
@@ -58,6 +61,7 @@ def test_signals_end_orderly(exported: Path, tmp_path: Path, number: signal.Sign
         child.stdin.flush()
         while not any(path.stat().st_size for path in tmp_path.glob(".enet-*/o.mp4")):
             assert child.poll() is None
+            time.sleep(0.01)
         child.send_signal(number)
         if again and number == signal.SIGHUP:
             child.send_signal(number)
@@ -65,16 +69,18 @@ def test_signals_end_orderly(exported: Path, tmp_path: Path, number: signal.Sign
     assert [path.name for path in tmp_path.iterdir()] == ["o.mp4"]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("ignored", [False, True], ids=["", "nohup"])
 def test_hang_up_of_a_command_without_frames(scenes: Path, tmp_path: Path, ignored: bool) -> None:
     from training_runs import arguments
 
     code = f"import signal; signal.signal(signal.SIGHUP, signal.SIG_{'IGN' if ignored else 'DFL'})\n"
     code += "import sys; from enet_deploy.commands.train import main; sys.exit(main(sys.argv[1:]))"
-    command = [sys.executable, "-c", code, *arguments(scenes, tmp_path / "run", epochs=6)]
+    command = [sys.executable, "-c", code, *arguments(scenes, tmp_path / "run", epochs=3 if ignored else 1000)]
     with subprocess.Popen(command, stderr=subprocess.PIPE, env=ENVIRONMENT) as child:
         while not (tmp_path / "run" / "log.csv").exists():
             assert child.poll() is None
+            time.sleep(0.01)
         child.send_signal(signal.SIGHUP)
         told = child.communicate()[1]
     assert child.returncode == (0 if ignored else 129), told
@@ -83,6 +89,7 @@ def test_hang_up_of_a_command_without_frames(scenes: Path, tmp_path: Path, ignor
     assert not list((tmp_path / "run").glob(".*"))
 
 
+@pytest.mark.slow
 def test_escapes_in_names_reach_no_terminal(scenes: Path, exported: Path, tmp_path: Path) -> None:
     evil = "a\x1b]0;owned\x07\x1b[2J\u202e"
     root = tmp_path / evil
@@ -125,6 +132,7 @@ def in_terminal(module: str, *arguments: str) -> str:
     return told.decode(errors="replace")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "variables", [{"PYTHONIOENCODING": "ascii"}, {"LC_ALL": "C", "PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0"}]
 )
@@ -195,12 +203,20 @@ def test_every_text_file_says_its_encoding(scenes: Path, tmp_path: Path) -> None
 
 
 @pytest.mark.parametrize("variables", [{"LOCAL_RANK": "0"}, {"LOCAL_RANK": "1", "RANK": "1"}])
-def test_local_rank_alone_is_no_torchrun(scenes: Path, tmp_path: Path, variables: dict[str, str]) -> None:
-    from training_runs import arguments
+def test_local_rank_alone_is_no_torchrun(
+    scenes: Path,
+    tmp_path: Path,
+    variables: dict[str, str],
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    from training_runs import assert_refused, enet_train
 
-    command = [sys.executable, "-m", TRAIN, *arguments(scenes, tmp_path / "run", epochs=1)]
-    done = subprocess.run(command, capture_output=True, env=ENVIRONMENT | variables, text=True)
-    assert done.returncode == 0 and "LOCAL_RANK is set without " in done.stderr, done.stderr
+    for name, value in variables.items():
+        monkeypatch.setenv(name, value)
+    assert enet_train(scenes, tmp_path / "run", epochs=1) == 0
+    assert "LOCAL_RANK is set without " in capsys.readouterr().err
     full = variables | {"RANK": "x", "WORLD_SIZE": "1", "MASTER_ADDR": "localhost", "MASTER_PORT": "1"}
-    done = subprocess.run(command, capture_output=True, env=ENVIRONMENT | full, text=True)
-    assert done.returncode == 2 and "RANK=x" in done.stderr and done.stderr.count("\n") == 1, done.stderr
+    for name, value in full.items():
+        monkeypatch.setenv(name, value)
+    assert_refused(enet_train(scenes, tmp_path / "other", epochs=1), capsys, "RANK=x")

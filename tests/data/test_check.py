@@ -180,7 +180,7 @@ def palette_of_classes(path: Path) -> None:
 
 
 @pytest.mark.parametrize(("change", "message"), DOUBTS.values(), ids=DOUBTS.keys())
-def test_what_a_file_states_otherwise_is_a_warning(
+def test_file_that_contradicts_the_classes_is_a_warning(
     data: Path, capsys: pytest.CaptureFixture[str], change: Callable[[Path], object], message: str
 ) -> None:
     change(data)
@@ -239,7 +239,7 @@ def test_what_may_be_meant_is_a_warning(data: Path, tmp_path: Path, capsys: pyte
     assert last.startswith("no problems")
 
 
-def test_what_is_no_data_set_is_exit_code_2(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_folder_without_a_data_set_is_exit_code_2(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert enet_data(["check", str(tmp_path)]) == 2
     assert (
         f"{tmp_path} holds no data set, expected images and label maps in {tmp_path}/train" in capsys.readouterr().err
@@ -363,7 +363,7 @@ def test_a_damaged_zip_file_leaves_nothing(tmp_path: Path, damage: Callable[[Pat
 
 
 @pytest.mark.slow
-def test_a_data_set_of_ones_own_is_checked_exported_scored_and_segmented(
+def test_own_data_set_is_checked_exported_scored_and_segmented(
     scenes: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """Three classes and void, by colour, to which CamVid's 12 labels are mapped. test_train trains on other classes."""

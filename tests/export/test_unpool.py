@@ -92,7 +92,7 @@ def test_nan_has_no_winner() -> None:
     assert not MaxUnpool2x2()(torch.ones(1, 1, 1, 1), winners).any()
 
 
-def test_what_is_not_finite_spoils_its_window_alone() -> None:
+def test_value_that_is_not_finite_changes_only_its_window() -> None:
     """PyTorch would leave the zeros beside it."""
     _, winners = MaxPool2x2()(quarters(1, 1, 4, 4))
     unpooled = MaxUnpool2x2()(torch.tensor([[[[INF, 1.0], [2.0, 3.0]]]]), winners)
@@ -141,7 +141,7 @@ def test_ranks_are_a_buffer_that_moves_with_the_model_and_is_in_no_weights_file(
 
 
 def test_forward_makes_no_tensor_of_pythons_numbers() -> None:
-    """Which no CUDA graph holds; on a GPU, test_export.py captures one."""
+    """A CUDA graph cannot capture them. On a GPU, test_export.py captures a whole graph."""
 
     class Calls(TorchDispatchMode):
         def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:

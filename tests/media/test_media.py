@@ -145,7 +145,7 @@ def test_lost_camera_is_opened_again_and_says_so(
     ]  # fmt: skip
 
 
-def test_source_that_opens_and_gives_nothing_is_left_alone_for_longer_and_longer(
+def test_source_without_frames_is_retried_ever_more_rarely(
     monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     monkeypatch.setattr(capture, "RETRY_WAITS", (0.01, 0.02, 0.03))
@@ -302,7 +302,7 @@ def test_slow_end_of_a_live_source_gets_the_newest_frame() -> None:
     assert pipeline.dropped == 99 - len(rest)
 
 
-def test_source_is_freed_where_nobody_takes_its_frames() -> None:
+def test_source_is_freed_if_nobody_takes_its_frames() -> None:
     freed = threading.Event()
 
     class Held(Fake):

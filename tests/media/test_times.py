@@ -1,4 +1,4 @@
-"""Times of frames: they strictly rise and are the source's; what a source does not state has a rule, and is said."""
+"""Times of frames rise strictly and are the source's; if a source states none, a rule gives them and is reported."""
 
 from __future__ import annotations
 
@@ -76,7 +76,7 @@ def test_frames_that_were_stored_in_another_order_have_the_times_of_their_own(tm
     assert times == [Fraction(index, 25) for index in range(20)]
 
 
-def test_gap_of_years_in_a_video_is_said(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+def test_gap_of_years_in_a_video_is_reported(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     source = Fake(3, live=False)
     years = Fraction(50 * 365 * 86400)
     with video_file(tmp_path / "a.mp4", lambda item: item.frame.image, source) as write:
@@ -103,7 +103,7 @@ def test_images_get_times_by_a_rate(tmp_path: Path, monkeypatch: pytest.MonkeyPa
 
 
 @pytest.mark.parametrize("name", ["2024-05-01T10:30:00.mp4", "a ! b.mp4", "7", "100%.mp4", "a[1].mp4"])
-def test_a_file_that_is_there_comes_before_what_its_name_could_mean(
+def test_existing_file_comes_before_other_meanings_of_its_name(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str
 ) -> None:
     write_video(tmp_path / "a.mp4").rename(tmp_path / name)

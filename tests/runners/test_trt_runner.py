@@ -430,6 +430,7 @@ def test_graphs_are_few(gpu: Gpu, engine: Path, batches: list[UInt8Array]) -> No
         assert len(gpu.graphs) == 4
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("times", [1, 2, 3])
 def test_rotating_buffers_are_not_captured_for_ever(
     gpu: Gpu, engine: Path, upload: Any, batches: list[UInt8Array], expected: list[UInt8Array], times: int
@@ -456,7 +457,7 @@ def test_without_graphs(gpu: Gpu, engine: Path, batches: list[UInt8Array], graph
 
 
 @pytest.mark.parametrize("package", ["pycuda"])
-def test_graphs_that_cannot_be_had_are_an_error(gpu: Gpu, engine: Path) -> None:
+def test_cuda_graphs_that_cannot_be_captured_are_an_error(gpu: Gpu, engine: Path) -> None:
     with pytest.raises(BackendError, match=r"pycuda 2026\.1.*cuda-bindings"):
         open_runner(engine, cuda_graphs=True)
 
@@ -637,7 +638,7 @@ def test_the_engine_of_a_graph_is_built_once(
     assert (flavour, visible) == ("trt", "0") and "enet_deploy/engines" in engine
 
 
-def test_it_is_built_again_for_what_it_depends_on(
+def test_engine_is_built_again_if_an_input_changes(
     gpu: Gpu, exported: Path, builds: list[list[str]], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     open_runner(exported, "trt").close()
@@ -655,7 +656,7 @@ def test_it_is_built_again_for_what_it_depends_on(
     assert builds[4] == builds[3]
 
 
-def test_two_that_build_the_same_at_once_build_it_once(
+def test_two_processes_build_the_same_engine_once(
     gpu: Gpu, exported: Path, builds: list[list[str]], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     build = subprocess.run
@@ -678,7 +679,7 @@ def test_two_that_build_the_same_at_once_build_it_once(
     assert len(builds) == 1 and found[0] == found[1]
 
 
-def test_it_is_built_where_there_are_no_locks(
+def test_engine_is_built_without_file_locks(
     gpu: Gpu, exported: Path, builds: list[list[str]], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setitem(sys.modules, "fcntl", None)
@@ -695,7 +696,7 @@ def test_a_cache_that_cannot_be_written_is_an_error(
         open_runner(exported, "trt")
 
 
-def test_it_is_built_on_the_gpu_that_was_asked_for(
+def test_engine_is_built_on_the_requested_gpu(
     gpu: Gpu, exported: Path, builds: list[list[str]], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     gpu.count = 2
@@ -712,7 +713,7 @@ def test_it_is_built_on_the_gpu_that_was_asked_for(
         (-9, "", r"was not built \(exit code -9\): it gave no reason$"),
     ],
 )
-def test_what_the_builder_says_is_said(
+def test_messages_of_the_builder_are_passed_on(
     gpu: Gpu, exported: Path, monkeypatch: pytest.MonkeyPatch, code: int, stderr: str, message: str
 ) -> None:
     monkeypatch.setattr(subprocess, "run", lambda *_, **__: SimpleNamespace(returncode=code, stderr=stderr))
@@ -765,7 +766,7 @@ def test_rtx_engines_of_another_machine_are_refused(gpu: Gpu, exported: Path, tm
 
 
 @pytest.mark.parametrize("validity", ["VALID", "SUBOPTIMAL"])
-def test_rtx_engines_are_taken_where_tensorrt_rtx_says_so(
+def test_rtx_engines_are_accepted_if_tensorrt_rtx_accepts_them(
     gpu: Gpu, exported: Path, tmp_path: Path, validity: str
 ) -> None:
     path = write_engine(exported, tmp_path / "enet-rtx.engine", "trt-rtx", compute_capabilities=("8.0",))
@@ -784,7 +785,7 @@ def test_rtx_that_cannot_be_asked_goes_by_the_card(
         open_runner(path)
 
 
-def test_rtx_that_keeps_nothing_is_closed_all_the_same(
+def test_rtx_runner_without_a_cache_is_closed_too(
     gpu: Gpu, exported: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(standin.RuntimeCache, "serialize", lambda _: None)

@@ -42,12 +42,11 @@ from enet_deploy.weights import load_weights, save_weights
 @pytest.mark.parametrize(
     ("owner", "name", "call"),
     [
-        (TrainingStep, "__call__", 1),
-        (TrainingStep, "__call__", STEPS + 1),
-        (Trainer, "_evaluate", 0),
-        (Path, "write_bytes", 3),
+        pytest.param(TrainingStep, "__call__", 1, id="first epoch", marks=pytest.mark.slow),
+        pytest.param(TrainingStep, "__call__", STEPS + 1, id="second epoch"),
+        pytest.param(Trainer, "_evaluate", 0, id="evaluation", marks=pytest.mark.slow),
+        pytest.param(Path, "write_bytes", 3, id="writing a checkpoint", marks=pytest.mark.slow),
     ],
-    ids=["first epoch", "second epoch", "evaluation", "writing a checkpoint"],
 )
 def test_interrupted_run_resumes_to_the_same_bits(
     finished: Path, scenes: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, owner: Any, name: str, call: int
@@ -76,8 +75,9 @@ def test_interrupted_run_resumes_to_the_same_bits(
         assert row | TIMES == expected | TIMES
 
 
-# Trains in child processes of one that has imported torch, each killed at another event; prints the number of events.
-# An event is a step, a file half written, and a file about to get its name or just named.
+# Trains in child processes of one that has imported torch: first undisturbed, then killed at each of the moments.
+# An event is a step, a file half written, and a file about to get its name or just named. A moment is the number of
+# events before it, and may be an expression of the `count` of all events.
 KILLED = """
 import os, signal, sys
 from pathlib import Path
@@ -110,28 +110,34 @@ def train_until(last, out):
     wrap(Path, "write_bytes", lambda path, content: write(path, content[: len(content) // 2]), False)
     wrap(Path, "write_text", lambda path, text: write(path, text.encode()[: len(text) // 2]), False)
     wrap(Path, "replace", lambda *_: None, True)
-    code = train_cli.main([*sys.argv[3:], "--out", out])
-    print(last - len(list(events)), flush=True)
+    code = train_cli.main([*sys.argv[3:], "--out", f"{out}-{last}"])
+    print(last - len(list(events)), file=open(f"{out}.count", "w"), flush=True)
     os._exit(code)
 
-for last in map(int, sys.argv[1].split(",")):
+def in_child(last):
     if os.fork() == 0:
-        train_until(last, f"{sys.argv[2]}-{last}")
-    os.wait()
+        train_until(last, sys.argv[2])
+    return os.waitstatus_to_exitcode(os.wait()[1])
+
+assert in_child(1000) == 0
+count = int(Path(f"{sys.argv[2]}.count").read_text())
+moments = [eval(moment) for moment in sys.argv[1].split(",")]
+for moment in moments:
+    assert in_child(moment) == -signal.SIGKILL
+print(*moments)
 """
 
 
-def killed_after(events: list[int], data: Path, out: Path) -> str:
-    """Runs in the folders OUT-N, each of them killed after N events."""
-    argv = [",".join(map(str, events)), str(out), *arguments(data, out, eval_every=1)]
+def killed_at(moments: str, data: Path, out: Path) -> list[int]:
+    """Train in the folder OUT-1000, and in OUT-N for each moment N, killed there. Returns the moments as numbers."""
     done = subprocess.run(
-        [sys.executable, "-c", KILLED, *argv],
+        [sys.executable, "-c", KILLED, moments, str(out), *arguments(data, out, eval_every=1)],
         env=os.environ | {"PYTHONPATH": str(ROOT)},
         capture_output=True,
         text=True,
     )
     assert done.returncode == 0, done.stderr
-    return done.stdout
+    return [*map(int, done.stdout.split())]
 
 
 def assert_whole(out: Path) -> None:
@@ -148,11 +154,10 @@ def assert_whole(out: Path) -> None:
 
 @pytest.mark.slow
 def test_run_killed_at_any_moment_resumes_to_the_same_bits(scenes: Path, tmp_path: Path) -> None:
-    count = int(killed_after([1000], scenes, tmp_path / "run"))
+    # Half of them while the last files are renamed, when only the end of the run is left to do
+    moments = killed_at("1, 4, count // 2, count - 8, count - 6, count - 4", scenes, tmp_path / "run")
     whole = tmp_path / "run-1000"
-    # half of them while the last files are renamed, when only the end of the run is left to do
-    moments = [1, 4, count // 2, count - 8, count - 6, count - 4]
-    assert killed_after(moments, scenes, tmp_path / "run") == ""
+    assert len(moments) == 6
     for moment in moments:
         out = tmp_path / f"run-{moment}"
         assert_whole(out)
@@ -180,6 +185,7 @@ def test_terminated_run_says_how_to_go_on(scenes: Path, tmp_path: Path) -> None:
     assert {path.name for path in tmp_path.iterdir()} <= set(FILES)
 
 
+@pytest.mark.slow
 def test_run_from_other_weights_resumes_to_the_same_bits(
     finished: Path, scenes: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -198,6 +204,7 @@ def test_run_from_other_weights_resumes_to_the_same_bits(
 LOSSES = ["--aux", "0.4", "--lovasz", "1", "--lovasz-from", "0", "--noise", "8"]
 
 
+@pytest.mark.slow
 def test_interrupted_run_with_every_loss_resumes_to_the_same_bits(
     finished: Path, scenes: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -360,7 +367,7 @@ def test_finished_run_can_be_resumed(finished: Path, scenes: Path, tmp_path: Pat
 
 
 class Touch:
-    """Pickled, it makes a file when it is loaded by whoever trusts it."""
+    """Makes a file when it is unpickled."""
 
     def __init__(self, path: Path) -> None:
         self.path = path

@@ -28,6 +28,7 @@ def test_evaluation_leaves_cudnn_on(scenes: Path, tmp_path: Path) -> None:
         cudnn.benchmark = before
 
 
+@pytest.mark.slow
 def test_run_with_an_untouched_val_tries_other_corrections(
     scenes: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -36,11 +36,10 @@ def memory_for(monkeypatch: pytest.MonkeyPatch) -> Callable[[int, bool], None]:
 @pytest.mark.parametrize(
     ("gpu", "largest", "advice"),
     [
-        (True, 3, "--batch 2 does\n"),
-        (False, 4, "--batch 4 does\n"),
-        (False, 0, "smaller --batch"),
+        pytest.param(True, 3, "--batch 2 does\n", id="GPU"),
+        pytest.param(False, 4, "--batch 4 does\n", id="CPU", marks=pytest.mark.slow),
+        pytest.param(False, 0, "smaller --batch", id="nothing fits"),
     ],
-    ids=["GPU", "CPU", "nothing fits"],
 )
 def test_out_of_memory_names_the_batch_that_fits(
     scenes: Path,

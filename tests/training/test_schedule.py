@@ -25,7 +25,7 @@ def test_rate_rises_in_the_warm_up_and_then_falls_to_zero() -> None:
     assert short.warmup == 2  # a tenth of it, as a short run has to learn too
 
 
-def test_what_sets_in_late() -> None:
+def test_late_parts_of_the_schedule() -> None:
     recipe = Recipe(epochs=2, warmup=1, amp=True, lovasz_from=0.5, crop=(64, 64), final_crop=(96, 96), final_from=0.75)
     schedule = Schedule(recipe, steps_per_epoch=10)
     assert [schedule.in_bfloat16(step) for step in (0, 1)] == [False, True]
@@ -61,6 +61,7 @@ class Clock:
     monotonic = perf_counter
 
 
+@pytest.mark.slow
 def test_minutes_are_filled_with_one_schedule(scenes: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Though libraries compile and choose kernels in the first epoch."""
     recipe = Recipe(size=(16, 16), crop=(16, 16), batch=4, minutes=1.5, warmup=6, eval_every=10, aux=0.0, noise=0.0)
@@ -78,6 +79,7 @@ def test_minutes_are_filled_with_one_schedule(scenes: Path, tmp_path: Path, monk
     assert Trainer(*splits(scenes), tmp_path, state.recipe, CPU, checkpoint=state).over
 
 
+@pytest.mark.slow
 def test_minutes_that_end_in_the_warm_up(scenes: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The second epoch is still run, and the warm-up ends with the first plan."""
     recipe = Recipe(size=(16, 16), crop=(16, 16), batch=4, minutes=1.3, warmup=1000, aux=0.0, noise=0.0)
