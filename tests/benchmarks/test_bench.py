@@ -358,6 +358,7 @@ def test_graphs_run_on_all_that_is_installed_and_weights_on_torch(monkeypatch: p
     assert backends("a.onnx") == ["ort", "openvino"]
     assert choose_backends(Path("a.onnx"), None, None, "bf16") == ["openvino"]
     assert choose_backends(Path("a.onnx"), ["ort"], None, "bf16") == []
+    assert choose_backends(Path("a.safetensors"), ["torch", "openvino"], None, "bf16") == ["torch"]
     assert backends("a.onnx", device="cuda") == ["ort"]
     assert backends("a.onnx", ["openvino", "torch"]) == ["openvino"] and backends("a.onnx", ["torch"]) == []
     assert backends("a.onnx", ["trt"]) == backends("a.engine") == ["trt"]
@@ -383,20 +384,19 @@ def test_without_artifact_the_weights_are_exported_at_each_size(tmp_path: Path, 
     assert all(result["parity"]["agreement"] >= 0.9 and result["accuracy"] is None for result in run["results"])
 
 
-def test_rows_in_bf16(exported: Path, weights: Path, tmp_path: Path) -> None:
+@pytest.mark.slow
+def test_rows_in_bf16(exported: Path, tmp_path: Path) -> None:
     pytest.importorskip("openvino")
     if not {"avx512_bf16", "amx_bf16"} & set(processor()[1].split()):
         pytest.skip("this CPU has neither AVX512_BF16 nor AMX")
     path = tmp_path / "out.json"
-    options = ["--backend", "openvino", "--backend", "torch", "--frames", "5", "--precision", "bf16"]
-    assert cli.main([str(exported), str(weights), *options, "--json", str(path)]) == 0
+    options = ["--backend", "openvino", "--threads", "1", "--frames", "5", "--precision", "bf16"]
+    assert cli.main([str(exported), *options, "--json", str(path)]) == 0
     run = json.loads(path.read_text())
-    names = ["openvino fp32", "openvino bf16", "torch fp32", "torch bf16"]
-    assert [result["name"] for result in run["results"]] == names
-    assert [result["options"].get("precision") for result in run["results"]] == [None, "bf16"] * 2
-    plain, half, reference, half_of_reference = (result["parity"] for result in run["results"])
-    assert plain["agreement"] > 0.9999 > half["agreement"] > 0.97 and reference["agreement"] == 1
-    assert 0.97 < half_of_reference["agreement"] < 1
+    assert [result["name"] for result in run["results"]] == ["openvino fp32", "openvino bf16"]
+    assert [result["options"].get("precision") for result in run["results"]] == [None, "bf16"]
+    plain, half = (result["parity"] for result in run["results"])
+    assert plain["agreement"] > 0.9999 > half["agreement"] > 0.97
     assert plain["unpool_flips"] is not None and half["unpool_flips"] is None  # no backend shows them
     assert run["verdict"][0]["call"].startswith("open_runner(")
 
