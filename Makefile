@@ -1,5 +1,5 @@
-# `make demo`, `make gpu` and `make test` set themselves up in .venv, `make test-minimal` in .venv-minimal, `make docs` in
-# .venv-docs; nothing else is needed but Python 3.10 or later.
+# `make demo`, `make gpu` and `make test` set themselves up in .venv, `make test-minimal` in .venv-minimal, `make test-ros`
+# in .venv-ros, `make docs` in .venv-docs; nothing else is needed but Python 3.10 or later.
 
 PYTHON ?= python3
 FUZZ_SECONDS ?= 60
@@ -8,9 +8,11 @@ BIN := .venv/bin
 INSTALLED := .venv/installed
 WEIGHTS := enet_deploy/weights/enet-camvid.safetensors
 MINIMAL := .venv-minimal
+ROS := .venv-ros
+ROS_PYTHON ?= python3.11
 DOCS := .venv-docs
 
-.PHONY: demo gpu test test-fast test-minimal fuzz docs lint clean
+.PHONY: demo gpu test test-fast test-minimal test-ros fuzz docs lint clean
 
 demo: $(INSTALLED) ## fp32 and int8 on PyTorch, ONNX Runtime and OpenVINO side by side with a report; an engine for an RTX 3060
 	$(BIN)/enet-export --logits --out demo
@@ -38,6 +40,14 @@ test-minimal: ## the tests with the newest releases, a headless OpenCV, and no O
 		tqdm jinja2 matplotlib rich psutil pytest pytest-xdist hypothesis
 	$(MINIMAL)/bin/python -m pytest $(PARALLEL)
 
+# The wheels of ROS 2 Kilted are for Python 3.11. rclpy is enough to run the node; no other part of ROS is needed.
+test-ros: ## the ROS 2 node with the real rclpy, on this machine's loopback
+	test -x $(ROS)/bin/python || $(ROS_PYTHON) -m venv $(ROS)
+	$(ROS)/bin/pip install -q 'ros-rclpy[fastrtps]' ros-sensor-msgs ros-std-msgs ros-diagnostic-msgs ros-rcl-interfaces
+	$(ROS)/bin/pip install -q -c constraints.txt -e '.[cpu,ros,video]' onnx pytest psutil
+	$(ROS)/bin/pip install -q --no-deps -e examples/ros2_node
+	$(ROS)/bin/python -m pytest tests/ros
+
 fuzz: $(INSTALLED) ## every reader of foreign files against damaged and crafted ones, for so many seconds
 	OMP_NUM_THREADS=1 $(BIN)/python tests/fuzz.py $(FUZZ_SECONDS)
 
@@ -62,4 +72,4 @@ $(INSTALLED): setup.cfg pyproject.toml constraints.txt
 	touch $@
 
 clean:
-	rm -rf .venv $(MINIMAL) $(DOCS) build demo gpu-report gpu-rehearsal *.egg-info .mypy_cache .pytest_cache .ruff_cache .hypothesis
+	rm -rf .venv $(MINIMAL) $(ROS) $(DOCS) build demo gpu-report gpu-rehearsal *.egg-info .mypy_cache .pytest_cache .ruff_cache .hypothesis

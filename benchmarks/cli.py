@@ -16,13 +16,14 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from enet_deploy import console
-from enet_deploy.artifacts import BUNDLED_WEIGHTS
+from enet_deploy.artifacts import BUNDLED_WEIGHTS, QdqLayout
 from enet_deploy.commands import cli
 from enet_deploy.data import DataSet, files_of, require_same_classes
 from enet_deploy.environment import environment
 from enet_deploy.errors import InputError
 from enet_deploy.files import atomic_write, require_outputs, sha256
-from enet_deploy.runners import BACKENDS, artifact_files, backends_for
+from enet_deploy.fit import FITS
+from enet_deploy.runners import BACKENDS, ON_REQUEST, artifact_files, backends_for
 
 from .measure.comparison import Comparison, compare_runners
 from .measure.plan import (
@@ -30,6 +31,7 @@ from .measure.plan import (
     BenchInputs,
     BenchOptions,
     OpenCase,
+    Point,
     named_artifacts,
     open_cases,
     open_inputs,
@@ -44,10 +46,16 @@ from .statistics import Summary
 from .verdict import FIGURES, Requirement, check, parse_requirements, require_measurable
 
 if TYPE_CHECKING:
+    from enet_deploy.export.record import Record
+    from enet_deploy.weights import Weights
+
     from .report.page import Picture
 
 PICTURES = 4
-PRECISIONS = ("fp32", "fp16", "int8", "int8-ort", "fp16-int8")
+PRECISIONS = ("fp32", "bf16", "fp16", "int8", "int8-openvino", "int8-ort", "fp16-int8", "bf16-int8")
+_LAYOUTS: dict[str, QdqLayout] = {"int8-openvino": "openvino", "int8-ort": "ort"}  # of the other graphs: "all"
+# What is computed in bf16 -> the graph for it
+_GRAPHS = {"bf16": "fp32", "bf16-int8": "int8-openvino"}
 WIDTH = 132  # columns of the widest table of an ordinary run
 
 
@@ -75,10 +83,11 @@ def _bench(args: argparse.Namespace) -> None:
 def _require(options: BenchOptions, outputs: dict[str, Path], requirements: Sequence[Requirement]) -> str:
     """Raise now what would only be found after minutes of measuring. Returns the SHA-256 of the weights."""
     weights_sha256 = _check_weights(options.weights)
-    if options.artifacts and (options.precisions or options.calibration):
-        given = "precision" if options.precisions else "calibration"
+    exported = [precision for precision in options.precisions if precision not in ON_REQUEST]
+    if options.artifacts and (exported or options.calibration):
+        given = f"precision {exported[0]}" if exported else "calibration"
         raise InputError(f"--{given} is for what is exported here, expected no ARTIFACT with it")
-    if options.precisions and not options.runs_graphs:
+    if exported and not options.runs_graphs:
         raise InputError(f"--precision is for graphs, expected a --backend of {', '.join(backends_for('enet.onnx'))}")
     import psutil  # noqa: F401  a missing package is named now
     import rich  # noqa: F401
@@ -157,12 +166,13 @@ def _run(
 def _exports(options: BenchOptions, weights_sha256: str, folder: Path) -> Iterator[Artifact]:
     """The weights, and a graph of them in each precision for each point if a backend runs graphs."""
     weights = options.weights
-    yield weights, weights.name if weights == BUNDLED_WEIGHTS else str(weights), options.points
+    shown = weights.name if weights == BUNDLED_WEIGHTS else str(weights)
+    yield Artifact(weights, shown, options.points)
+    if "bf16" in options.precisions:
+        yield Artifact(weights, shown, options.points, "bf16")
     if not options.runs_graphs:
         return
-    from enet_deploy.export.int8 import quantize
     from enet_deploy.export.record import record_for
-    from enet_deploy.export.to_onnx import to_onnx
     from enet_deploy.weights import Weights
 
     record = None
@@ -173,21 +183,31 @@ def _exports(options: BenchOptions, weights_sha256: str, folder: Path) -> Iterat
     _say(f"exporting {weights.name} as {', '.join(precisions)}")
     opened = Weights.read(weights)
     for precision, (number, point) in console.progress(wanted, "exporting"):
-        change = None
-        if record is not None and "int8" in precision:
-            change = partial(quantize, record=record, qdq_layout="ort" if precision == "int8-ort" else "all")
-        path = folder / str(number) / f"enet-{precision}.onnx"
-        to_onnx(
-            opened,
-            path,
-            precision="fp16" if "fp16" in precision else "fp32",
-            size=point[0],
-            batch=point[1] or 1,
-            logits=True,  # to compare them; ONNX Runtime takes a tenth longer for it, OpenVINO no longer
-            quantize=change,
-            max_disagreement=1.0,  # this command reports the labels, whatever they are
-        )
-        yield path, path.name, [point]
+        form = _GRAPHS.get(precision, precision)
+        path = folder / str(number) / f"enet-{form}.onnx"
+        if not path.exists():
+            _export(opened, path, form, point, record)
+        yield Artifact(path, path.name, [point], None if form == precision else "bf16")
+
+
+def _export(weights: Weights, path: Path, form: str, point: Point, record: Record | None) -> None:
+    """Export the weights as a graph of this form, one of `PRECISIONS`, for this frame size and batch."""
+    from enet_deploy.export.int8 import quantize
+    from enet_deploy.export.to_onnx import to_onnx
+
+    change = None
+    if record is not None and "int8" in form:
+        change = partial(quantize, record=record, qdq_layout=_LAYOUTS.get(form, "all"))
+    to_onnx(
+        weights,
+        path,
+        precision="fp16" if "fp16" in form else "fp32",
+        size=point[0],
+        batch=point[1] or 1,
+        logits=True,  # to compare them; ONNX Runtime takes a tenth longer for it, OpenVINO no longer
+        quantize=change,
+        max_disagreement=1.0,  # this command reports the labels, whatever they are
+    )
 
 
 def _results(cases: Sequence[OpenCase], timings: dict[str, Timing], comparison: Comparison) -> list[Result]:
@@ -251,7 +271,7 @@ def _pictures(run: Run, comparison: Comparison, inputs: BenchInputs) -> list[Pic
 def _say(what: str) -> None:
     """Print a sign of life for a log; a terminal has progress bars."""
     if not sys.stderr.isatty():
-        print(f"{what} ...", flush=True)
+        print(f"{what} ...", file=sys.stderr, flush=True)
 
 
 # --- the outputs --------------------------------------------------------------------------------------------------
@@ -312,31 +332,42 @@ def _compare_runs(args: argparse.Namespace) -> None:
 # --- the command line ---------------------------------------------------------------------------------------------
 
 
-def _bench_parser() -> argparse.ArgumentParser:
+def make_parser() -> cli.Parser:
     parser = cli.Parser(
         "enet-bench",
         description="Latency, throughput and parity of runners, side by side in one run.",
         epilog="Also: enet-bench compare FIRST.json SECOND.json; enet-bench show RUN.json, with outputs as above. "
         f"Figures of --require: {', '.join(FIGURES)}; drops are in points against PyTorch fp32, agreement, flips and "
         "accuracies are shares from 0 to 1.",
+        examples=(
+            "enet-bench --precision fp32,int8 --html report.html",
+            'enet-bench enet-camvid mine-int8.onnx --data DATA --require "miou_drop<=0.3"',
+        ),
     )
     add = parser.add_argument
     add(
         "artifacts", nargs="*", type=Path, metavar="ARTIFACT",
-        help="weights, graphs or engines; the first is the baseline (default: --weights and their exports)",
+        help="weights, graphs, engines, names of bundled weights; the first is the baseline (default: --weights and "
+        "their exports)",
     )  # fmt: skip
-    add("--weights", type=Path, default=BUNDLED_WEIGHTS, help="parity is measured against these (default: bundled)")
+    add(
+        "--weights", type=cli.weights, default=BUNDLED_WEIGHTS,
+        help="parity is measured against these (default: enet-camvid)",
+    )  # fmt: skip
     add(
         "--precision", dest="precisions", type=cli.listed(cli.one_of(PRECISIONS)), default=(), metavar="P,...",
-        help=f"what to export if no ARTIFACT is named, of {', '.join(PRECISIONS)} (default: fp32)",
+        help=f"what to export if no ARTIFACT is named, of {', '.join(PRECISIONS)} (default: fp32); beside ARTIFACTs "
+        "bf16 alone, which runs each of them in bf16 too",
     )  # fmt: skip
     add("--calibration", type=Path, metavar="RECORD", help="for int8 of --weights (default: bundled)")
+    add = parser.add_argument_group("where").add_argument
     add(
         "--backend", dest="backends", action="append", choices=BACKENDS,
         help="may be repeated (default: all that are installed, except trt)",
     )  # fmt: skip
+    add("--fit", choices=FITS, help="how images become frames (default: as each artifact says)")
     add("--device", help="cpu, cuda or cuda:N (default: the backend's own)")
-    add("--threads", type=int, default=0, metavar="N", help="of ort and openvino (default: their choice)")
+    add("--threads", type=int, default=0, metavar="N", help="of ort, openvino and opencv (default: their choice)")
     add(
         "--size", dest="sizes", type=cli.listed(cli.size), default=(), metavar="HxW,...",
         help="frame size (default: the artifact's). All is measured at the first; the others are only timed",
@@ -345,6 +376,7 @@ def _bench_parser() -> argparse.ArgumentParser:
         "--batch", dest="batches", type=cli.listed(cli.positive), default=(), metavar="N,...",
         help="frames per call (default: the graph's); several as with --size",
     )  # fmt: skip
+    add = parser.add_argument_group("on which images, and for how long").add_argument
     add("--frames", type=cli.positive, default=100, metavar="N", help="timed per runner (default: %(default)s)")
     add(
         "--seconds", type=cli.not_negative, default=0.0, metavar="S",
@@ -359,6 +391,7 @@ def _bench_parser() -> argparse.ArgumentParser:
         metavar="FILE",
         help="time the whole loop on it: decode, segment, overlay",
     )
+    add = parser.add_argument_group("more to find out").add_argument
     add("--profile", action="store_true", help="show where the time goes too, operation by operation")
     add("--require", metavar="CONDITIONS", help='exit with 1 unless all hold: "miou_drop<=0.3,p90_ms<=20"')
     _add_outputs(parser)
@@ -366,21 +399,29 @@ def _bench_parser() -> argparse.ArgumentParser:
 
 
 def _show_parser() -> argparse.ArgumentParser:
-    parser = cli.Parser("enet-bench show", description="Print a stored run, and write it in other forms.")
+    parser = cli.Parser(
+        "enet-bench show",
+        description="Print a stored run, and write it in other forms.",
+        examples=("enet-bench show run.json --html report.html", "enet-bench show run.json --csv run.csv"),
+    )
     parser.add_argument("run", type=Path, metavar="RUN", help="a file of --json")
     _add_outputs(parser)
     return parser
 
 
 def _compare_parser() -> argparse.ArgumentParser:
-    parser = cli.Parser("enet-bench compare", description="Say for each runner of two runs which one is faster.")
+    parser = cli.Parser(
+        "enet-bench compare",
+        description="Say for each runner of two runs which one is faster.",
+        examples=("enet-bench compare before.json after.json",),
+    )
     parser.add_argument("first", type=Path, metavar="FIRST", help="a file of --json")
     parser.add_argument("second", type=Path, metavar="SECOND", help="another one")
     return parser
 
 
 def _add_outputs(parser: argparse.ArgumentParser) -> None:
-    add = parser.add_argument
+    add = parser.add_argument_group("outputs").add_argument
     add("--json", type=Path, metavar="FILE", help="write the whole result to FILE")
     add("--html", type=Path, metavar="FILE", help="write a report with charts to FILE, one page for a browser")
     add("--markdown", type=Path, metavar="FILE", help="write a table and the verdict to FILE")
@@ -397,9 +438,9 @@ _SUBCOMMANDS: dict[str, tuple[Callable[[], argparse.ArgumentParser], Callable[[a
 def main(argv: Sequence[str] | None = None) -> int:
     argv = sys.argv[1:] if argv is None else list(argv)
     if argv and argv[0] in _SUBCOMMANDS:
-        make_parser, command = _SUBCOMMANDS[argv[0]]
-        return cli.run(make_parser(), command, argv[1:])
-    return cli.run(_bench_parser(), _bench, argv)
+        parser, command = _SUBCOMMANDS[argv[0]]
+        return cli.run(parser(), command, argv[1:])
+    return cli.run(make_parser(), _bench, argv)
 
 
 if __name__ == "__main__":

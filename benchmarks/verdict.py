@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import json
 import math
 import operator
 import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import Any
 
+from enet_deploy.artifacts import BUNDLED_WEIGHTS
 from enet_deploy.errors import InputError, RequirementError
 
 from .measure.machine import Load
@@ -18,6 +21,7 @@ from .statistics import Speed
 DROP = 0.3  # points of mIoU that a faster runner may cost
 SAME = 5e-4  # a difference of mIoU, or of the share of equal labels, that does not justify a slower runner
 LEAST_AGREEMENT = 0.99  # used instead of `DROP` if there is no truth
+LEAST_IN_BF16 = 0.993  # the same for bf16: 0.9972 on unseen images, 0.9952 on the worst (docs/precision-and-engines.md)
 
 UNSTABLE = 0.10  # spread of the rounds' medians, as a share of the median, above which a result is doubted
 BUSY = 0.10  # cores that other programs may take
@@ -35,12 +39,14 @@ class Verdict:
         front: names of the runners on the Pareto front, fastest first.
         take: name of the advised runner; None if none keeps the network's labels.
         advice: the reasons, in sentences.
+        call: the line of Python that opens the advised runner; None if there is none.
     """
 
     device: str
     front: tuple[str, ...]
     take: str | None
     advice: str
+    call: str | None
 
 
 def figures(result: Result, reference: Accuracy | None) -> dict[str, float | None]:
@@ -109,8 +115,26 @@ def verdicts(results: Sequence[Result], reference: Accuracy | None) -> list[Verd
         best = _best([result for result in own if drops.keeps(result)])
         members = tuple(result.name for result in front(own))
         take = None if best is None else best.name
-        found.append(Verdict(device, members, take, " ".join(_advice(best, own, drops))))
+        call = None if best is None else call_of(best)
+        found.append(Verdict(device, members, take, " ".join(_advice(best, own, drops)), call))
     return found
+
+
+def call_of(result: Result) -> str:
+    """The call that opens a runner as the run did, to be pasted: names from foreign files stay texts."""
+    is_bundled = result.artifact == BUNDLED_WEIGHTS.name
+    artifact = "BUNDLED_WEIGHTS" if is_bundled else _literal(result.artifact)
+    asked = {"backend": result.backend, "device": result.device, **result.options}
+    if result.device == ("cuda" if result.backend == "trt" else "cpu"):
+        del asked["device"]  # the default
+    if isinstance(asked.get("size"), list | tuple):
+        asked["size"] = tuple(asked["size"])
+    arguments = (f"{name}={_literal(value)}" for name, value in asked.items() if value and name.isidentifier())
+    return f"open_runner({', '.join((artifact, *arguments))})"
+
+
+def _literal(value: Any) -> str:
+    return json.dumps(value) if isinstance(value, str) else repr(value)
 
 
 @dataclass(frozen=True)
@@ -132,7 +156,7 @@ class _Drops:
         points = self.points(result)
         if points is not None:
             return points <= DROP
-        return result.parity is None or result.parity.agreement >= LEAST_AGREEMENT
+        return result.parity is None or result.parity.agreement >= _least_agreement(result)
 
     def cost(self, result: Result) -> str:
         points = self.points(result)
@@ -177,7 +201,7 @@ def in_words(gain: Speed) -> str:
 def _refused(best: Result, results: Sequence[Result], drops: _Drops) -> list[str]:
     """Why int8 or fp16, which one expects to be faster, is not advised."""
     reasons = []
-    for kind in {"fp32": ("int8", "fp16"), "fp16": ("int8",)}.get(best.precision, ()):
+    for kind in {"fp32": ("int8", "bf16", "fp16"), "bf16": ("int8",), "fp16": ("int8",)}.get(best.precision, ()):
         tried = [result for result in results if result.precision.endswith(kind)]
         if tried:
             why = _why_not(min(tried, key=_speed_order), best, drops)
@@ -193,7 +217,11 @@ def _why_not(result: Result, best: Result, drops: _Drops) -> str:
         return f"{result.name} costs {points:.2f} points of mIoU, more than {DROP}"
     assert result.parity is not None  # else it would keep the labels
     agreement = result.parity.agreement
-    return f"{result.name} keeps {agreement:.2%} of PyTorch's labels, fewer than {LEAST_AGREEMENT:.0%}"
+    return f"{result.name} keeps {agreement:.2%} of PyTorch's labels, fewer than {100 * _least_agreement(result):g}%"
+
+
+def _least_agreement(result: Result) -> float:
+    return LEAST_IN_BF16 if result.precision == "bf16" else LEAST_AGREEMENT
 
 
 # --- can the figures be trusted? ----------------------------------------------------------------------------------

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import argparse
+import dataclasses
 import math
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from enet_deploy import console
 from enet_deploy.artifacts import BUNDLED_WEIGHTS, graph_metadata
@@ -20,9 +21,9 @@ from enet_deploy.images import read_image
 if TYPE_CHECKING:
     import onnx
 
+    from enet_deploy.artifacts import Metadata
     from enet_deploy.classes import ClassList
 
-    from .ranges import MeasuredRanges
     from .scoring import Evaluator, Pair, Score
     from .sensitivity import LayerSensitivity
 
@@ -32,7 +33,10 @@ UNLABELLED = 32  # images to compare labels on if the data set has no labels
 
 
 def _pairs(data: str, classes: ClassList, sampled: list[Path], split: str) -> Sequence[Pair] | DataSet:
-    """Return what graphs are scored on: val with labels; else images without, other than the sampled if possible."""
+    """Return the images that graphs are scored on: val with its labels; without labels, images that were not sampled.
+
+    If all images were sampled, they are scored on too.
+    """
     of_images, of_labels = parts(data, "val")
     if of_labels.folder.is_dir():
         val = open_data(data, "val")
@@ -50,29 +54,25 @@ def _pairs(data: str, classes: ClassList, sampled: list[Path], split: str) -> Se
 
 def _measure(
     args: argparse.Namespace, model: onnx.ModelProto, sampled: list[Path], evaluator: Evaluator
-) -> tuple[MeasuredRanges, Score]:
-    """Measure ranges by --method, or by all methods and keep the best. Returns the ranges and their score."""
-    from enet_deploy.export.int8 import FLOAT_LAYERS, activations, layers, output_tensors, quantized_copy
+) -> tuple[Record, Score]:
+    """Measure ranges by --method, or by all methods and keep the best.
+
+    Returns a record of them, with the default layers in float, and its score.
+    """
+    from enet_deploy.export.int8 import FLOAT_LAYERS, quantized_copy
 
     from . import ranges
 
     metadata = graph_metadata(model, args.weights)
-    tensors = list(activations(model.graph, layers(model.graph).values()))
-    methods = METHODS if args.method == "auto" else (args.method,)
-    found = ranges.find_ranges(model, tensors, sampled, metadata.size, methods, console.progress)
-    # The layout "ort" needs more tensors than all others together: for these one method, on fewer images
     few = spread(sampled, OUTPUT_IMAGES)
-    of_outputs = ranges.find_ranges(
-        model, output_tensors(model.graph), few, metadata.size, ["percentile"], console.progress
-    )
-    outputs = _rounded(of_outputs["percentile"])
-    amax = {method: _rounded(values) for method, values in found.items()}
+    amax, outputs = _find_ranges(args.method, model, sampled, few, metadata)
     scores = {
         method: evaluator.score(quantized_copy(model, {**amax[method], **outputs}, FLOAT_LAYERS), method)
         for method in amax
     }
     best = max(scores, key=lambda method: scores[method].value)
-    measured = ranges.MeasuredRanges(
+    record = Record(
+        weights_sha256=metadata.weights_sha256,
         method=best,
         images={
             "count": len(sampled),
@@ -82,12 +82,33 @@ def _measure(
             "frames": ranges.frame_range(sampled, metadata.size),
         },
         preprocessing={"size": list(metadata.size), "mean": list(metadata.mean), "std": list(metadata.std)},
+        accuracy={"tried": {method: round(score.value, 6) for method, score in scores.items()}},
+        float_layers=FLOAT_LAYERS,
         amax=amax[best],
+        float_tensors=[],
         outputs=outputs,
-        tried={method: round(score.value, 6) for method, score in scores.items()},
         versions=metadata.details["versions"],
     )
-    return measured, scores[best]
+    return record, scores[best]
+
+
+def _find_ranges(
+    method: str, model: onnx.ModelProto, sampled: list[Path], few: list[Path], metadata: Metadata
+) -> tuple[dict[str, dict[str, float]], dict[str, float]]:
+    """Return method -> tensor -> amax, and tensor -> amax of the tensors that only the layout "ort" needs.
+
+    These are more than all others together: for them one method, on the images `few`.
+    """
+    from enet_deploy.export.int8 import activations, layers, output_tensors
+
+    from .ranges import find_ranges
+
+    methods = METHODS if method == "auto" else (method,)
+    tensors = list(activations(model.graph, layers(model.graph).values()))
+    size, fit, of_outputs = metadata.size, metadata.fit, output_tensors(model.graph)
+    found = find_ranges(model, tensors, sampled, size, methods, console.progress, fit)
+    outputs = find_ranges(model, of_outputs, few, size, ["percentile"], console.progress, fit)
+    return {name: _rounded(values) for name, values in found.items()}, _rounded(outputs["percentile"])
 
 
 def _rounded(amax: dict[str, float]) -> dict[str, float]:
@@ -95,12 +116,7 @@ def _rounded(amax: dict[str, float]) -> dict[str, float]:
 
 
 def _study(
-    args: argparse.Namespace,
-    model: onnx.ModelProto,
-    ranges: dict[str, float],
-    float_layers: dict[str, str],
-    score: Score,
-    evaluator: Evaluator,
+    args: argparse.Namespace, model: onnx.ModelProto, record: Record, score: Score, evaluator: Evaluator
 ) -> tuple[dict[str, str], Score]:
     """Measure the sensitivity of each layer if --sensitivity or the budget needs it.
 
@@ -110,12 +126,12 @@ def _study(
 
     folder = _study_folder(args)
     measured: list[LayerSensitivity] = []
+    float_layers, ranges = record.float_layers, record.ranges
 
     def sensitivities() -> list[LayerSensitivity]:
         if not measured:
-            measured.extend(
-                measure_sensitivity(model, ranges, evaluator, folder / "sensitivity.json", console.progress)
-            )
+            state = folder / "sensitivity.json"
+            measured.extend(measure_sensitivity(model, ranges, evaluator, state, console.progress))
         return measured
 
     if args.sensitivity:
@@ -179,7 +195,7 @@ def _calibrate(args: argparse.Namespace) -> None:
     if args.data is None:
         _render(args)
         return
-    from enet_deploy.export.int8 import FLOAT_LAYERS, float_tensors, quantize
+    from enet_deploy.export.int8 import quantize
     from enet_deploy.export.to_onnx import build_graph
     from enet_deploy.weights import Weights
 
@@ -193,26 +209,13 @@ def _calibrate(args: argparse.Namespace) -> None:
     classes = weights.metadata.classes
     evaluator = Evaluator(model, _pairs(args.data, classes, sampled, args.split), classes, console.progress)
     if earlier is None:
-        float_layers = FLOAT_LAYERS
-        measured, score = _measure(args, model, sampled, evaluator)
+        record, score = _measure(args, model, sampled, evaluator)
     else:
-        float_layers, measured = earlier.float_layers, ranges.MeasuredRanges.of(earlier)
-        score = evaluator.score(quantize(model, earlier), earlier.method)
-    float_layers, score = _study(args, model, measured.all, float_layers, score, evaluator)
-    in_ort = _score_in_ort(model, measured.all, float_layers, evaluator)
-    ort = in_ort and {name: evaluator.to_json(in_ort)[name] for name in ("int8", "agreement")}
-    record = Record(
-        weights_sha256=weights.sha256,
-        method=measured.method,
-        images=measured.images,
-        preprocessing=measured.preprocessing,
-        accuracy={"tried": measured.tried, **evaluator.to_json(score), "ort": ort},
-        float_layers=float_layers,
-        amax=measured.amax,
-        float_tensors=float_tensors(model.graph, float_layers),
-        outputs=measured.outputs,
-        versions=measured.versions,
-    )
+        record, score = earlier, evaluator.score(quantize(model, earlier), earlier.method)
+    float_layers, score = _study(args, model, record, score, evaluator)
+    record = dataclasses.replace(record, confidence=_fit_confidence(model, evaluator))
+    in_ort = _score_in_ort(model, record.ranges, float_layers, evaluator)
+    record = _completed(record, model, float_layers, evaluator, score, in_ort)
     record.write(args.out)
     _write_cache(args, record)
     _report(args, model, record, evaluator, score)
@@ -221,6 +224,42 @@ def _calibrate(args: argparse.Namespace) -> None:
             f"in ONNX Runtime's layout (enet-export --int8 --target ort): {in_ort.value:.4f} "
             f"({-evaluator.drop(in_ort):+.2f} points), {in_ort.agreement:.2%}"
         )
+
+
+def _fit_confidence(model: onnx.ModelProto, evaluator: Evaluator) -> dict[str, Any]:
+    """Fit the temperature of the confidences on half of the labelled images, and print its effect on the others."""
+    from .temperature import fit_confidence
+
+    if evaluator.measure != "miou" or evaluator.count < 2:
+        return {}
+    found = fit_confidence(model, evaluator.pairs, console.progress)
+    if found:
+        print(
+            f"confidences: temperature {found['temperature']:g}, fitted on {found['fitted_on']} images; expected "
+            f"calibration error on {found['measured_on']} others {found['error_before']:.4f} without it, "
+            f"{found['error_after']:.4f} with it"
+        )
+    return found
+
+
+def _completed(
+    record: Record,
+    model: onnx.ModelProto,
+    float_layers: dict[str, str],
+    evaluator: Evaluator,
+    score: Score,
+    in_ort: Score | None,
+) -> Record:
+    """The record with these layers in float and these scores."""
+    from enet_deploy.export.int8 import float_tensors
+
+    ort = in_ort and {name: evaluator.to_json(in_ort)[name] for name in ("int8", "agreement")}
+    return dataclasses.replace(
+        record,
+        accuracy={"tried": record.accuracy.get("tried", {}), **evaluator.to_json(score), "ort": ort},
+        float_layers=float_layers,
+        float_tensors=float_tensors(model.graph, float_layers),
+    )
 
 
 def _score_in_ort(
@@ -273,50 +312,37 @@ def _write_cache(args: argparse.Namespace, record: Record) -> None:
         print(f"{args.trt_cache}  calibration cache of TensorRT {args.trt_version}, {text.count(chr(10)) - 1} tensors")
 
 
-def main(argv: Sequence[str] | None = None) -> int:
-    parser = cli.Parser(
-        "enet-calibrate",
-        description="Measure the ranges for int8 and its cost in accuracy; write both to a readable record.",
+def make_parser() -> cli.Parser:
+    text = "Measure the ranges for int8 and its cost in accuracy; write both to a readable record."
+    examples = (
+        "enet-calibrate DATA --weights runs/mine/best.safetensors --out mine.json",
+        "enet-calibrate DATA --max-drop 0.3",
     )
+    parser = cli.Parser("enet-calibrate", description=text, examples=examples)
     parser.add_argument("data", nargs="?", metavar="DATA", help="data set, or a folder of images without labels")
-    parser.add_argument(
-        "--weights", type=Path, default=BUNDLED_WEIGHTS, help="a .safetensors file of enet-train (default: the bundled)"
-    )
-    parser.add_argument(
-        "--method",
-        choices=("auto", *METHODS),
-        default="auto",
-        help="auto (default) tries all and keeps the best on val",
-    )
-    parser.add_argument(
-        "--images",
-        type=cli.positive,
-        default=100,
-        metavar="N",
-        help="images, spread over the split (default: 100)",
-    )
+    weights = f"{cli.WEIGHTS} (default: enet-camvid)"
+    parser.add_argument("--weights", type=cli.weights, default=BUNDLED_WEIGHTS, help=weights)
+    methods, best = ("auto", *METHODS), "auto (default) tries all and keeps the best on val"
+    parser.add_argument("--method", choices=methods, default="auto", help=best)
+    images = "images, spread over the split (default: 100)"
+    parser.add_argument("--images", type=cli.positive, default=100, metavar="N", help=images)
     parser.add_argument("--split", default="train", help="split of DATA to sample (default: train)")
-    parser.add_argument(
-        "--out",
-        type=Path,
-        default=Path("calibration.json"),
-        metavar="RECORD",
-        help="file to write (default: calibration.json)",
-    )
+    out, shown = Path("calibration.json"), "file to write (default: calibration.json)"
+    outputs = parser.add_argument_group("outputs")
+    outputs.add_argument("--out", type=Path, default=out, metavar="RECORD", help=shown)
     parser.add_argument("--record", type=Path, help="take the ranges of this record instead of measuring them")
-    parser.add_argument(
-        "--size", type=cli.size, metavar="HxW", help="frame size (default: as the weights were trained)"
-    )
-    parser.add_argument("--sensitivity", metavar="DIR", help="quantise each layer alone; folder for table and plot")
-    parser.add_argument(
-        "--max-drop",
-        type=float,
-        metavar="POINTS",
-        help="leave the most sensitive layers in float until int8 costs at most this (study in RECORD-sensitivity/)",
-    )
-    parser.add_argument("--trt-cache", type=Path, metavar="FILE", help="also write TensorRT 10's calibration cache")
-    parser.add_argument("--trt-version", default="10.3.0", help="TensorRT that reads the cache (default: 10.3.0)")
-    return cli.run(parser, _calibrate, argv)
+    size = "frame size (default: as the weights were trained)"
+    parser.add_argument("--size", type=cli.size, metavar="HxW", help=size)
+    outputs.add_argument("--sensitivity", metavar="DIR", help="quantise each layer alone; folder for table and plot")
+    drop = "leave the most sensitive layers in float until int8 costs at most this (study in RECORD-sensitivity/)"
+    parser.add_argument("--max-drop", type=float, metavar="POINTS", help=drop)
+    outputs.add_argument("--trt-cache", type=Path, metavar="FILE", help="also write TensorRT 10's calibration cache")
+    outputs.add_argument("--trt-version", default="10.3.0", help="TensorRT that reads the cache (default: 10.3.0)")
+    return parser
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    return cli.run(make_parser(), _calibrate, argv)
 
 
 if __name__ == "__main__":

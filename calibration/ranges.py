@@ -8,7 +8,6 @@ import io
 import os
 import tempfile
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -18,9 +17,9 @@ import onnx
 
 from enet_deploy.data import spread
 from enet_deploy.errors import InputError
-from enet_deploy.export.record import Record
+from enet_deploy.fit import Fit, fit_image
 from enet_deploy.frame_range import measure
-from enet_deploy.images import UInt8Array, read_image, resize_image
+from enet_deploy.images import UInt8Array, read_image
 
 PERCENTILE = 99.99  # share of the magnitudes inside the range, in percent
 BINS = {"percentile": 2048, "entropy": 512}  # the entropy search is quadratic in them, in Python
@@ -62,13 +61,14 @@ def find_ranges(
     size: tuple[int, int],
     methods: Sequence[str],
     progress: Callable[[Sequence[Path], str], Iterable[Path]] = lambda images, _: images,
+    fit: Fit = "stretch",
 ) -> dict[str, dict[str, float]]:
     """Measure the range of each tensor by each method. Returns method -> tensor -> amax.
 
     Args:
         model: a float32 graph, frames (1, H, W, 3) uint8.
         tensors: names of the tensors.
-        images: image files; each is resized to `size` = (H, W).
+        images: image files; each is resized to `size` = (H, W), as `fit` says.
         methods: some of `record.METHODS`. "minmax" takes the largest magnitude; "percentile" leaves 0.01 % of the
             values outside; "entropy" loses the least information (KL divergence, Migacz, "8-bit inference with
             TensorRT", GTC 2017); "mse" has the smallest mean squared error of rounding and clipping.
@@ -80,7 +80,7 @@ def find_ranges(
         with tempfile.TemporaryDirectory() as folder:
             calibrator = _calibrator(kind, model, tensors, Path(folder))
             for image in progress(images, f"{kind} ranges"):
-                frame = resize_image(read_image(image), size)[None]
+                frame = fit_image(read_image(image), size, fit)[None]
                 # One image at a time: a call keeps all its values in memory before it counts them
                 _quietly(calibrator.collect_data, _Reader(frame))
             if kind in methods:
@@ -108,40 +108,6 @@ def least_squares(counts: npt.NDArray[Any], edges: npt.NDArray[Any]) -> float:
         if error < least:
             best, least = float(amax), error
     return best
-
-
-@dataclass(frozen=True)
-class MeasuredRanges:
-    """Ranges by one method, and how they were measured: the part of a `Record` that float layers do not change.
-
-    Attributes are as in `Record`; `tried` is its accuracy["tried"].
-    """
-
-    method: str
-    images: dict[str, Any]
-    preprocessing: dict[str, Any]
-    amax: dict[str, float]
-    outputs: dict[str, float]
-    tried: dict[str, float]
-    versions: dict[str, str]
-
-    @classmethod
-    def of(cls, record: Record) -> MeasuredRanges:
-        """Take the ranges of a record."""
-        return cls(
-            record.method,
-            record.images,
-            record.preprocessing,
-            record.amax,
-            record.outputs,
-            record.accuracy.get("tried", {}),
-            record.versions,
-        )
-
-    @property
-    def all(self) -> dict[str, float]:
-        """The ranges of all tensors that any layout may quantise."""
-        return {**self.amax, **self.outputs}
 
 
 class _Reader:

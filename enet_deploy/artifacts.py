@@ -9,13 +9,15 @@ import contextlib
 import json
 import math
 import re
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 from .classes import ClassList
 from .errors import ArtifactError, InputError
 from .files import digest, parse_json
+from .fit import Fit, check_fit
 from .frame_range import FrameRange
 
 METADATA_KEY = "enet_deploy"  # the only key in the metadata of safetensors and ONNX files; its value is JSON
@@ -26,11 +28,12 @@ BUNDLED_WEIGHTS = Path(__file__).parent / "weights" / "enet-camvid.safetensors"
 # How the digest stands in the file: in JSON, in safetensors files in JSON inside JSON. Its own digits count as zeros
 _DIGEST = re.compile(rb'(content_sha256\\*": \\*")([0-9a-f]{64})')
 _NO_DIGEST = "0" * 64
+_CONTENT = "content_sha256"  # the same in a JSON file
 
 PRECISIONS = ("fp32", "fp16", "int8", "fp16-int8")
 LARGEST = 8192  # pixels per side, more than any camera has: a damaged file must not claim all memory
 
-QdqLayout = Literal["all", "ort"]  # the backends that an int8 graph is laid out for; `export.int8` explains both
+QdqLayout = Literal["all", "openvino", "ort"]  # backends that an int8 graph is laid out for; see `export.int8`
 
 
 def check_size(size: tuple[int, int]) -> None:
@@ -45,6 +48,12 @@ def check_size(size: tuple[int, int]) -> None:
         raise InputError(f"size {size[0]}x{size[1]}, expected height and width divisible by 8; the nearest is {near}")
 
 
+def check_temperature(value: Any) -> None:
+    """Raise InputError unless `value` is a number from 0.01 to 100, which every precision can compute with."""
+    if type(value) not in (int, float) or not 0.01 <= value <= 100:
+        raise InputError(f"temperature {value!r:.40}, expected a number from 0.01 to 100")
+
+
 @dataclass(frozen=True)
 class Metadata:
     """What a runner needs to know in addition to the tensors.
@@ -54,6 +63,7 @@ class Metadata:
         mean, std: per channel, BGR, in the range [0, 255]; the network sees (frame - mean) / std.
         size: (height, width) that the weights were trained at, or that the graph was exported at.
         precision: one of `PRECISIONS`.
+        fit: how an image of another shape becomes a frame, one of `fit.FITS`; as the weights were trained.
         weights_sha256: hash of the weights file that a graph was exported from; "" in the weights file itself.
         details: facts for people: recipe, figures, commit, tool versions.
 
@@ -67,6 +77,7 @@ class Metadata:
     precision: str = "fp32"
     weights_sha256: str = ""
     details: dict[str, Any] = field(default_factory=dict)
+    fit: Fit = "stretch"
 
     def __post_init__(self) -> None:
         if not all(math.isfinite(value) for value in (*self.mean, *self.std)) or min(self.std) <= 0:
@@ -76,18 +87,21 @@ class Metadata:
         if not re.fullmatch("([0-9a-f]{64})?", self.weights_sha256):
             raise InputError(f"weights_sha256 {self.weights_sha256!r:.80}, expected 64 hex digits or ''")
         check_size(self.size)
+        check_fit(self.fit)
         try:
             _ = self.calibrated_on
         except TypeError as error:
             raise InputError(f"frames of the calibration: {error}; expected contrast and noise") from None
+        check_temperature(self.temperature)
 
     @property
     def qdq_layout(self) -> QdqLayout | Literal[""]:
-        """The layout of an int8 graph, "all" or "ort"; "" if the graph is not quantised."""
+        """The layout of an int8 graph; "" if the graph is not quantised."""
         calibration = self.details.get("calibration")
         if not isinstance(calibration, dict):
             return ""
-        return "ort" if calibration.get("target") == "ort" else "all"
+        layouts: tuple[QdqLayout, ...] = get_args(QdqLayout)
+        return next((layout for layout in layouts if layout == calibration.get("target")), "all")
 
     @property
     def calibrated_on(self) -> FrameRange | None:
@@ -95,6 +109,12 @@ class Metadata:
         calibration = self.details.get("calibration")
         frames = calibration.get("frames") if isinstance(calibration, dict) else None
         return None if frames is None else FrameRange(**frames)
+
+    @property
+    def temperature(self) -> Any:
+        """What the logits are divided by before the softmax of a confidence; 1 unless enet-calibrate has fitted one."""
+        confidence = self.details.get("confidence")
+        return confidence.get("temperature", 1.0) if isinstance(confidence, dict) else 1.0
 
     def to_text(self) -> str:
         return json.dumps(
@@ -105,6 +125,7 @@ class Metadata:
                 "std": self.std,
                 "size": self.size,
                 "precision": self.precision,
+                "fit": self.fit,
                 "weights_sha256": self.weights_sha256,
                 "details": self.details,
                 "content_sha256": _NO_DIGEST,  # until `sealed` has the whole file
@@ -133,6 +154,7 @@ class Metadata:
                 std=_triple(value["std"]),
                 size=(int(value["size"][0]), int(value["size"][1])),
                 precision=str(value["precision"]),
+                fit=check_fit(value.get("fit", "stretch")),  # files of before had no other
                 weights_sha256=str(value["weights_sha256"]),
                 details=dict(value["details"]),
             )
@@ -142,7 +164,11 @@ class Metadata:
 
 def graph_metadata(model: Any, source: str | Path) -> Metadata:
     """Return the metadata of an onnx.ModelProto. Raises ArtifactError that names `source` if there is none."""
-    texts = [entry.value for entry in model.metadata_props if entry.key == METADATA_KEY]
+    return only_metadata([entry.value for entry in model.metadata_props if entry.key == METADATA_KEY], source)
+
+
+def only_metadata(texts: Sequence[str], source: str | Path) -> Metadata:
+    """Parse the texts under our key in a graph. Raises ArtifactError that names `source` unless there is one."""
     if len(texts) > 1:
         raise ArtifactError(
             f"{source} has '{METADATA_KEY}' metadata {len(texts)} times, expected once; export it again"
@@ -184,6 +210,30 @@ def _without_digest(content: bytes) -> tuple[bytes, str]:
     if found is None:
         return content, _NO_DIGEST
     return content[: found.start(2)] + _NO_DIGEST.encode() + content[found.end(2) :], found[2].decode()
+
+
+def with_digest(value: dict[str, Any]) -> dict[str, Any]:
+    """Return a JSON object with the digest of its content in it, for `without_digest`."""
+    return {**value, _CONTENT: _content_digest(value)}
+
+
+def without_digest(value: dict[str, Any]) -> dict[str, Any]:
+    """Return the object that `with_digest` was given; one of an earlier version, without a digest, as it is.
+
+    Raises ValueError if its content has another digest: it changed after it was written.
+    """
+    content = {key: each for key, each in value.items() if key != _CONTENT}
+    found = _content_digest(content)
+    if value.get(_CONTENT, found) != found:
+        raise ValueError(
+            f"content of the SHA-256 {found[:12]}..., expected {value[_CONTENT]!r:.13}... by its own {_CONTENT}: it "
+            "changed after it was written; remove that line if you edited it yourself"
+        )
+    return content
+
+
+def _content_digest(value: dict[str, Any]) -> str:
+    return digest(json.dumps(value, sort_keys=True).encode())
 
 
 def save_graph(model: Any, path: str | Path) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import math
 import os
 import re
 import shutil
@@ -300,8 +301,14 @@ def _unlock(lock: int | None) -> None:
 
 
 def parse_json(text: str) -> Any:
-    """Parse JSON. Raises ValueError if it is damaged, or has a key twice in one object: the parser would drop one."""
-    return json.loads(text, object_pairs_hook=_unique_keys)
+    """Parse JSON, also with the byte order mark that some editors write.
+
+    Raises ValueError if it is damaged, has a key twice in one object (the parser would drop one), or a number that is
+    not finite (which JSON does not have, and Python's parser takes).
+    """
+    return json.loads(
+        text.removeprefix("\ufeff"), object_pairs_hook=_unique_keys, parse_constant=_finite, parse_float=_finite
+    )
 
 
 def _unique_keys(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
@@ -310,6 +317,13 @@ def _unique_keys(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
         keys = [key for key, _ in pairs]
         twice = next(key for key in keys if keys.count(key) > 1)
         raise ValueError(f"the key {twice!a:.60} is there twice in one object, expected once")
+    return value
+
+
+def _finite(number: str) -> float:
+    value = float(number)
+    if not math.isfinite(value):
+        raise ValueError(f"the number {number:.60}, expected a finite one")
     return value
 
 

@@ -1,7 +1,15 @@
 """What an image file says of itself, read from its header without decoding it.
 
 Every format that is decoded has its parser here, so that the size is known before any pixel takes memory, and so that
-the number of pictures, the orientation and the largest value are read and not guessed.
+the number of pictures, the orientation and the largest value are read and not guessed. Pillow does not replace them:
+
+    PNG             it decodes the picture to find an orientation behind it, and refuses checksums that OpenCV accepts
+    JPEG            it does not tell where the data ends
+    JPEG 2000, WebP it does not tell whether the file is lossless, how many bits it has, whether it is whole
+    TIFF, EXIF      it opens no RGB of floating-point numbers, and it reads every value of every tag
+    GIF             it tells no size without a first picture
+    AVIF, HEIF      it reads them with some builds and plugins only
+    PNM             it reads no PAM and tells no largest value
 """
 
 from __future__ import annotations
@@ -11,10 +19,12 @@ import struct
 from collections.abc import Callable, Iterator
 from typing import NamedTuple
 
-PNG_SIGNATURE = b"\x89PNG\r\n\x1a\n"
-GREY, PALETTE = 0, 3  # colour types of PNG
+from .exif import directories, exif_orientation, orientation_of
 
-_ORIENTATION, _REDUCED, _WIDTH, _HEIGHT, _BITS, _COMPRESSION = 0x112, 254, 256, 257, 258, 259  # tags of TIFF and EXIF
+PNG_SIGNATURE = b"\x89PNG\r\n\x1a\n"
+GREY, PALETTE, GREY_ALPHA, RGB_ALPHA = 0, 3, 4, 6  # colour types of PNG
+
+_REDUCED, _WIDTH, _HEIGHT, _BITS, _COMPRESSION = 254, 256, 257, 258, 259  # tags of TIFF
 _MAX_SAMPLE, _TILE_WIDTH, _TILE_HEIGHT, _SAMPLE_FORMAT = 281, 322, 323, 339
 _LOSSY_TIFF = {6, 7, 34712, 50001}  # JPEG, JPEG 2000 and WebP inside TIFF
 _MAX_PARTS = 1 << 20  # of a file: chunks, blocks, directories; more make no image
@@ -77,17 +87,30 @@ def _png(content: bytes) -> Header:
         if kind == b"acTL" and length >= 4:
             pictures = max(1, int.from_bytes(content[body : body + 4], "big"))
         elif kind == b"eXIf":
-            orientation = _exif_orientation(content[body : body + length])
+            orientation = exif_orientation(content[body : body + length])
         position = body + length + 4
     return Header("PNG", height, width, pictures, orientation, bits=bits, color_type=color_type)
 
 
 def _jpeg(content: bytes) -> Header:
+    first = _jpeg_at(content, 0)
+    # more of this size, as of a stereo camera; a phone adds smaller ones, which are no pictures of their own
+    pictures, last = 1, first
+    while last.data_end is not None and (start := content.find(b"\xff\xd8\xff", last.data_end + 2)) >= 0:
+        try:
+            last = _jpeg_at(content, start)
+        except (struct.error, IndexError, ValueError):
+            break
+        pictures += last[:3] == first[:3]
+    return first._replace(pictures=pictures)
+
+
+def _jpeg_at(content: bytes, position: int) -> Header:
     size: tuple[int, int] = (0, 0)
     orientation, is_progressive = 1, False
-    for marker, start, end in _jpeg_segments(content):
+    for marker, start, end in _jpeg_segments(content, position + 2):
         if marker == 0xE1 and content.startswith(b"Exif\0\0", start):
-            orientation = _exif_orientation(content[start + 6 : end])
+            orientation = exif_orientation(content[start + 6 : end])
         elif 0xC0 <= marker <= 0xCF and marker not in (0xC4, 0xC8, 0xCC):
             size = struct.unpack(">HH", content[start + 1 : start + 5])
             is_progressive = marker not in (0xC0, 0xC1)
@@ -100,9 +123,8 @@ def _jpeg(content: bytes) -> Header:
     raise ValueError
 
 
-def _jpeg_segments(content: bytes) -> Iterator[tuple[int, int, int]]:
+def _jpeg_segments(content: bytes, position: int) -> Iterator[tuple[int, int, int]]:
     """The segments of a JPEG before its data, with that of the first scan: marker, start and end of the body."""
-    position = 2
     while content[position] == 0xFF:
         marker = content[position + 1]
         if marker == 0xFF:  # fill byte
@@ -138,7 +160,7 @@ def _jpeg2000(content: bytes) -> Header:
 
 
 def _tiff(content: bytes) -> Header:
-    pages = list(_directories(content))
+    pages = list(directories(content))
     first = pages[0]
     # a reduced copy of another page, or a mask, is no picture of its own
     pictures = sum(1 for page in pages if not page.get(_REDUCED, (0,))[0] & 5)
@@ -149,53 +171,11 @@ def _tiff(content: bytes) -> Header:
         max(first[_HEIGHT][0], first.get(_TILE_HEIGHT, (0,))[0]),
         max(first[_WIDTH][0], first.get(_TILE_WIDTH, (0,))[0]),
         max(1, pictures),
-        _orientation(first),
+        orientation_of(first),
         stated if 8 < bits <= 16 and 0xFF < stated < 0xFFFF else None,
         first.get(_COMPRESSION, (1,))[0] in _LOSSY_TIFF,
         first.get(_SAMPLE_FORMAT, (1,))[0] == 3,
     )
-
-
-def _directories(data: bytes) -> Iterator[dict[int, tuple[int, ...]]]:
-    """The directories of TIFF data: tag -> its first whole numbers."""
-    order = "<" if data[:2] == b"II" else ">"
-    is_big = struct.unpack(f"{order}H", data[2:4])[0] == 43
-    offset, head, word = (8, 8, "Q") if is_big else (4, 2, "I")
-    wide = struct.calcsize(word)
-    (position,) = struct.unpack(f"{order}{word}", data[offset : offset + wide])
-    seen: set[int] = set()
-    while position and position not in seen and len(seen) < _MAX_PARTS:
-        seen.add(position)
-        count = int.from_bytes(data[position : position + head], "little" if order == "<" else "big")
-        tags: dict[int, tuple[int, ...]] = {}
-        start, entry = position + head, 4 + 2 * wide
-        for index in range(min(count, 4096)):
-            at = start + index * entry
-            tag, kind, length = struct.unpack(f"{order}HH{word}", data[at : at + 4 + wide])
-            code = {1: "B", 3: "H", 4: "I", 16: "Q"}.get(kind)
-            if code is None or not length:
-                continue
-            value = at + 4 + wide
-            if struct.calcsize(code) * length > wide:
-                (value,) = struct.unpack(f"{order}{word}", data[value : value + wide])
-            taken = min(length, 4)
-            tags[tag] = struct.unpack(f"{order}{taken}{code}", data[value : value + taken * struct.calcsize(code)])
-        yield tags
-        after = start + count * entry
-        (position,) = struct.unpack(f"{order}{word}", data[after : after + wide])
-
-
-def _orientation(tags: dict[int, tuple[int, ...]]) -> int:
-    orientation = tags.get(_ORIENTATION, (1,))[0]
-    return orientation if 1 <= orientation <= 8 else 1
-
-
-def _exif_orientation(data: bytes) -> int:
-    """The orientation in a block of EXIF; 1 if it is damaged or does not say."""
-    try:
-        return _orientation(next(_directories(data.removeprefix(b"Exif\0\0"))))
-    except (struct.error, IndexError, StopIteration):
-        return 1
 
 
 def _bmp(content: bytes) -> Header:
@@ -246,7 +226,7 @@ def _webp(content: bytes) -> Header:
             packed = int.from_bytes(body[1:5], "little")
             size = max(size, ((packed >> 14 & 0x3FFF) + 1, (packed & 0x3FFF) + 1))
         elif kind == b"EXIF":
-            orientation = _exif_orientation(body)
+            orientation = exif_orientation(body)
         position += 8 + length + (length & 1)
     if not all(size):
         raise ValueError
@@ -280,7 +260,7 @@ def _heif(content: bytes) -> Header:
     """AVIF and HEIF: pictures in boxes."""
     brands = content[8 : min(len(content), int.from_bytes(content[:4], "big"))]
     properties: dict[bytes, list[bytes]] = {}
-    waiting = [(0, len(content), 0)]
+    waiting, is_whole = [(0, len(content), 0)], True
     while waiting:
         start, end, depth = waiting.pop()
         for kind, body, stop in _boxes(content, start, end):
@@ -288,6 +268,8 @@ def _heif(content: bytes) -> Header:
                 waiting.append((body + _INSIDE[kind], stop, depth + 1))
             elif kind in (b"ispe", b"irot", b"imir", b"av1C", b"stsz"):
                 properties.setdefault(kind, []).append(content[body : min(stop, body + 32)])
+            elif kind == b"mdat":
+                is_whole &= content[stop - 64 : stop] != bytes(64)  # as in `_webp`
     sizes = [struct.unpack(">II", body[4:12]) for body in properties[b"ispe"]]  # of tiles and of the whole
     width, height = max(size[0] for size in sizes), max(size[1] for size in sizes)
     # as libheif and libavif: first turned by quarters to the left, then mirrored
@@ -301,7 +283,7 @@ def _heif(content: bytes) -> Header:
     is_avif = b"avif" in brands or b"avis" in brands
     return Header(
         "AVIF" if is_avif else "HEIF", height, width, pictures, orientation,
-        (4095 if is_twelve else 1023) if is_deep else None, is_lossy=True,
+        (4095 if is_twelve else 1023) if is_deep else None, is_lossy=True, is_whole=is_whole,
     )  # fmt: skip
 
 
@@ -326,10 +308,6 @@ def _sun(content: bytes) -> Header:
     return Header("Sun raster", height, width)
 
 
-def _floats(name: str) -> Callable[[bytes], Header]:
-    return lambda _: Header(name, 0, 0, is_float=True)
-
-
 _PARSERS: tuple[tuple[bytes, Callable[[bytes], Header]], ...] = (
     (re.escape(PNG_SIGNATURE), _png),
     (rb"\xff\xd8\xff", _jpeg),
@@ -341,6 +319,6 @@ _PARSERS: tuple[tuple[bytes, Callable[[bytes], Header]], ...] = (
     (rb"[\x00-\xff]{4}ftyp(avif|avis|mif1|msf1|hei[cmsx]|hev[cmsx])", _heif),
     (rb"P[1-7Ff]\s", _pnm),
     (rb"\x59\xa6\x6a\x95", _sun),
-    (rb"#\?(RADIANCE|RGBE)", _floats("Radiance HDR")),
-    (rb"\x76\x2f\x31\x01", _floats("OpenEXR")),
+    (rb"#\?(RADIANCE|RGBE)", lambda _: Header("Radiance HDR", 0, 0, is_float=True)),
+    (rb"\x76\x2f\x31\x01", lambda _: Header("OpenEXR", 0, 0, is_float=True)),
 )

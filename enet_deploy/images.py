@@ -15,10 +15,11 @@ import cv2
 import numpy as np
 import numpy.typing as npt
 
+from .arrays import check_image, check_label_map, check_picture_size
 from .classes import ClassList
 from .console import warn_once
 from .errors import DataError, InputError, missing
-from .image_headers import Header, read_header
+from .image_headers import GREY_ALPHA, RGB_ALPHA, Header, read_header
 
 log = logging.getLogger(__name__)
 
@@ -134,15 +135,18 @@ def turned(pixels: npt.NDArray[Any], orientation: int) -> npt.NDArray[Any]:
     return np.ascontiguousarray(pixels)
 
 
+def _open_heif(content: bytes) -> Any:
+    import pillow_heif
+
+    return pillow_heif.open_heif(content, convert_hdr_to_8bit=True, bgr_mode=True)
+
+
 def _decode_heif(name: Path | str, content: bytes) -> UInt8Array:
     """Decode the primary picture, whole and turned, (h, w, 3) uint8 BGR."""
     try:
-        import pillow_heif
+        return np.array(_open_heif(content), np.uint8)[..., :3]
     except ModuleNotFoundError:
         raise DataError(f"{name} is a HEIC file: {missing('pillow_heif')}, or convert it to JPEG or PNG") from None
-    try:
-        picture = pillow_heif.open_heif(content, convert_hdr_to_8bit=True, bgr_mode=True)
-        return np.array(picture, np.uint8)[..., :3]
     except Exception as error:  # noqa: BLE001  libheif's errors are of many types
         raise DataError(f"{name} cannot be decoded as an image: {error or repr(error)}; the file is damaged") from None
 
@@ -173,6 +177,14 @@ def eight_bits(name: Path | str, pixels: npt.NDArray[Any], maximum: int | None =
     if maximum == 0xFFFF:
         return (pixels >> 8).astype(np.uint8), note
     return cv2.convertScaleAbs(pixels, alpha=255 / maximum).astype(np.uint8, copy=False), note
+
+
+def scaled(name: Path | str, pixels: npt.NDArray[Any], maximum: int | None = None) -> UInt8Array:
+    """Scale decoded pixels as `eight_bits`; if the scale was guessed, log that once."""
+    result, note = eight_bits(name, pixels, maximum)
+    if note:
+        warn_once(log, f"%s has {note} (said once)", name)
+    return result
 
 
 def encode(name: Path | str, pixels: UInt8Array) -> bytes:
@@ -222,7 +234,7 @@ class LoadedImage(NamedTuple):
     Attributes:
         image: (H, W, 3) uint8 BGR, turned as the file says.
         header: what the file says of itself.
-        note: how its values were scaled, if the file does not say; else "".
+        note: what was guessed: how values were scaled, what is behind transparent pixels; "" if nothing was.
     """
 
     image: UInt8Array
@@ -233,16 +245,22 @@ class LoadedImage(NamedTuple):
 def load_image(path: str | Path) -> LoadedImage:
     """Decode the first picture of an image file. Raises DataError, naming the file."""
     content = read_content(Path(path))
-    pixels = decode(Path(path), content, cv2.IMREAD_COLOR | cv2.IMREAD_ANYDEPTH)
     header = require_readable(path, content)
-    image, note = eight_bits(Path(path), pixels, header.maximum)
-    return LoadedImage(image, header, note)
+    has_alpha = header.color_type in (GREY_ALPHA, RGB_ALPHA)
+    pixels = decode(Path(path), content, cv2.IMREAD_UNCHANGED if has_alpha else cv2.IMREAD_COLOR | cv2.IMREAD_ANYDEPTH)
+    if header.format == "HEIF":
+        header = header._replace(pictures=len(_open_heif(content)))
+    notes = []
+    if has_alpha and (pixels[..., 3] < np.iinfo(pixels.dtype).max).any():
+        notes.append("transparent pixels, of which the colours behind are read")
+    image, scale = eight_bits(Path(path), np.ascontiguousarray(pixels[..., :3]), header.maximum)
+    return LoadedImage(image, header, "; ".join(filter(None, [*notes, scale])))
 
 
 def read_image(path: str | Path) -> UInt8Array:
     """Decode an image file as (H, W, 3) uint8 BGR.
 
-    Logs a warning for each file with more pictures than the first, and once if the scale of values was guessed. Raises
+    Logs a warning for each file with more pictures than the first, and once if something was guessed. Raises
     DataError, naming the file.
     """
     image, header, note = load_image(path)
@@ -254,26 +272,37 @@ def read_image(path: str | Path) -> UInt8Array:
 
 
 def resize_image(image: UInt8Array, size: tuple[int, int]) -> UInt8Array:
-    """Resize (h, w, 3) uint8 to (height, width, 3), bilinear. Returns the same array if it has that size already."""
+    """Resize (h, w, 3) uint8 to (height, width, 3), bilinear. Returns the same array if it has that size already.
+
+    Raises InputError for any other array or size.
+    """
+    check_image(image)
     return _resize(image, size, cv2.INTER_LINEAR)
 
 
 def resize_labels(labels: UInt8Array, size: tuple[int, int]) -> UInt8Array:
     """Resize (h, w) uint8 class ids to (height, width), nearest neighbour: mixed ids would be other classes.
 
-    Pixel centres match those of `resize_image`; OpenCV's plain INTER_NEAREST shifts by up to half a pixel.
+    Pixel centres match those of `resize_image`; OpenCV's plain INTER_NEAREST shifts by up to half a pixel. Raises
+    InputError for any other array or size.
     """
+    check_label_map(labels)
     return _resize(labels, size, cv2.INTER_NEAREST_EXACT)
 
 
 def _resize(pixels: UInt8Array, size: tuple[int, int], interpolation: int) -> UInt8Array:
-    if pixels.shape[:2] == size:
+    check_picture_size(size)
+    if pixels.shape[:2] == tuple(size):
         return pixels
-    return cv2.resize(pixels, size[::-1], interpolation=interpolation).astype(np.uint8, copy=False)
+    return cv2.resize(pixels, (int(size[1]), int(size[0])), interpolation=interpolation).astype(np.uint8, copy=False)
 
 
 def colorize(labels: UInt8Array, classes: ClassList) -> UInt8Array:
-    """Paint a label map: (H, W) uint8 ids -> (H, W, 3) uint8 BGR. Ids without a class become black."""
+    """Paint a label map: (H, W) uint8 ids -> (H, W, 3) uint8 BGR. Ids without a class become black.
+
+    Raises InputError for any other array.
+    """
+    check_label_map(labels)
     palette = np.zeros((256, 1, 3), np.uint8)
     palette[: len(classes), 0] = np.array(classes.colors, np.uint8)[:, ::-1]
     # Twenty times faster than palette[labels], which took half of the time of a video's overlay
@@ -281,6 +310,11 @@ def colorize(labels: UInt8Array, classes: ClassList) -> UInt8Array:
 
 
 def overlay(image: UInt8Array, labels: UInt8Array, classes: ClassList, alpha: float = 0.5) -> UInt8Array:
-    """Blend the colours of a label map over the image: (h, w, 3) uint8 BGR. `alpha` is the share of the colours."""
+    """Blend the colours of a label map over the image: (h, w, 3) uint8 BGR. `alpha` is the share of the colours.
+
+    Raises InputError for any other arrays, or if their sizes differ.
+    """
+    check_image(image)
+    check_label_map(labels, image.shape[:2])
     blended = cv2.addWeighted(image, 1 - alpha, colorize(labels, classes), alpha, 0)
     return blended.astype(np.uint8, copy=False)

@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from .arrays import described, is_uint8
 from .classes import ClassList
 from .errors import InputError
 from .images import UInt8Array
@@ -53,7 +54,10 @@ class ConfusionMatrix:
         self.counts: npt.NDArray[np.int64] = np.zeros((len(classes) + 1,) * 2, np.int64)
 
     def update(self, truth: UInt8Array, prediction: UInt8Array) -> None:
-        """Count the pixels of two label maps of one shape, uint8 class ids. Raises InputError if the shapes differ."""
+        """Count the pixels of two label maps of one shape, uint8 class ids. Raises InputError for any other arrays."""
+        for name, labels in (("truth", truth), ("prediction", prediction)):
+            if not is_uint8(labels):
+                raise InputError(f"{name} is {described(labels)}, expected uint8 class ids")
         if truth.shape != prediction.shape:
             raise InputError(f"prediction of shape {prediction.shape} for labels of {truth.shape}, expected the same")
         void = len(self.classes)

@@ -1,7 +1,7 @@
 """Float graph + calibration record -> explicit Q/DQ graph.
 
 All quantisation is symmetric, with one scale per activation tensor and one per output channel of a weight. The backends
-disagree on where QuantizeLinear/DequantizeLinear pairs must be. So there are two layouts (`QdqLayout`):
+disagree on where QuantizeLinear/DequantizeLinear pairs must be. So there are three layouts (`QdqLayout`):
 
 "all" runs on every backend: int8, zero points 0, no quantised bias. Pairs are
 
@@ -13,6 +13,11 @@ disagree on where QuantizeLinear/DequantizeLinear pairs must be. So there are tw
 - on no tensor that decides the unpooling: pooling and winners use the float tensor, the convolution beside them uses
   the pair, and the sum before them adds floats. (With a pair there, OpenVINO moves its scale behind the sum, and in
   fp16 compares a rounded tensor with an unrounded one: 92 % of fp32's labels instead of 99 %.)
+
+"openvino" has one more pair, on the output of the convolution that is added. OpenVINO then computes convolution, sum,
+activation and rounding in one kernel; without that pair it does not fuse the sum, because it finds a multiplication
+(the scale of the weights) between the convolution and its bias (`isSuitableParentForFusingSumActivation` in OpenVINO's
+snippets_mark_skipped.cpp). TensorRT fuses better without it, so "all" does not have it.
 
 "ort" is for ONNX Runtime's CPU kernels, and TensorRT refuses it. These kernels have int8 inputs and int8 outputs only.
 So there is also a pair behind each quantised convolution, sum and activation, and biases are int32. An operation that
@@ -54,8 +59,7 @@ FLOAT_LAYERS = {
     "stage5.*": "4 channels within, at half the frame's size: conversions would cost more than they save",
     "fullconv*": "its outputs are compared with each other by the argmax",
 }
-# The same in the layout "ort", in addition
-FLOAT_FOR_ORT = {
+FLOAT_FOR_ORT = {  # the same in the layout "ort", in addition
     "bottleneck?_0.shortcut.0": "the unpooling behind it is float, and faster in the layout of a float convolution",
 }
 _INT8_OF = {"fp32": "int8", "fp16": "fp16-int8"}
@@ -84,10 +88,12 @@ def activations(
     In the order of the graph. Other operations may take the same tensor without the pair.
     """
     quantized = {node.name for node in nodes}
-    return _for_ort(graph, quantized) if qdq_layout == "ort" else _for_all(graph, quantized)
+    if qdq_layout == "ort":
+        return _for_ort(graph, quantized)
+    return _for_sums(graph, quantized, both_operands=qdq_layout == "openvino")
 
 
-def _for_all(graph: onnx.GraphProto, quantized: set[str]) -> dict[str, list[onnx.NodeProto]]:
+def _for_sums(graph: onnx.GraphProto, quantized: set[str], both_operands: bool) -> dict[str, list[onnx.NodeProto]]:
     outputs = {node.output[0] for node in graph.node if node.name in quantized}
     made = {output for node in graph.node for output in node.output}
     pooled = _pooled_sums(graph)
@@ -96,7 +102,7 @@ def _for_all(graph: onnx.GraphProto, quantized: set[str]) -> dict[str, list[onnx
         if node.name in quantized:
             takers.setdefault(node.input[0], []).append(node)
         if node.op_type == "Add" and set(node.input) <= made and outputs & set(node.input) and node.name not in pooled:
-            for name in set(node.input) - outputs or node.input[:1]:
+            for name in node.input if both_operands else set(node.input) - outputs or node.input[:1]:
                 takers.setdefault(name, []).append(node)
     return takers
 
@@ -167,11 +173,8 @@ def quantize(
     }  # fmt: skip
     if "frames" in record.images:
         calibration["frames"] = record.images["frames"]
-    metadata = dataclasses.replace(
-        metadata,
-        precision=_INT8_OF[metadata.precision],
-        details={**metadata.details, "calibration": calibration},
-    )
+    details = {**metadata.details, "calibration": calibration}
+    metadata = dataclasses.replace(metadata, precision=_INT8_OF[metadata.precision], details=details)
     set_graph_metadata(result, metadata)
     return result
 
@@ -213,10 +216,9 @@ def output_tensors(graph: onnx.GraphProto) -> list[str]:
 
 def _require_tensors(graph: onnx.GraphProto, record: Record) -> None:
     wanted = {*activations(graph, layers(graph).values()), *output_tensors(graph)}
-    known = record.ranges.keys()
     for what, names in (
-        ("ranges for tensors that this graph does not have", known - wanted),
-        ("no ranges for tensors that this graph has", wanted - known),
+        ("ranges for tensors that this graph does not have", record.ranges.keys() - wanted),
+        ("no ranges for tensors that this graph has", wanted - record.ranges.keys()),
     ):
         if names:
             raise ArtifactError(
@@ -233,16 +235,17 @@ def insert_pairs(
     dtype = numpy_helper.to_array(initializers[nodes[0].input[1]]).dtype
     kinds = {output: node.op_type for node in graph.node for output in node.output}
     zeros = {
-        "all": _add(graph, "zero_point", np.zeros((), np.int8)),
-        "ort": _add(graph, "zero_point/128", np.full((), 128, np.uint8)),
-        "Relu": _add(graph, "zero_point/0", np.zeros((), np.uint8)),
+        "int8": _add(graph, "zero_point", np.zeros((), np.int8)),
+        "uint8": _add(graph, "zero_point/128", np.full((), 128, np.uint8)),
+        "positive": _add(graph, "zero_point/0", np.zeros((), np.uint8)),
     }
     scales: dict[str, np.ndarray] = {}  # dequantised tensor -> its scale
     after: dict[str, list[onnx.NodeProto]] = {}  # tensor -> nodes to insert behind its maker
     for tensor, takers in activations(graph, nodes, qdq_layout).items():
         positive = qdq_layout == "ort" and kinds[tensor] == "Relu"
+        kind = "positive" if positive else "uint8" if qdq_layout == "ort" else "int8"
         step = np.asarray(max(ranges[tensor] / (255 if positive else 127), np.finfo(dtype).tiny), dtype)
-        pair = _pair(tensor, _add(graph, f"{tensor}/scale", step), zeros["Relu" if positive else qdq_layout])
+        pair = _pair(tensor, _add(graph, f"{tensor}/scale", step), zeros[kind])
         scales[pair[1].output[0]] = step
         after[tensor] = pair
         for taker in takers:

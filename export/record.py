@@ -3,16 +3,15 @@
 from __future__ import annotations
 
 import dataclasses
-import hashlib
 import json
 import struct
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from enet_deploy.artifacts import BUNDLED_WEIGHTS, check_size
+from enet_deploy.artifacts import BUNDLED_WEIGHTS, check_size, check_temperature, with_digest, without_digest
 from enet_deploy.errors import ArtifactError, InputError
-from enet_deploy.files import atomic_write, parse_json
+from enet_deploy.files import atomic_write, digest, parse_json
 from enet_deploy.frame_range import FrameRange
 
 SCHEMA = 2
@@ -22,7 +21,7 @@ BUNDLED_RECORD = BUNDLED_WEIGHTS.with_suffix(".json")
 
 @dataclass(frozen=True)
 class Record:
-    """The result of `enet-calibrate`. Its JSON has a line per tensor, so that people can read it and compare versions.
+    """The result of `enet-calibrate`. Its JSON has a line per tensor, so that people can read and compare it.
 
     Attributes:
         weights_sha256: hash of the weights that it belongs to.
@@ -38,6 +37,7 @@ class Record:
         outputs: tensor -> magnitude of outputs of layers, by percentile on images["of_outputs"] images. Only the layout
             "ort" quantises these (see `int8`).
         versions: versions of the tools.
+        confidence: what `calibration.temperature.fit_confidence` found; {} without labels and in earlier records.
     """
 
     weights_sha256: str
@@ -50,9 +50,17 @@ class Record:
     float_tensors: list[str]
     outputs: dict[str, float]
     versions: dict[str, str]
+    confidence: dict[str, Any] = dataclasses.field(default_factory=dict)
 
     def to_text(self) -> str:
-        return json.dumps({"schema": SCHEMA, **dataclasses.asdict(self)}, indent=2, allow_nan=False) + "\n"
+        """Return the JSON text, with a digest of the content in it: a changed magnitude would give other labels."""
+        return _text(with_digest(self._content()))
+
+    def _content(self) -> dict[str, Any]:
+        fields = dataclasses.asdict(self)
+        if not self.confidence:  # so that the text of an earlier record, and its hash, stay
+            del fields["confidence"]
+        return {"schema": SCHEMA, **fields}
 
     @property
     def ranges(self) -> dict[str, float]:
@@ -61,8 +69,8 @@ class Record:
 
     @property
     def sha256(self) -> str:
-        """The hash of the JSON text, which graphs and engines carry."""
-        return hashlib.sha256(self.to_text().encode()).hexdigest()
+        """The hash of the JSON text without its digest, which graphs and engines carry."""
+        return digest(_text(self._content()).encode())
 
     def write(self, path: str | Path) -> None:
         """Write the JSON file atomically. Raises ArtifactError if that fails."""
@@ -74,7 +82,7 @@ class Record:
         """Read and check a JSON file. Raises ArtifactError if it is missing or is no record."""
         again = "make it again: enet-calibrate DATA --weights WEIGHTS --out RECORD"
         try:
-            value = parse_json(Path(path).read_text(encoding="utf-8"))
+            value = without_digest(parse_json(Path(path).read_text(encoding="utf-8")))
             schema = value.pop("schema")
             if schema != SCHEMA:
                 raise ArtifactError(f"{path} has schema {schema}, expected {SCHEMA}: another version made it; {again}")
@@ -84,6 +92,7 @@ class Record:
                     raise ValueError(f"amax {amax!r} of {tensor}, expected a number above 0 and below 1e6")
                 if not (tensor.isascii() and tensor.isprintable()):  # a line of TensorRT's cache
                     raise ValueError(f"tensor {tensor!r}, expected a name in printable ASCII")
+            check_temperature(record.confidence.get("temperature", 1.0))
             if not isinstance(record.weights_sha256, str):
                 raise ValueError("weights_sha256 has to be text")
             if record.method not in METHODS:
@@ -125,6 +134,10 @@ class Record:
         taken = {tensor: amax for tensor, amax in self.amax.items() if tensor not in self.float_tensors}
         lines += [f"{tensor}: {struct.pack('>f', amax / 127).hex()}" for tensor, amax in taken.items()]
         return "\n".join(lines) + "\n"
+
+
+def _text(value: dict[str, Any]) -> str:
+    return json.dumps(value, indent=2, allow_nan=False) + "\n"
 
 
 def cache_header(version: str) -> str:

@@ -19,7 +19,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from helpers import ROOT, SIZE, write_scenes
+from helpers import ROOT, SIZE, TEMPERATURE, write_scenes
 
 import enet_deploy
 from enet_deploy.artifacts import BUNDLED_WEIGHTS
@@ -56,12 +56,12 @@ def made_once(factory: pytest.TempPathFactory, name: str, make: Callable[[Path],
 
 @pytest.fixture(scope="session")
 def exported(tmp_path_factory: pytest.TempPathFactory, weights: Path) -> Path:
-    """The bundled weights at 96x128, any batch, with logits. Do not write to its folder."""
+    """The bundled weights at 96x128, any batch, with logits and confidences. Do not write to its folder."""
 
     def export(folder: Path) -> None:
         from enet_deploy.export.to_onnx import to_onnx
 
-        to_onnx(weights, folder / "enet-fp32.onnx", size=SIZE, batch=None, logits=True)
+        to_onnx(weights, folder / "enet-fp32.onnx", size=SIZE, batch=None, logits=True, confidence=TEMPERATURE)
 
     return made_once(tmp_path_factory, "export", export) / "enet-fp32.onnx"
 
@@ -85,7 +85,10 @@ def quantized_graph(exported: Path, tmp_path_factory: pytest.TempPathFactory) ->
 def graphs(
     exported: Path, quantized_graph: Path, weights: Path, tmp_path_factory: pytest.TempPathFactory
 ) -> dict[str, Path]:
-    """Precision -> graph of the bundled weights and record at 96x128, any batch, with logits. Half takes long."""
+    """Precision -> graph of the bundled weights and record at 96x128, any batch, with logits and confidences.
+
+    Half takes long to export: take `exported` or `quantized_graph` where they will do.
+    """
 
     def write(folder: Path) -> None:
         import onnx
@@ -94,7 +97,7 @@ def graphs(
         from enet_deploy.export.record import BUNDLED_RECORD, Record
         from enet_deploy.export.to_onnx import build_graph
 
-        half = build_graph(weights, "fp16", SIZE, batch=None, logits=True)
+        half = build_graph(weights, "fp16", SIZE, batch=None, logits=True, confidence=TEMPERATURE)
         onnx.save(half, folder / "enet-fp16.onnx")
         onnx.save(quantize(half, Record.read(BUNDLED_RECORD)), folder / "enet-fp16-int8.onnx")
 

@@ -31,6 +31,7 @@ from enet_deploy.artifacts import METADATA_KEY, Metadata
 from enet_deploy.errors import BackendError
 from enet_deploy.files import sha256
 from enet_deploy.runners.tensorrt import cuda
+from enet_deploy.runners.tensorrt import pycuda as trt_pycuda
 from enet_deploy.runners.tensorrt.card import EngineCard
 from enet_deploy.runners.tensorrt.library import FLAVOURS, import_tensorrt, rtx_capabilities
 
@@ -573,7 +574,7 @@ def installed(gpu: Gpu, package: str = "cuda-bindings") -> Iterator[pytest.Monke
             patch.setitem(sys.modules, name, facade.get(name))  # type: ignore[arg-type]  # None: not installed
         for flavour, module in FLAVOURS.items():
             patch.setitem(sys.modules, module, tensorrt(gpu, flavour))
-        patch.setattr(cuda, "_pycuda_contexts", {})
+        patch.setattr(trt_pycuda, "_pycuda_contexts", {})
         yield patch
 
 

@@ -40,6 +40,7 @@ FOREIGN = {
     "cd",
     "colcon",
     "docker",
+    "eval",
     "ffmpeg",
     "g++",
     "git",
@@ -49,6 +50,8 @@ FOREIGN = {
 }
 FOREIGN |= {"pip", "pytest", "ros2", "ruff", "scp", "source", "tegrastats", "tensorboard", "./segment"}
 FOREIGN_OPTIONS = {"--gpus", "--runtime", "--system-site-packages", "--base-steps", "--steps", "--folds", "--seeds"}
+# Words of other tools that the parsers take, and an option of `enet` alone
+FOREIGN_OPTIONS |= {"--half", "--batch-size", "--output", "--print-completion"}
 ABLATION = "enet_deploy.benchmarks.ablation"  # in the history, as the pages say
 
 

@@ -116,11 +116,13 @@ def test_floating_point_numbers_are_refused(tmp_path: Path, suffix: str) -> None
         read_image(path)
 
 
-@pytest.mark.parametrize("kind", ["GIF", "WebP", "PNG", "TIFF"])
+@pytest.mark.parametrize("kind", ["GIF", "WebP", "PNG", "TIFF", "MPO", "HEIF"])
 def test_several_pictures_in_a_file_are_counted_and_reported(
     tmp_path: Path, kind: str, caplog: pytest.LogCaptureFixture
 ) -> None:
     pictures = [Image.fromarray(np.full((16, 24, 3), 40 * i, np.uint8)) for i in range(3)]
+    if kind == "HEIF":
+        pytest.importorskip("pillow_heif").register_heif_opener()
     pictures[0].save(tmp_path / "a", kind, save_all=True, append_images=pictures[1:])
     assert read_image(tmp_path / "a").shape == (16, 24, 3)
     assert [record.args[1] for record in caplog.records if record.args] == [3]
@@ -197,6 +199,32 @@ def test_heic_is_read_whole_or_refused(tmp_path: Path) -> None:
     )
     found = read_image(tmp_path / "a.heic")
     assert found.shape == PICTURE.shape and np.abs(found.astype(int) - PICTURE).mean() < 6
+
+
+def test_heic_that_ends_in_zeros_is_damage(tmp_path: Path) -> None:
+    pillow_heif = pytest.importorskip("pillow_heif")
+    noise = RNG.integers(0, 256, (96, 128, 3), np.uint8)
+    pillow_heif.from_bytes("RGB", (128, 96), noise.tobytes()).save(tmp_path / "a.heic", quality=90)
+    whole = (tmp_path / "a.heic").read_bytes()
+    (tmp_path / "a.heic").write_bytes(whole[: len(whole) // 2] + bytes(len(whole) - len(whole) // 2))
+    with pytest.raises(DataError, match=r"a\.heic cannot be decoded"):
+        read_image(tmp_path / "a.heic")
+
+
+@pytest.mark.parametrize("mode", ["RGBA", "LA", "RGBA of 16 bits"])
+def test_transparent_pixels_are_read_and_said(
+    tmp_path: Path, mode: str, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("enet_deploy.console._said", set())
+    grey = np.full((8, 8, 4), 70, np.uint8)
+    for alpha in (255, 254):
+        grey[..., 3] = alpha
+        if mode == "RGBA of 16 bits":
+            cv2.imwrite(str(tmp_path / "a.png"), grey.astype(np.uint16) * 257)
+        else:
+            Image.fromarray(grey).convert(mode).save(tmp_path / "a.png")
+        assert (read_image(tmp_path / "a.png") == grey[..., :3]).all()
+        assert ("transparent" in caplog.text) == (alpha < 255)
 
 
 def test_heic_without_its_library_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -33,6 +33,19 @@ def test_key_that_is_there_twice(tmp_path: Path, name: str, read: Callable[[Path
         read(tmp_path / name)
 
 
+@pytest.mark.parametrize("number", ["NaN", "Infinity", "-Infinity", "1e999"])
+@pytest.mark.parametrize(("name", "read"), READERS.values(), ids=READERS.keys())
+def test_number_that_is_not_finite(tmp_path: Path, name: str, read: Callable[[Path], object], number: str) -> None:
+    (tmp_path / name).write_text(f'{{"names": ["a", "b"], "schema": 1, "nested": {{"a": {number}}}}}')
+    with pytest.raises((ArtifactError, DataError), match=f"the number {number}, expected a finite one"):
+        read(tmp_path / name)
+
+
+def test_byte_order_mark_is_no_damage(tmp_path: Path) -> None:
+    (tmp_path / "classes.json").write_text('\ufeff{"names": ["a", "b"]}', encoding="utf-8")
+    assert read_classes(tmp_path).names == ("a", "b")
+
+
 def test_metadata_that_is_in_a_graph_twice(tmp_path: Path) -> None:
     import onnx
 

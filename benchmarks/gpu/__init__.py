@@ -1,1 +1,1 @@
-"""`make gpu`: what an NVIDIA card does with every part of the project, in a report to send."""
+"""`make gpu`: try every part of the project on an NVIDIA card, and write a report to send."""

@@ -1,9 +1,9 @@
-"""A report on an NVIDIA card, to send: what runs there, whether it is right, and how fast it is.
+"""A report on an NVIDIA card, to send to the project: what runs there, whether it is right, and how fast it is.
 
     python -m enet_deploy.benchmarks.gpu
 
-Each step (`steps.py`) runs in a process of its own with a limit: one that crashes, hangs or leaves CUDA in a
-bad state is reported, and the next one runs. Everything that is found is in files at once; nothing is sent anywhere.
+Each step (`steps.py`) runs in its own process with a time limit. If one crashes, hangs or leaves CUDA in a bad state,
+this is reported and the next one runs. Findings are written to files at once. Nothing is sent anywhere.
 """
 
 from __future__ import annotations
@@ -37,15 +37,15 @@ from enet_deploy.runners.tensorrt.library import FLAVOURS, import_tensorrt
 from .findings import REHEARSAL, SCHEMA, Settings
 from .steps import STEPS
 
-MINUTES = 9.5  # of all steps together
+MINUTES = 9.5  # for all steps together
 SPLIT = "val"
-LEAST = 5.0  # seconds, with fewer left no step is begun
-KILLED = 10.0  # seconds that a killed process has to end
+LEAST = 5.0  # seconds; no step starts with less time left
+KILLED = 10.0  # seconds to wait for the end of a killed process
 
-NAME, REHEARSAL_NAME = "gpu-report", "gpu-rehearsal"  # apart, so that neither is taken for the other
+NAME, REHEARSAL_NAME = "gpu-report", "gpu-rehearsal"  # different, so that nobody takes one for the other
 DONE, NOT_HERE, FAILED, CUT_SHORT, NOT_RUN = "done", "not here", "failed", "cut short", "not run"
 
-# In a log: where a step says why it ended. Behind it PyTorch's errors go on with advice
+# The line of a log that says why a step ended. PyTorch adds lines of advice behind its errors
 _WHY = re.compile(r"^(?:steps: error: |(?=[\w.]*(?:Error|Exception)\b))(.+)", re.MULTILINE)
 
 Report = dict[str, Any]
@@ -58,7 +58,7 @@ class Command:
     Attributes:
         title: for people.
         limit: seconds that it may take.
-        arguments: the process; its findings are in `steps/NAME.json` of the report's folder.
+        arguments: the command line; it writes findings to `steps/NAME.json` in the report's folder.
     """
 
     title: str
@@ -67,7 +67,7 @@ class Command:
 
 
 def commands(names: Sequence[str], work: Path, out: Path, minutes: float) -> dict[str, Command]:
-    """The steps of those names; where all may take longer than `MINUTES`, each may."""
+    """The steps of these names. If all together may take longer than `MINUTES`, each step may too."""
     longer, found = max(1.0, minutes / MINUTES), {}
     for name in names:
         process = python_main(f"{__package__}.steps", name, str(work), str(_files(name, out)[0]))
@@ -76,18 +76,18 @@ def commands(names: Sequence[str], work: Path, out: Path, minutes: float) -> dic
 
 
 def _files(step: str, out: Path) -> tuple[Path, Path]:
-    """Where the findings of a step are, and what it has printed."""
+    """The files with the findings of a step, and with what it printed."""
     return out / "steps" / f"{step}.json", out / "logs" / f"{step}.txt"
 
 
 def run_all(chosen: Mapping[str, Command], report: Report, work: Path, out: Path, seconds: float) -> Iterator[str]:
-    """Run one step after the other, and have the whole report written after each; yields a line on each.
+    """Run one step after the other and write the whole report after each. Yields a line of text about each step.
 
     Args:
-        report: gets the steps, at first all as not run.
-        work: folder that the processes work in.
+        report: the steps are added to it, all as "not run" at first.
+        work: current folder of the processes.
         out: folder of the report.
-        seconds: that all may take together.
+        seconds: time for all steps together.
     """
     end, width = time.monotonic() + seconds, 2 + max(map(len, chosen))
     report["steps"] = [
@@ -128,9 +128,12 @@ def run_step(name: str, command: Command, work: Path, out: Path, left: float) ->
 
 
 def _process(arguments: Sequence[str], work: Path, log: Path, limit: float) -> int | None:
-    """Exit code of a process, negative for a signal; None where it had to be stopped. Nothing it started is left."""
-    # Its own session, so that Ctrl-C is this process's alone, and what it starts can be ended with it. A cache of the
-    # run's own, so that what is built is built here and now
+    """Run a process; return its exit code, negative for a signal, or None if it was stopped at the limit.
+
+    Processes that it started are ended too.
+    """
+    # A session of its own: Ctrl-C reaches only this process, and all processes of the step can be ended together.
+    # Caches of its own: nothing that an earlier run built is used.
     changes = {"PYTHONFAULTHANDLER": "1", "PYTHONUNBUFFERED": "1", "XDG_CACHE_HOME": str(work / "cache")}
     changes["TORCHINDUCTOR_CACHE_DIR"] = str(work / "cache" / "inductor")
     with log.open("wb") as file:
@@ -145,26 +148,26 @@ def _process(arguments: Sequence[str], work: Path, log: Path, limit: float) -> i
         finally:
             with suppress(ProcessLookupError):
                 os.killpg(process.pid, signal.SIGKILL)
-            with suppress(subprocess.TimeoutExpired):  # a driver that hangs keeps even a killed process
+            with suppress(subprocess.TimeoutExpired):  # if a driver hangs, even a killed process stays
                 process.wait(KILLED)
 
 
 def _why(log: Path) -> str:
-    """The last error in a log, else its last line."""
+    """The last error in a log, or its last line if it has no error."""
     text = log.read_text(encoding="utf-8").strip()
     return console.printable((_WHY.findall(text) or text.splitlines() or [""])[-1])[:600]
 
 
-# What is sent is not to say whose machine it was
+# The report must not say whose machine it was made on
 
 
 def _without_folders(text: str, work: Path, out: Path) -> str:
-    """The text with words in place of this machine's folders, and of the user's name where it is part of a path."""
+    """Replace this machine's folders by words, and the user's name in other paths."""
     folders = {work: "WORK", out: "OUT", Path(__file__).parents[1]: "CODE"}
     with suppress(RuntimeError):  # a user without a home
         folders[Path.home()] = "~"
     for folder, word in sorted(folders.items(), key=lambda item: len(str(item[0])), reverse=True):
-        if folder.name:  # and not the root
+        if folder.name:  # the root has none
             text = re.sub(rf"{re.escape(str(folder))}(?!\w)", word, text)
             if word == "~":  # also /media/NAME/...
                 text = re.sub(rf"(?<=/){re.escape(folder.name)}(?![^\W_])", "USER", text)
@@ -172,11 +175,8 @@ def _without_folders(text: str, work: Path, out: Path) -> str:
 
 
 def _anonymous(text: str, work: Path, out: Path) -> str:
-    """The same, and without the machine's name, which libraries log."""
+    """Replace folders as `_without_folders`, and the machine's name, which libraries log."""
     return re.sub(rf"(?<![\w.-]){re.escape(socket.gethostname())}(?![\w-])", "HOST", _without_folders(text, work, out))
-
-
-# --- the report ---------------------------------------------------------------------------------------------------
 
 
 def _name(report: Report) -> str:
@@ -189,7 +189,7 @@ def _written(report: Report, out: Path) -> tuple[Path, Path, Path]:
 
 
 def write(report: Report, out: Path) -> None:
-    """gpu.json, the page and the zip with both and the logs, as far as the report has come."""
+    """Write gpu.json, the page, and the zip with both and the logs, for the steps that have run so far."""
     from .page import as_html
 
     data, page, packed = _written(report, out)
@@ -203,34 +203,40 @@ def write(report: Report, out: Path) -> None:
 
 
 def _settings(args: argparse.Namespace) -> Settings:
-    settings = REHEARSAL if args.rehearse else Settings(rehearsal=False)
-    data = None
     if args.data is None and args.split != SPLIT:
         raise InputError(f"--split {args.split} without --data, expected a data set that has it")
+    data = None
     if args.data is not None:
         open_data(args.data, args.split)
         data = str(Path(args.data).resolve())
+    settings = REHEARSAL if args.rehearse else Settings(rehearsal=False)
     return dataclasses.replace(settings, data=data, split=args.split, flavour=args.engine)
 
 
+def _card(settings: Settings) -> str | None:
+    """The card to measure; None in a rehearsal. Raises BackendError if it, or the TensorRT asked for, is missing."""
+    if settings.rehearsal:  # frames are so small that threads wait for each other, on a busy machine for seconds
+        os.environ.setdefault("OMP_NUM_THREADS", "1")
+        return None
+    try:
+        card = str(find_gpu())
+    except BackendError as error:
+        raise BackendError(f"{error}; --rehearse runs the same on the CPU") from None
+    if settings.flavour is not None:
+        import_tensorrt(settings.flavour)
+    return card
+
+
 def _gpu(args: argparse.Namespace) -> None:
-    from . import page as gpu_page  # says now which package is missing
+    from . import page as gpu_page  # now, so that a missing package is reported before the measurement
 
     unknown = [name for name in args.steps if name not in STEPS]
     if unknown:
         raise InputError(f"--steps {unknown[0]}, expected some of {', '.join(STEPS)}")
     if args.minutes == 0:
         raise InputError("--minutes 0, expected above 0: no step would start")
-    settings, card = _settings(args), None
-    if settings.rehearsal:  # frames are so small that threads wait for each other, on a busy machine for seconds
-        os.environ.setdefault("OMP_NUM_THREADS", "1")
-    else:
-        try:
-            card = str(find_gpu())
-        except BackendError as error:
-            raise BackendError(f"{error}; --rehearse runs the same on the CPU") from None
-        if args.engine is not None:
-            import_tensorrt(args.engine)  # one that was asked for and is missing is said now, not in the report
+    settings = _settings(args)
+    card = _card(settings)
     report: Report = {"schema": SCHEMA, "rehearsal": settings.rehearsal, "card": card, "environment": environment()}
     report["settings"] = dataclasses.asdict(settings) | {"data": args.data and Path(args.data).resolve().name}
     out = (args.out or Path(_name(report))).resolve()
@@ -238,8 +244,18 @@ def _gpu(args: argparse.Namespace) -> None:
     _, page, packed = written = _written(report, out)
     for path in (*written, *(path for name in STEPS for path in _files(name, out))):
         path.parent.mkdir(parents=True, exist_ok=True)
-        path.unlink(missing_ok=True)  # what an earlier run has left is not of this one
+        path.unlink(missing_ok=True)  # it is of an earlier run
     print("a rehearsal on the CPU: no figure is a GPU's" if settings.rehearsal else f"measuring {card}", flush=True)
+    _measure(args, settings, report, out)
+    use = "packed" if settings.rehearsal else "to send"
+    print(f"{gpu_page.headline(report)}\nto look at: {page}\n{use}: {packed}")
+    failed = [step["step"] for step in report["steps"] if step["state"] == FAILED]
+    if failed:
+        raise RequirementError(f"{', '.join(failed)} failed; the report says why, and {out / 'logs'} has more")
+
+
+def _measure(args: argparse.Namespace, settings: Settings, report: Report, out: Path) -> None:
+    """Run the steps and write the report. Raises KeyboardInterrupt that says where the unfinished report is."""
     with tempfile.TemporaryDirectory() as folder:
         work = Path(folder)
         settings.write(work)
@@ -249,31 +265,23 @@ def _gpu(args: argparse.Namespace) -> None:
         except KeyboardInterrupt:
             raise KeyboardInterrupt(f"what was found before is in {out}") from None
     write(report, out)
-    use = "packed" if settings.rehearsal else "to send"
-    print(f"{gpu_page.headline(report)}\nto look at: {page}\n{use}: {packed}")
-    failed = [step["step"] for step in report["steps"] if step["state"] == FAILED]
-    if failed:
-        raise RequirementError(f"{', '.join(failed)} failed; the report says why, and {out / 'logs'} has more")
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     parser = cli.Parser(
         "python -m enet_deploy.benchmarks.gpu",
         description="Measure this machine's NVIDIA card in under ten minutes and write a report to send. Nothing is "
-        "sent. Exit code 1 where something failed.",
+        "sent. Exit code 1 if something failed.",
     )
     parser.add_argument("--data", metavar="DATA", help="data set for accuracy and training (default: drawn scenes)")
     parser.add_argument("--split", default=SPLIT, help="of --data, for accuracy (default: %(default)s)")
     parser.add_argument("--out", type=Path, metavar="DIR", help=f"default: {NAME}, of a rehearsal {REHEARSAL_NAME}")
     parser.add_argument("--engine", choices=FLAVOURS, help="TensorRT to measure (default: the first installed)")
-    parser.add_argument(
-        "--steps", type=cli.listed(str), default=list(STEPS), metavar="LIST", help=f"only some of {', '.join(STEPS)}"
-    )
-    parser.add_argument(
-        "--minutes", type=cli.not_negative, default=MINUTES, metavar="N",
-        help="of all (%(default)s); with more, each step may take longer too",
-    )  # fmt: skip
-    parser.add_argument("--rehearse", action="store_true", help="the same on the CPU, to see that it works")
+    some = f"only some of {', '.join(STEPS)}"
+    parser.add_argument("--steps", type=cli.listed(str), default=list(STEPS), metavar="LIST", help=some)
+    minutes = "for all steps (%(default)s); with more, each step may take longer too"
+    parser.add_argument("--minutes", type=cli.not_negative, default=MINUTES, metavar="N", help=minutes)
+    parser.add_argument("--rehearse", action="store_true", help="run small frames on the CPU, to see that it works")
     return cli.run(parser, _gpu, argv)
 
 

@@ -1,4 +1,4 @@
-"""The runner contract in short, for machines where the project's tests are not: what every backend promises."""
+"""What every backend promises, as short checks. They are installed, unlike the project's tests."""
 
 from __future__ import annotations
 
@@ -12,17 +12,24 @@ from enet_deploy.errors import BackendError, EnetError, InputError, RequirementE
 from enet_deploy.images import UInt8Array
 from enet_deploy.runners import Runner
 
-EQUAL = 0.9999  # share of fp32 labels that have to be PyTorch's: sums in another order move a few
-KEPT = 64e6  # bytes that runners which were closed may leave on the device: libraries' own pools
+EQUAL = 0.9999  # least share of fp32 labels equal to PyTorch's: another order of sums changes a few
+KEPT = 64e6  # bytes that closed runners may leave on the device, in the libraries' own pools
 
 
 class NotHere(EnetError):
-    """What was to be tried is not available on this machine, which is no failure."""
+    """Something is not available on this machine. This is not a failure."""
 
 
 @dataclass(frozen=True)
 class Case:
-    """A backend under the contract: what opens a runner of it, an open one, frames and PyTorch's labels of them."""
+    """A backend to check.
+
+    Attributes:
+        open: opens another runner of it.
+        runner: an open runner.
+        frames: (N, H, W, 3) uint8 BGR, at least two.
+        expected: (N, H, W) uint8, PyTorch's labels.
+    """
 
     open: Callable[[], Runner]
     runner: Runner
@@ -39,7 +46,7 @@ def must(holds: bool, what: str) -> None:
 def _agrees(labels: UInt8Array, expected: UInt8Array) -> str:
     must(labels.shape == expected.shape and labels.dtype == np.uint8, f"labels {labels.dtype} {labels.shape}")
     share = float((labels == expected).mean())
-    must(share >= EQUAL, f"{share:.4%} of the labels are as expected, at least {EQUAL:.2%} have to be")
+    must(share >= EQUAL, f"{share:.4%} of the labels are as expected, not at least {EQUAL:.2%}")
     return f"{share:.5%} equal"
 
 
@@ -49,7 +56,7 @@ def _check_labels(case: Case) -> str:
 
 def _check_repeats(case: Case) -> str:
     first = case.runner.infer(case.frames[:1])
-    for _ in range(8):  # from the third on it may be a CUDA graph
+    for _ in range(8):  # the third call and later ones may run as a CUDA graph
         must(np.array_equal(case.runner.infer(case.frames[:1]), first), "another answer to the same frame")
         case.runner.infer(case.frames[1:2])
     return "9 times the same"
@@ -75,11 +82,8 @@ def _check_ownership(case: Case) -> str:
 
 def _check_refusals(case: Case) -> str:
     height, width = case.runner.spec.size
-    wrong: tuple[Any, ...] = (
-        case.frames.astype(np.float32),
-        case.frames[0],
-        np.zeros((1, height + 8, width, 3), np.uint8),
-    )
+    larger = np.zeros((1, height + 8, width, 3), np.uint8)
+    wrong: tuple[Any, ...] = (case.frames.astype(np.float32), case.frames[0], larger)
     for frames in wrong:
         try:
             case.runner.infer(frames)
@@ -124,12 +128,11 @@ def _check_memory(case: Case) -> str:
         torch.cuda.empty_cache()
         return int(torch.cuda.mem_get_info()[0])
 
-    if not torch.cuda.is_available():
-        raise NotHere("PyTorch sees no CUDA device to ask")
+    _require_cuda()
     use()
     before = use()
     left = before - [use() for _ in range(5)][-1]
-    must(left < KEPT, f"{left / 1e6:.0f} MB of the device are lost to 5 runners that were closed")
+    must(left < KEPT, f"5 closed runners keep {left / 1e6:.0f} MB of the device")
     return f"{max(left, 0) / 1e6:.0f} MB left behind"
 
 
@@ -148,9 +151,15 @@ CHECKS: dict[str, Callable[[Case], str]] = {
 
 
 def on_device(frames: UInt8Array) -> tuple[Any, Any]:
-    """Frames, and room for their labels, as PyTorch's arrays on the device. Raises NotHere."""
+    """Copy frames to the device and allocate their labels there, as PyTorch tensors; NotHere without a device."""
+    import torch
+
+    _require_cuda()
+    return torch.from_numpy(frames).cuda(), torch.empty(frames.shape[:3], dtype=torch.uint8, device="cuda")
+
+
+def _require_cuda() -> None:
     import torch
 
     if not torch.cuda.is_available():
-        raise NotHere("PyTorch sees no CUDA device to hold the arrays")
-    return torch.from_numpy(frames).cuda(), torch.empty(frames.shape[:3], dtype=torch.uint8, device="cuda")
+        raise NotHere("PyTorch sees no CUDA device")

@@ -1,4 +1,4 @@
-"""What the steps of a GPU's report are told, and what they have found: files that outlive the process of a step."""
+"""The settings that a step reads and the findings that it writes. They are files, as a step's process may crash."""
 
 from __future__ import annotations
 
@@ -26,17 +26,18 @@ Size = tuple[int, int]
 
 @dataclass(frozen=True)
 class Settings:
-    """What all steps of a run are told.
+    """Settings of all steps of a report.
 
     Attributes:
-        rehearsal: on the CPU.
-        data, split: a data set with truth, None for drawn scenes.
+        rehearsal: whether the steps run on the CPU.
+        data, split: a data set with labels; None for drawn scenes.
         flavour: of TensorRT; None for the first that is installed.
-        sizes: (height, width) of frames; the first is what most is measured at.
-        batches: frames per call, ascending.
-        seconds: that each timing takes.
-        warm_up, least, most: calls before a timing, and of one.
-        train_images, train_batch: images that training speed is measured on, also scenes to draw, and images per step.
+        sizes: (height, width) of frames. Most steps use the first one only.
+        batches: frames per call, ascending, from 1 on.
+        seconds: duration of each timing.
+        warm_up, least, most: number of calls before a timing; smallest and largest number of calls in one.
+        train_images: images that training speed is measured on; without a data set, so many scenes are drawn.
+        train_batch: images per training step.
     """
 
     rehearsal: bool
@@ -70,7 +71,7 @@ REHEARSAL = Settings(
 
 
 class Note(Protocol):
-    """Adds figures, by column, to the row of an attempt."""
+    """Add figures to the row of an attempt: column -> figure."""
 
     def __call__(self, **figures: object) -> None: ...
 
@@ -80,7 +81,7 @@ class Findings:
 
     Attributes:
         path: of the file.
-        failures: what was attempted and failed.
+        failures: names of the attempts that failed.
     """
 
     def __init__(self, path: Path, step: str, rehearsal: bool) -> None:
@@ -100,7 +101,7 @@ class Findings:
 
     @contextmanager
     def attempt(self, table: str, **figures: object) -> Iterator[Note]:
-        """A row that the block fills; what it raises becomes the row's `failed`, or `skipped` for NotHere."""
+        """Add a row, which the block fills. An exception in it is noted as `failed`, NotHere as `skipped`."""
         row: dict[str, object] = {"table": table}
         self._rows.append(row)
         self._note(row, **figures)
@@ -108,13 +109,13 @@ class Findings:
             yield partial(self._note, row)
         except NotHere as error:
             self._note(row, skipped=console.printable(str(error)))
-        except Exception as error:  # noqa: BLE001  the next attempt is to be made
+        except Exception as error:  # noqa: BLE001  the next attempt has to run
             kind = "" if isinstance(error, EnetError) else f"{type(error).__name__}: "
             self._note(row, failed=console.printable(f"{kind}{error}")[:600])
             self.failures.append(" ".join(map(str, figures.values())))
 
     def skip(self, reason: str) -> None:
-        """Say why the step, or the rest of it, was not done."""
+        """Note why the step, or the rest of it, was skipped."""
         self._content["skipped"] = console.printable(reason)
         self._save()
 

@@ -10,7 +10,7 @@ from ..report.html import page_template
 
 Row = Mapping[str, Any]
 
-# Column -> its heading, and the form of its figures; the order is the page's. Others are shown as they are
+# Column -> its heading and the format of its figures, in the order of the page
 COLUMNS: dict[str, tuple[str, str]] = {
     "what": ("", ""), "value": ("", ""), "rate": ("", ".4g"), "unit": ("", ""),
     "backend": ("backend", ""), "form": ("network", ""), "precision": ("precision", ""), "dtype": ("type", ""),
@@ -28,52 +28,54 @@ COLUMNS: dict[str, tuple[str, str]] = {
     "calls": ("calls", ""),
 }  # fmt: skip
 BARS = ("p50_ms", "fps", "images_s")
-# In lines of their own below the row
+# Columns that are shown as lines below the row -> words in front of the value
 BELOW = {"failed": "failed: ", "skipped": "not here: ", "engine": "built by ", "runtime": "in "}
 
-# Table -> its title, and what has to be known to read it
+# Table -> its title, and how to read it
 TABLES: dict[str, tuple[str, str]] = {
     "engines": (
         "Engines",
-        "Built here for this card, one frame per call, against PyTorch fp32 on the CPU. Flips: other labels within "
-        "3 pixels of where PyTorch's label changes, and elsewhere. Layers: the share that computes in each precision. "
-        "p50 and p99: frames in host memory to labels there.",
+        "Built here for this card, one frame per call, compared with PyTorch fp32 on the CPU. Flips: labels that "
+        "differ, within 3 pixels of an edge between PyTorch's labels, and elsewhere. Layers: the share that computes "
+        "in each precision. p50 and p99: from frames in host memory to labels there.",
     ),
     "speed": (
         "Latency, one frame per call",
-        "p50 and p99 of single calls. Host: frames and labels are numpy arrays, copies are in. Zero copy: they are on "
-        "the device. stream(): with the next frame in flight.",
+        "p50 and p99 of single calls. Host: frames and labels are numpy arrays, and copies are included. Zero copy: "
+        "they are on the device. stream(): with the next frame in flight.",
     ),
     "batches": (
         "Throughput",
-        "One graph for any number of frames, calls back to back. An engine of it is tuned for one.",
+        "One graph for any number of frames, calls back to back. Its engine is tuned for one frame.",
     ),
     "pytorch": (
         "PyTorch itself",
-        "Frames and labels on the device, without TF32. Labels are held against PyTorch fp32 on the CPU.",
+        "Frames and labels on the device, without TF32. Labels are compared with PyTorch fp32 on the CPU.",
     ),
     "contract": ("The runner contract", "What every backend promises, in fp32."),
     "training": (
         "Training",
-        "Drawn scenes, where no data set was given. ms per step: back to back, with everything that enet-train does in "
-        "one. All of it: a run from reading the images to the last evaluation.",
+        "On drawn scenes if no data set was given. ms per step: back to back, with everything that enet-train does in "
+        "a step. All of it: a run from reading the images to the last evaluation.",
     ),
     "estimate": (
         "Estimate from first principles, not measured",
         "Each kernel takes as long as its memory, its arithmetic or its launch needs, at the rates below; caches can "
         "beat it.",
     ),
-    "rates": ("What this machine reaches", "Of many in a row."),
+    "rates": ("Best rates of this machine", "Averages over many calls in a row."),
     "machine": ("The machine", ""),
 }
 
 
 @dataclass(frozen=True)
 class Table:
-    """Attributes:
-    columns: that any of the rows has, in order.
-    figures: those of them that are numbers.
-    largest: column of `BARS` -> its largest figure.
+    """A table of the page.
+
+    Attributes:
+        columns: of any row, in order.
+        figures: the columns with numbers.
+        largest: column of `BARS` -> its largest figure.
     """
 
     title: str
@@ -85,16 +87,12 @@ class Table:
 
 
 def tables(report: Row) -> list[Table]:
-    """All findings by table."""
+    """The findings of all steps, by table."""
     found: dict[str, list[Row]] = {name: [] for name in TABLES}
     for step in report["steps"]:
         for row in step["findings"]:
             found.setdefault(row["table"], []).append(row)
-    made = []
-    for name, rows in found.items():
-        if rows:
-            made.append(_table(*TABLES.get(name, (name, "")), rows))
-    return made
+    return [_table(*TABLES.get(name, (name, "")), rows) for name, rows in found.items() if rows]
 
 
 def _table(title: str, note: str, rows: list[Row]) -> Table:
@@ -106,7 +104,7 @@ def _table(title: str, note: str, rows: list[Row]) -> Table:
 
 
 def headline(report: Row) -> str:
-    """The one thing to know: the fastest engine, or why there is none."""
+    """One sentence: the fastest engine, or why there is none."""
     rows = [row for step in report["steps"] for row in step["findings"] if row["table"] == "engines"]
     ran = [row for row in rows if row.get("p50_ms") and row.get("agreement") and not row.get("failed")]
     if ran:
@@ -121,7 +119,7 @@ def headline(report: Row) -> str:
 
 
 def as_html(report: Row) -> str:
-    """The page of a report as far as it has come."""
+    """The page of a report, which may be unfinished."""
     return _TEMPLATE.render(report=report, tables=tables(report), headline=headline(report), below=BELOW)
 
 

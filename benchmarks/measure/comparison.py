@@ -11,6 +11,7 @@ from pathlib import Path
 import numpy as np
 
 from enet_deploy import console
+from enet_deploy.artifacts import PRECISIONS
 from enet_deploy.errors import BackendError
 from enet_deploy.images import UInt8Array
 from enet_deploy.runners import open_runner
@@ -22,7 +23,7 @@ from .profiling import Profile
 from .unpool_flips import flips
 from .worker import RemoteRunner, Worker, open_worker, spec_of
 
-ON_GRAPHS = ("ort", "openvino")
+ON_GRAPHS = ("ort", "openvino", "opencv")
 PROFILED = 20  # calls that a profile's medians are taken over
 
 
@@ -94,11 +95,15 @@ def _profiles(runners: Sequence[RemoteRunner], images: Sequence[UInt8Array], bat
 
 
 def _add_flips(found: Comparison, reference: RemoteRunner, images: Sequence[UInt8Array]) -> None:
-    """Add the unpool flips of each graph, as ONNX Runtime runs it. An engine does not show its winners.
+    """Add the unpool flips of each graph, as ONNX Runtime runs it. An engine does not show its winners, nor does bf16.
 
     They are counted in the reference's process, which has PyTorch loaded.
     """
-    graphs = [(r, p) for r, p in zip(found.runners, found.parities, strict=True) if r.spec.backend in ON_GRAPHS]
+    graphs = [
+        (runner, parity)
+        for runner, parity in zip(found.runners, found.parities, strict=True)
+        if runner.spec.backend in ON_GRAPHS and runner.spec.precision in PRECISIONS
+    ]
     if not graphs:
         return
     frames = [found.runners[0].preprocess(image) for image in images]

@@ -21,7 +21,7 @@ class StillsFeed:
 
     Attributes:
         stages: the stages of a call that are timed, in order.
-        rewinding: seconds so far that do not count.
+        rewinding: as in `VideoFeed`; 0 here.
     """
 
     stages = STAGES

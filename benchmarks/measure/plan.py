@@ -5,17 +5,18 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
-from importlib.util import find_spec
 from itertools import product
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from enet_deploy import console
+from enet_deploy.bundled import artifact_file, graph_file
 from enet_deploy.data import DataSet, open_data
 from enet_deploy.data.scenes import street_scene
 from enet_deploy.errors import InputError
+from enet_deploy.fit import Fit
 from enet_deploy.images import UInt8Array
-from enet_deploy.runners import Spec, backends_for, open_runner
+from enet_deploy.runners import Spec, backends_for, installed_backends, open_runner
 
 from ..run import Images
 from .feeds import CameraFeed, StillsFeed, VideoFeed
@@ -26,11 +27,23 @@ CAMERA = (720, 1280)  # size of the synthetic scenes: an ordinary camera's
 SCENES = 8
 APART = 10  # every tenth frame of a video is compared; its neighbours are nearly the same
 
-# Backend -> its package, for the backends that run by default. Not trt, which builds for minutes first
-_BY_DEFAULT = {"torch": "torch", "ort": "onnxruntime", "openvino": "openvino"}
-
 Point = tuple[tuple[int, int] | None, int | None]  # frame size and frames per call; None: the artifact's own
-Artifact = tuple[Path, str, Sequence[Point]]  # file, its name for the reader, points to time it at
+
+
+class Artifact(NamedTuple):
+    """What to run.
+
+    Attributes:
+        path: the file.
+        shown: its name for the reader.
+        points: to time it at.
+        precision: what to compute it in, as `open_runner` takes it; None: the file's own.
+    """
+
+    path: Path
+    shown: str
+    points: Sequence[Point]
+    precision: str | None = None
 
 
 @dataclass(frozen=True)
@@ -40,11 +53,12 @@ class BenchOptions:
     Attributes:
         artifacts: the first is the baseline; empty: `weights` and their exports.
         weights: parity is measured against these.
-        precisions: of the exports; empty: fp32.
+        precisions: of the exports; empty: fp32. With artifacts: what to compute graphs in, beside their own precision.
         calibration: record for int8; None: the bundled one.
         backends: None: all that are installed, except trt.
         device: None: the backend's own.
-        threads: of ort and openvino; 0: their choice.
+        fit: None: each artifact's own.
+        threads: of ort, openvino and opencv; 0: their choice.
         sizes, batches: empty: the artifact's own. The first of each is the main point, the others are the sweep.
         frames, seconds: the least that is timed of each runner.
         data, split: data set; None without one.
@@ -58,6 +72,7 @@ class BenchOptions:
     calibration: Path | None
     backends: Sequence[str] | None
     device: str | None
+    fit: Fit | None
     threads: int
     sizes: Sequence[tuple[int, int]]
     batches: Sequence[int]
@@ -85,6 +100,7 @@ class Case:
 
     Attributes:
         shown: the artifact's name for the reader.
+        precision: what to compute it in; None: the artifact's own.
         swept: whether it belongs to the sweep, and is only timed.
         name: of its process.
     """
@@ -92,6 +108,7 @@ class Case:
     artifact: Path
     shown: str
     backend: str
+    precision: str | None
     point: Point
     swept: bool
     name: str
@@ -121,38 +138,59 @@ def named_artifacts(options: BenchOptions) -> Iterator[Artifact]:
                 f"{path} has one frame size and --size names several, expected no ARTIFACT but weights: --precision "
                 "exports them at each size"
             )
-        yield path, str(path), options.points
+        yield Artifact(path, str(path), options.points)
+        for precision in options.precisions if graph_file(path).suffix != ".engine" else ():
+            yield Artifact(path, str(path), options.points, precision)
 
 
 def plan_cases(artifacts: Iterable[Artifact], options: BenchOptions) -> list[Case]:
-    """Each artifact on each backend that fits it and was asked for. Raises InputError if a backend has none."""
+    """Each artifact on each backend that fits it and was asked for.
+
+    Raises InputError if a backend has no artifact, or a precision no backend.
+    """
     artifacts = list(artifacts)
     main = options.points[0]
     planned = [
-        (path, shown, backend, point)
-        for path, shown, own_points in artifacts
-        for backend in choose_backends(path, options.backends, options.device)
-        for point in own_points
+        (artifact, backend, point)
+        for artifact in artifacts
+        for backend in choose_backends(artifact.path, options.backends, options.device, artifact.precision)
+        for point in artifact.points
     ]
-    missing = sorted(set(options.backends or ()) - {backend for _, _, backend, _ in planned})
+    missing = sorted(set(options.backends or ()) - {backend for _, backend, _ in planned})
     if missing:
-        shown = ", ".join(dict.fromkeys(shown for _, shown, _ in artifacts))
+        shown = ", ".join(dict.fromkeys(artifact.shown for artifact in artifacts))
         raise InputError(f"--backend {missing[0]}, but none of the artifacts runs on it: {shown}")
+    met = {artifact.precision for artifact, _, _ in planned}
+    unmet = [artifact for artifact in artifacts if artifact.precision not in met]
+    if unmet:
+        able = ", ".join(dict.fromkeys(name for each in unmet for name in backends_for(each.path, each.precision)))
+        raise InputError(f"--precision {unmet[0].precision} without a --backend that can, expected one of {able}")
     return [
-        Case(path, shown, backend, point, point != main, f"{number}: {Path(shown).name} on {backend}")
-        for number, (path, shown, backend, point) in enumerate(planned, start=1)
+        Case(
+            artifact=artifact_file(path, backend),
+            shown=shown,
+            backend=backend,
+            precision=precision,
+            point=point,
+            swept=point != main,
+            name=f"{number}: {Path(shown).name} on {backend}",
+        )
+        for number, ((path, shown, _, precision), backend, point) in enumerate(planned, start=1)
     ]
 
 
-def choose_backends(artifact: Path, asked: Sequence[str] | None, device: str | None) -> list[str]:
-    """The backends to run an artifact on: those asked for that fit it; by default those that fit and are installed."""
-    fitting = backends_for(artifact)
+def choose_backends(
+    artifact: Path, asked: Sequence[str] | None, device: str | None, precision: str | None = None
+) -> list[str]:
+    """The backends to run an artifact on: those asked for that fit it; by default those that fit and are installed.
+
+    By default not trt, which builds for minutes first, unless nothing else fits.
+    """
+    fitting = backends_for(artifact, precision)
     if asked is not None:
         return [backend for backend in fitting if backend in asked]
-    chosen = [backend for backend in fitting if backend in _BY_DEFAULT and find_spec(_BY_DEFAULT[backend])]
-    if device not in (None, "cpu"):
-        chosen = [backend for backend in chosen if backend != "openvino"]  # it has no other device
-    return chosen or [fitting[0]]
+    installed = installed_backends(artifact, device)
+    return [backend for backend in fitting if backend in installed and backend != "trt"] or [fitting[0]]
 
 
 def open_cases(cases: Sequence[Case], options: BenchOptions, processes: Processes) -> list[OpenCase]:
@@ -166,7 +204,8 @@ def open_cases(cases: Sequence[Case], options: BenchOptions, processes: Processe
     for case in console.progress(sorted(cases, key=lambda case: case.backend == "torch"), "opening"):
         graphs = (specs[other.name] for other in cases if other.name in specs and not other.swept)
         size = case.point[0] or next((spec.size for spec in graphs if spec.backend != "torch"), None)
-        own = runner_options[case.name] = _runner_options(case.backend, size, options.threads)
+        own = runner_options[case.name] = _runner_options(case, size, options.threads)
+        own |= {} if options.fit is None else {"fit": options.fit}
         make = partial(open_runner, case.artifact, case.backend, options.device, **own)
         processes.start(case.name, partial(open_worker, make))
         specs[case.name] = processes.ask(case.name, spec_of)
@@ -179,10 +218,11 @@ def open_cases(cases: Sequence[Case], options: BenchOptions, processes: Processe
     return opened
 
 
-def _runner_options(backend: str, size: tuple[int, int] | None, threads: int) -> dict[str, Any]:
-    if backend == "torch":
-        return {} if size is None else {"size": size}
-    return {"threads": threads} if backend in ("ort", "openvino") else {}
+def _runner_options(case: Case, size: tuple[int, int] | None, threads: int) -> dict[str, Any]:
+    own: dict[str, Any] = {} if case.precision is None else {"precision": case.precision}
+    if case.backend == "torch":
+        return own if size is None else own | {"size": size}
+    return own | ({"threads": threads} if case.backend in ("ort", "openvino", "opencv") else {})
 
 
 def _fitting_batch(case: Case, cases: Sequence[Case], specs: dict[str, Spec]) -> int:

@@ -112,7 +112,7 @@ def _signals_ignored() -> Iterator[None]:
 
 @contextmanager
 def _among_pythons_modules() -> Iterator[str]:
-    """Make the folder of Python's own modules the current one during the block; yields the path of the one before.
+    """Change to the folder of Python's own modules during the block. Yields the path of the folder before.
 
     A new Python looks for modules in its current folder first, and would run a pickle.py that lies there.
     """

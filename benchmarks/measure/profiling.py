@@ -1,4 +1,4 @@
-"""Where a call's time goes: by kind of operation, by stage of the network, and compared with the machine's peaks."""
+"""The time of a call by kind of operation and by stage of the network, compared with the machine's peak rates."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ TRIES = 30  # of each peak; the fastest counts
 
 @dataclass(frozen=True)
 class Peaks:
-    """What the processor reaches on all its cores, numpy's best of several tries; a profile is compared with it.
+    """The best rates of the processor on all its cores, by numpy in several tries. A profile is compared with them.
 
     Attributes:
         gflops: GFLOP/s of a float32 matrix product; multiplication and addition count as two.
@@ -196,8 +196,9 @@ def kernels(graph: Path, fused: bool = False) -> list[Kernel]:
 
 
 def expected_seconds(found: Sequence[Kernel], bandwidth: float, flops: float, launch: float) -> float:
-    """An estimate of a frame's time, in seconds: each kernel takes as long as its memory traffic, its arithmetic or its
-    launch, whichever is longest.
+    """Estimate the time of a frame, in seconds.
+
+    Each kernel takes as long as its memory traffic, its arithmetic or its launch, whichever is longest.
 
     Args:
         bandwidth: bytes per second.

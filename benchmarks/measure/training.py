@@ -16,15 +16,21 @@ import tempfile
 import time
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
+from typing import Any
 
 from enet_deploy.commands import cli
 from enet_deploy.data import DataSet, open_data
 from enet_deploy.environment import environment
 from enet_deploy.errors import InputError
-from enet_deploy.files import require_writable, write_json
+from enet_deploy.files import require_outputs, write_json
 from enet_deploy.training.recipe import Recipe
 
 SCHEMA = 1
+
+
+def endless_recipe(**values: Any) -> Recipe:
+    """A recipe whose steps all do the same: every loss from the start, and no warm-up, because that is in float32."""
+    return Recipe(epochs=10**6, warmup=0, lovasz_from=0.0, **values)
 
 
 def usual_loop(data: DataSet, recipe: Recipe, device: str) -> Iterator[None]:
@@ -34,7 +40,7 @@ def usual_loop(data: DataSet, recipe: Recipe, device: str) -> Iterator[None]:
     from torch.nn import functional as F
     from torch.utils.data import DataLoader, Dataset
 
-    from enet_deploy.images import resize_image, resize_labels
+    from enet_deploy.fit import fit_image, fit_labels
     from enet_deploy.model import ENet
     from enet_deploy.training.crops import augment, draw_params
 
@@ -44,7 +50,8 @@ def usual_loop(data: DataSet, recipe: Recipe, device: str) -> Iterator[None]:
 
         def __getitem__(self, index: int) -> tuple[torch.Tensor, torch.Tensor]:
             image, labels = data[index]
-            image, labels = resize_image(image, recipe.size), resize_labels(labels, recipe.size)
+            image = fit_image(image, recipe.size, recipe.fit)
+            labels = fit_labels(labels, recipe.size, recipe.fit, void)
             params = draw_params(recipe, recipe.crop, np.random.default_rng())
             pixels, ids = augment(
                 torch.from_numpy(image)[None], torch.from_numpy(labels)[None], [params], recipe.crop, (0, 0, 0), void
@@ -108,13 +115,11 @@ def measure(loops: dict[str, Iterator[None]], seconds: float, turns: int, wait: 
 def _run(args: argparse.Namespace) -> None:
     import torch
 
-    # every loss from the start, and no warm-up, because that is in float32
-    recipe = Recipe(crop=args.crop, batch=args.batch, amp=args.amp, epochs=10**6, warmup=0, lovasz_from=0.0)
+    recipe = endless_recipe(crop=args.crop, batch=args.batch, amp=args.amp)
     data = open_data(args.data, "train")
     if not args.seconds > 0:
         raise InputError(f"--seconds {args.seconds}, expected more than 0")
-    if args.json is not None:
-        require_writable(args.json)
+    require_outputs([args.json], [])
     if len(data) < args.batch:
         raise InputError(f"batch {args.batch} for {len(data)} training images, expected no more than there are")
     wait = (lambda: torch.cuda.synchronize(args.device)) if args.device.startswith("cuda") else lambda: None

@@ -27,7 +27,7 @@ def flips(weights: Path, graphs: list[Path], frames: list[UInt8Array]) -> dict[P
         graphs: .onnx files; ONNX Runtime runs them on the CPU.
         frames: each (1, H, W, 3) uint8 BGR, of the graphs' size.
 
-    A graph that does not name its winners, such as one of an earlier version, has None.
+    The share is None for a graph that does not name its winners, such as one of an earlier version.
     """
     expected = list(_of_weights(weights, frames))
     return {graph: _share(expected, _of_graph(graph, frames)) for graph in graphs}

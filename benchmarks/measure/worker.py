@@ -8,11 +8,13 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
-from enet_deploy.images import UInt8Array, resize_image, resize_labels
+from enet_deploy.fit import fit_image, unfit_labels
+from enet_deploy.images import UInt8Array
 from enet_deploy.runners import Runner, Spec
 
 from .feeds import CameraFeed, StillsFeed
@@ -64,12 +66,8 @@ def use_feed(worker: Worker, make: Callable[[], CameraFeed]) -> None:
     worker.feed = make()
 
 
-def _infer(worker: Worker, frames: UInt8Array) -> UInt8Array:
-    return worker.runner.infer(frames)
-
-
-def _logits(worker: Worker, frames: UInt8Array) -> npt.NDArray[np.float32]:
-    return worker.runner.logits(frames)
+def _call(worker: Worker, method: str, frames: UInt8Array) -> Any:
+    return getattr(worker.runner, method)(frames)
 
 
 def _profile(worker: Worker, frames: UInt8Array, calls: int) -> Profile:
@@ -93,18 +91,18 @@ class RemoteRunner:
         return self.spec.artifact
 
     def preprocess(self, image: UInt8Array) -> UInt8Array:
-        return resize_image(image, self.spec.size)[None]
+        return fit_image(image, self.spec.size, self.spec.fit)[None]
 
     def infer(self, frames: UInt8Array) -> UInt8Array:
-        labels: UInt8Array = self.processes.ask(self.name, _infer, frames)
+        labels: UInt8Array = self.processes.ask(self.name, _call, "infer", frames)
         return labels
 
     def logits(self, frames: UInt8Array) -> npt.NDArray[np.float32]:
-        logits: npt.NDArray[np.float32] = self.processes.ask(self.name, _logits, frames)
+        logits: npt.NDArray[np.float32] = self.processes.ask(self.name, _call, "logits", frames)
         return logits
 
     def postprocess(self, labels: UInt8Array, size: tuple[int, int]) -> UInt8Array:
-        return resize_labels(labels, size)
+        return unfit_labels(labels, size, self.spec.fit, self.spec.classes.void)
 
     def profile(self, frames: UInt8Array, calls: int) -> Profile:
         """`profiling.profile`."""

@@ -19,8 +19,8 @@ if TYPE_CHECKING:
 
 
 # Okabe and Ito's colours, which the colour-blind can tell apart; markers tell precisions apart
-COLORS = {"torch": "#d55e00", "ort": "#0072b2", "openvino": "#009e73", "trt": "#7fa300"}
-MARKERS = {"fp32": "o", "fp16": "s", "int8": "^", "fp16-int8": "D"}
+COLORS = {"torch": "#d55e00", "ort": "#0072b2", "openvino": "#009e73", "opencv": "#e69f00", "trt": "#7fa300"}
+MARKERS = {"fp32": "o", "bf16": "P", "fp16": "s", "int8": "^", "fp16-int8": "D", "bf16-int8": "X"}
 OTHER = "#cc79a7"
 CALL_COLORS = {"decode": "#cc79a7", "pre": "#e69f00", "infer": "#56b4e9", "post": "#009e73", "overlay": "#999999"}
 STAGE_COLORS = ("#999999", "#56b4e9", "#0072b2", "#009e73", "#e69f00", "#cc79a7", "#d55e00", "#f0e442")
@@ -58,7 +58,7 @@ def latency(run: Run) -> tuple[str, str]:
 
 
 def drift(run: Run) -> tuple[str, str]:
-    """The median of each round. It shows whether the machine drifted, and whether that met all runners alike."""
+    """The median of each round. It shows whether the machine drifted, and whether all runners felt it alike."""
     results = run.results
 
     def draw(figure: Figure) -> None:

@@ -9,8 +9,8 @@ import cv2
 import numpy as np
 
 from enet_deploy.classes import ClassList
+from enet_deploy.drawing import panels, side_by_side
 from enet_deploy.images import UInt8Array, data_uri, image_uri
-from enet_deploy.media.drawing import panels, side_by_side
 
 from ..result import Result
 from ..run import Run

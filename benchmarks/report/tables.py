@@ -43,6 +43,8 @@ def show(run: Run, console: Console) -> None:
     for verdict in run.verdict:
         advice = f"[bold]On {escape(verdict.device)}:[/] {escape(verdict.advice)}"
         console.print(advice, highlight=False, soft_wrap=True)
+        if verdict.call is not None:
+            console.print(f"  {escape(verdict.call)}", highlight=False, soft_wrap=True)
     if run.partial:
         console.print("[yellow]partial:[/] the run was interrupted; what it did not get to is missing", soft_wrap=True)
     for doubt in run.stability:
@@ -207,7 +209,9 @@ def as_markdown(run: Run) -> str:
     columns = ["p50 ms", "p90 ms", "FPS", "stream FPS", "speed (95 % CI)", "MB", "peak MB", "equal labels"]
     rows = [[plain(cell) for cell in _markdown_row(result, run.accuracy_of_reference)] for result in run.results]
     lines = [markdown_table([f"{height}x{width}", *columns, "mIoU, points"], rows), ""]
-    lines += [f"On {plain(verdict.device)}: {plain(verdict.advice)}" for verdict in run.verdict]
+    for verdict in run.verdict:
+        lines.append(f"On {plain(verdict.device)}: {plain(verdict.advice)}")
+        lines += ["", "```python", verdict.call, "```"] if verdict.call is not None else []
     lines += ["Partial: the run was interrupted"] if run.partial else []
     lines += [f"Unstable: {plain(doubt)}" for doubt in run.stability]
     machine = run.environment

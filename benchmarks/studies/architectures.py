@@ -22,7 +22,7 @@ from enet_deploy.artifacts import save_graph, set_graph_metadata
 from enet_deploy.commands import cli
 from enet_deploy.data.scenes import street_scene
 from enet_deploy.environment import environment
-from enet_deploy.files import require_writable, write_json
+from enet_deploy.files import require_outputs, write_json
 from enet_deploy.runners import Runner, open_runner
 
 from ..measure.machine import watched
@@ -176,8 +176,7 @@ def show(result: dict[str, Any], console: Console) -> None:
 
 
 def _architectures(args: argparse.Namespace) -> None:
-    if args.json is not None:
-        require_writable(args.json)
+    require_outputs([args.json], [])
     machine = environment()
     with watched() as load:
         nets, whole = _measure(args.size, args.threads)

@@ -23,9 +23,9 @@ from enet_deploy.commands import cli
 from enet_deploy.data.scenes import street_scene
 from enet_deploy.environment import environment
 from enet_deploy.errors import RequirementError
-from enet_deploy.files import require_writable, write_json
+from enet_deploy.files import require_outputs, write_json
 from enet_deploy.markdown import markdown_table
-from enet_deploy.runners import BACKENDS, Runner, open_runner
+from enet_deploy.runners import Runner, open_runner
 
 THREADS = 8
 WARM_UP = 0.05  # share of a phase's steps that is not counted: libraries fill their pools
@@ -139,8 +139,7 @@ def as_markdown(measured: Sequence[Phase]) -> str:
 
 
 def _soak(args: argparse.Namespace) -> None:
-    if args.json is not None:
-        require_writable(args.json)
+    require_outputs([args.json], [])
     machine = environment()
     open_one = partial(open_runner, args.artifact, args.backend, args.device)
     measured = list(phases(open_one, args.inferences, args.reopenings))
@@ -159,13 +158,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         description="Run one artifact for a long time, in one thread and in eight, and open and close it often. Exit "
         "code 1 if memory, threads or handles grow, or if a label changes.",
     )
-    parser.add_argument("artifact", type=Path, metavar="ARTIFACT", help="weights, a graph (.onnx) or an engine")
-    parser.add_argument("--backend", choices=BACKENDS, help="default: by the artifact's suffix")
-    parser.add_argument("--device", help="cpu, cuda or cuda:N (default: the backend's own)")
-    parser.add_argument(
-        "--inferences", type=cli.positive, default=100_000, metavar="N",
-        help="in one thread, and a tenth of it in eight (%(default)s)",
-    )  # fmt: skip
+    cli.add_artifact(parser)
+    in_threads = "in one thread, and a tenth of it in eight (%(default)s)"
+    parser.add_argument("--inferences", type=cli.positive, default=100_000, metavar="N", help=in_threads)
     parser.add_argument("--reopenings", type=cli.positive, default=500, metavar="N", help="(%(default)s)")
     parser.add_argument(
         "--max-growth", type=cli.not_negative, default=16.0, metavar="MB", help="of memory in a phase (%(default)s)"

@@ -1,8 +1,8 @@
 """What the deploy form gains on this CPU: `python -m enet_deploy.benchmarks.studies.speed`, one table of ratios.
 
-Every contender takes uint8 frames and gives uint8 labels, in a process of its own. The baselines are what one has
-without this project: the network as it was trained, called from PyTorch or exported as it is, with normalisation and
-argmax in numpy. A row's ratio is the median of its rounds' ratios, not the ratio of the medians shown.
+Every contender takes uint8 frames and gives uint8 labels, in its own process. The baselines do not use this project:
+they are the network as it was trained, called from PyTorch or exported without changes, with normalisation and argmax
+in numpy. A row's ratio is the median of its rounds' ratios, not the ratio of the medians shown.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ from enet_deploy.export.deploy import to_deploy
 from enet_deploy.export.int8 import quantize
 from enet_deploy.export.record import record_for
 from enet_deploy.export.to_onnx import to_onnx
-from enet_deploy.files import require_writable, sha256, write_json
+from enet_deploy.files import require_outputs, sha256, write_json
 from enet_deploy.images import UInt8Array
 from enet_deploy.markdown import markdown_table
 from enet_deploy.runners import open_runner
@@ -60,10 +60,10 @@ SEGMENT, STREAM = (f"int8 openvino, {way} of {CAMERA[0]}x{CAMERA[1]}" for way in
 
 @dataclass(frozen=True)
 class Row:
-    """A ratio of two times, that of `slower` over that of `faster`, and the goal for it.
+    """The time of `slower` divided by the time of `faster`, and the goal for this ratio.
 
     Attributes:
-        slower, faster: names of calls; the fastest of several counts.
+        slower, faster: names of calls; of several names, the fastest call counts.
         least, most: bounds of the ratio.
     """
 
@@ -150,7 +150,7 @@ def streaming(path: Path) -> Call:
 
 
 def plain_makers(weights: Path, size: Size, folder: str) -> dict[str, Maker]:
-    """The baselines that one has without this project."""
+    """The baselines: what is available without this project."""
     net, example = load_weights(weights)[0], torch.zeros(1, 3, *size)
     scatter = export(net, example, f"{folder}/plain.onnx")
     slices = export(in_form(net, FORMS[CHAIN]), example, f"{folder}/slices.onnx")
@@ -233,8 +233,7 @@ def _cells(row: dict[str, Any]) -> list[str]:
 
 def _measure(args: argparse.Namespace) -> None:
     cli.require_weights(args.weights)
-    if args.json is not None:
-        require_writable(args.json)
+    require_outputs([args.json], [])
     machine = environment()
     with tempfile.TemporaryDirectory() as folder:
         makers = {

@@ -130,7 +130,7 @@ FORMS: dict[str, Form] = {
 
 
 def wrong_on_ties(form: Form) -> float:
-    """Share of elements that differ from PyTorch's on data full of ties, such as flat or quantised images give."""
+    """Share of elements that differ from PyTorch's on data with many ties, as flat or quantised images have them."""
     generator = torch.Generator().manual_seed(0)
     x = (torch.randn((2, 16, 64, 64), generator=generator) * 4).round().clamp(min=-1) / 4
     y = torch.randn((2, 16, 32, 32), generator=generator)

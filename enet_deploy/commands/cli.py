@@ -8,6 +8,7 @@ import io
 import logging
 import math
 import os
+import re
 import signal
 import sys
 import threading
@@ -18,11 +19,17 @@ from pathlib import Path
 from typing import Any, NoReturn, TextIO, TypeVar, cast
 
 from ..artifacts import check_size
-from ..console import escaped, printable
+from ..bundled import NAMES, weights_file
+from ..console import did_you_mean, escaped, printable, synonym
 from ..errors import EXTRAS, ArtifactError, EnetError, InputError, is_out_of_memory, missing
+from ..fit import FITS
 from ..images import silence_opencv
+from ..runners import BACKENDS, ON_REQUEST
 
 Item = TypeVar("Item")
+
+ARTIFACT = f"weights, a graph (.onnx), an engine, or bundled weights by name: {', '.join(NAMES)}"  # of --help
+WEIGHTS = f"a .safetensors file of enet-train, or a name: {', '.join(NAMES)}"
 
 INTERRUPTED = 130
 HANG_UP = getattr(signal, "SIGHUP", None)  # which Windows does not have
@@ -31,17 +38,54 @@ _FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 
 class Parser(argparse.ArgumentParser):
-    """argparse's parser, which prints an error on one line instead of after the whole usage."""
+    """argparse's parser, with errors on one line, examples in --help, and an ear for the words of other tools.
 
-    def __init__(self, *args: Any, **options: Any) -> None:
+    Words that mean exactly the same are taken (`console.SYNONYMS`, and other case); for near ones an error asks.
+
+    Args:
+        examples: commands, printed at the end of --help.
+    """
+
+    def __init__(self, *args: Any, examples: Sequence[str] = (), **options: Any) -> None:
         from .. import __version__
 
         super().__init__(*args, **options)
+        self.examples = examples
         self.allow_abbrev = False  # scripts keep their meaning when options are added
         self.add_argument("--version", action="version", version=__version__)
 
+    def format_help(self) -> str:
+        return super().format_help() + "".join(["\nexamples:\n", *(f"  {line}\n" for line in self.examples)])
+
+    def parse_known_args(self, args: Any = None, namespace: Any = None) -> Any:
+        words = [*(sys.argv[1:] if args is None else args)]
+        end = words.index("--") if "--" in words else len(words)
+        return super().parse_known_args([*map(self._option, words[:end]), *words[end:]], namespace)
+
+    def _option(self, word: str) -> str:
+        name, equals, value = word.partition("=")
+        return synonym(name, self._option_string_actions) + equals + value if name.startswith("--") else word
+
+    def _get_value(self, action: argparse.Action, arg_string: str) -> Any:
+        value = super()._get_value(action, arg_string)
+        known = list(action.choices or ())
+        return synonym(value, known) if known and isinstance(value, str) else value
+
+    def _check_value(self, action: argparse.Action, value: Any) -> None:
+        if action.choices is not None and value not in action.choices:
+            known = [str(choice) for choice in action.choices]
+            hint = did_you_mean(str(value), known)
+            raise argparse.ArgumentError(action, f"'{value}', expected {' or '.join(known)}{hint}")
+
     def error(self, message: str) -> NoReturn:
-        self.exit(2, f"{self.prog}: error: {message}; see {self.prog} --help\n")
+        unknown = re.findall(r"--\w[\w-]*", message) if message.startswith("unrecognized arguments") else []
+        hint = next(filter(None, (did_you_mean(word, self._options()) for word in unknown)), "")
+        self.exit(2, f"{self.prog}: error: {message}{hint}; see {self.prog} --help\n")
+
+    def _options(self) -> set[str]:
+        """All options, also of subcommands, whose errors the main parser reports."""
+        nested = (a.choices.values() for a in self._actions if isinstance(a, argparse._SubParsersAction))
+        return {*self._option_string_actions}.union(*(parser._options() for inner in nested for parser in inner))
 
 
 def run(
@@ -139,9 +183,9 @@ def _run_in_memory(
     except Exception as error:
         if not is_out_of_memory(error):
             raise
-    # Outside of the handler: the traceback no longer holds the memory of what failed
+    # after the handler, because its traceback keeps the memory of what failed
     print(no_memory, file=sys.stderr, flush=True)
-    if is_script:  # the ends of libraries that have lost a thread to this would abort it
+    if is_script:  # libraries that lost a thread to this would abort the process at its end
         os._exit(2)
     return 2
 
@@ -150,6 +194,7 @@ def _run(
     parser: argparse.ArgumentParser, command: Callable[[argparse.Namespace], None], args: argparse.Namespace
 ) -> int:
     log_to_stderr(f"{parser.prog}: %(message)s")  # as a library, the package logs nothing by default
+    logging.getLogger("enet_deploy.runners").setLevel(logging.INFO)  # which backend was chosen
     silence_opencv()  # our own message reports a damaged image, on one line
     warnings.filterwarnings("ignore", module=r"PIL\.")
     try:
@@ -170,9 +215,9 @@ def _run(
 class _Output:
     """Standard output, or standard error, of a command.
 
-    What a terminal would obey is escaped, as names come from files. If its reader leaves, as in `enet-bench ... |
-    head`, or its terminal is gone, what is printed after that is discarded, and the command continues, as it may have
-    files to write. Writing to `buffer` still raises BrokenPipeError.
+    Control characters are escaped, because names come from foreign files. If the reader leaves, as in
+    `enet-bench ... | head`, or the terminal is gone, later output is discarded. The command continues, because it may
+    have files to write. Writing to `buffer` still raises BrokenPipeError.
 
     Args:
         stream: to write to.
@@ -210,7 +255,7 @@ class _Output:
 
 
 def log_to_stderr(format: str, level: int = logging.WARNING) -> None:
-    """Log to what standard error is at the time, unless logging is configured already."""
+    """Log to the current standard error, unless logging is configured already."""
     logging.basicConfig(level=level, format=format, handlers=[_StderrHandler()])
 
 
@@ -221,7 +266,7 @@ class _StderrHandler(logging.Handler):
 
 
 def discard_output() -> None:
-    """Discard what is printed from now on, with Python's own last flush: the reader of standard output has left."""
+    """Discard all later output, also Python's last flush, because the reader of standard output has left."""
     _discard(sys.stdout)
 
 
@@ -243,10 +288,30 @@ def _explained(error: Exception) -> str:
     return f"{error}"
 
 
+def add_artifact(parser: argparse.ArgumentParser) -> None:
+    """Add ARTIFACT, --backend, --device and --fit, which `runners.open_runner` takes."""
+    parser.add_argument("artifact", type=Path, metavar="ARTIFACT", help=ARTIFACT)
+    parser.add_argument("--backend", choices=BACKENDS, help="default: the fastest that is installed")
+    parser.add_argument("--device", help="cpu, cuda or cuda:N (default: the backend's own)")
+    parser.add_argument("--fit", choices=FITS, help="how images become frames (default: as the artifact says)")
+
+
 def require_weights(path: Path) -> None:
     """Raise ArtifactError before the long work unless --weights names a file."""
     if not path.is_file():
-        raise ArtifactError(f"--weights {path} is not a file; expected a .safetensors file of enet-train")
+        raise ArtifactError(
+            f"--weights {path} is not a file; expected a .safetensors file of enet-train, or {' or '.join(NAMES)}"
+        )
+
+
+def weights(text: str) -> Path:
+    """argparse type: a weights file, or the name of bundled weights."""
+    return weights_file(text)
+
+
+def add_precision(parser: argparse.ArgumentParser) -> None:
+    """Add --precision, which `open_runner` takes."""
+    parser.add_argument("--precision", choices=ON_REQUEST, help="compute in it (default: the artifact's own)")
 
 
 def size(text: str) -> tuple[int, int]:
@@ -278,22 +343,18 @@ def positive(text: str) -> int:
 
 def not_negative(text: str) -> float:
     """argparse type: a finite number of at least 0."""
-    try:
-        value = float(text)
-    except ValueError:
-        value = -1
-    if not 0 <= value < math.inf:
-        raise argparse.ArgumentTypeError(f"'{text}', expected a number of at least 0")
-    return value
+    return _number(text, sys.float_info.max, "a number of at least 0")
 
 
 def one_of(choices: Sequence[str]) -> Callable[[str], str]:
     """argparse type: one of these words."""
 
     def require_choice(text: str) -> str:
-        if text not in choices:
-            raise argparse.ArgumentTypeError(f"'{text}', expected one of {', '.join(choices)}")
-        return text
+        word = synonym(text, choices)
+        if word not in choices:
+            hint = did_you_mean(text, choices)
+            raise argparse.ArgumentTypeError(f"'{text}', expected one of {', '.join(choices)}{hint}")
+        return word
 
     return require_choice
 
@@ -305,10 +366,14 @@ def listed(kind: Callable[[str], Item]) -> Callable[[str], list[Item]]:
 
 def share(text: str) -> float:
     """argparse type: a number from 0 to 1."""
+    return _number(text, 1, "a share from 0 to 1")
+
+
+def _number(text: str, most: float, expected: str) -> float:
     try:
         value = float(text)
     except ValueError:
-        value = -1
-    if not 0 <= value <= 1:
-        raise argparse.ArgumentTypeError(f"'{text}', expected a share from 0 to 1")
+        value = math.nan
+    if not 0 <= value <= most:
+        raise argparse.ArgumentTypeError(f"'{text}', expected {expected}")
     return value

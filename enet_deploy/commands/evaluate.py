@@ -14,7 +14,7 @@ from ..environment import environment
 from ..files import require_outputs, write_json
 from ..metrics import Scores, evaluate
 from ..plots import draw_confusion, require_plot
-from ..runners import BACKENDS, Runner, artifact_files, open_runner
+from ..runners import Runner, artifact_files, open_runner
 from . import cli
 
 SCHEMA = 1
@@ -61,11 +61,13 @@ def _evaluate(args: argparse.Namespace) -> None:
         require_plot(args.confusion)
     machine = environment()
     data = open_data(args.data, args.split)
-    with open_runner(args.artifact, args.backend, args.device) as runner:
+    with open_runner(args.artifact, args.backend, args.device, args.precision, fit=args.fit) as runner:
         require_classes(runner, data, args.data)
+        precision = runner.spec.precision
         confusion = evaluate(runner.segment, console.progress(data, args.split), data.classes)
         scores = confusion.scores(args.void_counts)
-        print(f"{args.artifact} on {runner.backend}, {len(data)} images of {args.split}\n{as_text(scores)}", flush=True)
+        ran = f"{args.artifact} in {precision} on {runner.backend}"
+        print(f"{ran}, {len(data)} images of {args.split}\n{as_text(scores)}", flush=True)
         if args.confusion is not None:
             draw_confusion(args.confusion, confusion.counts[:-1, :-1], data.classes.names)
         corrupted = score_corruptions(runner, data, scores) if args.corruptions else None
@@ -74,6 +76,7 @@ def _evaluate(args: argparse.Namespace) -> None:
         "environment": machine,
         "artifact": str(args.artifact),
         "backend": runner.backend,
+        "precision": precision,
         "split": args.split,
         "images": len(data),
         "accuracy": scores.to_json(),
@@ -84,20 +87,28 @@ def _evaluate(args: argparse.Namespace) -> None:
         write_json(args.json, result)
 
 
-def main(argv: Sequence[str] | None = None) -> int:
-    parser = cli.Parser("enet-eval", description="Score an artifact on a split of a data set.")
-    parser.add_argument("artifact", type=Path, metavar="ARTIFACT", help="weights, a graph (.onnx) or an engine")
+def make_parser() -> cli.Parser:
+    examples = (
+        "enet-eval enet-camvid-train --data CAMVID",
+        "enet-eval mine-int8.onnx --data DATA --split test --confusion confusion.png --json scores.json",
+    )
+    parser = cli.Parser("enet-eval", description="Score an artifact on a split of a data set.", examples=examples)
+    cli.add_artifact(parser)
+    cli.add_precision(parser)
     parser.add_argument("--data", required=True, help="folder with SPLIT/ and SPLITannot/")
     parser.add_argument("--split", default="val", help="train, val or test (default: %(default)s)")
-    parser.add_argument("--backend", choices=BACKENDS, help="default: by the artifact's suffix")
-    parser.add_argument("--device", help="cpu, cuda or cuda:N (default: the backend's own)")
     parser.add_argument("--void-counts", action="store_true", help="count void pixels as mistakes, as some papers do")
     parser.add_argument(
         "--corruptions", action="store_true", help="also score darker, brighter, blurred, noisy and compressed frames"
     )
-    parser.add_argument("--confusion", type=Path, metavar="FILE", help="draw the confusion matrix (.png or .svg)")
-    parser.add_argument("--json", type=Path, metavar="FILE", help="write the scores as JSON")
-    return cli.run(parser, _evaluate, argv)
+    outputs = parser.add_argument_group("outputs")
+    outputs.add_argument("--confusion", type=Path, metavar="FILE", help="draw the confusion matrix (.png or .svg)")
+    outputs.add_argument("--json", type=Path, metavar="FILE", help="write the scores as JSON")
+    return parser
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    return cli.run(make_parser(), _evaluate, argv)
 
 
 if __name__ == "__main__":

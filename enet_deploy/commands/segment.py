@@ -8,24 +8,24 @@ import os
 import signal
 import sys
 import time
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
 
-from .. import console
+from .. import bundled, console
 from ..data import files_of
-from ..errors import DataError, InputError
+from ..errors import ArtifactError, DataError, InputError
 from ..frame_range import RangeMonitor
-from ..images import MAX_PIXELS
+from ..images import MAX_PIXELS, UInt8Array
 from ..media.frames import FrameSource, LabelledFrame, Stop
-from ..media.ground_truth import GroundTruth, splits_of
+from ..media.ground_truth import GroundTruth, label_folders, splits_of
 from ..media.open import open_images, open_source
 from ..media.outputs import Outputs, default_out
-from ..media.pipeline import Pipeline
+from ..media.pipeline import Labels, Pipeline
 from ..media.renderer import FrameRenderer
 from ..media.sinks import Sink
-from ..runners import BACKENDS, SUFFIXES, artifact_files, open_runner
+from ..runners import SUFFIXES, artifact_files, open_runner
 from . import cli
 
 
@@ -35,7 +35,7 @@ def open_named_source(args: argparse.Namespace, stopped: Stop) -> FrameSource:
     Raises as `open_source`, and InputError if artifact and source are swapped.
     """
     first, *others = args.source
-    if Path(first).suffix in SUFFIXES:
+    if Path(first).suffix in SUFFIXES or first in bundled.NAMES:
         raise InputError(f"SOURCE {first} is an artifact, expected a source of frames; the artifact comes first")
     if others:
         for option in ("raw", "topic"):
@@ -51,13 +51,13 @@ def chosen_outputs(args: argparse.Namespace, source: FrameSource) -> Outputs:
     Raises InputError if they are read or cannot be written, or if an option says how to draw a picture that is not
     drawn.
     """
-    outputs = Outputs(args.out, args.labels, args.masks, args.json, args.show)
+    outputs = Outputs(args.out, args.labels, args.masks, args.confidence, args.json, args.show)
     if not outputs.paths and not outputs.show:
         outputs = Outputs(out=default_out(args.source, source))
     for option, is_given in (("--legend", args.legend), ("--alpha", args.alpha is not None)):
         if is_given and not outputs.has_picture:
             raise InputError(f"{option} without a picture to draw it in; add --out or --show")
-    reads: list[str | Path] = [*artifact_files(args.artifact)]
+    reads: list[str | Path] = [*artifact_files(args.artifact), *label_folders(source)]
     if args.compare:
         reads += [path for root, split in splits_of(source) for path in files_of(root, split)]
     outputs.require_usable(source, reads)
@@ -125,12 +125,15 @@ def _segment(args: argparse.Namespace) -> None:
     source = open_named_source(args, stopped)
     outputs = chosen_outputs(args, source)
     total = None if source.total is None else math.ceil(source.total / args.every)
-    with open_runner(args.artifact, args.backend, args.device) as runner:
+    with open_runner(args.artifact, args.backend, args.device, args.precision, fit=args.fit) as runner:
         classes = runner.spec.classes
         truth = GroundTruth(source, classes) if args.compare else None
         renderer = FrameRenderer(classes, 0.5 if args.alpha is None else args.alpha, args.legend)
         monitor = RangeMonitor(runner.spec)
-        pipeline = Pipeline(source, monitor.watched(runner.segment), stopped, args.every)
+        if args.confidence and not runner.spec.has_confidence:
+            raise ArtifactError(f"{args.artifact} has no output 'confidence'; export it with --confidence")
+        label: Callable[[UInt8Array], Labels] = runner.segment_with_confidence if args.confidence else runner.segment
+        pipeline = Pipeline(source, monitor.watched(label), stopped, args.every)
         start = time.perf_counter()
         with until_signalled(stopped) as signals, ExitStack() as stack:
             sinks = outputs.open(stack, source, renderer, args.every, stopped)
@@ -151,51 +154,9 @@ def _segment(args: argparse.Namespace) -> None:
         raise SystemExit(128 + signals[0])
 
 
-def main(argv: Sequence[str] | None = None) -> int:
-    parser = cli.Parser(
-        "enet-segment",
-        description="Label every frame of a source. Options name the outputs; the default is an overlay in the current "
-        "folder (for a bag: a bag with the labels). Decoding, labelling and writing overlap. With a live source, newer "
-        "frames replace those that wait. Ctrl-C, SIGTERM and SIGHUP finish the files.",
-    )
-    parser.add_argument("artifact", type=Path, metavar="ARTIFACT", help="weights, a graph (.onnx) or an engine")
-    parser.add_argument(
-        "source",
-        nargs="+",
-        type=cli.text,
-        metavar="SOURCE",
-        help="an image or several, a folder, glob or %%04d pattern of images, a video, a camera's number, an RTSP or "
-        "HTTP URL, a GStreamer pipeline, a ROS bag (.bag, .mcap, .db3, also .zstd, or a folder), or - for raw BGR "
-        "frames on standard input",
-    )
-    outputs = parser.add_argument_group("outputs", "by suffix a video, an image or a folder; - is standard output")
-    outputs.add_argument("--out", type=cli.text, metavar="PATH", help="overlays; for a bag also a bag with the labels")
-    outputs.add_argument("--labels", type=cli.text, metavar="PATH", help="label maps: PNG of class ids, or raw bytes")
-    outputs.add_argument("--masks", type=cli.text, metavar="PATH", help="the labels in the classes' colours")
-    outputs.add_argument(
-        "--json", type=cli.text, metavar="FILE", help="a line of JSON per frame: share of each class, latency"
-    )
-    outputs.add_argument("--show", action="store_true", help="a window; q closes it")
-    kind = parser.add_mutually_exclusive_group()
-    kind.add_argument("--alpha", type=cli.share, metavar="A", help="share of the colours in the overlay (default: 0.5)")
-    kind.add_argument(
-        "--compare",
-        action="store_true",
-        help="image, truth and labels side by side, for images in NAME with label maps in NAMEannot",
-    )
-    parser.add_argument("--legend", action="store_true", help="draw the classes' colours and names beside the picture")
-    parser.add_argument("--every", type=cli.positive, default=1, metavar="N", help="label every N-th frame only")
-    parser.add_argument("--topic", metavar="T", help="topic of the images in a bag, such as /camera/image_raw")
-    parser.add_argument("--raw", type=frame_size, metavar="HxW", help="size of the frames on standard input")
-    parser.add_argument(
-        "--fps",
-        type=rate,
-        metavar="F",
-        help="frames per second, of images (else they have no times) or on standard input (default: 25)",
-    )
-    parser.add_argument("--backend", choices=BACKENDS, help="default: by the artifact's suffix")
-    parser.add_argument("--device", help="cpu, cuda or cuda:N (default: the backend's own)")
-    return cli.run(parser, _segment, argv)
+def source_name(text: str) -> str:
+    """argparse type: text that names a source; "sample" is the bundled picture."""
+    return bundled.picture(cli.text(text))
 
 
 def frame_size(text: str) -> tuple[int, int]:
@@ -216,6 +177,65 @@ def rate(text: str) -> float:
     if not 0.001 <= value <= 1000:
         raise argparse.ArgumentTypeError(f"'{text}', expected frames per second from 0.001 to 1000")
     return value
+
+
+DESCRIPTION = (
+    "Label every frame of a source. Options name the outputs; the default is an overlay in the current folder (for a "
+    "bag: a bag with the labels). Decoding, labelling and writing overlap. With a live source, newer frames replace "
+    "those that wait. Ctrl-C, SIGTERM and SIGHUP finish the files."
+)
+SOURCES = (
+    "an image or several, a folder, glob or %%04d pattern of images, a video, a camera's number, an RTSP or HTTP URL, "
+    "a GStreamer pipeline, a ROS bag (.bag, .mcap, .db3, also .zstd, or a folder), or - for raw BGR frames on standard "
+    "input; sample is a drawn street scene of this package"
+)
+
+
+def _add_outputs(parser: argparse.ArgumentParser) -> None:
+    group = parser.add_argument_group("outputs", "by suffix a video, an image or a folder; - is standard output")
+    for option, metavar, help_ in (
+        ("--out", "PATH", "overlays; for a bag also a bag with the labels"),
+        ("--labels", "PATH", "label maps: PNG of class ids, or raw bytes"),
+        ("--masks", "PATH", "the labels in the classes' colours"),
+        ("--confidence", "PATH", "confidences, 0 to 255: grey PNG, or raw bytes"),
+        ("--json", "FILE", "a line of JSON per frame: share of each class, latency"),
+    ):
+        group.add_argument(option, type=cli.text, metavar=metavar, help=help_)
+    group.add_argument("--show", action="store_true", help="a window; q closes it")
+
+
+def _add_pictures(parser: argparse.ArgumentParser) -> None:
+    kind = parser.add_mutually_exclusive_group()
+    kind.add_argument("--alpha", type=cli.share, metavar="A", help="share of the colours in the overlay (default: 0.5)")
+    beside = "image, truth and labels side by side, for images in NAME with label maps in NAMEannot"
+    kind.add_argument("--compare", action="store_true", help=beside)
+    parser.add_argument("--legend", action="store_true", help="draw the classes' colours and names beside the picture")
+
+
+def _add_frames(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--every", type=cli.positive, default=1, metavar="N", help="label every N-th frame only")
+    parser.add_argument("--topic", metavar="T", help="topic of the images in a bag, such as /camera/image_raw")
+    parser.add_argument("--raw", type=frame_size, metavar="HxW", help="size of the frames on standard input")
+    fps = "frames per second, of images (else they have no times) or on standard input (default: 25)"
+    parser.add_argument("--fps", type=rate, metavar="F", help=fps)
+
+
+def make_parser() -> cli.Parser:
+    examples = (
+        "enet-segment enet-camvid sample --legend",
+        "enet-segment enet-int8.onnx drive.mp4 --backend openvino --labels ids/",
+    )
+    parser = cli.Parser("enet-segment", description=DESCRIPTION, examples=examples)
+    cli.add_artifact(parser)
+    cli.add_precision(parser)
+    parser.add_argument("source", nargs="+", type=source_name, metavar="SOURCE", help=SOURCES)
+    for add in (_add_outputs, _add_pictures, _add_frames):
+        add(parser)
+    return parser
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    return cli.run(make_parser(), _segment, argv)
 
 
 if __name__ == "__main__":

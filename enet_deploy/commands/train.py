@@ -29,7 +29,7 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
-# what torchrun tells each of its processes
+# variables that torchrun sets for each of its processes
 TORCHRUN = {"RANK", "LOCAL_RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT"}
 
 
@@ -105,7 +105,7 @@ def _data(args: argparse.Namespace) -> tuple[DataSet, DataSet, str]:
 
 
 def _require_outputs(args: argparse.Namespace) -> None:
-    """Raise if what the run writes is what it reads, or cannot be written: before the long work, not in it."""
+    """Raise before the long work if the run would overwrite what it reads, or if an output cannot be written."""
     from ..training.checkpoint import CHECKPOINT
     from ..training.logs import require_tensorboard
 
@@ -134,12 +134,12 @@ def _report(args: argparse.Namespace, trainer: Trainer, board: TensorBoard | Non
             draw_curve(args.curve, trainer.history, trainer.val_was_trained_on)
         if board is not None:
             board.write(trainer.history, trainer.examples)
-    except (ArtifactError, OSError) as error:  # a picture is no reason to end a night's training
+    except (ArtifactError, OSError) as error:  # a failed picture must not end a night's training
         logging.warning(f"no learning curve this time: {error}")
 
 
 def _device(args: argparse.Namespace) -> torch.device:
-    """The device to train on. Started by torchrun, it is this process's, and the processes are connected."""
+    """The device to train on. If torchrun started this process, it has its own GPU, and the processes are connected."""
     import torch
     import torch.distributed as dist
 
@@ -169,7 +169,7 @@ def _device(args: argparse.Namespace) -> torch.device:
 
 @contextlib.contextmanager
 def _explained_errors(recipe: Recipe, device: torch.device) -> Iterator[None]:
-    """Turn errors of torch that the user can mend into an EnetError that says how."""
+    """Turn errors of torch that the user can correct into an EnetError that says how."""
     try:
         yield
     except (MemoryError, RuntimeError) as error:
@@ -184,7 +184,7 @@ def _explained_errors(recipe: Recipe, device: torch.device) -> Iterator[None]:
 
 
 def _how_to_go_on(args: argparse.Namespace, trainer: Trainer | None) -> str:
-    """What an interrupted user wants to know."""
+    """Say how an interrupted run is continued."""
     from ..training.checkpoint import CHECKPOINT
 
     if not (Path(args.out) / CHECKPOINT).exists():
@@ -209,6 +209,7 @@ def _run(args: argparse.Namespace) -> None:
     """The training itself, while no other process trains in the same folder."""
     import torch.distributed as dist
 
+    from ..runners.torch_runner import respect_quota
     from ..training.logs import TensorBoard
     from ..training.memory import keep_freed_memory
     from ..training.trainer import Trainer
@@ -217,6 +218,7 @@ def _run(args: argparse.Namespace) -> None:
     device = _device(args)
     if device.type == "cpu":
         keep_freed_memory()
+        respect_quota()
     trainer, board = None, None
     try:
         with _explained_errors(recipe, device):
@@ -236,7 +238,7 @@ def _run(args: argparse.Namespace) -> None:
 
 
 def _explained() -> dict[str, str]:
-    """Field of the recipe -> its explanation in the docstring."""
+    """Each field of the recipe -> its explanation in the docstring of `Recipe`."""
     entries = re.findall(r"^ {8}(\w+): (.*(?:\n {12}.*)*)", Recipe.__doc__ or "", re.MULTILINE)
     return {name: " ".join(text.split()).rstrip(".") for name, text in entries}
 
@@ -264,53 +266,48 @@ def _add_recipe_options(parser: argparse.ArgumentParser) -> None:
         group.add_argument("--" + field.name.replace("_", "-"), **option)
 
 
-def main(argv: Sequence[str] | None = None) -> int:
-    parser = cli.Parser("enet-train", description="Train ENet on a segmentation data set.")
-    parser.add_argument("data", metavar="DATA", help="folder with train/ trainannot/ val/ valannot/")
+def _add_data_options(parser: argparse.ArgumentParser) -> None:
+    fit = "train on val too, for weights to ship; scores on val then show fit, not accuracy"
+    fold = "cross-validation: train on train and val, but for images whose names start with PREFIX; score on those"
+    more = "train on this data set's train/ too; repeatable"
+    images = parser.add_mutually_exclusive_group()
+    images.add_argument("--with-val", action="store_true", help=fit)
+    images.add_argument("--hold-out", metavar="PREFIX", help=fold)
+    parser.add_argument("--extra", action="append", default=[], metavar="DATA", help=more)
+
+
+def _add_run_options(parser: argparse.ArgumentParser) -> None:
+    init = f"start from {cli.WEIGHTS}; of other classes, all but the last layer"
+    teacher = "learn from the output of these weights too; usually of --width 2 or more"
+    compiled = "use torch.compile, which takes minutes to start, instead of CUDA graphs"
+    curve = "draw the learning curve into this .png or .svg file whenever the state is saved"
+    events = "write curves and example pictures into this folder as event files for TensorBoard"
     parser.add_argument("--out", default="runs/enet", help="the run's folder (default: %(default)s)")
     parser.add_argument("--preset", choices=PRESETS, help="recipe to start from (default: default)")
-    parser.add_argument(
-        "--init",
-        metavar="WEIGHTS",
-        help="start from these weights; of other classes, all but the last layer",
-    )
-    parser.add_argument(
-        "--teacher", metavar="WEIGHTS", help="learn from the output of these weights too; usually of --width 2 or more"
-    )
-    images = parser.add_mutually_exclusive_group()
-    images.add_argument(
-        "--with-val",
-        action="store_true",
-        help="train on val too, for weights to ship; scores on val then show fit, not accuracy",
-    )
-    images.add_argument(
-        "--hold-out",
-        metavar="PREFIX",
-        help="cross-validation: train on train and val, but for images whose names start with PREFIX; score on those",
-    )
-    parser.add_argument(
-        "--extra", action="append", default=[], metavar="DATA", help="train on this data set's train/ too; repeatable"
-    )
+    parser.add_argument("--init", type=cli.weights, metavar="WEIGHTS", help=init)
+    parser.add_argument("--teacher", type=cli.weights, metavar="WEIGHTS", help=teacher)
     parser.add_argument("--resume", action="store_true", help="continue the run in --out")
-    parser.add_argument(
-        "--compile", action="store_true", help="use torch.compile, which takes minutes to start, instead of CUDA graphs"
-    )
-    parser.add_argument(
-        "--curve",
-        type=Path,
-        metavar="FILE",
-        help="draw the learning curve into this .png or .svg file whenever the state is saved",
-    )
-    parser.add_argument(
-        "--tensorboard",
-        type=Path,
-        metavar="DIR",
-        help="write curves and example pictures into this folder as event files for TensorBoard",
-    )
+    parser.add_argument("--compile", action="store_true", help=compiled)
+    parser.add_argument("--curve", type=Path, metavar="FILE", help=curve)
+    parser.add_argument("--tensorboard", type=Path, metavar="DIR", help=events)
     parser.add_argument("--device", help="cpu, cuda or cuda:N (default: cuda if there is one)")
-    _add_recipe_options(parser)
+
+
+def make_parser() -> cli.Parser:
+    examples = (
+        "enet-train DATA --out runs/mine --init enet-camvid --patience 10",
+        "enet-train DATA --out runs/mine --resume",
+    )
+    parser = cli.Parser("enet-train", description="Train ENet on a segmentation data set.", examples=examples)
+    parser.add_argument("data", metavar="DATA", help="folder with train/ trainannot/ val/ valannot/")
+    for add in (_add_run_options, _add_data_options, _add_recipe_options):
+        add(parser)
+    return parser
+
+
+def main(argv: Sequence[str] | None = None) -> int:
     cli.log_to_stderr("%(message)s", logging.INFO)
-    return cli.run(parser, _train, argv)
+    return cli.run(make_parser(), _train, argv)
 
 
 if __name__ == "__main__":

@@ -215,7 +215,7 @@ def _missing(root: Path, server: Server, name: str) -> bytes | None:
 
 
 def _flaw(content: bytes, is_label: bool) -> str:
-    """What shows that an encoded image is none of CamVid's; "" if nothing does."""
+    """Why an encoded image cannot be one of CamVid's; "" if it can."""
     if not content.startswith(PNG_SIGNATURE):
         return "is no PNG file"
     header = read_header(content)
@@ -248,7 +248,7 @@ def pixel_digest(data: DataSet) -> str:
     return digest.hexdigest()
 
 
-def verdict(split: str, digest: str) -> str:
+def compare_digest(split: str, digest: str) -> str:
     """Say whether a split's `pixel_digest` is that of the copy that the project's weights were trained on."""
     known = DIGESTS.get(split)
     if known is None:

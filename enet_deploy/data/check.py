@@ -8,7 +8,7 @@ from collections import Counter, defaultdict
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -18,20 +18,13 @@ from ..console import counted, progress
 from ..errors import DataError
 from ..image_headers import Header
 from ..images import load_image
-from ..media.drawing import panels
-from ..plots import new_figure, save_figure
-from .dataset import DataSet, parts, read_ahead, spread, stem_advice, turn_note
+from .dataset import parts, read_ahead, stem_advice, turn_note
 from .label_maps import read_label_map
-
-if TYPE_CHECKING:
-    from matplotlib.axes import Axes
 
 SPLITS = ("train", "val", "test")
 SMALLEST = 8  # pixels a side: the network halves it three times
 SHOWN = 3  # files named in a line
 SHOWN_VALUES = 8  # unknown values, or sizes, named in a line
-PICTURED = 3  # images per split in the picture
-PICTURED_SIDE = 480  # pixels of their longer side
 
 
 @dataclass
@@ -274,7 +267,9 @@ def _find_unknown(report: Report, pairs: Sequence[_Pair]) -> None:
         ]
         message = (
             f"label maps with values of no class, {', '.join(shown)}{_more(len(pixels) - len(shown))}; expected "
-            f"{report.values.expected(report.classes)}: correct them or declare the values in classes.json"
+            f"{report.values.expected(report.classes)}: correct them, or declare the values in classes.json, "
+            f'"label_values": {{"{next(iter(pixels))}": "NAME"}}, null for void, colours as "#", red, green, blue'
+            + ("" if (report.root / "classes.json").exists() else "; `enet-data init` drafts that file")
         )
         report.problem(message, [pair.label_map for pair in pairs if pair.unknown and pair.label_map])
 
@@ -313,40 +308,3 @@ def _check_splits(report: Report) -> None:
 
 def _more(count: int) -> str:
     return f" and {count} more" if count > 0 else ""
-
-
-def draw_check(path: str | Path, report: Report) -> None:
-    """Draw some images of each split above their labels, and the share of each class in the pixels.
-
-    The file's suffix says PNG or SVG. Call `plots.require_plot` before the long work to see if it can be drawn.
-    """
-    splits = {name: split for name, split in report.splits.items() if split.pairs}
-    height = min(12, max(4.8, 0.5 + 0.17 * len(report.classes)))
-    figure = new_figure(3.5 * (PICTURED + 1), height * max(1, len(splits)))
-    grid = figure.subplots(max(1, len(splits)), PICTURED + 1, squeeze=False)
-    for axes in grid.flat:
-        axes.set_axis_off()
-    for row, (name, split) in zip(grid, splits.items(), strict=False):
-        data = DataSet(report.classes, tuple(spread(split.pairs, PICTURED)), report.values)
-        for axes, (image, labels), (file, _) in zip(row, data, data.pairs, strict=False):
-            pictures = panels(image, {"labels": labels}, report.classes, PICTURED_SIDE)
-            axes.imshow(np.concatenate([*pictures.values()])[..., ::-1])  # the image above its labels, RGB
-            axes.set_title(report.names([file])[0].split("/")[-1][-40:], fontsize=8, parse_math=False)
-            axes.set_anchor("N")
-        _draw_shares(row[-1], split, report.classes)
-        row[-1].set_title(f"{name}: {len(split.pairs)} sound pairs, % of pixels", fontsize=8)
-    save_figure(figure, path)
-
-
-def _draw_shares(axes: Axes, split: Split, classes: ClassList) -> None:
-    names, shares = (*classes.names, "(void)"), split.shares()
-    colors = [tuple(value / 255 for value in color) for color in (*classes.colors, (0, 0, 0))]
-    axes.set_axis_on()
-    bars = axes.barh(range(len(names)), shares, color=colors, edgecolor="0.4", linewidth=0.5)
-    axes.bar_label(bars, [f"{share:.2g}" for share in shares], padding=3, fontsize=7)
-    axes.set_yticks(range(len(names)), names, fontsize=7, parse_math=False)
-    axes.set_xlim(0, 1.15 * max(shares))
-    axes.set_xticks([])
-    axes.invert_yaxis()
-    axes.tick_params(length=0)
-    axes.spines[["top", "right", "bottom"]].set_visible(False)

@@ -164,7 +164,7 @@ class Part(NamedTuple):
 
 
 def parts(root: str | Path, split: str) -> tuple[Part, Part]:
-    """Where the images and the label maps of a split belong. The folders need not exist."""
+    """The places of a split's images and label maps. The folders need not exist."""
     root = Path(root)
     stems = read_declaration(root)[2:]
     if is_cityscapes(root):
@@ -173,14 +173,20 @@ def parts(root: str | Path, split: str) -> tuple[Part, Part]:
 
 
 def stem_advice(images: Iterable[str], label_maps: Iterable[str]) -> str:
-    """The pattern by which label maps have the names of all these images and more; "" if there is none."""
+    """What to declare in classes.json if label maps have the names of all these images and more; "" otherwise."""
+    pattern = stem_pattern(images, label_maps)
+    return f'declare "label_stem": "{pattern}" in classes.json' if pattern else ""
+
+
+def stem_pattern(images: Iterable[str], label_maps: Iterable[str]) -> str:
+    """Find the pattern that turns the names of all these images into names of label maps; "" if there is none."""
     images, label_maps = set(images), set(label_maps)
     first = min(images, default="")
     for name in sorted(label_maps, key=len):
         if first and first in name and first != name:
             before, _, after = name.partition(first)
             if all(f"{before}{stem}{after}" in label_maps for stem in images):
-                return f'declare "label_stem": "{before}*{after}" in classes.json'
+                return f"{before}*{after}"
     return ""
 
 
@@ -192,7 +198,7 @@ def open_data(root: str | Path, split: str) -> DataSet:
             Cityscapes' `leftImg8bit/split/` and `gtFine/split/`, with the 19 classes of its benchmark.
         split: "train", "val" or "test".
 
-    Raises DataError if classes.json is none, a folder is missing or empty, or a file has no partner.
+    Raises DataError if classes.json is not a class list, a folder is missing or empty, or a file has no partner.
     """
     of_images, of_labels = parts(root, split)
     images, labels = of_images.one_by_stem(), of_labels.one_by_stem()
@@ -222,7 +228,7 @@ def find_images(root: str | Path, split: str) -> list[Path]:
 
 
 def require_same_classes(known: ClassList, data: ClassList, folder: str | Path, who: str) -> None:
-    """Raise DataError unless a data set has the classes of the weights or the artifact that `who` describes."""
+    """Raise DataError unless a data set has the classes `known`. `who` says whose they are: "the weights know"."""
     if known.names != data.names:
         raise DataError(
             f"{folder} has the classes {', '.join(data.names)}, but {who} {', '.join(known.names)}; take weights of "
@@ -296,9 +302,9 @@ def spread(items: Sequence[T], count: int) -> list[T]:
 
 
 def files_of(root: str | Path, split: str = "train") -> list[Path]:
-    """What a command may read of a data set or a folder of images, for `files.require_outputs`.
+    """The paths that a command may read in a data set or a folder of images, for `files.require_outputs`.
 
-    These are the folders of train, val, test and `split`, and `root`'s own images and classes.json.
+    These are the folders of train, val, test and `split`, classes.json, and the images directly in `root`.
     """
     folders = {part.folder for name in ("train", "val", "test", split) for part in parts(root, name)}
     images = [path for paths in Part(Path(root)).by_stem().values() for path in paths]

@@ -22,8 +22,8 @@ class Values(NamedTuple):
 
     Attributes:
         pixels: (H, W) uint8 or uint16 ids, or int32 0xRRGGBB if the file holds colours.
-        orientation: by which they were turned, 1 to 8 as in EXIF; 1 if the file does not say.
-        notes: what may be meant in another way.
+        orientation: how the pixels were turned, 1 to 8 as in EXIF; 1 if the file does not say.
+        notes: what in the file is ambiguous, and how it is read.
     """
 
     pixels: npt.NDArray[np.integer[Any]]
@@ -77,9 +77,9 @@ def _mask_note(pixels: npt.NDArray[np.integer[Any]], values: LabelValues, void: 
 def read_values(path: Path, known: LabelValues) -> Values:
     """Read the values of a label map, turned as the file says.
 
-    One channel holds ids, of 1, 2, 4, 8 or 16 bits. A PNG's palette indices are ids too, unless its colours are those
-    of the classes in another order. Three channels hold colours; three equal ones, which are no colours of classes,
-    hold ids.
+    One channel holds ids of 1, 2, 4, 8 or 16 bits. The palette indices of a PNG are ids too, unless its palette has the
+    classes' colours in another order. Three channels hold colours; if the three are equal and are not colours of
+    classes, they hold ids.
 
     Raises DataError, naming the file, if it is in a lossy format, holds several pictures, or cannot be read.
     """
@@ -92,7 +92,7 @@ def read_values(path: Path, known: LabelValues) -> Values:
     if header.pictures > 1:
         raise DataError(f"{path} holds {header.pictures} pictures, expected one label map; split it")
     if header.color_type == PALETTE:
-        indices, palette = _palette_indices(path, content)
+        indices, palette = palette_indices(path, content)
         return _by_palette(path, turned(indices, header.orientation), palette, known, header.orientation)
     pixels = decode(path, content, cv2.IMREAD_UNCHANGED)
     if header.color_type == GREY and header.bits < 8:
@@ -102,6 +102,11 @@ def read_values(path: Path, known: LabelValues) -> Values:
     channels = pixels.shape[2] if pixels.ndim == 3 else 1
     if channels == 1 and pixels.dtype in (np.uint8, np.uint16):
         return Values(pixels.reshape(pixels.shape[:2]), header.orientation)
+    return _by_color(_opaque(path, pixels, channels), known, header.orientation)
+
+
+def _opaque(path: Path, pixels: npt.NDArray[Any], channels: int) -> UInt8Array:
+    """Colours as (H, W, 4) BGRA. Raises DataError for other pixels, and for transparent ones."""
     if pixels.dtype != np.uint8 or channels not in (3, 4):
         raise DataError(
             f"{path} has {channels} channel{'s' * (channels != 1)} of {pixels.dtype}; expected a map of class ids, of "
@@ -114,11 +119,11 @@ def read_values(path: Path, known: LabelValues) -> Values:
             f"{path} has {int((pixels[..., 3] != 255).sum())} transparent pixels, expected none in a label map; save "
             "it without an alpha channel"
         )
-    return _by_color(np.ascontiguousarray(pixels), known, header.orientation)
+    return np.ascontiguousarray(pixels, np.uint8)
 
 
 def _by_color(pixels: UInt8Array, known: LabelValues, orientation: int) -> Values:
-    """The values of (H, W, 4) BGRA pixels: colours, or ids if the channels are equal and the ids are known better."""
+    """The values of (H, W, 4) BGRA pixels: colours, or ids if the channels are equal and more values are known ids."""
     colors: npt.NDArray[np.int32] = pixels.view("<i4")[..., 0] & 0xFFFFFF
     ids = pixels[..., 0]
     if (ids != pixels[..., 1]).any() or (ids != pixels[..., 2]).any():
@@ -134,7 +139,7 @@ def _by_color(pixels: UInt8Array, known: LabelValues, orientation: int) -> Value
     return Values(colors, orientation)
 
 
-def _palette_indices(path: Path, content: bytes) -> tuple[UInt8Array, list[int]]:
+def palette_indices(path: Path, content: bytes) -> tuple[UInt8Array, list[int]]:
     """The (H, W) uint8 palette indices of a PNG, as OpenCV does not give them, and its palette, 0xRRGGBB."""
     from PIL.PngImagePlugin import PngImageFile
 
@@ -172,7 +177,10 @@ def _by_palette(path: Path, indices: UInt8Array, palette: list[int], known: Labe
 
 
 def _voc_palette() -> list[int]:
-    """PASCAL VOC's colours of 256 ids: the bits of an id in turn, from the highest bit of red, green and blue on."""
+    """PASCAL VOC's colours of 256 ids.
+
+    The three lowest bits of an id are the highest bits of red, green and blue, the next three the bits below them.
+    """
     places = [(3 * level + channel, 23 - level - 8 * channel) for level in range(8) for channel in range(3)]
     return [sum((index >> bit & 1) << place for bit, place in places) for index in range(256)]
 

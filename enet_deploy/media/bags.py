@@ -39,6 +39,7 @@ ZSTD = b"\x28\xb5\x2f\xfd"  # how compressed data begins; a message begins with 
 MCAP = b"\x89MCAP0\r\n"
 MCAP_END = b"\x0f" + (4).to_bytes(8, "little") + bytes(4) + b"\x02" + (20).to_bytes(8, "little") + bytes(20) + MCAP
 IMAGE_TYPES = ("sensor_msgs/msg/Image", "sensor_msgs/msg/CompressedImage")
+STRING_TYPE = "std_msgs/msg/String"
 
 
 @dataclass(frozen=True)
@@ -59,8 +60,8 @@ class BagFrame(Frame):
 class Bag(FrameSource):
     """The images of one topic, raw or compressed, in the order in which the bag received them.
 
-    Also the files alone of a recorder that compresses, or that was killed: without metadata.yaml, or an .mcap without
-    its end, of which all whole records are read.
+    A bag may be compressed. It may also lack metadata.yaml or the end of its .mcap, because its recorder was killed;
+    then all whole records are read.
 
     Without a `topic`, take the only topic that has images. Raises DataError if the bag cannot be read, InputError if
     the topic has no images or several topics have some.
@@ -163,7 +164,7 @@ def _readable(path: Path, folder: Path) -> Path:
 
 
 def _whole_records(file: Any, size: int) -> int | None:
-    """Where the last whole record of an .mcap without an end ends; None if it has its end, or no record."""
+    """The end of the last whole record in an .mcap that is cut off; None if it is complete, or has no record."""
     file.seek(max(0, size - len(MCAP)))
     if file.read() == MCAP:
         return None
@@ -219,46 +220,44 @@ def label_bag(path: Path, topic: str, classes: ClassList) -> Iterator[Sink]:
     """
     with atomic_write(path) as temporary, TemporaryDirectory(dir=temporary.parent) as folder:
         is_ros1 = path.suffix.lower() == ".bag"
-        types = get_typestore(Stores.ROS1_NOETIC if is_ros1 else Stores.ROS2_HUMBLE)
-        written = Path(folder) / path.name
+        written = Path(folder) / (path.name if is_ros1 else "bag/bag.mcap")
         if is_ros1:
             writer: Any = rosbag1.Writer(written)
         else:
-            writer = rosbag2.Writer(Path(folder) / "bag", version=9, storage_plugin=rosbag2.StoragePlugin.MCAP)
-            written = Path(folder) / "bag" / "bag.mcap"
-        serialize = types.serialize_ros1 if is_ros1 else types.serialize_cdr
+            writer = rosbag2.Writer(written.parent, version=9, storage_plugin=rosbag2.StoragePlugin.MCAP)
         with writer:
-            images = writer.add_connection(f"{topic}/labels", IMAGE_TYPES[0], typestore=types)
-            names = writer.add_connection(f"{topic}/classes", "std_msgs/msg/String", typestore=types)
-            text = json.dumps(classes.to_json())
-            string = types.types[names.msgtype]
-            image, header, time = (
-                types.types[name] for name in (IMAGE_TYPES[0], "std_msgs/msg/Header", "builtin_interfaces/msg/Time")
-            )
-            has_classes = False
-
-            def write(item: LabelledFrame) -> None:
-                nonlocal has_classes
-                frame = item.frame
-                assert isinstance(frame, BagFrame)
-                if not has_classes:
-                    put(names, frame, string(data=text))
-                    has_classes = True
-                fields = {"seq": 0} if is_ros1 else {}
-                stamp = time(sec=frame.stamp // NANO, nanosec=frame.stamp % NANO)
-                message = image(
-                    header=header(stamp=stamp, frame_id=frame.frame_id, **fields), **image_fields(item.labels)
-                )
-                put(images, frame, message)
-
-            def put(connection: Any, frame: BagFrame, message: Any) -> None:
-                try:
-                    writer.write(connection, frame.received, serialize(message, connection.msgtype))
-                except (ArithmeticError, ValueError, struct.error) as error:
-                    raise DataError(
-                        f"the stamp {frame.stamp} ns, received at {frame.received} ns, of frame {frame.name} does not "
-                        f"fit into {path}: {error}; write a bag of the other ROS version"
-                    ) from None
-
-            yield write
+            yield _LabelWriter(path, writer, topic, classes, is_ros1)
         written.replace(temporary)
+
+
+class _LabelWriter:
+    """A sink for an open bag of one ROS version. Errors name the file `path`."""
+
+    def __init__(self, path: Path, writer: Any, topic: str, classes: ClassList, is_ros1: bool) -> None:
+        self._path, self._writer, self._classes = path, writer, classes
+        types = get_typestore(Stores.ROS1_NOETIC if is_ros1 else Stores.ROS2_HUMBLE)
+        self._types, self._serialize = types.types, types.serialize_ros1 if is_ros1 else types.serialize_cdr
+        self._images = writer.add_connection(f"{topic}/labels", IMAGE_TYPES[0], typestore=types)
+        self._names = writer.add_connection(f"{topic}/classes", STRING_TYPE, typestore=types)
+        self._more_fields = {"seq": 0} if is_ros1 else {}  # of a header
+        self._has_classes = False
+
+    def __call__(self, item: LabelledFrame) -> None:
+        frame = item.frame
+        assert isinstance(frame, BagFrame)
+        if not self._has_classes:
+            self._put(self._names, frame, data=json.dumps(self._classes.to_json()))
+            self._has_classes = True
+        stamp = self._types["builtin_interfaces/msg/Time"](sec=frame.stamp // NANO, nanosec=frame.stamp % NANO)
+        header = self._types["std_msgs/msg/Header"](stamp=stamp, frame_id=frame.frame_id, **self._more_fields)
+        self._put(self._images, frame, header=header, **image_fields(item.labels))
+
+    def _put(self, connection: Any, frame: BagFrame, **fields: Any) -> None:
+        message = self._types[connection.msgtype](**fields)
+        try:
+            self._writer.write(connection, frame.received, self._serialize(message, connection.msgtype))
+        except (ArithmeticError, ValueError, struct.error) as error:
+            raise DataError(
+                f"the stamp {frame.stamp} ns, received at {frame.received} ns, of frame {frame.name} does not fit into "
+                f"{self._path}: {error}; write a bag of the other ROS version"
+            ) from None

@@ -74,20 +74,23 @@ class LabelledFrame:
         labels: (h, w) uint8 class ids, of the frame's size.
         latency_ms: duration of labelling, with resizing there and back, without waiting.
         truth: (h, w) uint8, the true class ids, if they are known.
+        confidence: (h, w) uint8, 255 times the probability of the label, if it was asked for.
     """
 
     frame: Frame
     labels: UInt8Array
     latency_ms: float
     truth: UInt8Array | None = None
+    confidence: UInt8Array | None = None
 
 
 class Clock:
     """Gives the frames of a source times that strictly rise from 0 or later.
 
-    These are the source's own times. A frame without one is due one frame after the last. If a frame is due more than
-    one frame before the last, the source's clock has begun again, and time goes on one frame after the last. If it is
-    due less before, or at the same time, it gets the time just after the last. Both are logged, once for a source.
+    A frame keeps the time that the source states, with three exceptions. Without a stated time it comes one frame
+    after the last one. If its time is more than one frame before the last, the source's clock was reset, and it comes
+    one frame after the last too. If its time equals the last, or is less than a frame before it, it comes just after
+    the last. The second and third are logged, once per source.
 
     Args:
         name: of the source.
@@ -101,7 +104,7 @@ class Clock:
         self._said: set[str] = set()
 
     def time(self, stated: Fraction | None) -> Fraction:
-        """The time of the next frame in seconds, given that of the source, if it states one."""
+        """The time of the next frame in seconds; `stated` is the source's own, None if it states none."""
         if self._last is None:
             due = Fraction(0) if stated is None else stated
             self._shift = max(Fraction(0), -due)

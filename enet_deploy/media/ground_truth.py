@@ -6,7 +6,7 @@ import dataclasses
 import os
 from pathlib import Path
 
-from ..classes import ClassList
+from ..classes import ClassList, is_cityscapes
 from ..data import open_data, require_same_classes
 from ..errors import DataError, InputError
 from ..metrics import ConfusionMatrix
@@ -53,6 +53,14 @@ class GroundTruth:
 def splits_of(source: FrameSource) -> set[tuple[Path, str]]:
     """The data sets and splits that a source's images belong to, each as `split_of`; none if it has no image files."""
     return {split_of(path) for path in source.paths} if isinstance(source, ImageFiles) else set()
+
+
+def label_folders(source: FrameSource) -> list[Path]:
+    """The folders that hold label maps of a source's images, read or not: no output belongs there."""
+    folders = (
+        root / "gtFine" / split if is_cityscapes(root) else root / f"{split}annot" for root, split in splits_of(source)
+    )
+    return [folder for folder in folders if folder.is_dir()]
 
 
 def split_of(image: Path) -> tuple[Path, str]:

@@ -6,9 +6,9 @@ import functools
 
 import numpy as np
 
+from .. import drawing
 from ..classes import ClassList
 from ..images import UInt8Array, colorize, overlay
-from . import drawing
 from .frames import LabelledFrame
 
 
@@ -42,6 +42,11 @@ class FrameRenderer:
     def mask(self, item: LabelledFrame) -> UInt8Array:
         """(h, w, 3) uint8 BGR: the labels in the classes' colours."""
         return colorize(item.labels, self.classes)
+
+    def confidence(self, item: LabelledFrame) -> UInt8Array:
+        """(h, w) uint8: the confidences, which were asked for."""
+        assert item.confidence is not None
+        return item.confidence
 
     def labels(self, item: LabelledFrame) -> UInt8Array:
         """(h, w) uint8: the class ids."""

@@ -5,19 +5,15 @@ The encodings are those in sensor_msgs/image_encodings.hpp that cameras send. Ro
 
 from __future__ import annotations
 
-import logging
 from typing import Any
 
 import cv2
 import numpy as np
 import numpy.typing as npt
 
-from ..console import warn_once
 from ..errors import DataError
 from ..image_headers import read_header
-from ..images import UInt8Array, decode, eight_bits
-
-log = logging.getLogger(__name__)
+from ..images import UInt8Array, decode, scaled
 
 # encoding -> (bytes per channel, channels, OpenCV's conversion to BGR)
 _ENCODINGS: dict[str, tuple[int, int, int | None]] = {
@@ -44,6 +40,8 @@ _ENCODINGS: dict[str, tuple[int, int, int | None]] = {
     **dict.fromkeys(("yuv422", "uyvy"), (1, 2, cv2.COLOR_YUV2BGR_UYVY)),
     **dict.fromkeys(("yuv422_yuy2", "yuyv"), (1, 2, cv2.COLOR_YUV2BGR_YUYV)),
 }
+# a plane of brightness, then a plane of half its height with the colours of 2x2 pixels: OpenCV's conversion to BGR
+_TWO_PLANES = {"nv12": (1, 1, cv2.COLOR_YUV2BGR_NV12), "nv21": (1, 1, cv2.COLOR_YUV2BGR_NV21)}
 
 
 def to_bgr(message: Any) -> UInt8Array:
@@ -55,10 +53,16 @@ def to_bgr(message: Any) -> UInt8Array:
     data = np.frombuffer(message.data, np.uint8)
     if hasattr(message, "format"):
         return _decompressed(f"{message.format}", data.tobytes())
-    if message.encoding not in _ENCODINGS:
-        raise DataError(f"image encoding '{message.encoding}', expected one of {', '.join(_ENCODINGS)}")
-    size, channels, code = _ENCODINGS[message.encoding]
-    height, width, step, row = message.height, message.width, message.step, message.width * channels * size
+    known: dict[str, tuple[int, int, int | None]] = {**_ENCODINGS, **_TWO_PLANES}
+    if message.encoding not in known:
+        raise DataError(f"image encoding '{message.encoding}', expected one of {', '.join(known)}")
+    size, channels, code = known[message.encoding]
+    height, width, step = message.height, message.width, message.step
+    if message.encoding in _TWO_PLANES:
+        if height % 2 or width % 2:
+            raise DataError(f"{height}x{width} pixels of {message.encoding}, expected an even height and width")
+        height = height * 3 // 2  # rows of both planes
+    row = width * channels * size
     if not (height and width) or step < row or data.size < height * step - (step - row):
         raise DataError(
             f"image message of {data.size} bytes for {height}x{width} (height x width) pixels of {message.encoding} in "
@@ -68,17 +72,10 @@ def to_bgr(message: Any) -> UInt8Array:
     name = f"image of encoding {message.encoding}"
     if size == 2:
         wide = np.ascontiguousarray(rows).view(">u2" if message.is_bigendian else "<u2").astype(np.uint16)
-        pixels = _scaled(name, wide).reshape(height, width, channels)
+        pixels = scaled(name, wide).reshape(height, width, channels)
     else:
         pixels = rows.reshape(height, width, channels)
-    return _converted(f"{height}x{width} pixels of {message.encoding}", pixels, code)
-
-
-def _scaled(name: str, pixels: npt.NDArray[Any], maximum: int | None = None) -> UInt8Array:
-    scaled, note = eight_bits(name, pixels, maximum)
-    if note:
-        warn_once(log, f"%s has {note} (said once)", name)
-    return scaled
+    return _converted(f"{message.height}x{width} pixels of {message.encoding}", pixels, code)
 
 
 def _converted(name: str, pixels: npt.NDArray[Any], code: int | None) -> UInt8Array:
@@ -102,7 +99,7 @@ def _decompressed(format_: str, content: bytes) -> UInt8Array:
         raise DataError(f"{name} holds distances, expected a picture; take the topic of a camera")
     pixels = decode(name, content, cv2.IMREAD_ANYCOLOR | cv2.IMREAD_ANYDEPTH)
     header = read_header(content)
-    pixels = _scaled(name, pixels, header.maximum if header is not None else None)
+    pixels = scaled(name, pixels, header.maximum if header is not None else None)
     _, channels, code = _ENCODINGS.get(stored.strip(), (1, 3, None))
     if pixels.ndim == 2:
         return _converted(name, pixels, code if stored.startswith("bayer_") else cv2.COLOR_GRAY2BGR)

@@ -2,15 +2,25 @@
 
 from __future__ import annotations
 
+import itertools
+import logging
+from contextlib import suppress
 from importlib import import_module
+from importlib.util import find_spec
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
-from ..errors import EXTRAS, BackendError, InputError, missing
+import cv2
+
+from ..bundled import NAMES, artifact_file, graph_file, weights_file
+from ..console import did_you_mean
+from ..errors import EXTRAS, BackendError, EnetError, InputError, missing
+from ..fit import Fit, check_fit
 from .base import Operation, Runner, Spec
 
 __all__ = [
     "BACKENDS",
+    "ON_REQUEST",
     "SUFFIXES",
     "Operation",
     "Runner",
@@ -18,76 +28,201 @@ __all__ = [
     "artifact_files",
     "backend_for",
     "backends_for",
+    "installed_backends",
     "open_runner",
 ]
 
-# backend -> (module, class, suffixes of its artifacts); the first backend with a suffix is the default for it
-_REGISTRY: dict[str, tuple[str, str, tuple[str, ...]]] = {
-    "torch": ("torch_runner", "TorchRunner", (".safetensors",)),
-    "ort": ("ort_runner", "OrtRunner", (".onnx",)),
-    "openvino": ("openvino_runner", "OpenVinoRunner", (".onnx",)),
-    "trt": ("tensorrt.runner", "TrtRunner", (".engine", ".onnx")),
+log = logging.getLogger(__name__)
+
+
+class _Backend(NamedTuple):
+    """What is known of a backend before it is imported.
+
+    Attributes:
+        module, runner: where its class is, and the name of that.
+        suffixes: of the artifacts that it runs.
+        package: the Python module that it needs.
+        on_cuda: whether it runs on devices other than "cpu".
+        precisions: what it can compute in on request, beside the artifact's own precision.
+    """
+
+    module: str
+    runner: str
+    suffixes: tuple[str, ...]
+    package: str
+    on_cuda: bool = False
+    precisions: tuple[str, ...] = ()
+
+
+_REGISTRY = {
+    "torch": _Backend("torch_runner", "TorchRunner", (".safetensors",), "torch", on_cuda=True, precisions=("bf16",)),
+    "ort": _Backend("ort_runner", "OrtRunner", (".onnx",), "onnxruntime", on_cuda=True),
+    "openvino": _Backend("openvino_runner", "OpenVinoRunner", (".onnx",), "openvino", precisions=("bf16",)),
+    "opencv": _Backend("opencv_runner", "OpenCvRunner", (".onnx",), "cv2"),
+    "trt": _Backend("tensorrt.runner", "TrtRunner", (".engine", ".onnx"), "tensorrt", on_cuda=True),
 }
 BACKENDS = tuple(_REGISTRY)
-SUFFIXES = tuple(dict.fromkeys(suffix for _, _, suffixes in _REGISTRY.values() for suffix in suffixes))
+SUFFIXES = tuple(dict.fromkeys(suffix for backend in _REGISTRY.values() for suffix in backend.suffixes))
+ON_REQUEST = tuple(dict.fromkeys(name for backend in _REGISTRY.values() for name in backend.precisions))
+
+# Precision of a graph -> the backends that run it on a CPU, fastest first: the order of their times in
+# benchmarks/results/cpu-360x480.json, in which both layouts of int8 agree. OpenCV is behind them, and refuses int8
+FASTEST_ON_CPU = {
+    "fp32": ("openvino", "ort", "opencv"),
+    "fp16": ("openvino", "ort", "opencv"),
+    "int8": ("openvino", "ort"),
+    "fp16-int8": ("openvino", "ort"),
+}
 
 
-def open_runner(artifact: str | Path, backend: str | None = None, device: str | None = None, **options: Any) -> Runner:
+def open_runner(
+    artifact: str | Path,
+    backend: str | None = None,
+    device: str | None = None,
+    precision: str | None = None,
+    *,
+    fit: Fit | None = None,
+    **options: Any,
+) -> Runner:
     """Open an artifact on a device.
 
     Args:
-        artifact: weights (.safetensors), an exported graph (.onnx) or an engine (.engine).
-        backend: one of `BACKENDS`; by default the one that runs files of this suffix.
+        artifact: weights (.safetensors), an exported graph (.onnx), an engine (.engine), or the name of bundled
+            weights: "enet-camvid", "enet-camvid-train".
+        backend: one of `BACKENDS`; never replaced by another. By default `backend_for` chooses, and the log says which
+            one, at level INFO.
         device: where to run; never replaced by another device. By default "cuda" for trt, "cpu" for the others.
-        options: options of the backend's runner class: `size` for torch, `threads` for ort and openvino, and so on.
+        precision: "bf16" computes weights or an fp32 graph, or what is float in an int8 graph, in bfloat16: with torch
+            and openvino, on a CPU that can. By default the artifact's own precision.
+        fit: how images become frames, "stretch", "letterbox" or "crop"; by default as the weights were trained.
+        options: options of the backend's runner class: `size` for torch, `threads` for ort, openvino and opencv, and
+            so on.
 
     Returns an open runner. Use it in a with block, or close() it.
 
     Raises:
-        InputError: unknown backend, suffix or option.
-        BackendError: the backend's package or the device is not available.
+        InputError: unknown backend, suffix, fit or option.
+        BackendError: the backend's package, the device or the precision is not available.
         ArtifactError: the file is missing, damaged or foreign.
     """
-    backend = backend_for(artifact) if backend is None else backend
-    if backend not in _REGISTRY:
-        raise InputError(f"backend '{backend}', expected one of {', '.join(BACKENDS)}")
-    module, name, suffixes = _REGISTRY[backend]
-    if Path(artifact).suffix not in suffixes:
-        raise InputError(f"{artifact} for backend '{backend}', expected a {' or '.join(suffixes)} file")
-    runner_class = getattr(import_module(f".{module}", __name__), name)
+    chosen = backend_for(artifact, device, precision) if backend is None else backend
+    if chosen not in _REGISTRY:
+        hint = did_you_mean(str(chosen), BACKENDS)
+        raise InputError(f"backend '{chosen}', expected one of {', '.join(BACKENDS)}{hint}")
+    artifact = artifact_file(artifact, chosen)
+    known = _REGISTRY[chosen]
+    if Path(artifact).suffix not in known.suffixes:
+        raise InputError(f"{artifact} for backend '{chosen}', expected a {' or '.join(known.suffixes)} file")
+    _require_precision(precision, chosen)
+    runner_class = getattr(import_module(f".{known.module}", __name__), known.runner)
     try:
-        placement = {} if device is None else {"device": device}
-        runner: Runner = runner_class(artifact, **placement, **options)
+        asked = {"device": device, "precision": precision}
+        runner: Runner = runner_class(artifact, **{key: value for key, value in asked.items() if value}, **options)
     except TypeError as error:
-        raise InputError(f"options {sorted(options)} for backend '{backend}': {error}") from None
+        raise InputError(f"options {sorted(options)} for backend '{chosen}': {error}") from None
+    runner.fit = None if fit is None else check_fit(fit)
     try:
-        return runner.open()
+        runner.open()
     except ModuleNotFoundError as error:
         module = (error.name or "").split(".")[0]
         if module not in EXTRAS:
             raise
-        raise BackendError(f"backend '{backend}': {missing(module)}") from None
+        raise BackendError(f"backend '{chosen}': {missing(module)}") from None
+    if backend is None:
+        _say_choice(runner)
+    return runner
+
+
+def _require_precision(precision: str | None, backend: str) -> None:
+    if precision is not None and precision not in _REGISTRY[backend].precisions:
+        possible = (f"{', '.join(each.precisions)} for {name}" for name, each in _REGISTRY.items() if each.precisions)
+        raise BackendError(
+            f"precision '{precision}' for backend '{backend}', expected {'; '.join(possible)}; leave it out to compute "
+            "in the file's own"
+        )
+
+
+def _say_choice(runner: Runner) -> None:
+    """Log which backend was chosen, why, and how to choose another, if there was a choice."""
+    if len(backends_for(runner.artifact)) == 1:
+        return
+    faster = itertools.takewhile(lambda backend: backend != runner.backend, FASTEST_ON_CPU["fp32"])
+    lacking = " and ".join(backend for backend in faster if not _is_installed(backend))
+    if runner.device != "cpu":
+        why = f"the first that runs on {runner.device}"
+    elif lacking:
+        why = f"without {lacking}, which would be faster (pip install 'enet-deploy[cpu]')"
+    else:
+        why = "the fastest for it"
+    log.info("%s runs on %s, %s; name another with --backend or backend=", runner.artifact, runner.backend, why)
 
 
 def artifact_files(artifact: str | Path) -> list[Path]:
-    """The files that opening an artifact reads: itself, and an engine's card."""
+    """The files that opening an artifact reads: itself, an engine's card, and all that a name may stand for."""
+    if str(artifact) in NAMES:
+        return [weights_file(artifact), graph_file(artifact)]
     return [Path(artifact), *([Path(f"{artifact}.json")] if Path(artifact).suffix == ".engine" else [])]
 
 
-def backends_for(artifact: str | Path) -> tuple[str, ...]:
-    """Return the backends that run files of this suffix, the default first. Raises InputError if there is none."""
+def backends_for(artifact: str | Path, precision: str | None = None) -> tuple[str, ...]:
+    """Return the backends that run files of this suffix, in this precision if given.
+
+    A name of bundled weights has those of a graph, then those of weights. Raises InputError if there is none.
+    """
+    if str(artifact) in NAMES:
+        of_weights = () if precision else backends_for(weights_file(artifact))
+        return (*backends_for(graph_file(artifact), precision), *of_weights)
     suffix = Path(artifact).suffix
     backends = _with_suffix(suffix)
     if not backends:
         expected = ", ".join(f"{suffix} ({', '.join(_with_suffix(suffix))})" for suffix in SUFFIXES)
-        raise InputError(f"{artifact} has the suffix '{suffix}', expected {expected}")
-    return backends
+        names = ", ".join(NAMES)
+        raise InputError(f"{artifact} has the suffix '{suffix}', expected {expected}, or a name: {names}")
+    able = tuple(backend for backend in backends if precision in (None, *_REGISTRY[backend].precisions))
+    if not able:
+        raise InputError(f"precision '{precision}' for {artifact}, expected no precision: the file's own")
+    return able
 
 
-def backend_for(artifact: str | Path) -> str:
-    """Return the default backend for files of this suffix. Raises InputError if there is none."""
-    return backends_for(artifact)[0]
+def backend_for(artifact: str | Path, device: str | None = None, precision: str | None = None) -> str:
+    """Return the fastest installed backend for an artifact; the fastest of all if none is installed.
+
+    Args:
+        device, precision: as `open_runner` takes them; backends without them are left out.
+
+    Raises InputError if no backend runs files of this suffix, in this precision.
+    """
+    artifact = graph_file(artifact)
+    able = backends_for(artifact, precision)
+    if device not in (None, "cpu"):
+        able = tuple(backend for backend in able if _REGISTRY[backend].on_cuda) or able
+    elif Path(artifact).suffix == ".onnx":
+        able = tuple(backend for backend in FASTEST_ON_CPU[_precision_of(Path(artifact))] if backend in able)
+    return next(filter(_is_installed, able), able[0])
+
+
+def installed_backends(artifact: str | Path, device: str | None = None) -> list[str]:
+    """Return the backends that are installed and run an artifact on a device. Raises as `backend_for`."""
+    fitting = backends_for(artifact)
+    on_device = [backend for backend in fitting if device in (None, "cpu") or _REGISTRY[backend].on_cuda]
+    return [backend for backend in on_device if _is_installed(backend)]
+
+
+def _precision_of(graph: Path) -> str:
+    """Return the precision of a graph; "fp32" if the file does not say, as opening it will tell why."""
+    from .onnx_file import read_metadata
+
+    with suppress(OSError, EnetError):
+        return read_metadata(graph.read_bytes(), graph).precision
+    return "fp32"
+
+
+def _is_installed(backend: str) -> bool:
+    """Whether a backend's package is here. It is not imported."""
+    if backend == "opencv":
+        return hasattr(cv2.dnn, "ENGINE_NEW")  # since version 5
+    return find_spec(_REGISTRY[backend].package) is not None
 
 
 def _with_suffix(suffix: str) -> tuple[str, ...]:
-    return tuple(backend for backend, (_, _, suffixes) in _REGISTRY.items() if suffix in suffixes)
+    return tuple(name for name, backend in _REGISTRY.items() if suffix in backend.suffixes)

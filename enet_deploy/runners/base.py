@@ -17,11 +17,13 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import numpy as np
 import numpy.typing as npt
 
+from ..arrays import check_count, check_image, check_label_map, described, is_uint8
 from ..artifacts import Metadata
 from ..classes import ClassList
 from ..errors import ArtifactError, BackendError, InputError, is_out_of_memory
+from ..fit import Fit, fit_image, unfit_labels
 from ..frame_range import FrameRange
-from ..images import UInt8Array, resize_image, resize_labels
+from ..images import UInt8Array
 
 if TYPE_CHECKING:
     from concurrent.futures import Future
@@ -31,7 +33,7 @@ R = TypeVar("R", bound="Runner")
 WARM_UP = 3  # calls at the start of a profile that are not counted
 
 UNWRITTEN = 255  # never a class id: what an array for labels holds until a backend writes them
-_LIBRARIES = ("onnxruntime", "openvino", "torch")  # which raise errors of types of their own
+_LIBRARIES = ("onnxruntime", "openvino", "torch", "cv2")  # which raise errors of types of their own
 
 
 @dataclass(frozen=True)
@@ -41,15 +43,18 @@ class Spec:
     Attributes:
         artifact: the file that it runs.
         backend, device: for example "ort" and "cpu".
-        precision: precision of the graph, for example "fp32".
+        precision: what it computes in: the graph's own precision, for example "fp32", or what was asked for: "bf16" of
+            fp32 weights or an fp32 graph, "bf16-int8" of an int8 graph whose float layers are computed in bf16.
         size: (height, width) of the frames in pixels.
         batch: frames per call; None for any number.
         classes: the meaning of the label ids.
         has_logits: whether `logits` can be called.
+        has_confidence: whether `infer_with_confidence` and `segment_with_confidence` can be called.
         weights_sha256: hash of the weights file that the artifact is, or was exported from.
         runtime: the library and settings in use, in words, if the backend has more than one; else "".
-        qdq_layout: layout of an int8 graph, "all" or "ort"; else "".
+        qdq_layout: layout of an int8 graph, "all", "openvino" or "ort"; else "".
         calibrated_on: the frames that the ranges of an int8 graph were measured on, if it says; else None.
+        fit: how `segment` makes frames of images: "stretch", "letterbox" or "crop" (see `enet_deploy.fit`).
     """
 
     artifact: Path
@@ -64,6 +69,8 @@ class Spec:
     runtime: str = ""
     qdq_layout: str = ""
     calibrated_on: FrameRange | None = None
+    has_confidence: bool = False
+    fit: Fit = "stretch"
 
 
 @dataclass(frozen=True)
@@ -89,7 +96,7 @@ class Runner(ABC):
     child process has none of the backend's threads: it cannot use the parent's runner and must open its own.
 
     A backend is a subclass with four methods: `_open`, `_run`, `_run_logits`, `_close`. They receive checked arrays.
-    It may also override `_stream` and `_profile`.
+    It may also override `_run_confidence`, `_stream` and `_profile`.
     """
 
     backend: str
@@ -97,6 +104,7 @@ class Runner(ABC):
     def __init__(self, artifact: str | Path, device: str = "cpu") -> None:
         self.artifact = Path(artifact)
         self.device = device
+        self.fit: Fit | None = None  # in place of the artifact's own
         self._spec: Spec | None = None
         self._process = 0  # id of the process that opened it
         self._class_count = 0  # also known after close(), under a stream
@@ -132,10 +140,11 @@ class Runner(ABC):
         with self._lock:
             if self._spec is None:
                 if not self.artifact.is_file():
-                    why = "is a folder" if self.artifact.is_dir() else "does not exist"
+                    why = "is a folder or a device" if self.artifact.exists() else "does not exist"
                     raise ArtifactError(f"{self.artifact} {why}; expected a file written by enet-train or enet-export")
                 with self._failures():
-                    self._spec = self._open()
+                    spec = self._open()
+                self._spec = spec if self.fit is None else replace(spec, fit=self.fit)
                 self._class_count = len(self._spec.classes)
                 self._process = os.getpid()
         return self
@@ -162,21 +171,42 @@ class Runner(ABC):
 
         Args:
             frames: (N, H, W, 3) uint8 BGR in [0, 255], H and W as in `spec.size`; may be read-only or strided.
-            out: (N, H, W) uint8, C-contiguous and writable: is filled and returned. Without it a new array is
-                returned. It belongs to the caller; no later call changes it.
+            out: (N, H, W) uint8, C-contiguous, writable, apart from the memory of `frames`: is filled and returned.
+                Without it a new array is returned. It belongs to the caller; no later call changes it.
 
         Returns labels (N, H, W) uint8, class ids, all written by this call. Raises InputError for any other array,
         BackendError if the backend fails, as without memory. `out` then holds anything, and nothing writes to it later.
         """
         frames = self._checked(frames)
-        shape = frames.shape[:3]
-        labels = unwritten(shape) if out is None else self._checked_out(out, shape)
+        labels = unwritten(frames.shape[:3]) if out is None else self._checked_out(out, frames)
         with self._lock:
             self._require_open()  # again: another thread may have closed it since the check
             with self._failures():
                 self._run(frames, labels)
             self._require_written(labels)
         return labels if out is None else out
+
+    def infer_with_confidence(self, frames: UInt8Array) -> tuple[UInt8Array, UInt8Array]:
+        """Label a batch, and say how sure the network is of each label.
+
+        Returns labels as `infer`, and confidences (N, H, W) uint8: 255 times the softmax probability of the label. The
+        softmax is that of logits divided by the temperature that the artifact was exported with. Both are new arrays
+        that belong to the caller. Raises ArtifactError if the artifact was exported without confidences, else as
+        `infer`.
+        """
+        frames = self._checked(frames)
+        if not self.spec.has_confidence:
+            raise ArtifactError(f"{self.artifact} has no output 'confidence'; export it with --confidence")
+        labels = unwritten(frames.shape[:3])
+        confidence = np.zeros(frames.shape[:3], np.uint8)
+        with self._lock:
+            self._require_open()
+            with self._failures():
+                self._run_confidence(frames, labels, confidence)
+            self._require_written(labels)
+        if not confidence.all():  # the label has the largest of at most 255 probabilities
+            raise BackendError(f"{self.backend} left confidences of {self.artifact} unwritten; export it again")
+        return labels, confidence
 
     def logits(self, frames: UInt8Array) -> npt.NDArray[np.float32]:
         """Return the scores behind `infer`'s labels: (N, C, H, W) float32, a new array that belongs to the caller.
@@ -206,8 +236,7 @@ class Runner(ABC):
 
         Raises BackendError if the backend cannot measure its operations, InputError as `infer`.
         """
-        if calls < 1:
-            raise InputError(f"calls {calls}, expected at least 1")
+        check_count("calls", calls)
         frames = self._checked(frames)
         with self._lock:
             self._require_open()
@@ -228,29 +257,40 @@ class Runner(ABC):
         Args:
             image: (h, w, 3) uint8 BGR.
 
-        Returns labels (h, w) uint8. The image is resized to the network's size (bilinear), the labels are resized
-        back (nearest). Raises InputError for any other array, or if the artifact takes several frames per call.
+        Returns labels (h, w) uint8. The image is resized to the network's size as `spec.fit` says (bilinear), the
+        labels are resized back (nearest); what "crop" leaves out has the label `spec.classes.void`. Raises InputError
+        for any other array, or if the artifact takes several frames per call.
         """
         check_image(image)
+        self._require_single()
+        return self.postprocess(self.infer(self.preprocess(image))[0], (image.shape[0], image.shape[1]))
+
+    def segment_with_confidence(self, image: UInt8Array) -> tuple[UInt8Array, UInt8Array]:
+        """Label one camera image as `segment`, and say how sure the network is as `infer_with_confidence`.
+
+        Returns labels and confidences, both (h, w) uint8; what "crop" leaves out has confidence 0. Raises as these two.
+        """
+        check_image(image)
+        self._require_single()
+        labels, confidence = self.infer_with_confidence(self.preprocess(image))
+        size = (image.shape[0], image.shape[1])
+        return self.postprocess(labels[0], size), unfit_labels(confidence[0], size, self.spec.fit, 0)
+
+    def _require_single(self) -> None:
         if self.spec.batch not in (None, 1):
             raise InputError(
                 f"segment takes one image and {self.artifact} takes {self.spec.batch} at a time; "
                 "use infer, or export with --batch 1"
             )
-        return self.postprocess(self.infer(self.preprocess(image))[0], (image.shape[0], image.shape[1]))
 
     def preprocess(self, image: UInt8Array) -> UInt8Array:
         """Run the first step of `segment`: (h, w, 3) -> (1, H, W, 3) at the network's size. Raises as `segment`."""
-        check_image(image)
-        return resize_image(image, self.spec.size)[None]
+        return fit_image(image, self.spec.size, self.spec.fit)[None]
 
     def postprocess(self, labels: UInt8Array, size: tuple[int, int]) -> UInt8Array:
         """Run the last step of `segment`: (H, W) uint8 -> (h, w). Raises InputError for other labels or sizes."""
-        if not isinstance(labels, np.ndarray) or labels.dtype != np.uint8 or labels.shape != self.spec.size:
-            raise InputError(f"labels is {_describe(labels)}, expected uint8 of shape {self.spec.size}")
-        if len(size) != 2 or not all(isinstance(side, int | np.integer) and side > 0 for side in size):
-            raise InputError(f"size {size!r}, expected two whole numbers of at least 1: (height, width)")
-        return resize_labels(labels, size)
+        check_label_map(labels, self.spec.size)
+        return unfit_labels(labels, size, self.spec.fit, self.spec.classes.void)
 
     def stream(self, frames: Iterable[UInt8Array], depth: int = 2) -> Generator[UInt8Array, None, None]:
         """Label batches in order, while the caller fetches the next one and uses the last labels.
@@ -262,8 +302,7 @@ class Runner(ABC):
         Yields what `infer` returns. If `frames` raises, or if the iterator is closed early or forgotten, labels in
         flight are lost.
         """
-        if depth < 1:
-            raise InputError(f"depth {depth}, expected at least 1")
+        check_count("depth", depth)
         self._require_open()  # here and not at the first next()
         return self._stream(iter(frames), depth)
 
@@ -319,12 +358,14 @@ class Runner(ABC):
         check_frames(frames, self.spec)
         return np.ascontiguousarray(frames)
 
-    def _checked_out(self, out: Any, shape: tuple[int, ...]) -> UInt8Array:
-        """Check `out` and return what `_run` gets, without labels in it; see `_checked`."""
-        check_out(out, shape)
+    def _checked_out(self, out: Any, frames: Any) -> UInt8Array:
+        """Check `out` and return what `_run` gets for checked frames, without labels in it; see `_checked`."""
+        check_out(out, frames.shape[:3])
         labels: UInt8Array = out
         if not (labels.flags.c_contiguous and labels.flags.writeable):
             raise InputError("out is strided or read-only, expected a C-contiguous, writable array")
+        if isinstance(frames, np.ndarray) and np.may_share_memory(labels, frames):
+            raise InputError("out shares memory with frames, expected an array of its own")
         labels.fill(UNWRITTEN)
         return labels
 
@@ -340,6 +381,10 @@ class Runner(ABC):
     def _run_logits(self, frames: UInt8Array) -> npt.NDArray[np.float32]:
         """Return the logits (N, C, H, W) of `frames`. Called only if `spec.has_logits`."""
 
+    def _run_confidence(self, frames: UInt8Array, labels: UInt8Array, confidence: UInt8Array) -> None:
+        """Fill `labels` and `confidence`, both (N, H, W). Called only if `spec.has_confidence`."""
+        raise BackendError(f"backend '{self.backend}' gives no confidences of {self.artifact}; take another backend")
+
     def _profile(self, frames: UInt8Array, calls: int) -> Iterator[list[Operation]]:
         """Yield the operations of each call, one list per call."""
         raise BackendError(f"backend '{self.backend}' does not measure single operations; profile with another backend")
@@ -348,12 +393,20 @@ class Runner(ABC):
     def _close(self) -> None:
         """Free what `_open` allocated."""
 
-    def _make_spec(self, metadata: Metadata, batch: int | None, has_logits: bool, runtime: str = "") -> Spec:
+    def _make_spec(
+        self,
+        metadata: Metadata,
+        batch: int | None,
+        has_logits: bool,
+        runtime: str = "",
+        precision: str = "",
+        has_confidence: bool = False,
+    ) -> Spec:
         return Spec(
             artifact=self.artifact,
             backend=self.backend,
             device=self.device,
-            precision=metadata.precision,
+            precision=precision or metadata.precision,
             size=metadata.size,
             batch=batch,
             classes=metadata.classes,
@@ -362,20 +415,14 @@ class Runner(ABC):
             runtime=runtime,
             qdq_layout=metadata.qdq_layout,
             calibrated_on=metadata.calibrated_on,
+            has_confidence=has_confidence,
+            fit=metadata.fit,
         )
 
 
 def unwritten(shape: tuple[int, ...]) -> UInt8Array:
     """Return an array for labels that holds no class id yet, see `Runner._require_written`."""
     return np.full(shape, UNWRITTEN, np.uint8)
-
-
-def check_image(image: Any) -> None:
-    """Raise InputError unless `image` is (h, w, 3) uint8 with at least one pixel."""
-    if not isinstance(image, np.ndarray) or image.dtype != np.uint8 or image.ndim != 3 or image.shape[2] != 3:
-        raise InputError(f"image is {_describe(image)}, expected uint8 of shape (height, width, 3) in BGR order")
-    if 0 in image.shape:
-        raise InputError(f"image has shape {image.shape}, expected at least one pixel")
 
 
 def cuda_index(device: str) -> int | None:
@@ -388,8 +435,8 @@ def check_frames(frames: Any, spec: Spec, kind: type[Any] = np.ndarray) -> None:
     """Raise InputError unless `frames` is a `kind` with the dtype and shape that `infer` takes."""
     height, width = spec.size
     wanted = f"uint8 of shape ({spec.batch or 'N'}, {height}, {width}, 3), BGR"
-    if not isinstance(frames, kind) or frames.dtype != np.uint8:
-        raise InputError(f"frames is {_describe(frames, kind)}, expected {wanted}")
+    if not is_uint8(frames, kind):
+        raise InputError(f"frames is {described(frames, kind)}, expected {wanted}")
     shape = frames.shape
     if len(shape) == 3 and shape[2] == 3:
         raise InputError(f"frames has shape {shape}, expected {wanted}; pass frames[None], or use segment()")
@@ -410,11 +457,5 @@ def check_frames(frames: Any, spec: Spec, kind: type[Any] = np.ndarray) -> None:
 
 def check_out(out: Any, shape: tuple[int, ...], kind: type[Any] = np.ndarray) -> None:
     """Raise InputError unless `out` is a `kind` of dtype uint8 with this shape."""
-    if not isinstance(out, kind) or out.dtype != np.uint8 or out.shape != shape:
-        raise InputError(f"out is {_describe(out, kind)}, expected uint8 of shape {shape}")
-
-
-def _describe(value: Any, kind: type[Any] = np.ndarray) -> str:
-    if isinstance(value, kind):
-        return f"{value.dtype} of shape {value.shape}"
-    return f"a {type(value).__name__}"
+    if not is_uint8(out, kind) or out.shape != shape:
+        raise InputError(f"out is {described(out, kind)}, expected uint8 of shape {shape}")

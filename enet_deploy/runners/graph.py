@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import os
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -56,31 +55,19 @@ def check_signature(signature: Signature, metadata: Metadata, path: Path) -> int
         "frames": ("uint8", [*batch, *metadata.size, 3]),
         "labels": ("uint8", [*batch, *metadata.size]),
         "logits": ("float32", [*batch, len(metadata.classes), *metadata.size]),  # whatever type the graph computes in
+        "confidence": ("uint8", [*batch, *metadata.size]),
     }
-    required = {"frames", "labels"} | (signature.keys() & {"logits"})
+    required = {"frames", "labels"} | (signature.keys() & {"logits", "confidence"})
     if signature.keys() != required or any(signature[name] != wanted[name] for name in required):
         raise ArtifactError(
-            f"{path} has the inputs and outputs {signature}, expected {wanted} (logits may be left out); "
-            "export it with enet-export"
+            f"{path} has the inputs and outputs {signature}, expected {wanted} (logits and confidence may be left "
+            "out); export it with enet-export"
         )
     return batch[0] if batch else None
 
 
 def check_threads(threads: Any) -> int:
     """Return `threads`. Raises InputError unless it is a whole number from 0, the library's own choice, to 1024."""
-    if not isinstance(threads, int) or not 0 <= threads <= MAX_THREADS:
+    if not isinstance(threads, int) or isinstance(threads, bool) or not 0 <= threads <= MAX_THREADS:
         raise InputError(f"threads {threads!r}, expected a whole number up to {MAX_THREADS}, 0 for one per core")
     return threads
-
-
-def allowed_threads() -> int:
-    """Return the number of cores that this process may run on if they are not all, else 0: the library's own choice.
-
-    ONNX Runtime by itself starts a thread for each core of the machine and binds it there, also where taskset, systemd
-    or a container allow this process only some of them.
-    """
-    try:
-        allowed = len(os.sched_getaffinity(0))
-    except (AttributeError, OSError):  # macOS, Windows
-        return 0
-    return allowed if allowed < (os.cpu_count() or 1) else 0

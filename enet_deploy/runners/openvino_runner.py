@@ -18,6 +18,7 @@ import numpy.typing as npt
 
 from .. import cache
 from ..artifacts import METADATA_KEY, Metadata, check_digest, check_graph
+from ..control_groups import quota_threads
 from ..environment import processor
 from ..errors import ArtifactError, BackendError, EnetError, InputError, is_out_of_memory
 from ..files import digest
@@ -27,6 +28,12 @@ from .graph import Signature, check_signature, check_threads, reading_text
 
 _MILLISECOND = timedelta(milliseconds=1)
 _HINTS = ("latency", "throughput")
+# precision -> what OpenVINO is told of it. ACCURACY keeps the graph's types
+_TYPES = {
+    None: {"EXECUTION_MODE_HINT": "ACCURACY"},
+    "bf16": {"EXECUTION_MODE_HINT": "PERFORMANCE", "INFERENCE_PRECISION_HINT": "bf16"},
+}
+_IN_BF16 = {"fp32": "bf16", "int8": "bf16-int8"}  # a graph's precision -> what the runner's is then
 
 
 @dataclass(frozen=True)
@@ -63,16 +70,18 @@ def _telemetry_was_chosen() -> bool:
 
 
 class OpenVinoRunner(Runner):
-    """Runs an exported graph (.onnx) in the graph's own precision.
+    """Runs an exported graph (.onnx) in the graph's own precision, or in bfloat16 if asked.
 
-    By default OpenVINO computes an fp32 graph in bfloat16 if the CPU supports it, which changes one label in fifty.
-    This runner keeps the graph's types. An fp16 graph is computed in fp16 on CPUs with AVX512-FP16, and in fp32, which
-    is not less exact, on all others. A graph with a dynamic batch takes a third longer than one with a fixed batch.
+    By default OpenVINO computes an fp32 graph in bfloat16 if the CPU supports it, which changes labels. This runner
+    keeps the graph's types unless `precision` says otherwise. An fp16 graph is computed in fp16 on CPUs with
+    AVX512-FP16, and in fp32, which is not less exact, on all others. A graph with a dynamic batch takes a third longer
+    than one with a fixed batch.
 
     Args:
         artifact: a file that enet-export wrote.
         device: "cpu".
-        threads: the most threads to use; 0 lets OpenVINO use one per core.
+        threads: the most threads to use; 0 lets OpenVINO use one per core that this process may use.
+        precision: "bf16" computes in bfloat16 what an fp32 or int8 graph has in float; None keeps the graph's types.
         hint: "latency" computes one batch at a time, on all threads. "throughput" computes several at a time: `stream`
             with a depth of twice the cores yields more frames per second, a single `infer` takes longer.
         cache: a folder of your own for compiled graphs, which halves the time to open; it is created if it is missing.
@@ -86,14 +95,18 @@ class OpenVinoRunner(Runner):
         artifact: str | Path,
         device: str = "cpu",
         threads: int = 0,
+        precision: str | None = None,
         hint: str = "latency",
         cache: str | Path | None = None,
     ) -> None:
         super().__init__(artifact, device)
+        if precision not in (None, "bf16"):
+            raise InputError(f"precision {precision!r}, expected 'bf16', or None for the graph's own")
+        self._precision = precision
         if hint not in _HINTS:
             raise InputError(f"hint {hint!r}, expected {' or '.join(_HINTS)}")
-        self._options = {"PERFORMANCE_HINT": hint.upper(), "EXECUTION_MODE_HINT": "ACCURACY"}
-        if check_threads(threads):
+        self._options = {"PERFORMANCE_HINT": hint.upper(), **_TYPES[precision]}
+        if threads := check_threads(threads) or quota_threads():  # it looks at the mask of the cores by itself
             self._options["INFERENCE_NUM_THREADS"] = str(threads)
         self._cache = None if cache is None else Path(cache)
 
@@ -124,21 +137,46 @@ class OpenVinoRunner(Runner):
             text = model.get_rt_info(key).value if model.has_rt_info(key) else None
             signature = _signature(model)
         metadata = Metadata.from_text(text, self.artifact)
+        precision = self._computed_in(metadata.precision)
         batch = check_signature(signature, metadata, self.artifact)
         self._with_labels = self._compile(model, "labels")
         self._with_logits: Any = None
+        self._with_confidence: Any = None
         self._model = model  # with the logits, which are compiled at the first call of `logits`
-        return self._make_spec(metadata, batch, "logits" in signature)
+        return self._make_spec(
+            metadata,
+            batch,
+            "logits" in signature,
+            precision=precision,
+            has_confidence="confidence" in signature,
+        )
 
-    def _compile(self, model: Any, output: str, **options: str) -> Any:
-        """Compile the graph with this output alone: unused logits would cost a tenth of the time."""
+    def _computed_in(self, precision: str) -> str:
+        """Return what a graph of this precision is computed in. Raises BackendError if it or this CPU cannot be."""
+        if self._precision is None:
+            return precision
+        if precision not in _IN_BF16:
+            raise BackendError(
+                f"precision 'bf16' for {self.artifact}, a graph in {precision}, expected one in "
+                f"{' or '.join(_IN_BF16)}; leave the precision out"
+            )
+        able = import_openvino().Core().get_property("CPU", "OPTIMIZATION_CAPABILITIES")
+        if "BF16" not in able:
+            raise BackendError(
+                f"precision 'bf16' on {processor()[0]}, which can do {', '.join(able)}, expected a CPU with "
+                "AVX512_BF16 or AMX; leave the precision out"
+            )
+        return _IN_BF16[precision]
+
+    def _compile(self, model: Any, *outputs: str, **options: str) -> Any:
+        """Compile the graph with these outputs alone: unused logits would cost a tenth of the time."""
         ov = import_openvino()
         model = model.clone()
         for result in model.results:
-            if output not in result.output(0).names:
+            if not result.output(0).names & set(outputs):
                 model.remove_result(result)
         settings = self._options | options
-        core, entry = ov.Core(), self._entry(output, settings)
+        core, entry = ov.Core(), self._entry(",".join(outputs), settings)
         try:
             if entry is not None and (blob := cache.read_entry(entry)):
                 return core.import_model(BytesIO(blob), "CPU", settings)
@@ -160,7 +198,13 @@ class OpenVinoRunner(Runner):
         return self._cache / f"{digest(key.encode())[:32]}.blob"
 
     def _run(self, frames: UInt8Array, out: UInt8Array) -> None:
-        _create_request(self._with_labels, frames, out).infer(share_outputs=True)
+        _create_request(self._with_labels, frames, labels=out).infer(share_outputs=True)
+
+    def _run_confidence(self, frames: UInt8Array, labels: UInt8Array, confidence: UInt8Array) -> None:
+        if self._with_confidence is None:
+            self._with_confidence = self._compile(self._model, "labels", "confidence")
+        request = _create_request(self._with_confidence, frames, labels=labels, confidence=confidence)
+        request.infer(share_outputs=True)
 
     def _run_logits(self, frames: UInt8Array) -> npt.NDArray[np.float32]:
         if self._with_logits is None:
@@ -168,7 +212,7 @@ class OpenVinoRunner(Runner):
         height, width = self.spec.size
         # `logits` finds what OpenVINO did not write, as it may fail without an error
         logits = np.full((len(frames), len(self.spec.classes), height, width), np.nan, np.float32)
-        _create_request(self._with_logits, frames, logits).infer(share_outputs=True)
+        _create_request(self._with_logits, frames, logits=logits).infer(share_outputs=True)
         return logits
 
     def _stream(self, frames: Iterator[UInt8Array], depth: int) -> Generator[UInt8Array, None, None]:
@@ -197,7 +241,7 @@ class OpenVinoRunner(Runner):
             with self._lock:
                 self._require_open()  # again: another thread may have closed it since the check
                 with self._failures():
-                    return _Pending(_create_request(self._with_labels, frames, labels), frames, labels)
+                    return _Pending(_create_request(self._with_labels, frames, labels=labels), frames, labels)
         except EnetError as error:
             return error
 
@@ -221,7 +265,7 @@ class OpenVinoRunner(Runner):
             text = node.get_rt_info()["originalLayersNames"].value
             names[node.get_friendly_name()] = tuple(text.split(",")) if text else ()
         labels = np.empty(frames.shape[:3], np.uint8)
-        request = _create_request(compiled, frames, labels)
+        request = _create_request(compiled, frames, labels=labels)
         for _ in range(calls):
             request.infer(share_outputs=True)
             yield [
@@ -232,11 +276,11 @@ class OpenVinoRunner(Runner):
             ]
 
     def _close(self) -> None:
-        del self._model, self._with_labels, self._with_logits
+        del self._model, self._with_labels, self._with_logits, self._with_confidence
 
 
-def _create_request(compiled: Any, frames: UInt8Array, out: npt.NDArray[Any]) -> Any:
-    """Create a request that reads `frames` and fills `out` in place. Keep both arrays until it is done.
+def _create_request(compiled: Any, frames: UInt8Array, **outputs: npt.NDArray[Any]) -> Any:
+    """Create a request that reads `frames` and fills the outputs in place. Keep all arrays until it is done.
 
     Each call creates its own, which takes 0.04 ms: a reused one would still point at the arrays of the last call.
     """
@@ -244,7 +288,8 @@ def _create_request(compiled: Any, frames: UInt8Array, out: npt.NDArray[Any]) ->
     request = compiled.create_infer_request()
     # OpenVINO cannot share read-only memory; it is copied
     request.set_input_tensor(ov.Tensor(frames, shared_memory=frames.flags.writeable))
-    request.set_output_tensor(ov.Tensor(out, shared_memory=True))
+    for name, out in outputs.items():
+        request.set_tensor(name, ov.Tensor(out, shared_memory=True))
     return request
 
 

@@ -7,6 +7,7 @@ import ctypes
 import io
 import json
 import logging
+import os
 import platform
 import re
 from collections.abc import Iterator
@@ -19,10 +20,11 @@ import numpy as np
 import numpy.typing as npt
 
 from ..artifacts import METADATA_KEY, Metadata, check_graph
+from ..control_groups import allowed_threads
 from ..errors import ArtifactError, BackendError, InputError, is_out_of_memory
 from ..images import UInt8Array
 from .base import Operation, Runner, Spec, cuda_index
-from .graph import allowed_threads, check_signature, check_threads, reading_text
+from .graph import check_signature, check_threads, reading_text
 
 log = logging.getLogger(__name__)
 
@@ -38,7 +40,7 @@ class OrtRunner(Runner):
     Args:
         artifact: a file that enet-export wrote.
         device: "cpu", "cuda" or "cuda:N".
-        threads: threads per operator on the CPU; 0 lets ONNX Runtime use one per core that it may run on.
+        threads: threads per operator on the CPU; 0 takes one per core that this process may use.
         provider: on a CUDA device, "cuda" (the default) or "tensorrt". The latter builds an engine each time the
             runner opens, which takes minutes. There is no fallback to another provider.
     """
@@ -85,11 +87,17 @@ class OrtRunner(Runner):
         batch = check_signature(signature, metadata, self.artifact)
         self._session = session
         self._on_device: Any = None  # the frames on a CUDA device
-        return self._make_spec(metadata, batch, "logits" in signature, runtime="" if wanted == _CPU else wanted)
+        runtime = "" if wanted == _CPU else wanted
+        return self._make_spec(
+            metadata, batch, "logits" in signature, runtime, has_confidence="confidence" in signature
+        )
 
     def _load(self, ort: Any, provider: str, profile: str = "") -> Any:
         """Create a session with this provider alone. `profile` is the path prefix of a profile; "" for none."""
+        path = _utf8_path(self.artifact)
         options = ort.SessionOptions()
+        # By itself it starts a thread for each core of the machine and binds it there, also where this process may
+        # run on some of them only, or for part of the time
         options.intra_op_num_threads = self._threads or allowed_threads()
         options.log_severity_level = 3  # errors come as exceptions
         if _int8_overflows():
@@ -108,7 +116,7 @@ class OrtRunner(Runner):
             choices |= {f"trt_{kind}_enable": str(int(kind in precision)) for kind in ("fp16", "int8")}
         try:
             # A path and not bytes: with a path ONNX Runtime refuses external data outside the folder
-            return ort.InferenceSession(str(self.artifact), options, providers=[(provider, choices)], enable_fallback=0)
+            return ort.InferenceSession(path, options, providers=[(provider, choices)], enable_fallback=0)
         except Exception as error:  # onnxruntime raises a dozen types; on the CPU all are about the file
             if is_out_of_memory(error):
                 raise
@@ -123,9 +131,17 @@ class OrtRunner(Runner):
             ) from None
 
     def _run(self, frames: UInt8Array, out: UInt8Array) -> None:
+        self._fill(frames, labels=out)
+
+    def _run_confidence(self, frames: UInt8Array, labels: UInt8Array, confidence: UInt8Array) -> None:
+        self._fill(frames, labels=labels, confidence=confidence)
+
+    def _fill(self, frames: UInt8Array, **outputs: UInt8Array) -> None:
+        """Run the network and let it write these outputs, and compute no others."""
         binding = self._session.io_binding()
         self._bind_frames(binding, frames)
-        binding.bind_output("labels", "cpu", 0, np.uint8, out.shape, out.ctypes.data)
+        for name, out in outputs.items():
+            binding.bind_output(name, "cpu", 0, np.uint8, out.shape, out.ctypes.data)
         self._session.run_with_iobinding(binding)
 
     def _bind_frames(self, binding: Any, frames: UInt8Array) -> None:
@@ -173,6 +189,17 @@ class OrtRunner(Runner):
 
     def _close(self) -> None:
         del self._session, self._on_device
+
+
+def _utf8_path(path: Path) -> str:
+    """Return a path as ONNX Runtime takes it, whatever the locale. Raises ArtifactError if it is not UTF-8."""
+    try:
+        return os.fsencode(path).decode()
+    except UnicodeDecodeError:
+        raise ArtifactError(
+            f"{path} is a path that is not UTF-8, which onnxruntime cannot open; rename it or its folder, or take "
+            "the backend openvino"
+        ) from None
 
 
 def _int8_overflows() -> bool:

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, nn
 
 Variant = tuple[bool, bool]  # in bfloat16, with the Lovasz-softmax loss
 Replay = Callable[[], None]
+Result = TypeVar("Result")
 WARM_UPS = 3  # runs before the capture, as PyTorch's notes on CUDA graphs advise
 
 
@@ -19,11 +20,11 @@ class CapturedGradients:
 
     Args:
         compute: (images, labels, variant) -> loss, a detached scalar; leaves the gradients in the parameters' `grad`.
-            Its work on the GPU has to be the same in every call of a variant: the same shapes and kernels, and no
-            value read on the host.
-        module: the parameters that get gradients, and the buffers that `compute` may change, are its.
-        record: runs a function once and returns a function that repeats the run, and the result, which each repetition
-            overwrites. None for CUDA graphs.
+            Each call of a variant must do the same work on the GPU: the same shapes and kernels, and no value read on
+            the host.
+        module: has the parameters that get gradients, and the buffers that `compute` may change.
+        record: takes a function, runs it once, and returns a function that repeats this run, and the result, which
+            each repetition overwrites. None for CUDA graphs.
     """
 
     def __init__(
@@ -32,7 +33,7 @@ class CapturedGradients:
         module: nn.Module,
         record: Callable[[Callable[[], Tensor]], tuple[Replay, Tensor]] | None = None,
     ) -> None:
-        self.compute, self.module, self.record = compute, module, record or _CudaRecorder()
+        self.compute, self.module, self.record = compute, module, record or CudaRecorder()
         self.parameters = list(module.parameters())
         self.inputs: dict[torch.Size, tuple[Tensor, Tensor]] = {}
         self.recorded: dict[tuple[torch.Size, Variant], tuple[Replay, Tensor, Sequence[Tensor | None]]] = {}
@@ -77,13 +78,14 @@ class CapturedGradients:
         return replay, loss, gradients
 
 
-class _CudaRecorder:
-    """Records CUDA graphs that share one memory pool, because only one is replayed at a time."""
+class CudaRecorder:
+    """Runs a function and captures it as a CUDA graph. The graphs share a memory pool, as only one runs at a time."""
 
     def __init__(self) -> None:
         self.pool: Any = None
 
-    def __call__(self, work: Callable[[], Tensor]) -> tuple[Replay, Tensor]:
+    def __call__(self, work: Callable[[], Result]) -> tuple[Replay, Result]:
+        """Return a function that runs `work` again on the same memory, and the result, which it then overwrites."""
         side = torch.cuda.Stream()  # type: ignore[no-untyped-call]
         side.wait_stream(torch.cuda.current_stream())
         with torch.cuda.stream(side):

@@ -30,11 +30,11 @@ CHECKPOINT = "checkpoint.pt"  # in a run's folder
 
 @dataclass(frozen=True)
 class RunIdentity:
-    """What has to be the same when a run is resumed, in words for an error message.
+    """The properties that must be the same when a run is resumed, in words for an error message.
 
     Attributes:
         classes: names, in order.
-        images: number of training images, and a hash of the content of all images and label maps, in their order. The
+        images: number of training images, and a hash over the content of all images and label maps, in order. So the
             data set may be moved or renamed.
         label_values: hash of the classes' values in label maps.
         processes: number of processes that train together.
@@ -111,7 +111,7 @@ class Checkpoint:
     optimizer: dict[str, Any]
 
     def write(self, out: Path) -> None:
-        """Write it into the folder `out`, the whole file or nothing."""
+        """Write the file in the folder `out`, whole or not at all."""
         # not dataclasses.asdict as a whole: it would copy every tensor
         state = {field.name: getattr(self, field.name) for field in dataclasses.fields(self)}
         state |= {
@@ -173,7 +173,7 @@ class Checkpoint:
 
 
 def read_recipe(values: Mapping[str, Any]) -> Recipe:
-    """Make a recipe from the fields of one. Raises TypeError, or an error of Recipe, for what is none."""
+    """Make a recipe from its fields. Raises TypeError for a value of another type, and InputError as `Recipe`."""
     default = Recipe()
     for name, value in values.items():
         _require_alike(name, value, getattr(default, name))
@@ -237,7 +237,7 @@ def _require(is_right: bool, name: str, value: object) -> None:
 
 @contextlib.contextmanager
 def reading(out: Path) -> Iterator[None]:
-    """Turn errors in this block, where a checkpoint is read or used, into an ArtifactError: the file is damaged."""
+    """Turn any error of the block, which reads or uses a checkpoint, into an ArtifactError: the file is damaged."""
     try:
         yield
     except ArtifactError:

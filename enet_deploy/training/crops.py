@@ -1,4 +1,4 @@
-"""Training images on the training device: held there as uint8, cropped and augmented there, a batch at a time."""
+"""Training images: kept as uint8 on the training device, and cropped and augmented there batch by batch."""
 
 from __future__ import annotations
 
@@ -15,7 +15,8 @@ from torch.nn import functional as F
 
 from ..data import DataSet, read_ahead
 from ..errors import DataError
-from ..images import UInt8Array, resize_image, resize_labels
+from ..fit import fit_image, fit_labels
+from ..images import UInt8Array
 from .memory import free_memory
 from .recipe import Recipe
 
@@ -87,15 +88,27 @@ def augment(
     Returns:
         (N, h, w, 3) float32 BGR in [0, 255] and (N, h, w) int64, where (h, w) is `crop`.
     """
-    device = images.device
-    # one copy to the device for all that this batch needs; from pinned memory, or it would wait for the GPU
+    # one copy to the device per batch; from pinned memory, because other copies wait for the GPU
+    pinned = images.device.type == "cuda"
     rows = [[*dataclasses.astuple(one), *fill] for one in params]
-    table = torch.tensor(rows, dtype=torch.float32, pin_memory=device.type == "cuda").to(device, non_blocking=True)
+    table = torch.tensor(rows, dtype=torch.float32, pin_memory=pinned).to(images.device, non_blocking=True)
+    pixels, ids = _resampled(images, labels, table, crop, void)
+    pixels = _recolored(pixels, table)
+    if any(one.noise for one in params):
+        noise = table[:, -4, None, None, None]
+        pixels = pixels + noise * torch.randn(pixels.shape, generator=generator, device=images.device)
+    # contiguous, so that the network gets channels_last: a CPU takes half as long again with anything else
+    return pixels.clamp(0, 255).contiguous(), ids.round().long()
+
+
+def _resampled(
+    images: Tensor, labels: Tensor, table: Tensor, crop: tuple[int, int], void: int
+) -> tuple[Tensor, Tensor]:
+    """Zoom, crop and mirror as each row of `table` says: the fields of `CropParams`, and the colour of the outside."""
+    zoom, top, left, mirror = table.T[:4, :, None, None]
     shift = table[:, None, None, -3:]
-    zoom, top, left, mirror, brightness, contrast, saturation, *_, noise = table.T[:-3, :, None, None]
-    tint = table[:, None, None, -7:-4]
-    y = torch.arange(crop[0], device=device)[:, None]
-    x = torch.arange(crop[1], device=device)[None, :]
+    y = torch.arange(crop[0], device=table.device)[:, None]
+    x = torch.arange(crop[1], device=table.device)[None, :]
     x = torch.where(mirror > 0, crop[1] - 1 - x, x)
     height, width = images.shape[1:3]
     # grid_sample's coordinates: -1 and 1 are the image's outer edges
@@ -105,19 +118,21 @@ def augment(
     # outside the image grid_sample gives 0: shift the values so that 0 is the fill
     pixels = F.grid_sample((images - shift).permute(0, 3, 1, 2), grid, align_corners=False).permute(0, 2, 3, 1) + shift
     ids = F.grid_sample(labels[:, None] - float(void), grid, mode="nearest", align_corners=False)[:, 0] + void
+    return pixels, ids
 
-    brightness, contrast, saturation = brightness[..., None], contrast[..., None], saturation[..., None]
+
+def _recolored(pixels: Tensor, table: Tensor) -> Tensor:
+    """Change saturation, contrast, brightness and tint as each row of `table` says."""
+    brightness, contrast, saturation = table.T[4:7, :, None, None, None]
+    tint = table[:, None, None, 7:10]
     grey = 0.114 * pixels[..., 0:1] + 0.587 * pixels[..., 1:2] + 0.299 * pixels[..., 2:3]  # ITU-R BT.601
     pixels = grey + saturation * (pixels - grey)
-    pixels = brightness * tint * (contrast * (pixels - 128) + 128)
-    if any(one.noise for one in params):
-        pixels = pixels + noise[..., None] * torch.randn(pixels.shape, generator=generator, device=device)
-    # contiguous, so that the network gets channels_last: a CPU takes half as long again with anything else
-    return pixels.clamp(0, 255).contiguous(), ids.round().long()
+    recolored: Tensor = brightness * tint * (contrast * (pixels - 128) + 128)
+    return recolored
 
 
 def stream(seed: int, epoch: int, purpose: int, number: int = 0) -> np.random.Generator:
-    """Random numbers that depend on the arguments only, each below 2**32: a resumed run draws the same ones."""
+    """Random numbers that depend only on the arguments, each below 2**32. So a resumed run draws the same ones."""
     return np.random.default_rng((seed, epoch, purpose, number))
 
 
@@ -142,9 +157,9 @@ class Crops:
 
     Args:
         void: label of what lies outside the images.
-        progress: wraps the first pass, which decodes every image.
-        resident: hold the images on the device. Otherwise threads decode them again in every epoch, ahead of their use.
-            None decides by the memory that is free.
+        progress: wraps the first pass over the images, which decodes all of them.
+        resident: keep the images on the device. Otherwise threads decode them again in every epoch, ahead of their use.
+            By default they are kept if they need less than half of the free memory.
 
     Raises DataError if no training pixel has a class.
     """
@@ -175,7 +190,8 @@ class Crops:
         self.fill: tuple[float, ...] = self.statistics.mean
 
     def _resize(self, image: UInt8Array, labels: UInt8Array) -> Pair:
-        return resize_image(image, self.recipe.size), resize_labels(labels, self.recipe.size)
+        size, fit = self.recipe.size, self.recipe.fit
+        return fit_image(image, size, fit), fit_labels(labels, size, fit, self.void)
 
     def batches(
         self, indices: Sequence[Sequence[int]], epoch: int, crop: tuple[int, int]

@@ -13,7 +13,8 @@ from torch import Tensor, nn
 
 from ..artifacts import Metadata
 from ..data import DataSet, read_ahead
-from ..images import UInt8Array, resize_image, resize_labels
+from ..fit import fit_image, unfit_labels
+from ..images import UInt8Array
 from ..metrics import ConfusionMatrix
 from ..model import ENet, Segmenter
 from .prior import ALPHAS, corrected
@@ -44,7 +45,7 @@ def predict(net: nn.Module, data: DataSet, metadata: Metadata, indices: Iterable
 
     def read(index: int) -> tuple[str, UInt8Array, UInt8Array]:
         image, labels = data[index]
-        return data.pairs[index][0].name, resize_image(image, metadata.size), labels
+        return data.pairs[index][0].name, fit_image(image, metadata.size, metadata.fit), labels
 
     images = read_ahead(read, indices)
     batch = 1 if device.type == "cpu" else 16
@@ -54,7 +55,7 @@ def predict(net: nn.Module, data: DataSet, metadata: Metadata, indices: Iterable
             predictions = segmenter(frames.to(device)).cpu().numpy()
         for predicted, (name, frame, labels) in zip(predictions, chunk, strict=True):
             size = labels.shape[0], labels.shape[1]
-            yield Example(name, frame, labels, resize_labels(predicted, size))
+            yield Example(name, frame, labels, unfit_labels(predicted, size, metadata.fit, data.classes.void))
 
 
 @contextlib.contextmanager
@@ -80,13 +81,8 @@ def val_scores(net: nn.Module, val: DataSet, metadata: Metadata) -> dict[str, fl
     counts = confusion(net, val, metadata)
     scores, with_void = counts.scores(), counts.scores(void_counts=True)
     return {
-        "val_miou": scores.miou,
-        "val_pixel_accuracy": scores.pixel_accuracy,
-        "val_dice": scores.dice,
-        "val_class_average": scores.class_average,
-        "val_miou_void_counts": with_void.miou,
-        "val_pixel_accuracy_void_counts": with_void.pixel_accuracy,
-        "val_dice_void_counts": with_void.dice,
+        **{f"val_{name}": getattr(scores, name) for name in ("miou", "pixel_accuracy", "dice", "class_average")},
+        **{f"val_{name}_void_counts": getattr(with_void, name) for name in ("miou", "pixel_accuracy", "dice")},
         **{CLASS_IOU + name: iou for name, each in scores.per_class.items() if (iou := each["iou"]) is not None},
     }
 

@@ -1,4 +1,4 @@
-"""What a run tells people: log.csv, a line of text per epoch, and event files for TensorBoard."""
+"""Reports of a run for people: log.csv, a line of text per epoch, and event files for TensorBoard."""
 
 from __future__ import annotations
 
@@ -10,11 +10,12 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from ..artifacts import Metadata
 from ..classes import ClassList
 from ..console import printable
+from ..drawing import panels, side_by_side
 from ..files import atomic_write
 from ..images import UInt8Array
-from ..media.drawing import panels, side_by_side
 from .evaluation import CLASS_IOU, Example
 
 if TYPE_CHECKING:
@@ -40,6 +41,15 @@ def log_epoch(row: Row, epochs: int) -> None:
     """Log the main figures of an epoch; those per class and those that count void are in log.csv only."""
     names = [name for name in row if name != "epoch" and not name.startswith(CLASS_IOU) and "void_counts" not in name]
     log.info("  ".join([f"epoch {row['epoch']:.0f}/{epochs}", *(f"{name} {row[name]:.5g}" for name in names)]))
+
+
+def log_correction_sweep(mious: Mapping[float, float], metadata: Metadata) -> None:
+    """Log the result of `evaluation.correction_sweep` for weights with this metadata."""
+    figures = "  ".join(f"{alpha:g}: {miou:.4f}" for alpha, miou in mious.items())
+    starts = [str(metadata.details.get(name, {}).get("split", "")) for name in ("init", "teacher")]
+    # "a val", because it may be another one than this run's
+    doubt = " (the weights it started from were trained on a val)" if any("val" in s for s in starts) else ""
+    log.info(f"val mIoU of the last weights by --prior-correction{doubt}: {figures}")
 
 
 def require_tensorboard() -> None:

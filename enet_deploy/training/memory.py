@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import contextlib
 import ctypes
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 
 import torch
 
+from ..control_groups import memory_left
 from ..errors import is_out_of_memory
 
-CGROUPS = Path("/sys/fs/cgroup")
 GUESS = 4 << 30  # bytes that are free on a system that does not tell
 
 M_TRIM_THRESHOLD, M_TOP_PAD, M_MMAP_MAX = -1, -2, -4  # of glibc's malloc.h
@@ -25,39 +25,7 @@ def free_memory(device: torch.device) -> int:
     with contextlib.suppress(OSError, KeyError, ValueError):
         fields = dict(line.split(":") for line in Path("/proc/meminfo").read_text(encoding="ascii").splitlines())
         free = int(fields["MemAvailable"].split()[0]) << 10
-    return max(0, min([free, *_left_in_cgroups()]))
-
-
-def _left_in_cgroups() -> Iterator[int]:
-    """What each limit on this process leaves: a container has one, and so may the folders above its own.
-
-    Files that were read and may be dropped from memory do not count as used.
-    """
-    try:
-        lines = Path("/proc/self/cgroup").read_text(encoding="utf-8", errors="surrogateescape").splitlines()
-    except OSError:
-        lines = []
-    of_process = {kinds: path for _, kinds, path in (line.split(":", 2) for line in lines if line.count(":") >= 2)}
-    version_2 = "memory.max", "memory.current", "inactive_file"
-    version_1 = "memory.limit_in_bytes", "memory.usage_in_bytes", "total_inactive_file"
-    for root, path, names in (
-        (CGROUPS, of_process.get("", "/"), version_2),
-        (CGROUPS / "memory", next((p for k, p in of_process.items() if "memory" in k.split(",")), "/"), version_1),
-    ):
-        # in a container the path may be the host's, which is not there, and the container's own is the root
-        inner = root / path.lstrip("/")
-        for folder in (inner, *(parent for parent in inner.parents if parent.is_relative_to(root))):
-            with contextlib.suppress(OSError, ValueError):  # no such folder, or no limit: "max"
-                limit, used = (int((folder / name).read_text(encoding="ascii")) for name in names[:2])
-                yield limit - used + _statistic(folder / "memory.stat", names[2])
-
-
-def _statistic(path: Path, name: str) -> int:
-    with contextlib.suppress(OSError, ValueError):
-        for line in path.read_text(encoding="ascii").splitlines():
-            if line.startswith(f"{name} "):
-                return int(line.split()[1])
-    return 0
+    return max(0, min([free, *memory_left()]))
 
 
 def halved_batch_that_fits(batch: int, step: Callable[[int], object]) -> int:

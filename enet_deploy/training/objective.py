@@ -18,7 +18,7 @@ from ..model import STRIDE, ENet
 from .losses import cross_entropy, distillation, lovasz_softmax
 from .recipe import Recipe
 
-# for each of the four corners, row and column of the first block in `sixteenth`
+# row and column of the first block that `sixteenth` takes, for each of the four corners
 STARTS = ((0, 0), (0, 2), (2, 0), (2, 2))
 
 

@@ -1,4 +1,4 @@
-"""The networks that a run starts from: its own, random or from a file, and the teacher."""
+"""The start of a run: whether its recipe fits the data, its own network (random or from a file), and the teacher."""
 
 from __future__ import annotations
 
@@ -13,11 +13,35 @@ from ..artifacts import Metadata
 from ..classes import ClassList
 from ..errors import ArtifactError, InputError
 from ..files import sha256
-from ..model import ENet, Segmenter
+from ..model import STRIDE, ENet, Segmenter
+from .crops import Statistics
 from .prior import load_uncorrected
 from .recipe import Recipe
 
 log = logging.getLogger(__name__)
+
+
+def require_fitting(recipe: Recipe, images: int, processes: int, val_is_trained_on: bool) -> None:
+    """Raise InputError unless this number of images and processes can be trained on by a recipe."""
+    share = recipe.batch // processes  # images of a step in each process
+    if recipe.patience and val_is_trained_on:
+        raise InputError(
+            f"patience {recipe.patience}, but val is trained on and its mIoU keeps rising; expected 0, or "
+            "--hold-out instead of --with-val"
+        )
+    if recipe.batch % processes:
+        raise InputError(f"batch {recipe.batch} over {processes} processes, expected a multiple of {processes}")
+    for height, width in (recipe.crop, recipe.final_crop):
+        if share * (height // STRIDE) * (width // STRIDE) < 2:
+            raise InputError(
+                f"crop {height}x{width} with {share} image per process, expected more: batch norm needs two values "
+                f"per channel; pass --batch {2 * processes}, or a larger --crop"
+            )
+    if images < recipe.batch:
+        raise InputError(
+            f"batch {recipe.batch} for {images} training images, expected at most {images}; pass --batch {images} or "
+            "less"
+        )
 
 
 @dataclass(frozen=True)
@@ -27,7 +51,7 @@ class StartingPoint:
     Attributes:
         net: the network to train, on the CPU.
         metadata: of the weights it was read from; None for random weights.
-        teacher: the network whose output is learnt beside the labels, on the training device; None for none.
+        teacher: a network whose output is learnt beside the labels, on the training device; None without a teacher.
         details: of init and teacher, for the metadata of the new weights.
     """
 
@@ -35,6 +59,14 @@ class StartingPoint:
     metadata: Metadata | None
     teacher: Segmenter | None
     details: dict[str, Any]
+
+    def new_metadata(self, classes: ClassList, statistics: Statistics, recipe: Recipe) -> Metadata:
+        """The metadata of the new weights, for frames of the recipe's size and fit.
+
+        Weights from a file keep the normalisation that they were trained with: their first layers depend on it.
+        """
+        known = statistics if self.metadata is None else self.metadata
+        return Metadata(classes, known.mean, known.std, recipe.size, details=self.details, fit=recipe.fit)
 
 
 def starting_point(

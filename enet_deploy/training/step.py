@@ -2,17 +2,17 @@
 
 from __future__ import annotations
 
-import warnings
+import dataclasses
 from collections.abc import Callable
 
 import torch
 from torch import Tensor, nn
-from torch.nn.parallel import DistributedDataParallel
 
 from ..artifacts import Metadata
 from ..model import ENet, Segmenter
 from .averaging import WeightAverage
 from .captured import CapturedGradients, Variant
+from .distributed import distributed, world_size
 from .objective import Objective
 from .schedule import Schedule
 
@@ -26,7 +26,6 @@ class TrainingStep:
         schedule: says what each step does. It may be replaced between steps.
         metadata: its mean and std normalise the images.
         class_weights: (C,) float32, on `device`.
-        world: number of processes that train together.
         compiled: use `torch.compile`.
         captured: on one GPU, and if not compiled, use CUDA graphs.
 
@@ -44,12 +43,11 @@ class TrainingStep:
         metadata: Metadata,
         class_weights: Tensor,
         device: torch.device,
-        world: int = 1,
         compiled: bool = False,
         captured: bool = True,
     ) -> None:
         self.schedule, self.class_weights, self.device, self.done = schedule, class_weights, device, 0
-        recipe = schedule.recipe
+        recipe, world = schedule.recipe, world_size()
         self.teacher = teacher
         self.net = net.to(device)
         self.net.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
@@ -59,7 +57,7 @@ class TrainingStep:
         self.segmenter = Segmenter(self.net, metadata.mean, metadata.std).to(device)
         self.objective = Objective(self.net, recipe, metadata.classes.void).to(device)
         self.optimizer = self.objective.configure_optimizer()
-        self.model = self.objective if world == 1 else _distributed(self.objective)
+        self.model = self.objective if world == 1 else distributed(self.objective)
         if compiled:
             self.model.compile(dynamic=False)
         self.captured = captured and device.type == "cuda" and world == 1 and not compiled
@@ -101,14 +99,14 @@ class TrainingStep:
         loss.backward()  # type: ignore[no-untyped-call]
         return loss.detach()
 
+    def largest(self, images: Tensor, labels: Tensor) -> None:
+        """Do the step that takes most memory for this batch: every loss, float32. It spoils the network."""
+        self.done = self.schedule.total_steps  # every loss is added from here on
+        recipe = dataclasses.replace(self.schedule.recipe, amp=False)
+        self.schedule = dataclasses.replace(self.schedule, recipe=recipe)
+        self.compute_gradients = self.forward_backward  # a graph for each size would hold its memory
+        self(images, labels)
+
     def averaged(self) -> ENet:
         """The network that is evaluated and saved, without a prior correction."""
         return self.net if self.average is None else self.average.net
-
-
-def _distributed(objective: Objective) -> nn.Module:
-    """On a CPU each process keeps its own BatchNorm statistics; losses are means over each process's share."""
-    with warnings.catch_warnings():
-        # torch 2.13 announces another name, which 2.9 does not know
-        warnings.filterwarnings("ignore", "`broadcast_buffers`", FutureWarning)
-        return DistributedDataParallel(objective, broadcast_buffers=False)

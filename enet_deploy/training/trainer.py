@@ -13,6 +13,7 @@ import math
 import statistics
 import time
 from collections.abc import Callable, Iterable, Iterator
+from functools import partial
 from pathlib import Path
 from typing import TypeVar
 
@@ -21,20 +22,19 @@ import torch.distributed as dist
 from torch import Tensor, nn
 
 from .. import console
-from ..artifacts import Metadata
 from ..data import DataSet, read_ahead
 from ..environment import commit
-from ..errors import DataError, EnetError, InputError, is_out_of_memory
-from ..model import STRIDE, ENet
+from ..errors import DataError, EnetError, is_out_of_memory
+from ..model import ENet
 from ..weights import save_weights
-from . import evaluation, prior
+from . import distributed, evaluation, prior
 from .checkpoint import CHECKPOINT, Checkpoint, RunIdentity, fitting_state, reading
 from .crops import DROPOUT, ESTIMATE, ORDER, Crops, stream
-from .logs import log_epoch, write_csv
+from .logs import log_correction_sweep, log_epoch, write_csv
 from .memory import halved_batch_that_fits
 from .recipe import Recipe
 from .schedule import Schedule, best_epoch, epochs_in_time, evaluation_is_due, out_of_patience, with_epochs
-from .start import StartingPoint, starting_point
+from .start import require_fitting, starting_point
 from .step import TrainingStep
 
 T = TypeVar("T")
@@ -79,9 +79,8 @@ class Trainer:
         self.train, self.val, self.split, self.out = train, val, split, Path(out)
         self.recipe, self.device = recipe, device
         self.val_was_trained_on = not {*train.pairs}.isdisjoint(val.pairs)
-        self.rank = dist.get_rank() if dist.is_initialized() else 0
-        self.world = dist.get_world_size() if dist.is_initialized() else 1
-        self._require_data_for_recipe()
+        self.rank, self.world = distributed.rank(), distributed.world_size()
+        require_fitting(recipe, len(train), self.world, self.val_was_trained_on)
 
         torch.manual_seed(recipe.seed)
         start = starting_point(init, teacher, train.classes, recipe, device)
@@ -89,71 +88,31 @@ class Trainer:
         if checkpoint is not None:
             self.identity.require_same(checkpoint.identity, self.out)
         self._read_images()
-        self.metadata = self._metadata(start) if checkpoint is None else checkpoint.metadata
+        self.metadata = start.new_metadata(train.classes, self.crops.statistics, recipe)
         if checkpoint is not None:
-            self.class_weights = checkpoint.class_weights.to(device)
+            self.metadata, self.class_weights = checkpoint.metadata, checkpoint.class_weights.to(device)
         self.crops.fill = self.metadata.mean
         schedule = Schedule(recipe, len(train) // recipe.batch)
         self.step = TrainingStep(
-            start.net,
-            start.teacher,
-            schedule,
-            self.metadata,
-            self.class_weights,
-            device,
-            self.world,
-            compiled,
-            captured,
+            start.net, start.teacher, schedule, self.metadata, self.class_weights, device, compiled, captured
         )
-        self.epoch, self.best = 0, -1.0
-        self.crop = recipe.crop
+        self.epoch, self.best, self.crop = 0, -1.0, recipe.crop
         self.history: list[dict[str, float]] = []
-        self.saved, self.saved_epoch = time.monotonic(), 0
-        self.commit = commit()
+        self.saved, self.saved_epoch, self.commit = time.monotonic(), 0, commit()
         if checkpoint is not None:
             with reading(self.out):
                 self._load(checkpoint)
 
-    def _require_data_for_recipe(self) -> None:
-        recipe, images = self.recipe, len(self.train)
-        if recipe.patience and self.val_was_trained_on:
-            raise InputError(
-                f"patience {recipe.patience}, but val is trained on and its mIoU keeps rising; expected 0, or "
-                "--hold-out instead of --with-val"
-            )
-        if recipe.batch % self.world:
-            raise InputError(f"batch {recipe.batch} over {self.world} processes, expected a multiple of {self.world}")
-        for height, width in (recipe.crop, recipe.final_crop):
-            if recipe.batch // self.world * (height // STRIDE) * (width // STRIDE) < 2:
-                raise InputError(
-                    f"crop {height}x{width} with {recipe.batch // self.world} image per process, expected more: batch "
-                    f"norm needs two values per channel; pass --batch {2 * self.world}, or a larger --crop"
-                )
-        if images < recipe.batch:
-            raise InputError(
-                f"batch {recipe.batch} for {images} training images, expected at most {images}; pass --batch {images} "
-                "or less"
-            )
-
     def _read_images(self) -> None:
         """Set `crops` and `class_weights`; read val once, so that a bad file is found now and not hours later."""
-        data, device = self.train, self.device
-        self.void = data.classes.void
-        self.crops = Crops(
-            data, self.recipe, device, self.void, lambda pairs: self._progress(pairs, "reading", len(data))
-        )
+        train, void = self.train, self.train.classes.void
+        read = partial(self._progress, title="reading", total=len(train))
+        self.crops = Crops(train, self.recipe, self.device, void, read)
         shares = torch.tensor(self.crops.statistics.shares)
-        self.class_weights = (1 / torch.log(self.recipe.class_weight_c + shares)).to(device)
+        self.class_weights = (1 / torch.log(self.recipe.class_weight_c + shares)).to(self.device)
         val_labels = (labels for _, labels in read_ahead(self.val.__getitem__, range(len(self.val))))
-        if not sum(int((labels != self.void).sum()) for labels in val_labels):
+        if not sum(int((labels != void).sum()) for labels in val_labels):
             raise DataError("every val pixel is void, expected at least one class in the label maps")
-
-    def _metadata(self, start: StartingPoint) -> Metadata:
-        # the first layers of trained weights depend on the normalisation they were trained with
-        known = self.crops.statistics if start.metadata is None else start.metadata
-        return Metadata(self.train.classes, known.mean, known.std, self.recipe.size, details=start.details)
-
-    # --- the loop -------------------------------------------------------------------------------------------------
 
     def run(self, report: Callable[[], None] = lambda: None) -> None:
         """Train to the last epoch, or until the recipe's patience runs out.
@@ -244,8 +203,6 @@ class Trainer:
     def _progress(self, items: Iterable[T], title: str, total: int | None = None) -> Iterable[T]:
         return items if self.rank else console.progress(items, title, total)
 
-    # --- how long -------------------------------------------------------------------------------------------------
-
     @property
     def over(self) -> bool:
         """Whether there is nothing left to train."""
@@ -253,14 +210,9 @@ class Trainer:
 
     def _plan_epochs(self) -> None:
         """Set the number of epochs to what the recipe's minutes allow; the first process decides for all."""
-        agreed = [epochs_in_time(self.recipe, self.history)]
-        if self.world > 1:
-            dist.broadcast_object_list(agreed)
-        schedule = self.step.schedule
-        self.recipe = with_epochs(self.recipe, agreed[0], self.epoch, schedule.steps_per_epoch)
+        epochs, schedule = distributed.of_first(epochs_in_time(self.recipe, self.history)), self.step.schedule
+        self.recipe = with_epochs(self.recipe, epochs, self.epoch, schedule.steps_per_epoch)
         self.step.schedule = dataclasses.replace(schedule, recipe=self.recipe)
-
-    # --- evaluation and files -------------------------------------------------------------------------------------
 
     def _evaluate(self) -> dict[str, float]:
         """Score on val and save the weights if they are the best so far.
@@ -268,14 +220,12 @@ class Trainer:
         The first process does it for all: on a CPU each process has its own BatchNorm statistics.
         """
         started = time.perf_counter()
-        scores = [self._val_scores() if self.rank == 0 else {}]
-        if self.world > 1:
-            dist.broadcast_object_list(scores)
-        if scores[0]["val_miou"] > self.best:
-            self.best = scores[0]["val_miou"]
+        scores = distributed.of_first(self._val_scores() if self.rank == 0 else {})
+        if scores["val_miou"] > self.best:
+            self.best = scores["val_miou"]
             if self.rank == 0:
-                self._save_weights("best.safetensors", {"epoch": self.epoch, **scores[0]})
-        return scores[0] | {"val_seconds": round(time.perf_counter() - started, 2)}
+                self._save_weights("best.safetensors", {"epoch": self.epoch, **scores})
+        return scores | {"val_seconds": round(time.perf_counter() - started, 2)}
 
     def _val_scores(self) -> dict[str, float]:
         if self.step.average is not None:
@@ -351,13 +301,11 @@ class Trainer:
                 f"{self.saved_epoch}, is in {self.out / CHECKPOINT}"
             )
 
-    # --- start, end, out of memory --------------------------------------------------------------------------------
-
     def _log_start(self) -> None:
-        steps, classes = self.step.schedule.steps_per_epoch, self.metadata.classes.names
+        steps, names = self.step.schedule.steps_per_epoch, self.metadata.classes.names
         log.info(
             f"{len(self.train)} training images ({self.split}), {len(self.val)} to score on, {self.device}, "
-            f"{console.counted(steps, 'step')} an epoch; {len(classes)} classes: {', '.join(classes)}"
+            f"{console.counted(steps, 'step')} an epoch; {len(names)} classes: {', '.join(names)}"
         )
 
     def _finish(self, was_over: bool) -> None:
@@ -371,11 +319,7 @@ class Trainer:
         self._save_weights("last.safetensors", self.history[-1])
         if not was_over and not self.val_was_trained_on:
             args = self.step.averaged(), self.class_weights, recipe.prior_correction, self.val, self.metadata
-            mious = "  ".join(f"{a:g}: {miou:.4f}" for a, miou in evaluation.correction_sweep(*args).items())
-            starts = [str(self.metadata.details.get(name, {}).get("split", "")) for name in ("init", "teacher")]
-            # that val may be this one
-            doubt = " (the weights it started from were trained on a val)" if any("val" in s for s in starts) else ""
-            log.info(f"val mIoU of the last weights by --prior-correction{doubt}: {mious}")
+            log_correction_sweep(evaluation.correction_sweep(*args), self.metadata)
         log.info(f"done: {self.out / 'last.safetensors'}; best.safetensors had the highest mIoU, {self.best:.4f}")
 
     def _batch_advice(self) -> str:
@@ -393,13 +337,8 @@ class Trainer:
         return f"{problem}; --batch {fits} does{start if best_epoch(self.history) else ''}"
 
     def _largest_step(self, batch: int) -> None:
-        """Do the step that takes most memory: every loss, float32, the larger crops."""
-        step, schedule = self.step, self.step.schedule
-        step.done = schedule.total_steps  # every loss is added from here on
-        step.schedule = dataclasses.replace(schedule, recipe=dataclasses.replace(self.recipe, amp=False))
-        step.compute_gradients = step.forward_backward  # a graph for each size would hold its memory
         crop = max(self.recipe.crop, self.recipe.final_crop if self.recipe.final_from < 1 else (0, 0))
-        step.optimizer.zero_grad()
+        self.step.optimizer.zero_grad()
         if self.device.type == "cuda":
             torch.cuda.empty_cache()
-        step(*next(self.crops.batches([self._batches()[0][:batch]], self.epoch, crop)))
+        self.step.largest(*next(self.crops.batches([self._batches()[0][:batch]], self.epoch, crop)))

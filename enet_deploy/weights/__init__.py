@@ -7,12 +7,12 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import safetensors.torch
-from safetensors import SafetensorError, safe_open
+from safetensors import SafetensorError
 from torch import Tensor
 
 from ..artifacts import METADATA_KEY, Metadata, check_digest, sealed
 from ..errors import ArtifactError
-from ..files import atomic_write, digest
+from ..files import atomic_write, digest, parse_json
 from ..model import ENet
 
 LARGEST = 1 << 30  # bytes of a weights file: a network 27 times as wide as ENet
@@ -46,12 +46,12 @@ class Weights:
         path = Path(path)
         _check_file(path)
         try:
-            with safe_open(path, framework="pt") as file:
-                metadata = Metadata.from_text((file.metadata() or {}).get(METADATA_KEY), path)
-                state = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118  not a dict
-        except (SafetensorError, OSError) as error:
+            content = path.read_bytes()  # once: the file may be replaced, and its path need not be UTF-8
+            state = safetensors.torch.load(content)
+            header = parse_json(content[8 : 8 + int.from_bytes(content[:8], "little")].decode())
+        except (SafetensorError, OSError, KeyError, ValueError) as error:
             raise ArtifactError(f"{path} is not a whole safetensors file: {error}; train or copy it again") from None
-        content = path.read_bytes()
+        metadata = Metadata.from_text(header.get("__metadata__", {}).get(METADATA_KEY), path)
         check_digest(content, path)
         net = _network_for(state, metadata)
         _check_tensors(path, state, net)

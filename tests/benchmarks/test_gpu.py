@@ -27,9 +27,11 @@ from onnx import TensorProto, helper
 from enet_deploy import CAMVID, BackendError, InputError, Runner, Spec
 from enet_deploy.artifacts import Metadata
 from enet_deploy.benchmarks.gpu import cli as gpu
-from enet_deploy.benchmarks.gpu import contract, steps
+from enet_deploy.benchmarks.gpu import contract, inference, machine, steps
 from enet_deploy.benchmarks.gpu import page as gpu_page
 from enet_deploy.benchmarks.gpu.findings import REHEARSAL, Findings, Settings
+from enet_deploy.benchmarks.gpu.run import Run
+from enet_deploy.benchmarks.gpu.training import WAYS
 from enet_deploy.benchmarks.measure import training
 from enet_deploy.benchmarks.measure.profiling import Kernel, expected_seconds, kernels
 from enet_deploy.errors import RequirementError
@@ -280,11 +282,11 @@ def test_training_steps_are_timed_each_way(scenes: Path, tmp_path: Path, monkeyp
     monkeypatch.setattr(training, "this_trainer", this_trainer)
     monkeypatch.setattr(training, "usual_loop", lambda *_: None)
     monkeypatch.setattr(training, "measure", lambda *_: {"it": 4.0})
-    for name in ("_require", "_require_compile"):
-        monkeypatch.setattr(steps, name, lambda *_: None)
+    for name in ("require", "require_compile"):
+        monkeypatch.setattr(Run, name, lambda *_: None)
     settings = dataclasses.replace(ON_STAND_IN, data=str(scenes))
     found = [row for name in ("speed", "compiled") for row in step(f"train-{name}", settings, tmp_path)[1]["findings"]]
-    assert [row["step_ms"] for row in found] == [250.0] * len(steps.TRAINED)
+    assert [row["step_ms"] for row in found] == [250.0] * len(WAYS)
     rest = [(True, False, True), (False, False, True), (True, False, False), (False, False, False)]
     assert asked == [*rest, (True, True, False)]
 
@@ -296,7 +298,7 @@ def test_rows_of_torch_compile_say_why_it_does_not_work(
         raise RuntimeError("no C compiler\nadvice")
 
     monkeypatch.setattr(torch, "compile", broken)
-    monkeypatch.setattr(steps, "_require", lambda *_: None)
+    monkeypatch.setattr(Run, "require", lambda *_: None)
     settings = dataclasses.replace(ON_STAND_IN, data=str(scenes))
     for name in ("train-compiled", "pytorch-compiled"):
         code, found = step(name, settings, tmp_path)
@@ -322,31 +324,31 @@ def test_queued_work_takes_as_long_as_was_asked_for(monkeypatch: pytest.MonkeyPa
         nonlocal now, queued
         now, queued = now + queued, 0
 
-    monkeypatch.setattr(steps.time, "perf_counter", lambda: now)
-    assert steps._seconds(queue, wait, 5.0) == 1.0
+    monkeypatch.setattr(machine.time, "perf_counter", lambda: now)
+    assert machine.seconds_per_call(queue, wait, 5.0) == 1.0
     assert now == 7
 
 
 def test_every_card_is_listed(work: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     rows = (f"{name}, 580.1, 8 GiB, 1 MHz, 2 MHz, 3 MHz, 4 W, 5 W, 40\n" for name in ("RTX 1", "RTX 2"))
     done = SimpleNamespace(returncode=0, stdout="".join(rows))
-    monkeypatch.setattr(steps.subprocess, "run", lambda *_, **__: done)
+    monkeypatch.setattr(machine.subprocess, "run", lambda *_, **__: done)
     found = Findings(work / "a.json", "a", rehearsal=True)
-    steps._smi(steps.Run(SHORT, work, found), "now")
+    machine.note_smi(Run(SHORT, work, found), "now")
     (row,) = json.loads(found.path.read_text())["findings"]
     assert "name RTX 1, driver_version 580.1" in row["value"] and "; name RTX 2" in row["value"]
 
 
-def stand_in_build(run: Any, flavour: str, precision: str, size: Any, *_: Any, dynamic: bool) -> Any:
+def stand_in_build(run: Run, flavour: str, precision: str, size: Any, *_: Any, dynamic: bool = False) -> Any:
     """Replaces TensorRT's builder, for which there is no stand-in."""
-    graph = steps._graph(run, precision, size, dynamic)
+    graph = run.graph(precision, size, dynamic)
     path = tensorrt_standin.write_engine(graph, run.work / EngineCard.engine_name(graph, flavour), flavour)
     return SimpleNamespace(path=path, card=EngineCard.read(path), bytes=path.stat().st_size, seconds=1.0)
 
 
 def test_engines_run_and_are_compared_with_pytorch(work: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(steps, "_build", stand_in_build)
-    monkeypatch.setattr(steps, "IMAGES", 2)
+    monkeypatch.setattr(Run, "build", stand_in_build)
+    monkeypatch.setattr(inference, "IMAGES", 2)
     card = tensorrt_standin.Gpu()
     with tensorrt_standin.installed(card):
         code, found = step("engine-fp32", ON_STAND_IN, work)
@@ -367,8 +369,8 @@ def test_engines_run_and_are_compared_with_pytorch(work: Path, monkeypatch: pyte
 
 
 def test_an_engine_with_other_labels_fails(work: Path, monkeypatch: pytest.MonkeyPatch, capsys: Any) -> None:
-    monkeypatch.setattr(steps, "_build", stand_in_build)
-    monkeypatch.setattr(steps, "IMAGES", 1)
+    monkeypatch.setattr(Run, "build", stand_in_build)
+    monkeypatch.setattr(inference, "IMAGES", 1)
     monkeypatch.setitem(to_onnx.MAX_DISAGREEMENT, "fp32", -1e-9)  # as if more had to be equal than are
     with tensorrt_standin.installed(tensorrt_standin.Gpu()):
         code, found = step("engine-fp32", ON_STAND_IN, work)

@@ -15,7 +15,7 @@ import numpy as np
 import pytest
 from helpers import ROOT, result, stored
 
-from enet_deploy import CAMVID
+from enet_deploy import BUNDLED_WEIGHTS, CAMVID
 from enet_deploy.benchmarks import cli
 from enet_deploy.benchmarks.measure.machine import Load
 from enet_deploy.benchmarks.measure.profiling import Peaks, Profile
@@ -81,6 +81,7 @@ IoU by class: PyTorch's, and the change in points
   a|<b>$x$
 
 On cpu: take openvino int8: 65 FPS, 1.33x (95 % CI 1.33 to 1.33) the speed of openvino fp32, for -0.05 points of mIoU.
+  open_runner("a/enet-int8.onnx", backend="openvino")
 partial: the run was interrupted; what it did not get to is missing
 unstable: other programs took 0.50 cores meanwhile; close them
 wrote /a.md
@@ -95,6 +96,10 @@ MARKDOWN = """\
 | openvino int8 | 15.3 | 15.6 | 65.4 | 62.5 | 3.99x (3.99 to 3.99) | 1.73 | 182 | 99.40000% | 0.7415 (-0.05) |
 
 On cpu: take openvino int8: 65 FPS, 1.33x (95 % CI 1.33 to 1.33) the speed of openvino fp32, for -0.05 points of mIoU.
+
+```python
+open_runner("a/enet-int8.onnx", backend="openvino")
+```
 Partial: the run was interrupted
 Unstable: other programs took 0.50 cores meanwhile; close them
 
@@ -324,6 +329,42 @@ def test_doubts(run: Run) -> None:
         "openvino fp32 did not settle while warming up; see what else runs, and the temperature",
         "the interval of openvino int8's speed is 20% of it wide; take --frames 100",
     ]
+
+
+@pytest.mark.parametrize(
+    ("changes", "expected"),
+    [
+        ({}, ["a.onnx", {"backend": "openvino"}]),
+        ({"options": {"threads": 2, "precision": "bf16"}}, ["a.onnx", {"threads": 2, "precision": "bf16"}]),
+        ({"options": {"size": [96, 128]}, "backend": "torch"}, ["a.onnx", {"backend": "torch", "size": (96, 128)}]),
+        ({"device": "cuda:1", "backend": "ort"}, ["a.onnx", {"backend": "ort", "device": "cuda:1"}]),
+        ({"artifact": BUNDLED_WEIGHTS.name}, [BUNDLED_WEIGHTS, {"backend": "openvino"}]),
+        # from a foreign file
+        ({"artifact": '") or 1/0 #\\'}, ['") or 1/0 #\\', {"backend": "openvino"}]),
+        ({"options": {"x=1/0, y": 1}, "backend": "'1/0"}, ["a.onnx", {"backend": "'1/0"}]),
+    ],
+)
+def test_call_can_be_pasted(changes: dict[str, Any], expected: list[Any]) -> None:
+    run = stored()
+    run["results"] = [run["results"][1] | {"artifact": "a.onnx"} | changes]
+    (verdict,) = Run.from_json(run).verdict
+    assert verdict.call is not None and "\n" not in verdict.call
+    known = {"open_runner": lambda path, **options: (path, options), "BUNDLED_WEIGHTS": BUNDLED_WEIGHTS}
+    path, options = eval(verdict.call, known)
+    assert path == expected[0] and options == {"backend": "openvino"} | expected[1]
+    for shown in (as_markdown(Run.from_json(run)), json.dumps(Run.from_json(run).to_json())):
+        assert "open_runner(" in shown
+
+
+def test_bf16_has_a_budget_of_its_own() -> None:
+    run = stored()
+    run["reference"] = None
+    run["results"] = [result("openvino", "fp32", 20, 1.0, 0.7), result("openvino", "bf16", 12, 0.992, 0.7)]
+    for each in run["results"]:
+        each["accuracy"] = None
+    assert Run.from_json(run).verdict[0].take == "openvino fp32"
+    run["results"][1]["parity"]["agreement"] = 0.994
+    assert Run.from_json(run).verdict[0].take == "openvino bf16"
 
 
 def test_names_tell_runners_apart() -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -208,6 +209,19 @@ def test_compare_shows_image_truth_and_labels_and_scores_them(
     assert np.array_equal(picture[top:, : SIZE[1]], read_image(scenes / "val" / f"{name}.png"))
     assert np.array_equal(picture[top:, SIZE[1] : 2 * SIZE[1]], colorize(truth, CAMVID))
     assert picture.shape[1] > 3 * SIZE[1]  # the legend
+
+
+@pytest.mark.parametrize("option", ["--labels", "--out", "--masks"])
+def test_label_maps_of_the_source_are_not_written_over(
+    here: Path, scenes: Path, exported: Path, option: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Also if they are not read, as without --compare."""
+    shutil.copytree(scenes, here / "data")
+    before = {path: path.read_bytes() for path in (here / "data" / "valannot").iterdir()}
+    for path in ("data/valannot", f"data/valannot/{min(before).name}"):
+        assert main([str(exported), "data/val", option, path]) == 2
+        assert "valannot, which is read" in capsys.readouterr().err
+    assert {path: path.read_bytes() for path in (here / "data" / "valannot").iterdir()} == before
 
 
 def test_compare_of_links_and_of_cityscapes(

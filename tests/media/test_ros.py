@@ -18,7 +18,7 @@ import pytest
 from helpers import ROOT, SIZE
 from videos import frames_of
 
-from enet_deploy import CAMVID, DataError, open_runner
+from enet_deploy import CAMVID, DataError, colorize, open_runner
 from enet_deploy.commands.segment import main
 from enet_deploy.data.scenes import street_scene
 from enet_deploy.images import overlay
@@ -30,7 +30,8 @@ from rosbags import highlevel, rosbag1, rosbag2
 from rosbags.typesys import Stores, get_typestore
 
 sys.path.insert(0, str(ROOT / "examples" / "ros2_node"))
-from enet_segmentation.segmentation import Segmentation
+from enet_segmentation.health import ERROR, OK, WARN, Health, Limits
+from enet_segmentation.segmentation import Segmentation, label_info
 
 from enet_deploy.media.bags import Bag
 
@@ -189,6 +190,9 @@ ENCODED = {
     "mono16": GREY.astype(np.uint16) * 256 + 77,
     "yuv422": np.tile(np.array([[U, Y], [V, Y]], np.uint8), (4, 3, 1)),
     "yuv422_yuy2": np.tile(np.array([[Y, U], [Y, V]], np.uint8), (4, 3, 1)),
+    # the colours' plane of RED: a pair for 2x2 pixels
+    "nv12": np.vstack([np.full((4, 6), Y, np.uint8), np.tile(np.array([U, V], np.uint8), (2, 3))]),
+    "nv21": np.vstack([np.full((4, 6), Y, np.uint8), np.tile(np.array([V, U], np.uint8), (2, 3))]),
     **{f"bayer_{pattern}8": mosaic(pattern) for pattern in ("rggb", "bggr", "gbrg", "grbg")},
 }
 
@@ -197,10 +201,10 @@ ENCODED = {
 def test_encodings_and_padded_rows(encoding: str) -> None:
     types = message_types(is_ros1=False)
     pixels = ENCODED[encoding].astype(np.uint16 if encoding == "mono16" else np.uint8)
-    bgr = to_bgr(make_image(types, False, STAMPS[0], padded(pixels, encoding)))
+    bgr = to_bgr(make_image(types, False, STAMPS[0], padded(pixels, encoding) | {"height": RED.shape[0]}))
     expected = np.dstack([GREY] * 3) if encoding.startswith("mono") else RED
     assert bgr.dtype == np.uint8 and bgr.flags.writeable and bgr.flags.c_contiguous
-    assert np.abs(bgr.astype(int) - expected).max() <= (12 if encoding.startswith("yuv") else 1)
+    assert np.abs(bgr.astype(int) - expected).max() <= (12 if encoding.startswith(("yuv", "nv")) else 1)
     if encoding == "mono16":
         swapped = make_image(types, False, STAMPS[0], padded(pixels.byteswap(), encoding, is_bigendian=1))
         assert np.array_equal(to_bgr(swapped), bgr)
@@ -329,6 +333,8 @@ def test_times_of_a_bag_rise_at_any_date(
         ({"data": np.zeros(70, np.uint8)}, "image message of 70 bytes for 4x6"),
         ({"height": 4_000_000_000}, "for 4000000000x6"),
         ({"encoding": "yuv422", "width": 5}, "4x5 pixels of yuv422"),
+        ({"encoding": "nv12", "width": 5}, "4x5 pixels of nv12"),
+        ({"encoding": "nv21", "height": 6}, "of nv21 in rows of 18 bytes"),
     ],
 )
 def test_message_that_is_not_whole(change: dict[str, Any], message: str) -> None:
@@ -343,15 +349,71 @@ def test_logic_of_the_node(exported: Path) -> None:
     with open_runner(exported) as runner:
         segmentation = Segmentation(runner, alpha=0.3)
         message = make_image(types, False, STAMPS[0], padded(FRAMES[0], "bgr8"))
-        labels, picture = segmentation(message)
+        outputs = segmentation(message, ("overlay", "color_mask", "confidence"))
         ids = runner.segment(FRAMES[0])
-        assert np.array_equal(labels.pop("data").reshape(SIZE), ids)
-        expected = {"height": 96, "width": 128, "encoding": "mono8", "is_bigendian": 0, "step": 128}
-        assert labels == expected
-        assert picture is not None and (picture["encoding"], picture["step"]) == ("bgr8", 384)
-        assert np.array_equal(picture["data"].reshape(*SIZE, 3), overlay(FRAMES[0], ids, CAMVID, 0.3))
-        assert segmentation(message, with_overlay=False)[1] is None
+        assert np.array_equal(outputs["labels"].pop("data").reshape(SIZE), ids)
+        assert outputs["labels"] == {"height": 96, "width": 128, "encoding": "mono8", "is_bigendian": 0, "step": 128}
+        confidence = outputs["confidence"]["data"].reshape(SIZE)
+        assert np.array_equal(confidence, runner.segment_with_confidence(FRAMES[0])[1]) and confidence.min() > 0
+        for name, picture in (("overlay", overlay(FRAMES[0], ids, CAMVID, 0.3)), ("color_mask", colorize(ids, CAMVID))):
+            assert (outputs[name]["encoding"], outputs[name]["step"]) == ("bgr8", 384)
+            assert np.array_equal(outputs[name]["data"].reshape(*SIZE, 3), picture)
+        assert set(segmentation(message)) == {"labels"}
         assert json.loads(segmentation.classes)["names"] == list(CAMVID.names)
+
+
+def test_label_info_names_all_classes() -> None:
+    info = label_info(list(CAMVID.names), SimpleNamespace, SimpleNamespace)
+    assert [(one.class_id, one.class_name) for one in info.class_map] == list(enumerate(CAMVID.names))
+
+
+def watch(health: Health, stamps: Sequence[int], busy: float = 0.01, pixels: int = 100) -> float:
+    """Let images with these stamps, in milliseconds, arrive; return the time after the last."""
+    for count, stamp in enumerate(stamps):
+        health.arrived(stamp * 10**6, stamp / 1e3)
+        health.labelled(np.full((16, 16, 3), pixels + count % 2, np.uint8), 0.05, busy, stamp / 1e3)
+    return stamps[-1] / 1e3
+
+
+def test_health_of_a_good_camera() -> None:
+    health = Health(Limits(), now=10.0)
+    report = health.report(watch(health, range(10_000, 20_000, 100)))
+    assert (report.level, report.message) == (OK, "ok")
+    assert report.values["rate (Hz)"] == "10.1" and report.values["images lost on the way"] == "0"
+    assert report.values["latency from the stamp, largest (ms)"] == "50.0"
+
+
+@pytest.mark.parametrize(("busy", "lost", "replaced"), [(0.01, 3, 0), (0.25, 0, 3)])
+def test_missing_images_are_lost_or_replaced(busy: float, lost: int, replaced: int) -> None:
+    health = Health(Limits(), now=1.0)
+    stamps = [*range(1000, 3000, 100), 3100, 3400, 3500]
+    report = health.report(watch(health, stamps, busy))
+    assert report.values["images lost on the way"] == f"{lost}"
+    assert report.values["images replaced by newer ones"] == f"{replaced}"
+    assert (report.level == WARN) == (lost > 0)
+    assert health.report(4.0).values["images lost on the way"] == "0"  # each is told once
+
+
+def test_stamps_that_jitter_or_begin_again_are_no_loss() -> None:
+    health = Health(Limits(), now=1.0)
+    stamps = [1000, 1090, 1210, 1290, 1405, 1500, 1590, 500, 600, 700, 0, 0]
+    assert health.report(watch(health, stamps)).values["images missing since the start"] == "0"
+
+
+def test_dark_frozen_and_missing_cameras() -> None:
+    health = Health(Limits(dark_level=10, frozen_after=2, stale_after=3), now=1.0)
+    watch(health, [1000, 1100], pixels=3)
+    dark = health.report(1.2)
+    assert dark.level == WARN and "too dark" in dark.message and "3.0" in dark.message
+    for second in range(1, 6):
+        health.labelled(np.full((16, 16, 3), 100, np.uint8), None, 0.01, float(second))
+    health.arrived(0, 5.0)
+    frozen = health.report(5.1)
+    assert frozen.level == WARN and "frozen" in frozen.message
+    gone = health.report(8.5, cameras=1)
+    assert gone.level == ERROR and "no image for 3.5 s" in gone.message
+    health.limits = Limits(stale_after=10)
+    assert health.report(9.0).level == OK
 
 
 def test_compressed_image_of_a_kilobyte_does_not_take_all_memory() -> None:

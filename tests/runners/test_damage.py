@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable
 from importlib.util import find_spec
 from pathlib import Path
@@ -17,14 +18,17 @@ from enet_deploy import ArtifactError, InputError, open_runner
 from enet_deploy.artifacts import check_digest, graph_metadata, save_graph, sealed, set_graph_metadata
 from enet_deploy.cache import private_folder, read_entry, write_entry
 from enet_deploy.data.scenes import street_scene
+from enet_deploy.export.record import BUNDLED_RECORD, Record
+from enet_deploy.files import sha256
 from enet_deploy.images import UInt8Array
 from enet_deploy.runners.tensorrt.builder import read_graph
+from enet_deploy.runners.tensorrt.card import EngineCard
 from enet_deploy.weights import Weights
 
 
-def flipped(content: bytes, position: int) -> bytes:
+def flipped(content: bytes, position: int, bit: int = 0x40) -> bytes:
     changed = bytearray(content)
-    changed[position] ^= 0x40
+    changed[position] ^= bit
     return bytes(changed)
 
 
@@ -90,6 +94,33 @@ def test_files_without_a_digest_are_read(weights: Path, exported: Path, tmp_path
 
 def test_a_file_without_our_metadata_cannot_be_sealed() -> None:
     assert sealed(b"other") == b"other" and not check_digest(b"other", "file")
+
+
+def test_changed_records_and_cards_are_refused(exported: Path, tmp_path: Path) -> None:
+    """A changed magnitude gives other labels, a changed name of a class a wrong name; both are sound JSON."""
+    engine, record = tmp_path / "a.engine", tmp_path / "record.json"
+    engine.write_bytes(b"code")
+    metadata = graph_metadata(onnx.load(exported), exported)
+    hashes = sha256(engine), sha256(exported)
+    EngineCard(*hashes, "trt", "10.3.0", ("8.6",), "X", False, False, {"fp32": 1.0}, metadata).write(engine)
+    Record.read(BUNDLED_RECORD).write(record)
+    for path, read in (
+        (EngineCard.path(engine), lambda: EngineCard.load(engine)),
+        (record, lambda: Record.read(record)),
+    ):
+        whole, sound = path.read_bytes(), read()
+        for position in map(int, np.random.default_rng(0).integers(0, len(whole), 300)):
+            path.write_bytes(flipped(whole, position, 1 << position % 8))
+            try:
+                assert read() == sound, position  # white space, and the digits of a number that mean the same
+            except ArtifactError as error:
+                assert path.name in f"{error}" or engine.name in f"{error}"
+        path.write_bytes(whole.replace(b"sky", b"sly") if path != record else whole.replace(b".5", b".6", 1))
+        with pytest.raises(ArtifactError, match="content_sha256"):
+            read()
+        edited = {key: value for key, value in json.loads(path.read_text()).items() if key != "content_sha256"}
+        path.write_text(json.dumps(edited))  # by hand, or by an earlier version
+        assert read() != sound
 
 
 @pytest.mark.parametrize("value", [np.nan, np.inf])

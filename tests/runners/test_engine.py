@@ -21,17 +21,12 @@ from enet_deploy.artifacts import graph_metadata, set_graph_metadata
 from enet_deploy.cache import read_entry
 from enet_deploy.errors import ArtifactError, BackendError, InputError, ParityError
 from enet_deploy.files import sha256
-from enet_deploy.runners.tensorrt.builder import (
-    BuildOptions,
-    _share,
-    configure,
-    precision_shares,
-    require_buildable,
-    to_engine,
-)
+from enet_deploy.runners.tensorrt.builder import BuildOptions, configure, require_buildable, to_engine
 from enet_deploy.runners.tensorrt.card import EngineCard
 from enet_deploy.runners.tensorrt.cuda import Gpu
+from enet_deploy.runners.tensorrt.inspection import precision_shares
 from enet_deploy.runners.tensorrt.library import import_tensorrt, make_logger
+from enet_deploy.runners.tensorrt.monitor import _share
 
 AHEAD = BuildOptions("trt-rtx", ("8.6",))
 BUILDER = sys.modules[to_engine.__module__]

@@ -8,14 +8,10 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
-import json
 import re
-import signal
 import sys
-import threading
 import time
-from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -24,26 +20,17 @@ from typing import TYPE_CHECKING, Any
 from ...artifacts import Metadata, check_digest, graph_metadata, require_finite
 from ...cache import cache_folder, private_folder_if_possible, read_entry, write_entry
 from ...console import printable
-from ...errors import ArtifactError, BackendError, EnetError, InputError, ParityError
+from ...errors import ArtifactError, BackendError, EnetError, InputError
 from ...files import atomic_write, file_lock, require_writable
 from ..graph import parse_graph, reading_text
 from .card import EngineCard
 from .cuda import Gpu, find_gpu
-from .library import (
-    FLAVOURS,
-    hardware_level,
-    import_tensorrt,
-    load_engine,
-    make_logger,
-    rtx_capabilities,
-    start,
-    tensor_type,
-)
+from .inspection import inspect, precision_shares, require_precision
+from .library import FLAVOURS, hardware_level, import_tensorrt, make_logger, rtx_capabilities, start
+from .monitor import Progress, cancelled_by_ctrl_c, make_monitor, progress_bar
 
 if TYPE_CHECKING:
     from google.protobuf.message import Message
-
-Progress = Callable[[str, float], None]  # called with the name of the phase and the finished share in [0, 1]
 
 
 @dataclass(frozen=True)
@@ -141,13 +128,13 @@ def to_engine(
     gpu, capabilities = _machine(trt, options)
 
     started = time.perf_counter()
-    with contextlib.nullcontext(progress) if progress else _bar(f"building {Path(path).name}") as show:
+    with contextlib.nullcontext(progress) if progress else progress_bar(f"building {Path(path).name}") as show:
         engine = _build(trt, model, f"{onnx_path}", options, gpu, show)
     seconds = time.perf_counter() - started
 
     inspected = gpu is not None and gpu.compute_capability in capabilities
-    shares = precision_shares(_inspect(trt, engine, options)) if inspected else None
-    _require_precision(metadata.precision, shares, path)
+    shares = precision_shares(inspect(trt, engine, host_code=options.version_compatible)) if inspected else None
+    require_precision(metadata.precision, shares, path)
     card = EngineCard(
         engine_sha256=hashlib.sha256(engine).hexdigest(),
         onnx_sha256=hashlib.sha256(model).hexdigest(),
@@ -160,22 +147,23 @@ def to_engine(
         precision_shares=shares,
         metadata=metadata,
     )
-    folder = Path(path).resolve().parent
+    _write(Path(path), engine, card)
+    return Build(Path(path), card, len(engine), seconds, inspected)
+
+
+def _write(path: Path, engine: bytes, card: EngineCard) -> None:
+    folder = path.resolve().parent
     folder.mkdir(parents=True, exist_ok=True)
     # The card is written first: if writing the engine then fails, the card refuses the old engine. Locked, because of
     # two builds of the same file one could leave its card and the other its engine.
     with file_lock(folder), atomic_write(path) as temporary:
         temporary.write_bytes(engine)
         card.write(path)
-    return Build(Path(path), card, len(engine), seconds, inspected)
 
 
 def require_buildable(options: BuildOptions) -> None:
     """Raise as `to_engine` if TensorRT, the GPU or a compute capability is missing. Call it before a long export."""
     _machine(import_tensorrt(options.flavour), options)
-
-
-# --- the graph ---------------------------------------------------------------------------------------------------
 
 
 def read_graph(path: Path) -> tuple[bytes, Metadata]:
@@ -223,11 +211,8 @@ def _names_other_files(message: Message) -> bool:
     return False
 
 
-# --- the build ---------------------------------------------------------------------------------------------------
-
-
 def _machine(trt: Any, options: BuildOptions) -> tuple[Gpu | None, tuple[str, ...]]:
-    """Return the GPU in this machine (None if none is needed and found), and the compute capabilities to build for.
+    """Return the GPU in this machine (None if none is found and needed), and the compute capabilities to build for.
 
     Raises InputError for a compute capability, BackendError for a GPU, that TensorRT-RTX does not support.
     """
@@ -272,8 +257,8 @@ def _build(trt: Any, model: bytes, source: str, options: BuildOptions, gpu: Gpu 
     config = builder.create_builder_config()
     configure(trt, config, options, gpu)
     _add_profile(builder, network, config, options.max_batch)
-    with _timing_cache(trt, config, options, gpu), _cancelled_by_ctrl_c() as cancelled:
-        monitor = _make_monitor(trt, cancelled, progress)  # must outlive the build
+    with _timing_cache(trt, config, options, gpu), cancelled_by_ctrl_c() as cancelled:
+        monitor = make_monitor(trt, cancelled, progress)  # must outlive the build
         config.progress_monitor = monitor
         engine = builder.build_serialized_network(network, config)
     if cancelled.is_set():
@@ -296,16 +281,12 @@ def configure(trt: Any, config: Any, options: BuildOptions, gpu: Gpu | None) -> 
     if options.hardware_compatible:
         config.hardware_compatibility_level = hardware_level(trt, gpu)
     if options.flavour == "trt-rtx":
-        targets = _targets(trt, options.compute_capabilities)
+        known = rtx_capabilities(trt)
+        named = [known[capability] for capability in dict.fromkeys(options.compute_capabilities)]
+        targets = named or [trt.ComputeCapability.CURRENT]
         config.num_compute_capabilities = len(targets)
         for index, target in enumerate(targets):
             config.set_compute_capability(target, index)
-
-
-def _targets(trt: Any, capabilities: tuple[str, ...]) -> list[Any]:
-    """Return members of trt.ComputeCapability: SM86 for "8.6", CURRENT if none is named."""
-    known = rtx_capabilities(trt)
-    return [known[capability] for capability in dict.fromkeys(capabilities)] or [trt.ComputeCapability.CURRENT]
 
 
 def _add_profile(builder: Any, network: Any, config: Any, max_batch: int) -> None:
@@ -349,154 +330,6 @@ def _timing_cache(trt: Any, config: Any, options: BuildOptions, gpu: Gpu | None)
     yield
     if (cache := config.get_timing_cache()) is not None:
         write_entry(path, bytes(cache.serialize()))
-
-
-# --- progress ----------------------------------------------------------------------------------------------------
-
-
-@contextmanager
-def _cancelled_by_ctrl_c() -> Iterator[threading.Event]:
-    """Let Ctrl-C set an event during the block: an exception cannot pass through TensorRT's C++ code."""
-    cancelled = threading.Event()
-    if threading.current_thread() is not threading.main_thread():  # only the main thread gets signals
-        yield cancelled
-        return
-    earlier = signal.signal(signal.SIGINT, lambda *_: cancelled.set())
-    try:
-        yield cancelled
-    finally:
-        signal.signal(signal.SIGINT, earlier)
-
-
-def _make_monitor(trt: Any, cancelled: threading.Event, progress: Progress) -> Any:
-    """Create the object that TensorRT reports each step to. It reports progress and cancels the build if asked."""
-
-    class Monitor(trt.IProgressMonitor):  # type: ignore[misc]
-        def __init__(self) -> None:
-            super().__init__()
-            self._phases: dict[str, tuple[int, int]] = {}  # active phases, outer ones first: name -> (done, steps)
-            self._share = 0.0
-
-        def phase_start(self, phase_name: str, _parent: str | None, num_steps: int) -> None:
-            self._phases[phase_name] = (0, num_steps)
-
-        def step_complete(self, phase_name: str, step: int) -> bool:
-            _, steps = self._phases.get(phase_name, (0, step + 1))
-            self._phases[phase_name] = (step + 1, steps)
-            self._share = max(self._share, _share(list(self._phases.values())))  # nested phases may share a step
-            progress(phase_name, self._share)
-            return not cancelled.is_set()
-
-        def phase_finish(self, phase_name: str) -> None:
-            self._phases.pop(phase_name, None)
-
-    return Monitor()
-
-
-def _share(phases: list[tuple[int, int]]) -> float:
-    """Return the finished share of a build. Each phase (done, steps) is one step of the phase before it."""
-    share, whole = 0.0, 1.0
-    for done, steps in phases:
-        share += whole * done / max(steps, 1)  # a phase may have 0 steps
-        whole /= max(steps, 1)
-    return min(share, 1.0)
-
-
-@contextmanager
-def _bar(title: str) -> Iterator[Progress]:
-    """Show a progress bar if stderr is a terminal and tqdm is installed."""
-    try:
-        from tqdm import tqdm
-    except ModuleNotFoundError:
-        yield lambda _phase, _share: None
-        return
-    form = "{desc}: {percentage:3.0f}%|{bar:20}| {elapsed}{postfix}"
-    with tqdm(total=1.0, desc=title, leave=False, disable=None, bar_format=form) as bar:
-
-        def show(phase: str, share: float) -> None:
-            bar.set_postfix_str(phase, refresh=False)
-            bar.update(share - bar.n)
-
-        yield show
-
-
-# --- what was built ----------------------------------------------------------------------------------------------
-
-# Types as the inspector spells them, alone or inside a text such as "Channel major FP16 format where channel % 8 == 0"
-_PRECISIONS = {
-    **dict.fromkeys(("float", "fp32"), "fp32"),
-    **dict.fromkeys(("half", "fp16"), "fp16"),
-    **dict.fromkeys(("bfloat16", "bf16"), "bf16"),
-    **{name: name for name in ("fp8", "int8")},
-}
-_TYPE = re.compile(rf"\b({'|'.join(_PRECISIONS)})\b", re.IGNORECASE)  # not UInt8, which is the type of frames
-
-# Layers that only move or convert data do not count: the network does not compute in them
-_MOVING_LAYERS = {"reformat", "shuffle", "constant", "noop", "slice", "concatenation", "cast", "signal", "wait"}
-# Generated kernels are named after their operations, four letters each: __myl_MoveReshTran_myl3_7
-_MOVING_KERNEL = re.compile(r"__myl_(Move|Resh|Tran|Repl|Conc|Slic|Cast|Iota|Quan|Dequ)+(_|$)")
-
-
-def precision_shares(inspected: str) -> dict[str, float] | None:
-    """Return the share of the computing layers in each precision, largest first, from the inspector's JSON.
-
-    As in NVIDIA's tools, a layer has the precision of its first typed input, or output if no input is typed. None if
-    the inspector reports no types.
-    """
-    try:
-        layers = json.loads(inspected)["Layers"]
-    except (ValueError, KeyError, TypeError):
-        return None
-    computing = [layer for layer in layers if isinstance(layer, dict) and not _moves_data(layer)]
-    counts = Counter(precision for layer in computing if (precision := _precision(layer)))
-    return {name: round(count / counts.total(), 4) for name, count in counts.most_common()} or None
-
-
-def _moves_data(layer: dict[str, Any]) -> bool:
-    kind, name = str(layer.get("LayerType", "")).lower(), str(layer.get("Name", ""))
-    return kind in _MOVING_LAYERS or _MOVING_KERNEL.match(name) is not None
-
-
-def _precision(layer: dict[str, Any]) -> str | None:
-    for tensor in (*layer.get("Inputs", ()), *layer.get("Outputs", ())):
-        if match := _TYPE.search(tensor_type(tensor)):
-            return _PRECISIONS[match[1].lower()]
-    return None
-
-
-def _inspect(trt: Any, engine: bytes, options: BuildOptions) -> str:
-    """Return the inspector's JSON for a new engine. Raises BackendError if the engine does not load."""
-    loaded = load_engine(trt, engine, host_code=options.version_compatible)
-    inspector = loaded.create_engine_inspector()
-    names = [loaded.get_tensor_name(index) for index in range(loaded.num_io_tensors)]
-    inputs = [name for name in names if loaded.get_tensor_mode(name) == trt.TensorIOMode.INPUT]
-    dynamic = [name for name in inputs if -1 in tuple(loaded.get_tensor_shape(name))]
-    if dynamic:  # without a shape, types are reported as "N/A due to dynamic shapes"
-        context = loaded.create_execution_context()
-        for name in dynamic:
-            context.set_input_shape(name, loaded.get_tensor_profile_shape(name, 0)[1])
-        inspector.execution_context = context
-    text: str = inspector.get_engine_information(trt.LayerInformationFormat.JSON)
-    return text
-
-
-def _require_precision(asked: str, shares: dict[str, float] | None, path: str | Path) -> None:
-    """Raise ParityError if no layer computes in a precision of the graph, such as both of "fp16-int8".
-
-    Also if half of the layers of an fp16 graph compute in fp32: only a few do so by design.
-    """
-    if shares is None:
-        return
-    precisions = asked.split("-")
-    wrong = [f"no layer of {path} computes in {name}" for name in precisions if name not in {"fp32", *shares}]
-    if "fp16" in precisions and shares.get("fp32", 0.0) >= 0.5:
-        wrong.append(f"{shares['fp32']:.0%} of the layers of {path} compute in fp32, expected under half")
-    if wrong:
-        actual = ", ".join(f"{share:.0%} in {name}" for name, share in shares.items())
-        raise ParityError(
-            f"asked for {asked}, and {wrong[0]}: {actual}; nothing was written. Export the graph again with "
-            "enet-export, or build the engine of the fp32 graph"
-        )
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

@@ -1,4 +1,4 @@
-"""The card of an engine: a JSON file beside it that says what it was built from, with and for."""
+"""The card of an engine: a JSON file beside it that says what it was built from, with and for, with its own digest."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from ...artifacts import SCHEMA, Metadata
+from ...artifacts import SCHEMA, Metadata, with_digest, without_digest
 from ...errors import ArtifactError
 from ...files import digest, parse_json, write_json
 
@@ -68,7 +68,7 @@ class EngineCard:
         card = {field.name: getattr(self, field.name) for field in dataclasses.fields(self)}
         metadata = json.loads(self.metadata.to_text())
         del metadata["content_sha256"]  # the graph's own
-        write_json(self.path(engine), {"schema": SCHEMA, **card, "metadata": metadata})
+        write_json(self.path(engine), with_digest({"schema": SCHEMA, **card, "metadata": metadata}))
 
     @classmethod
     def read(cls, engine: str | Path) -> EngineCard:
@@ -84,7 +84,7 @@ class EngineCard:
         path = cls.path(engine)
         again = cls.rebuild(engine)
         try:
-            value = parse_json(path.read_text(encoding="utf-8"))
+            value = without_digest(parse_json(path.read_text(encoding="utf-8")))
             metadata = Metadata.from_text(json.dumps(value["metadata"]), path)
             if value.pop("schema") != SCHEMA:
                 raise ValueError(f"another schema than {SCHEMA}")
@@ -98,7 +98,7 @@ class EngineCard:
                 f"{engine} has no card {path.name} beside it, expected both files; copy both from a source that you "
                 f"trust (an engine is code, and the card is not signed), or {again}"
             ) from None
-        except (OSError, KeyError, TypeError, ValueError, RecursionError) as error:
+        except (OSError, AttributeError, KeyError, TypeError, ValueError, RecursionError) as error:
             why = " ".join(f"{error}".split())  # a field's name may have line breaks
             raise ArtifactError(f"{path} is not an engine's card: {why}; {again}") from None
         try:

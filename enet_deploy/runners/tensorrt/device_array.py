@@ -66,6 +66,10 @@ class DeviceArray:
     def nbytes(self) -> int:
         return math.prod(self.shape) * self.dtype.itemsize
 
+    def overlaps(self, other: DeviceArray) -> bool:
+        """Return whether both have bytes in common."""
+        return self.address < other.address + other.nbytes and other.address < self.address + self.nbytes
+
     def __getitem__(self, part: slice) -> DeviceArray:
         """Return a slice along the first axis, with step 1."""
         first, last, _ = part.indices(self.shape[0])

@@ -211,9 +211,9 @@ class Engine:
 
 
 class Execution:
-    """An execution context. TensorRT's own object is referenced here alone, not even by the traceback of an error.
+    """An execution context. Nothing else refers to TensorRT's own object, not even the traceback of an error.
 
-    So `close` really frees it, while the device is current.
+    So `close` really frees it. The device must be current.
     """
 
     def __init__(self, engine: Engine, context: Any) -> None:
@@ -234,7 +234,7 @@ class Execution:
             raise self._engine.failed("the run")
 
     def watch(self, report: Callable[[str, float], None]) -> None:
-        """Have each run wait for its end, and tell the name and milliseconds of every layer."""
+        """Let each run wait for its end, and report the name and milliseconds of every layer."""
         trt: Any = self._engine.trt
 
         class Profiler(trt.IProfiler):  # type: ignore[misc]

@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from collections import deque
 from collections.abc import Generator, Iterator
-from contextlib import ExitStack
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -90,10 +90,11 @@ class TrtRunner(Runner):
         opened.callback(self._free)
         self._idle.append(self._new_lane())
         runtime = f"{trt.__name__} {trt.__version__} on {device.gpu}, {device.package}, {words}"
-        return self._make_spec(card.metadata, engine.batch, "logits" in engine.frame_bytes, runtime)
+        has_logits, has_confidence = ("logits" in engine.frame_bytes), ("confidence" in engine.frame_bytes)
+        return self._make_spec(card.metadata, engine.batch, has_logits, runtime, has_confidence=has_confidence)
 
     def _graph_plan(self, flavour: str, device: Device) -> tuple[bool, str]:
-        """Return whether CUDA graphs are used, and the same in words."""
+        """Return whether CUDA graphs are used, and the words about them for `spec.runtime`."""
         if self._graphs is False:
             return False, "no CUDA graphs"
         if flavour == "trt-rtx":
@@ -113,49 +114,58 @@ class TrtRunner(Runner):
         return lane
 
     def _run(self, frames: UInt8Array | DeviceArray, out: UInt8Array | DeviceArray) -> None:
-        step = self._engine.max_batch
-        with self._device.current():
-            lane = self._take()
-            try:
-                for first in range(0, frames.shape[0], step):
-                    lane.start(frames[first : first + step], out[first : first + step])
-                    lane.finish()
-            finally:
-                self._give_back(lane)
+        with self._borrowed_lane() as lane:
+            self._run_on(lane, frames, out)
 
     def _run_logits(self, frames: UInt8Array | DeviceArray) -> npt.NDArray[np.float32]:
-        spec, step = self.spec, self._engine.max_batch
+        spec = self.spec
         scores = np.empty((frames.shape[0], len(spec.classes), *spec.size), np.float32)
-        with self._device.current():
-            lane = self._take()
-            try:
-                for first in range(0, len(scores), step):
-                    part = frames[first : first + step]
-                    lane.start(part, np.empty(part.shape[:3], np.uint8))
-                    lane.finish(scores[first : first + step])
-            finally:
-                self._give_back(lane)
+        with self._borrowed_lane() as lane:
+            self._run_on(lane, frames, np.empty(frames.shape[:3], np.uint8), logits=scores)
         return scores
+
+    def _run_confidence(self, frames: UInt8Array | DeviceArray, labels: UInt8Array, confidence: UInt8Array) -> None:
+        with self._borrowed_lane() as lane:
+            self._run_on(lane, frames, labels, confidence=confidence)
+
+    def _run_on(
+        self,
+        lane: Lane,
+        frames: UInt8Array | DeviceArray,
+        out: UInt8Array | DeviceArray,
+        **others: npt.NDArray[Any],
+    ) -> None:
+        """Label frames, as many per call as the engine takes. `others`: further outputs to fill, by name."""
+        step = self._engine.max_batch
+        for first in range(0, frames.shape[0], step):
+            part = slice(first, first + step)
+            lane.start(frames[part], out[part])
+            lane.finish(**{name: array[part] for name, array in others.items()})
 
     def _profile(self, frames: UInt8Array | DeviceArray, calls: int) -> Iterator[list[Operation]]:
         with self._device.current():
             layers: list[Operation] = []
             # without CUDA graphs, whose layers cannot be profiled
             lane = Lane(self._device, self._engine, False, lambda name, ms: layers.append(_operation(name, ms)))
-            step = self._engine.max_batch
             try:
                 lane.open()
                 for _ in range(calls):
-                    for first in range(0, frames.shape[0], step):
-                        part = frames[first : first + step]
-                        lane.start(part, np.empty(part.shape[:3], np.uint8))
-                        lane.finish()
+                    self._run_on(lane, frames, np.empty(frames.shape[:3], np.uint8))
                     if not layers:
-                        raise BackendError(f"{self.spec.runtime} did not tell the times of its layers")
+                        raise BackendError(f"{self.spec.runtime} reports no times of its layers")
                     yield list(layers)
                     layers.clear()
             finally:
                 lane.close()
+
+    @contextmanager
+    def _borrowed_lane(self) -> Iterator[Lane]:
+        with self._device.current():
+            lane = self._take()
+            try:
+                yield lane
+            finally:
+                self._give_back(lane)
 
     def _take(self) -> Lane:
         while self._abandoned:
@@ -199,7 +209,7 @@ class TrtRunner(Runner):
             self._abandoned.extend(waiting.lane for waiting in pending if waiting.lane is not None)
 
     def _submit(self, frames: Any) -> _Pending:
-        """Start a batch. An error is kept, to be raised in order, after the labels of earlier batches."""
+        """Start a batch. Keep an error: it is raised in its turn, after the labels of earlier batches."""
         pending = _Pending()
         try:
             checked = self._checked(frames)
@@ -259,13 +269,15 @@ class TrtRunner(Runner):
         check_frames(array, self.spec, DeviceArray)
         return array
 
-    def _checked_out(self, out: Any, shape: tuple[int, ...]) -> Any:
+    def _checked_out(self, out: Any, frames: Any) -> Any:
         array = DeviceArray.of(out, "out")
         if array is None:
-            return super()._checked_out(out, shape)
-        check_out(array, shape, DeviceArray)
+            return super()._checked_out(out, frames)
+        check_out(array, frames.shape[:3], DeviceArray)
         if not array.writeable:
             raise InputError("out is read-only, expected a writable array")
+        if isinstance(frames, DeviceArray) and array.overlaps(frames):
+            raise InputError("out shares memory with frames, expected an array of its own")
         return array
 
 

@@ -7,8 +7,8 @@ from collections.abc import Mapping, Sequence
 import cv2
 import numpy as np
 
-from ..classes import ClassList
-from ..images import UInt8Array, colorize, resize_image, resize_labels
+from .classes import ClassList
+from .images import UInt8Array, colorize, resize_image, resize_labels
 
 ROW = 22  # height of a line of text, in pixels
 INK, PAPER = (40, 40, 40), (250, 250, 250)  # colours, BGR
