@@ -23,6 +23,7 @@ from enet_deploy.data import DataSet, files_of, require_same_classes
 from enet_deploy.environment import environment
 from enet_deploy.errors import InputError
 from enet_deploy.files import atomic_write, require_outputs, sha256
+from enet_deploy.fit import FITS
 from enet_deploy.runners import BACKENDS, ON_REQUEST, artifact_files, backends_for
 from enet_deploy.trained_on import count
 
@@ -289,7 +290,7 @@ def _pictures(run: Run, comparison: Comparison, inputs: BenchInputs) -> list[Pic
 def _say(what: str) -> None:
     """Print a sign of life for a log; a terminal has progress bars."""
     if not sys.stderr.isatty():
-        print(f"{what} ...", flush=True)
+        print(f"{what} ...", file=sys.stderr, flush=True)
 
 
 # --- the outputs --------------------------------------------------------------------------------------------------
@@ -357,30 +358,40 @@ def _compare_runs(args: argparse.Namespace) -> None:
 # --- the command line ---------------------------------------------------------------------------------------------
 
 
-def _bench_parser() -> argparse.ArgumentParser:
+def make_parser() -> cli.Parser:
     parser = cli.Parser(
         "enet-bench",
         description="Latency, throughput and parity of runners, side by side in one run.",
         epilog="Also: enet-bench compare FIRST.json SECOND.json; enet-bench show RUN.json, with outputs as above. "
         f"Figures of --require: {', '.join(FIGURES)}; drops are in points against PyTorch fp32, agreement, flips and "
         "accuracies are shares from 0 to 1.",
+        examples=(
+            "enet-bench --precision fp32,int8 --html report.html",
+            'enet-bench enet-camvid mine-int8.onnx --data DATA --require "miou_drop<=0.3"',
+        ),
     )
     add = parser.add_argument
     add(
         "artifacts", nargs="*", type=Path, metavar="ARTIFACT",
-        help="weights, graphs or engines; the first is the baseline (default: --weights and their exports)",
+        help="weights, graphs, engines, names of bundled weights; the first is the baseline (default: --weights and "
+        "their exports)",
     )  # fmt: skip
-    add("--weights", type=Path, default=BUNDLED_WEIGHTS, help="parity is measured against these (default: bundled)")
+    add(
+        "--weights", type=cli.weights, default=BUNDLED_WEIGHTS,
+        help="parity is measured against these (default: enet-camvid)",
+    )  # fmt: skip
     add(
         "--precision", dest="precisions", type=cli.listed(cli.one_of(PRECISIONS)), default=(), metavar="P,...",
         help=f"what to export if no ARTIFACT is named, of {', '.join(PRECISIONS)} (default: fp32); beside ARTIFACTs "
         "bf16 alone, which runs each of them in bf16 too",
     )  # fmt: skip
     add("--calibration", type=Path, metavar="RECORD", help="for int8 of --weights (default: bundled)")
+    add = parser.add_argument_group("where").add_argument
     add(
         "--backend", dest="backends", action="append", choices=BACKENDS,
         help="may be repeated (default: all that are installed, except trt)",
     )  # fmt: skip
+    add("--fit", choices=FITS, help="how images become frames (default: as each artifact says)")
     add("--device", help="cpu, cuda or cuda:N (default: the backend's own)")
     add("--threads", type=int, default=0, metavar="N", help="of ort, openvino and opencv (default: their choice)")
     add(
@@ -391,6 +402,7 @@ def _bench_parser() -> argparse.ArgumentParser:
         "--batch", dest="batches", type=cli.listed(cli.positive), default=(), metavar="N,...",
         help="frames per call (default: the graph's); several as with --size",
     )  # fmt: skip
+    add = parser.add_argument_group("on which images, and for how long").add_argument
     add("--frames", type=cli.positive, default=100, metavar="N", help="timed per runner (default: %(default)s)")
     add(
         "--seconds", type=cli.not_negative, default=0.0, metavar="S",
@@ -405,6 +417,7 @@ def _bench_parser() -> argparse.ArgumentParser:
         metavar="FILE",
         help="time the whole loop on it: decode, segment, overlay",
     )
+    add = parser.add_argument_group("more to find out").add_argument
     add("--profile", action="store_true", help="show where the time goes too, operation by operation")
     add("--require", metavar="CONDITIONS", help='exit with 1 unless all hold: "miou_drop<=0.3,p90_ms<=20"')
     _add_outputs(parser)
@@ -412,14 +425,22 @@ def _bench_parser() -> argparse.ArgumentParser:
 
 
 def _show_parser() -> argparse.ArgumentParser:
-    parser = cli.Parser("enet-bench show", description="Print a stored run, and write it in other forms.")
+    parser = cli.Parser(
+        "enet-bench show",
+        description="Print a stored run, and write it in other forms.",
+        examples=("enet-bench show run.json --html report.html", "enet-bench show run.json --csv run.csv"),
+    )
     parser.add_argument("run", type=Path, metavar="RUN", help="a file of --json")
     _add_outputs(parser)
     return parser
 
 
 def _compare_parser() -> argparse.ArgumentParser:
-    parser = cli.Parser("enet-bench compare", description="Say for each runner of two runs which one is faster.")
+    parser = cli.Parser(
+        "enet-bench compare",
+        description="Say for each runner of two runs which one is faster.",
+        examples=("enet-bench compare before.json after.json",),
+    )
     parser.add_argument("first", type=Path, metavar="FIRST", help="a file of --json")
     parser.add_argument("second", type=Path, metavar="SECOND", help="another one")
     parser.add_argument(
@@ -431,7 +452,7 @@ def _compare_parser() -> argparse.ArgumentParser:
 
 
 def _add_outputs(parser: argparse.ArgumentParser) -> None:
-    add = parser.add_argument
+    add = parser.add_argument_group("outputs").add_argument
     add("--json", type=Path, metavar="FILE", help="write the whole result to FILE")
     add("--html", type=Path, metavar="FILE", help="write a report with charts to FILE, one page for a browser")
     add("--markdown", type=Path, metavar="FILE", help="write a table and the verdict to FILE")
@@ -448,9 +469,9 @@ _SUBCOMMANDS: dict[str, tuple[Callable[[], argparse.ArgumentParser], Callable[[a
 def main(argv: Sequence[str] | None = None) -> int:
     argv = sys.argv[1:] if argv is None else list(argv)
     if argv and argv[0] in _SUBCOMMANDS:
-        make_parser, command = _SUBCOMMANDS[argv[0]]
-        return cli.run(make_parser(), command, argv[1:])
-    return cli.run(_bench_parser(), _bench, argv)
+        parser, command = _SUBCOMMANDS[argv[0]]
+        return cli.run(parser(), command, argv[1:])
+    return cli.run(make_parser(), _bench, argv)
 
 
 if __name__ == "__main__":

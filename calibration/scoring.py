@@ -52,6 +52,7 @@ class Evaluator:
 
     Attributes:
         measure: "miou" if there are labels, else "agreement".
+        pairs: as above.
         count: number of images.
         float_value: score of the float graph itself.
         trained_on: how many of the images its weights were trained on; None if they do not say.
@@ -64,7 +65,7 @@ class Evaluator:
         classes: ClassList,
         progress: Callable[[Any, str], Iterable[Pair]] = lambda pairs, _: pairs,
     ) -> None:
-        self._pairs, self._classes, self._progress = pairs, classes, progress
+        self.pairs, self._classes, self._progress = pairs, classes, progress
         self.measure = "agreement" if pairs[0][1] is None else "miou"
         self._labels: list[UInt8Array] = []
         self._digest = hashlib.sha256()
@@ -102,7 +103,7 @@ class Evaluator:
         with tempfile.TemporaryDirectory() as folder:
             save_graph(model, Path(folder) / "graph.onnx")
             with open_runner(Path(folder) / "graph.onnx", "ort") as runner:
-                for index, (image, truth) in enumerate(self._progress(self._pairs, title)):
+                for index, (image, truth) in enumerate(self._progress(self.pairs, title)):
                     logits = runner.logits(runner.preprocess(image))
                     labels = logits[0].argmax(axis=0).astype(np.uint8)
                     if first:

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from enet_deploy.artifacts import BUNDLED_WEIGHTS, check_size, with_digest, without_digest
+from enet_deploy.artifacts import BUNDLED_WEIGHTS, check_size, check_temperature, with_digest, without_digest
 from enet_deploy.errors import ArtifactError, InputError
 from enet_deploy.files import atomic_write, digest, parse_json
 from enet_deploy.frame_range import FrameRange
@@ -39,6 +39,7 @@ class Record:
         outputs: tensor -> magnitude of outputs of layers, by percentile on images["of_outputs"] images. Only the layout
             "ort" quantises these (see `int8`).
         versions: versions of the tools.
+        confidence: what `calibration.temperature.fit_confidence` found; {} without labels and in earlier records.
     """
 
     weights_sha256: str
@@ -51,13 +52,17 @@ class Record:
     float_tensors: list[str]
     outputs: dict[str, float]
     versions: dict[str, str]
+    confidence: dict[str, Any] = dataclasses.field(default_factory=dict)
 
     def to_text(self) -> str:
         """Return the JSON text, with a digest of the content in it: a changed magnitude would give other labels."""
         return _text(with_digest(self._content()))
 
     def _content(self) -> dict[str, Any]:
-        return {"schema": SCHEMA, **dataclasses.asdict(self)}
+        fields = dataclasses.asdict(self)
+        if not self.confidence:  # so that the text of an earlier record, and its hash, stay
+            del fields["confidence"]
+        return {"schema": SCHEMA, **fields}
 
     @property
     def ranges(self) -> dict[str, float]:
@@ -89,6 +94,7 @@ class Record:
                     raise ValueError(f"amax {amax!r} of {tensor}, expected a number above 0 and below 1e6")
                 if not (tensor.isascii() and tensor.isprintable()):  # a line of TensorRT's cache
                     raise ValueError(f"tensor {tensor!r}, expected a name in printable ASCII")
+            check_temperature(record.confidence.get("temperature", 1.0))
             if not isinstance(record.weights_sha256, str):
                 raise ValueError("weights_sha256 has to be text")
             if record.method not in METHODS:

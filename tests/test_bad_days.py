@@ -348,7 +348,7 @@ def _calibration(out: str, scenes: str, graph: str) -> None:
     whole = files(folder)
     measured_once.write_bytes(whole["record.json"])
     assert killed_at_each_moment(folder, kept, earlier, lambda left: None) == whole
-    # Graphs are written where temporary files are, and that disk can be full too
+    # Graphs are written to the folder of temporary files too, and its disk can be full
     restore(folder, earlier)
     code, told = Child(measured, at_byte(1000, ends=False)).wait()
     assert code == 2 and told.count("\n") == 1 and "File too large; free space" in told, told
@@ -609,7 +609,7 @@ def test_results_whose_names_are_markup_and_escapes(tmp_path: Path, capsys: pyte
     assert "<script" not in page and "&lt;script&gt;" in page
     assert (
         "default-src 'none'; img-src data:; style-src 'unsafe-inline'" in page
-    )  # and where one came through it were not run
+    )  # a script that came through would not be run
     assert "<" not in outputs["markdown"].read_text().replace("\\<", "")
 
 

@@ -65,7 +65,7 @@ def _evaluate(args: argparse.Namespace) -> None:
         require_plot(args.confusion)
     machine = environment()
     data = open_data(args.data, args.split)
-    with open_runner(args.artifact, args.backend, args.device, args.precision) as runner:
+    with open_runner(args.artifact, args.backend, args.device, args.precision, fit=args.fit) as runner:
         require_classes(runner, data, args.data)
         precision = runner.spec.precision
         hashes: list[str] = []
@@ -97,8 +97,12 @@ def _evaluate(args: argparse.Namespace) -> None:
         write_json(args.json, result)
 
 
-def main(argv: Sequence[str] | None = None) -> int:
-    parser = cli.Parser("enet-eval", description="Score an artifact on a split of a data set.")
+def make_parser() -> cli.Parser:
+    examples = (
+        "enet-eval enet-camvid-train --data CAMVID",
+        "enet-eval mine-int8.onnx --data DATA --split test --confusion confusion.png --json scores.json",
+    )
+    parser = cli.Parser("enet-eval", description="Score an artifact on a split of a data set.", examples=examples)
     cli.add_artifact(parser)
     cli.add_precision(parser)
     parser.add_argument("--data", required=True, help="folder with SPLIT/ and SPLITannot/")
@@ -107,9 +111,14 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument(
         "--corruptions", action="store_true", help="also score darker, brighter, blurred, noisy and compressed frames"
     )
-    parser.add_argument("--confusion", type=Path, metavar="FILE", help="draw the confusion matrix (.png or .svg)")
-    parser.add_argument("--json", type=Path, metavar="FILE", help="write the scores as JSON")
-    return cli.run(parser, _evaluate, argv)
+    outputs = parser.add_argument_group("outputs")
+    outputs.add_argument("--confusion", type=Path, metavar="FILE", help="draw the confusion matrix (.png or .svg)")
+    outputs.add_argument("--json", type=Path, metavar="FILE", help="write the scores as JSON")
+    return parser
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    return cli.run(make_parser(), _evaluate, argv)
 
 
 if __name__ == "__main__":

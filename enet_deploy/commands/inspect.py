@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from ..artifacts import Metadata, check_digest, graph_metadata
+from ..bundled import graph_file
 from ..console import counted, printable
 from ..errors import ArtifactError
 from ..files import sha256
@@ -108,7 +109,7 @@ def _common(metadata: Metadata) -> Lines:
     details = metadata.details
     height, width = metadata.size
     normalised = f"mean {_numbers(metadata.mean)}, std {_numbers(metadata.std)}"
-    lines = {"frames": f"{height}x{width} (height x width), BGR; {normalised}"}
+    lines = {"frames": f"{height}x{width} (height x width), BGR; {normalised}; fit: {metadata.fit}"}
     if metadata.weights_sha256:
         lines["from weights"] = f"SHA-256 {metadata.weights_sha256}"
     void = "" if metadata.classes.ignore_id is None else f"; void is {metadata.classes.ignore_id}"
@@ -145,17 +146,25 @@ def _numbers(values: Sequence[float]) -> str:
 
 
 def _inspect(args: argparse.Namespace) -> None:
-    for path in args.artifacts:
+    for path in map(graph_file, args.artifacts):
         lines = describe(path)
         print(printable(str(path)))
         for title, text in lines.items():
             print(f"  {title:<19}{printable(text)}")
 
 
+def make_parser() -> cli.Parser:
+    parser = cli.Parser(
+        "enet-inspect",
+        description="Say what weights, a graph or an engine is.",
+        examples=("enet-inspect enet-camvid", "enet-inspect mine-int8.onnx mine-int8-rtx.engine"),
+    )
+    parser.add_argument("artifacts", nargs="+", type=Path, metavar="FILE", help=cli.ARTIFACT)
+    return parser
+
+
 def main(argv: Sequence[str] | None = None) -> int:
-    parser = cli.Parser("enet-inspect", description="Say what weights, a graph or an engine is.")
-    parser.add_argument("artifacts", nargs="+", type=Path, metavar="FILE", help=".safetensors, .onnx or .engine")
-    return cli.run(parser, _inspect, argv)
+    return cli.run(make_parser(), _inspect, argv)
 
 
 if __name__ == "__main__":

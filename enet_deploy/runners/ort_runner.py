@@ -87,7 +87,10 @@ class OrtRunner(Runner):
         batch = check_signature(signature, metadata, self.artifact)
         self._session = session
         self._on_device: Any = None  # the frames on a CUDA device
-        return self._make_spec(metadata, batch, "logits" in signature, runtime="" if wanted == _CPU else wanted)
+        runtime = "" if wanted == _CPU else wanted
+        return self._make_spec(
+            metadata, batch, "logits" in signature, runtime, has_confidence="confidence" in signature
+        )
 
     def _load(self, ort: Any, provider: str, profile: str = "") -> Any:
         """Create a session with this provider alone. `profile` is the path prefix of a profile; "" for none."""
@@ -128,9 +131,17 @@ class OrtRunner(Runner):
             ) from None
 
     def _run(self, frames: UInt8Array, out: UInt8Array) -> None:
+        self._fill(frames, labels=out)
+
+    def _run_confidence(self, frames: UInt8Array, labels: UInt8Array, confidence: UInt8Array) -> None:
+        self._fill(frames, labels=labels, confidence=confidence)
+
+    def _fill(self, frames: UInt8Array, **outputs: UInt8Array) -> None:
+        """Run the network and let it write these outputs, and compute no others."""
         binding = self._session.io_binding()
         self._bind_frames(binding, frames)
-        binding.bind_output("labels", "cpu", 0, np.uint8, out.shape, out.ctypes.data)
+        for name, out in outputs.items():
+            binding.bind_output(name, "cpu", 0, np.uint8, out.shape, out.ctypes.data)
         self._session.run_with_iobinding(binding)
 
     def _bind_frames(self, binding: Any, frames: UInt8Array) -> None:

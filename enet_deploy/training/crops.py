@@ -15,7 +15,8 @@ from torch.nn import functional as F
 
 from ..data import DataSet, read_ahead
 from ..errors import DataError
-from ..images import UInt8Array, resize_image, resize_labels
+from ..fit import fit_image, fit_labels
+from ..images import UInt8Array
 from ..trained_on import TrainedOn, hashing
 from .memory import free_memory
 from .recipe import Recipe
@@ -191,7 +192,8 @@ class Crops:
         self.fill: tuple[float, ...] = self.statistics.mean
 
     def _resize(self, image: UInt8Array, labels: UInt8Array) -> Pair:
-        return resize_image(image, self.recipe.size), resize_labels(labels, self.recipe.size)
+        size, fit = self.recipe.size, self.recipe.fit
+        return fit_image(image, size, fit), fit_labels(labels, size, fit, self.void)
 
     def batches(
         self, indices: Sequence[Sequence[int]], epoch: int, crop: tuple[int, int]

@@ -64,15 +64,15 @@ class StartingPoint:
     trained_on: tuple[TrainedOn | None, ...]
 
     def new_metadata(
-        self, classes: ClassList, statistics: Statistics, size: tuple[int, int], trained_on: TrainedOn
+        self, classes: ClassList, statistics: Statistics, recipe: Recipe, trained_on: TrainedOn
     ) -> Metadata:
-        """The metadata of the new weights, for frames of `size`, which are trained on these images.
+        """The metadata of the new weights, for frames of the recipe's size and fit, which are trained on these images.
 
         Weights from a file keep the normalisation that they were trained with: their first layers depend on it.
         """
         known = statistics if self.metadata is None else self.metadata
         details = {**self.details, KEY: joined([trained_on, *self.trained_on]).to_json()}
-        return Metadata(classes, known.mean, known.std, size, details=details)
+        return Metadata(classes, known.mean, known.std, recipe.size, details=details, fit=recipe.fit)
 
 
 def starting_point(

@@ -1,4 +1,4 @@
-"""What is said of a benchmark's result: whole outputs for stored runs, the verdict, and the page in a browser."""
+"""Reports of a benchmark's result: whole outputs for stored runs, the verdict, and the page in a browser."""
 
 from __future__ import annotations
 

@@ -31,7 +31,7 @@ from enet_deploy.files import sha256
 
 
 def use(monkeypatch: pytest.MonkeyPatch, model: onnx.ModelProto) -> None:
-    """What the exporter will give, at once, instead of making it anew and at the trained size."""
+    """Let the exporter return this graph at once, instead of building one at the trained size."""
 
     def made(*_args: object, **_options: object) -> onnx.ModelProto:
         copy = onnx.ModelProto()
@@ -104,7 +104,7 @@ def test_from_images_to_an_int8_graph(
 def test_all_methods_are_tried_and_the_best_is_kept(
     scenes: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """Of a folder of images without labels, twice the same."""
+    """On a folder of images without labels; two runs give the same record."""
     monkeypatch.setitem(ranges.BINS, "entropy", 300)
     out = [tmp_path / name for name in ("first.json", "second.json")]
     for path in out:
@@ -163,7 +163,7 @@ def out(tmp_path: Path) -> Path:
 
 
 def refused(arguments: Sequence[object], out: Path, capsys: pytest.CaptureFixture[str]) -> str:
-    """What the command says on its one line when it refuses, having written nothing."""
+    """The one line on which the command refuses. It has written nothing."""
     try:
         code: object = cli.main([*map(str, arguments)])
     except SystemExit as stopped:  # by argparse

@@ -29,7 +29,9 @@ def shell(redirections: str, module: str, *arguments: object) -> subprocess.Comp
     )
 
 
-@pytest.mark.parametrize("closed", ["2>&-", "<&-", ">&-", "<&- >&- 2>&-"])
+@pytest.mark.parametrize(
+    "closed", [*(pytest.param(one, marks=pytest.mark.slow) for one in ("2>&-", "<&-", ">&-")), "<&- >&- 2>&-"]
+)
 def test_standard_streams_may_be_closed(scenes: Path, exported: Path, tmp_path: Path, closed: str) -> None:
     out = tmp_path / "a.json"
     assert shell(closed, DATA, "check", scenes, "--json", out).returncode == 0

@@ -21,14 +21,16 @@ def lines(text: str) -> dict[str, str]:
     return {line[2:20].strip(): line[21:].strip() for line in text.splitlines()[1:]}
 
 
-def test_weights_and_their_graphs(weights: Path, graphs: dict[str, Path], capsys: pytest.CaptureFixture[str]) -> None:
+def test_weights_and_their_graphs(
+    weights: Path, exported: Path, quantized_graph: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     assert main([str(weights)]) == 0
     told = lines(capsys.readouterr().out)
     assert "360,098 parameters" in told["what"] and told["file"].endswith(sha256(weights))
     assert "540 images" in told["trained on"] and "540 images" in told["recognises"]
     assert "fit" in told["scored on val"]
-    for precision in ("fp32", "int8"):
-        assert main([str(graphs[precision])]) == 0
+    for precision, graph in (("fp32", exported), ("int8", quantized_graph)):
+        assert main([str(graph)]) == 0
         told = lines(capsys.readouterr().out)
         assert precision in told["what"] and told["from weights"].endswith(sha256(weights))
         assert "95 convolutions" in told["layers compute in"]

@@ -53,7 +53,7 @@ def test_overlay_video_keeps_the_time_of_each_frame_and_no_sound(here: Path, exp
 
 
 def test_colours_of_a_video_are_those_of_its_matrix(here: Path, exported: Path) -> None:
-    """BT.709 where it is said, and of high pictures where nothing is; what is written says it, in the limited range."""
+    """BT.709 if the file says so, and for high pictures if it says nothing. Written files say it, in limited range."""
     paint = np.zeros((720, 64, 3), np.uint8)
     paint[:, :32], paint[:, 32:] = (20, 30, 220), (30, 200, 40)
     with av.open("untagged.mkv", "w") as container:
@@ -277,7 +277,7 @@ def test_raw_frames_from_pipe_to_pipe(exported: Path) -> None:
 
 @pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
 def test_signal_finishes_the_files(here: Path, exported: Path, number: signal.Signals, code: int) -> None:
-    """The pipe stays open, so that it is the signal that ends it: while it waits for a frame."""
+    """The pipe stays open, so the signal ends the command while it waits for a frame."""
     arguments = [str(exported), "-", "--raw", "96x128", "--out", "out.mp4", "--labels", "ids", "--json", "out.jsonl"]
     with subprocess.Popen(command(*arguments), stdin=subprocess.PIPE, stderr=subprocess.PIPE) as child:
         child.stdin.write(b"".join(frame.tobytes() for frame in FRAMES))

@@ -323,7 +323,7 @@ def test_real_images_get_pytorchs_labels(tmp_path: Path, weights: Path, camvid: 
 
 @pytest.fixture
 def ready(exported: Path, monkeypatch: pytest.MonkeyPatch) -> onnx.ModelProto:
-    """What the exporter will give, at once, instead of making it anew."""
+    """Let the exporter return this graph at once, instead of building it."""
     model = onnx.load(exported)
     monkeypatch.setattr(sys.modules[to_onnx.__module__], "build_graph", lambda *_: model)
     return model

@@ -40,7 +40,7 @@ def batches() -> list[UInt8Array]:
 def test_torch_on_cuda_computes_without_tf32(
     weights: Path, batches: list[UInt8Array], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """On the CPU, said to be CUDA: what convolutions there would be allowed to do."""
+    """Run on the CPU as if it were CUDA, and record what convolutions there would be allowed to do."""
     torch = pytest.importorskip("torch")
     conv = torch.backends.cudnn.conv
     monkeypatch.setattr("enet_deploy.runners.torch_runner.torch_device", lambda _: torch.device("cpu"))
@@ -79,7 +79,7 @@ def test_openvino_keeps_the_precision_of_the_graph(exported: Path, weights: Path
     pytest.importorskip("openvino")
     pytest.importorskip("torch")
     frames = np.concatenate(batches)
-    # Left to itself it computes in bfloat16 where the CPU can, and some 2 % of the labels change
+    # By default it computes in bfloat16 if the CPU can, which changes some 2 % of the labels
     with open_runner(exported, "openvino") as runner, open_runner(weights, size=SIZE) as reference:
         assert (runner.infer(frames) == reference.infer(frames)).mean() >= 0.9999
 
@@ -149,8 +149,8 @@ def test_openvino_computes_what_int8_leaves_in_bf16(graphs: dict[str, Path], bat
         with OpenVinoRunner(graphs["int8"], threads=1, precision=precision) as runner:
             assert runner.spec.precision == ("int8" if precision is None else "bf16-int8")
             assert runner.spec.qdq_layout == "all"
-            kinds.append({operation.kind.rpartition("_")[2] for operation in runner.profile(batches[0], 1)})
-    assert "BF16" not in kinds[0] and {"BF16", "I8"} <= kinds[1]
+            kinds.append({operation.kind.rpartition("_")[2].upper() for operation in runner.profile(batches[0], 1)})
+    assert "I8" in kinds[0] and "BF16" not in kinds[0] and {"BF16", "I8"} <= kinds[1]
     with pytest.raises(BackendError, match=r"fp16\.onnx.*fp32 or int8"):
         open_runner(graphs["fp16"], "openvino", precision="bf16")
 
@@ -209,7 +209,7 @@ class DeviceValue:
 
 class FakeOrt:
     """onnxruntime-gpu, as far as the runner calls it. `made` holds (provider, options, session config) per session, and
-    "preload" where libraries were loaded."""
+    "preload" if libraries were loaded."""
 
     __version__, __file__ = "1.99", "/site/onnxruntime/__init__.py"
     OrtValue = SimpleNamespace(ortvalue_from_numpy=DeviceValue)
@@ -347,7 +347,7 @@ def test_onnxruntime_knows_its_devices(exported: Path, device: str) -> None:
         ("x86_64", "flags : avx512f avx512_vnni", False),
         ("AMD64", "flags : avx2 avx_vnni", False),
         ("x86_64", "flags : avx2", True),
-        ("x86_64", None, True),  # where there is no such file
+        ("x86_64", None, True),  # without such a file
         ("aarch64", "Features : asimd", False),
     ],
 )
@@ -378,7 +378,7 @@ def test_precise_int8_is_used_if_the_kernels_overflow(
 
     monkeypatch.setattr(ort, "SessionOptions", Options)
     monkeypatch.setattr("enet_deploy.runners.ort_runner._int8_overflows", lambda: overflows)
-    with open_runner(exported):
+    with open_runner(exported, "ort"):
         assert ("session.x64quantprecision=1" in entries) == overflows
 
 
