@@ -41,6 +41,7 @@ from enet_deploy.data import open_data
 from enet_deploy.data.scenes import street_scene
 from enet_deploy.environment import processor
 from enet_deploy.errors import ParityError
+from enet_deploy.files import sha256
 from enet_deploy.images import UInt8Array
 from enet_deploy.metrics import evaluate
 from enet_deploy.runners import Operation
@@ -109,6 +110,7 @@ def test_result_holds_what_the_readme_says(run: dict[str, Any], weights: Path, e
     for result, artifact in zip(run["results"], (weights, *(exported for _ in ON_GRAPHS)), strict=True):
         assert (result["artifact"], result["precision"], result["batch"]) == (str(artifact), "fp32", 1)
         assert result["size"] == list(SIZE) and result["model_bytes"] == artifact.stat().st_size
+        assert result["artifact_sha256"] == sha256(artifact) and result["trained_on"] == 0
         assert result["blocks"] == [2] * 5 and len(result["samples_ms"]) == 10 and min(result["samples_ms"]) > 0
         assert len(result["stream_ms"]) == 5 and result["stream_fps"] > 0 and result["warm_up"]["calls"] >= 10
         assert result["speed"]["low"] <= result["speed"]["ratio"] <= result["speed"]["high"]
@@ -422,7 +424,10 @@ def test_gate(exported: Path, weights: Path, scenes: Path, tmp_path: Path, capsy
     command = [str(exported), "--backend", "ort", "--frames", "5"]
     command += ["--data", str(scenes), "--json", str(out)]
     assert cli.main([*command, "--require", "miou_drop<=0.3,model_mb<1,fps>=1e9"]) == 1
-    error = capsys.readouterr().err
+    printed = capsys.readouterr()
+    error, table = printed.err, printed.out[printed.out.index("Measured against required") :]
+    for figure, held in (("miou_drop .* <= 0.3", "holds"), ("model_mb .* < 1", "does not hold")):
+        assert re.search(rf"ort fp32 +{figure} +{held}", table), table  # also what holds
     assert re.fullmatch(
         r"enet-bench: error: ort fp32 has model_mb 1\.5\d*, required model_mb<1; "
         r"ort fp32 has fps \S+, required fps>=1e\+09\n",
