@@ -10,6 +10,7 @@ import itertools
 import json
 import os
 import pickle
+import re
 import resource
 import shutil
 import signal
