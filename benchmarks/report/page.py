@@ -77,6 +77,7 @@ def _charts(run: Run) -> list[dict[str, str]]:
         ("Where the network's time goes", "By stage of ENet, as the backend tells it.", charts.network_stages(run)),
         ("IoU by class", "Where PyTorch stands, and what each runner changes.", charts.classes(run)),
         (f"Confusion, {taken.name}", "What each class's pixels were taken for, in %.", charts.confusion(taken)),
+        ("Confidence", "On the line they are honest, below it the network is too sure.", charts.reliability(run)),
         ("Rounds", "Runners take turns; if all lines move together, the machine drifted.", charts.drift(run)),
         ("Sizes and batches", "Timed in the same rounds.", charts.sweep(run)),
     )  # fmt: skip

@@ -126,7 +126,9 @@ def _show_parity(results: Sequence[Result], console: Console) -> None:
 
 
 def _show_accuracy(results: Sequence[Result], reference: Accuracy | None, console: Console) -> None:
-    table = new_table("pixel accuracy", "Dice", "mIoU", *(["their change, points"] if reference else []))
+    knows_confidence = any(result.accuracy is not None and result.accuracy.confidence for result in results)
+    columns = (*(["their change, points"] if reference else []), *(["calibration error"] if knows_confidence else []))
+    table = new_table("pixel accuracy", "Dice", "mIoU", *columns)
     for result in results:
         if result.accuracy is None:
             continue
@@ -134,6 +136,8 @@ def _show_accuracy(results: Sequence[Result], reference: Accuracy | None, consol
         row = [f"{value:.4f}" for value in own.values()]
         if reference:
             row.append(" ".join(points(100 * (own[name] - getattr(reference, name)), 3) for name in ACCURACY))
+        if knows_confidence:
+            row.append(number(getattr(result.accuracy.confidence, "error", None), ".4f"))
         table.add_row(escape(result.name), *row)
     print_table("Accuracy, void left out", table, console)
 

@@ -73,7 +73,7 @@ class OpenCvRunner(Runner):
         if self._threads:
             cv2.setNumThreads(self._threads)
             log.info("OpenCV uses %d threads in this process from now on", self._threads)
-        self._net = net
+        self._net, self._outputs = net, [name for name in signature if name != "frames"]
         return self._make_spec(metadata, batch, "logits" in signature, has_confidence="confidence" in signature)
 
     def _run(self, frames: UInt8Array, out: UInt8Array) -> None:
@@ -86,9 +86,9 @@ class OpenCvRunner(Runner):
 
     def _run_confidence(self, frames: UInt8Array, labels: UInt8Array, confidence: UInt8Array) -> None:
         self._net.setInput(frames, "frames")
-        found = self._net.forward(["labels", "confidence"])
-        for name, array, out in zip(("labels", "confidence"), found, (labels, confidence), strict=True):
-            np.copyto(out, self._checked_output(name, array, out.shape, out.dtype))
+        found = dict(zip(self._outputs, self._net.forward(self._outputs), strict=True))  # one of them, or all
+        for name, out in (("labels", labels), ("confidence", confidence)):
+            np.copyto(out, self._checked_output(name, found[name], out.shape, out.dtype))
 
     def _forward(
         self, output: str, frames: UInt8Array, shape: tuple[int, ...], dtype: np.dtype[Any]
