@@ -26,6 +26,7 @@ from enet_deploy.artifacts import check_size, check_temperature, graph_metadata,
 from enet_deploy.data.scenes import street_scene
 from enet_deploy.errors import InputError, ParityError
 from enet_deploy.files import atomic_write, require_writable
+from enet_deploy.fit import Fit
 from enet_deploy.images import UInt8Array
 from enet_deploy.runners import Runner, open_runner
 from enet_deploy.weights import Weights
@@ -73,6 +74,7 @@ def to_onnx(
     batch: int | None = 1,
     logits: bool = False,
     confidence: float | None = None,
+    fit: Fit | None = None,
     frames: UInt8Array | None = None,
     quantize: Callable[[onnx.ModelProto], onnx.ModelProto] | None = None,
     max_disagreement: float | None = None,
@@ -88,6 +90,7 @@ def to_onnx(
         logits: the graph also returns the logits, (N, C, H, W) float32.
         confidence: the graph also returns confidences, (N, H, W) uint8, 255 times the softmax probability of the label;
             this number is the temperature that divides the logits before the softmax, 1 for none.
+        fit: how runners of the file make frames of images; by default as the weights were trained.
         frames: (K, H, W, 3) uint8 BGR, to compare the labels on; by default synthetic street scenes.
         quantize: makes the int8 graph, for example `enet_deploy.export.int8.quantize` with its record.
         max_disagreement: largest share of pixels that may get another label than in PyTorch; by default
@@ -98,7 +101,7 @@ def to_onnx(
     """
     require_writable(path)
     weights = _read(weights)
-    model = build_graph(weights, precision, size, batch, logits, confidence)
+    model = build_graph(weights, precision, size, batch, logits, confidence, fit)
     if quantize is not None:
         model = quantize(model)
     size = graph_metadata(model, path).size
@@ -113,6 +116,7 @@ def build_graph(
     batch: int | None = 1,
     logits: bool = False,
     confidence: float | None = None,
+    fit: Fit | None = None,
 ) -> onnx.ModelProto:
     """Return the graph of `to_onnx`, before it is quantised and compared. Arguments and errors as there."""
     if precision not in ("fp32", "fp16"):
@@ -132,6 +136,7 @@ def build_graph(
         weights.metadata,
         size=size,
         precision=precision,
+        fit=weights.metadata.fit if fit is None else fit,
         weights_sha256=weights.sha256,
         details={
             **weights.metadata.details,
@@ -227,8 +232,9 @@ def save_verified(
     """
     metadata = graph_metadata(model, path)
     limit = MAX_DISAGREEMENT[metadata.precision] if max_disagreement is None else max_disagreement
-    remedy = _REMEDY[metadata.precision]
+    remedy, shown = _REMEDY[metadata.precision], "given frames"
     if frames is None:
+        shown = "drawn scenes"
         frames = np.stack([street_scene(seed, metadata.size)[0] for seed in range(8)])
         if metadata.precision != "fp32":
             remedy = f"Compare on real images with --data: synthetic ones have more near ties. {remedy}"
@@ -246,8 +252,16 @@ def save_verified(
                 f"{Path(reference.artifact).name} does, expected at most {limit:.2%} in {metadata.precision}; nothing "
                 f"was written. {remedy}, or allow it with --max-disagreement"
             )
+        verified = {"agreement": round(agreement, 6), "frames": len(frames), "on": shown}
+        _add_detail(model, "verified", verified)
+        save_graph(model, temporary)
         size = temporary.stat().st_size
     return Export(Path(path), agreement, len(frames), size, len(model.graph.node))
+
+
+def _add_detail(model: onnx.ModelProto, name: str, value: dict[str, object]) -> None:
+    metadata = graph_metadata(model, "the graph")
+    set_graph_metadata(model, dataclasses.replace(metadata, details={**metadata.details, name: value}))
 
 
 def _agreement(runner: Runner, reference: Runner, frames: UInt8Array) -> float:

@@ -58,7 +58,7 @@ def claim(path: Path, side: int) -> None:
 
 
 def write_graph(path: Path, precision: str = "fp32", unknown_operation: bool = False, confidence: bool = False) -> Path:
-    """The least graph of the deployed kind: frames (1, 16, 16, 3) uint8 -> labels (1, 16, 16) uint8.
+    """The smallest graph of the deployed kind: frames (1, 16, 16, 3) uint8 -> labels (1, 16, 16) uint8.
 
     Its confidences, if asked for, are one more than the labels.
     """
@@ -210,7 +210,7 @@ def least_graph(dtype: str = "float32") -> onnx.ModelProto:
 
 
 def one_line(capsys: pytest.CaptureFixture[str]) -> str:
-    """What a command printed: nothing on stdout, one line on stderr."""
+    """The one line that a command printed on stderr; nothing is on stdout."""
     captured = capsys.readouterr()
     assert not captured.out and captured.err.count("\n") == 1
     return captured.err

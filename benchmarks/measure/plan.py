@@ -10,9 +10,11 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from enet_deploy import console
+from enet_deploy.bundled import artifact_file, graph_file
 from enet_deploy.data import DataSet, open_data
 from enet_deploy.data.scenes import street_scene
 from enet_deploy.errors import InputError
+from enet_deploy.fit import Fit
 from enet_deploy.images import UInt8Array
 from enet_deploy.runners import Spec, backends_for, installed_backends, open_runner
 
@@ -55,6 +57,7 @@ class BenchOptions:
         calibration: record for int8; None: the bundled one.
         backends: None: all that are installed, except trt.
         device: None: the backend's own.
+        fit: None: each artifact's own.
         threads: of ort, openvino and opencv; 0: their choice.
         sizes, batches: empty: the artifact's own. The first of each is the main point, the others are the sweep.
         frames, seconds: the least that is timed of each runner.
@@ -69,6 +72,7 @@ class BenchOptions:
     calibration: Path | None
     backends: Sequence[str] | None
     device: str | None
+    fit: Fit | None
     threads: int
     sizes: Sequence[tuple[int, int]]
     batches: Sequence[int]
@@ -135,7 +139,7 @@ def named_artifacts(options: BenchOptions) -> Iterator[Artifact]:
                 "exports them at each size"
             )
         yield Artifact(path, str(path), options.points)
-        for precision in options.precisions if path.suffix == ".onnx" else ():
+        for precision in options.precisions if graph_file(path).suffix != ".engine" else ():
             yield Artifact(path, str(path), options.points, precision)
 
 
@@ -149,26 +153,30 @@ def plan_cases(artifacts: Iterable[Artifact], options: BenchOptions) -> list[Cas
     planned = [
         (artifact, backend, point)
         for artifact in artifacts
-        for backend in _require_backends(artifact, options)
+        for backend in choose_backends(artifact.path, options.backends, options.device, artifact.precision)
         for point in artifact.points
     ]
     missing = sorted(set(options.backends or ()) - {backend for _, backend, _ in planned})
     if missing:
         shown = ", ".join(dict.fromkeys(artifact.shown for artifact in artifacts))
         raise InputError(f"--backend {missing[0]}, but none of the artifacts runs on it: {shown}")
+    met = {artifact.precision for artifact, _, _ in planned}
+    unmet = [artifact for artifact in artifacts if artifact.precision not in met]
+    if unmet:
+        able = ", ".join(dict.fromkeys(name for each in unmet for name in backends_for(each.path, each.precision)))
+        raise InputError(f"--precision {unmet[0].precision} without a --backend that can, expected one of {able}")
     return [
-        Case(path, shown, backend, precision, point, point != main, f"{number}: {Path(shown).name} on {backend}")
+        Case(
+            artifact=artifact_file(path, backend),
+            shown=shown,
+            backend=backend,
+            precision=precision,
+            point=point,
+            swept=point != main,
+            name=f"{number}: {Path(shown).name} on {backend}",
+        )
         for number, ((path, shown, _, precision), backend, point) in enumerate(planned, start=1)
     ]
-
-
-def _require_backends(artifact: Artifact, options: BenchOptions) -> list[str]:
-    """Return what `choose_backends` does. Raises InputError if none of those asked for computes in the precision."""
-    chosen = choose_backends(artifact.path, options.backends, options.device, artifact.precision)
-    if artifact.precision is not None and not chosen:
-        able = ", ".join(backends_for(artifact.path, artifact.precision))
-        raise InputError(f"--precision {artifact.precision} without a --backend for it, expected {able} among them")
-    return chosen
 
 
 def choose_backends(
@@ -197,6 +205,7 @@ def open_cases(cases: Sequence[Case], options: BenchOptions, processes: Processe
         graphs = (specs[other.name] for other in cases if other.name in specs and not other.swept)
         size = case.point[0] or next((spec.size for spec in graphs if spec.backend != "torch"), None)
         own = runner_options[case.name] = _runner_options(case, size, options.threads)
+        own |= {} if options.fit is None else {"fit": options.fit}
         make = partial(open_runner, case.artifact, case.backend, options.device, **own)
         processes.start(case.name, partial(open_worker, make))
         specs[case.name] = processes.ask(case.name, spec_of)
@@ -210,9 +219,9 @@ def open_cases(cases: Sequence[Case], options: BenchOptions, processes: Processe
 
 
 def _runner_options(case: Case, size: tuple[int, int] | None, threads: int) -> dict[str, Any]:
-    if case.backend == "torch":
-        return {} if size is None else {"size": size}
     own: dict[str, Any] = {} if case.precision is None else {"precision": case.precision}
+    if case.backend == "torch":
+        return own if size is None else own | {"size": size}
     return own | ({"threads": threads} if case.backend in ("ort", "openvino", "opencv") else {})
 
 

@@ -13,7 +13,7 @@ from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
 
-from .. import console
+from .. import bundled, console
 from ..data import files_of
 from ..errors import ArtifactError, DataError, InputError
 from ..frame_range import RangeMonitor
@@ -35,7 +35,7 @@ def open_named_source(args: argparse.Namespace, stopped: Stop) -> FrameSource:
     Raises as `open_source`, and InputError if artifact and source are swapped.
     """
     first, *others = args.source
-    if Path(first).suffix in SUFFIXES:
+    if Path(first).suffix in SUFFIXES or first in bundled.NAMES:
         raise InputError(f"SOURCE {first} is an artifact, expected a source of frames; the artifact comes first")
     if others:
         for option in ("raw", "topic"):
@@ -125,7 +125,7 @@ def _segment(args: argparse.Namespace) -> None:
     source = open_named_source(args, stopped)
     outputs = chosen_outputs(args, source)
     total = None if source.total is None else math.ceil(source.total / args.every)
-    with open_runner(args.artifact, args.backend, args.device, args.precision) as runner:
+    with open_runner(args.artifact, args.backend, args.device, args.precision, fit=args.fit) as runner:
         classes = runner.spec.classes
         truth = GroundTruth(source, classes) if args.compare else None
         renderer = FrameRenderer(classes, 0.5 if args.alpha is None else args.alpha, args.legend)
@@ -152,6 +152,11 @@ def _segment(args: argparse.Namespace) -> None:
         print(f"pixel accuracy {scores.pixel_accuracy:.4f}, mIoU {scores.miou:.4f}", file=sys.stderr)
     if signals and not source.live:
         raise SystemExit(128 + signals[0])
+
+
+def source_name(text: str) -> str:
+    """argparse type: text that names a source; "sample" is the bundled picture."""
+    return bundled.picture(cli.text(text))
 
 
 def frame_size(text: str) -> tuple[int, int]:
@@ -182,7 +187,7 @@ DESCRIPTION = (
 SOURCES = (
     "an image or several, a folder, glob or %%04d pattern of images, a video, a camera's number, an RTSP or HTTP URL, "
     "a GStreamer pipeline, a ROS bag (.bag, .mcap, .db3, also .zstd, or a folder), or - for raw BGR frames on standard "
-    "input"
+    "input; sample is a drawn street scene of this package"
 )
 
 
@@ -215,14 +220,22 @@ def _add_frames(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--fps", type=rate, metavar="F", help=fps)
 
 
-def main(argv: Sequence[str] | None = None) -> int:
-    parser = cli.Parser("enet-segment", description=DESCRIPTION)
+def make_parser() -> cli.Parser:
+    examples = (
+        "enet-segment enet-camvid sample --legend",
+        "enet-segment enet-int8.onnx drive.mp4 --backend openvino --labels ids/",
+    )
+    parser = cli.Parser("enet-segment", description=DESCRIPTION, examples=examples)
     cli.add_artifact(parser)
     cli.add_precision(parser)
-    parser.add_argument("source", nargs="+", type=cli.text, metavar="SOURCE", help=SOURCES)
+    parser.add_argument("source", nargs="+", type=source_name, metavar="SOURCE", help=SOURCES)
     for add in (_add_outputs, _add_pictures, _add_frames):
         add(parser)
-    return cli.run(parser, _segment, argv)
+    return parser
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    return cli.run(make_parser(), _segment, argv)
 
 
 if __name__ == "__main__":

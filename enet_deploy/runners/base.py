@@ -21,8 +21,10 @@ from ..arrays import check_count, check_image, check_label_map, described, is_ui
 from ..artifacts import Metadata
 from ..classes import ClassList
 from ..errors import ArtifactError, BackendError, InputError, is_out_of_memory
+from ..fit import Fit, fit_image, unfit_labels
 from ..frame_range import FrameRange
-from ..images import UInt8Array, resize_image, resize_labels
+from ..images import UInt8Array
+from ..trained_on import TrainedOn
 
 if TYPE_CHECKING:
     from concurrent.futures import Future
@@ -43,7 +45,7 @@ class Spec:
         artifact: the file that it runs.
         backend, device: for example "ort" and "cpu".
         precision: what it computes in: the graph's own precision, for example "fp32", or what was asked for: "bf16" of
-            an fp32 graph, "bf16-int8" of an int8 graph whose float layers are computed in bf16.
+            fp32 weights or an fp32 graph, "bf16-int8" of an int8 graph whose float layers are computed in bf16.
         size: (height, width) of the frames in pixels.
         batch: frames per call; None for any number.
         classes: the meaning of the label ids.
@@ -51,8 +53,10 @@ class Spec:
         has_confidence: whether `infer_with_confidence` and `segment_with_confidence` can be called.
         weights_sha256: hash of the weights file that the artifact is, or was exported from.
         runtime: the library and settings in use, in words, if the backend has more than one; else "".
-        qdq_layout: layout of an int8 graph, "all" or "ort"; else "".
+        qdq_layout: layout of an int8 graph, "all", "openvino" or "ort"; else "".
         calibrated_on: the frames that the ranges of an int8 graph were measured on, if it says; else None.
+        fit: how `segment` makes frames of images: "stretch", "letterbox" or "crop" (see `enet_deploy.fit`).
+        trained_on: the images that the weights were trained on, if they say; else None.
     """
 
     artifact: Path
@@ -68,6 +72,8 @@ class Spec:
     qdq_layout: str = ""
     calibrated_on: FrameRange | None = None
     has_confidence: bool = False
+    fit: Fit = "stretch"
+    trained_on: TrainedOn | None = None
 
 
 @dataclass(frozen=True)
@@ -101,6 +107,7 @@ class Runner(ABC):
     def __init__(self, artifact: str | Path, device: str = "cpu") -> None:
         self.artifact = Path(artifact)
         self.device = device
+        self.fit: Fit | None = None  # in place of the artifact's own
         self._spec: Spec | None = None
         self._process = 0  # id of the process that opened it
         self._class_count = 0  # also known after close(), under a stream
@@ -139,7 +146,8 @@ class Runner(ABC):
                     why = "is a folder or a device" if self.artifact.exists() else "does not exist"
                     raise ArtifactError(f"{self.artifact} {why}; expected a file written by enet-train or enet-export")
                 with self._failures():
-                    self._spec = self._open()
+                    spec = self._open()
+                self._spec = spec if self.fit is None else replace(spec, fit=self.fit)
                 self._class_count = len(self._spec.classes)
                 self._process = os.getpid()
         return self
@@ -252,8 +260,9 @@ class Runner(ABC):
         Args:
             image: (h, w, 3) uint8 BGR.
 
-        Returns labels (h, w) uint8. The image is resized to the network's size (bilinear), the labels are resized
-        back (nearest). Raises InputError for any other array, or if the artifact takes several frames per call.
+        Returns labels (h, w) uint8. The image is resized to the network's size as `spec.fit` says (bilinear), the
+        labels are resized back (nearest); what "crop" leaves out has the label `spec.classes.void`. Raises InputError
+        for any other array, or if the artifact takes several frames per call.
         """
         check_image(image)
         self._require_single()
@@ -262,13 +271,13 @@ class Runner(ABC):
     def segment_with_confidence(self, image: UInt8Array) -> tuple[UInt8Array, UInt8Array]:
         """Label one camera image as `segment`, and say how sure the network is as `infer_with_confidence`.
 
-        Returns labels and confidences, both (h, w) uint8. Raises as these two.
+        Returns labels and confidences, both (h, w) uint8; what "crop" leaves out has confidence 0. Raises as these two.
         """
         check_image(image)
         self._require_single()
         labels, confidence = self.infer_with_confidence(self.preprocess(image))
         size = (image.shape[0], image.shape[1])
-        return self.postprocess(labels[0], size), resize_labels(confidence[0], size)
+        return self.postprocess(labels[0], size), unfit_labels(confidence[0], size, self.spec.fit, 0)
 
     def _require_single(self) -> None:
         if self.spec.batch not in (None, 1):
@@ -279,12 +288,12 @@ class Runner(ABC):
 
     def preprocess(self, image: UInt8Array) -> UInt8Array:
         """Run the first step of `segment`: (h, w, 3) -> (1, H, W, 3) at the network's size. Raises as `segment`."""
-        return resize_image(image, self.spec.size)[None]
+        return fit_image(image, self.spec.size, self.spec.fit)[None]
 
     def postprocess(self, labels: UInt8Array, size: tuple[int, int]) -> UInt8Array:
         """Run the last step of `segment`: (H, W) uint8 -> (h, w). Raises InputError for other labels or sizes."""
         check_label_map(labels, self.spec.size)
-        return resize_labels(labels, size)
+        return unfit_labels(labels, size, self.spec.fit, self.spec.classes.void)
 
     def stream(self, frames: Iterable[UInt8Array], depth: int = 2) -> Generator[UInt8Array, None, None]:
         """Label batches in order, while the caller fetches the next one and uses the last labels.
@@ -393,13 +402,14 @@ class Runner(ABC):
         batch: int | None,
         has_logits: bool,
         runtime: str = "",
+        precision: str = "",
         has_confidence: bool = False,
     ) -> Spec:
         return Spec(
             artifact=self.artifact,
             backend=self.backend,
             device=self.device,
-            precision=metadata.precision,
+            precision=precision or metadata.precision,
             size=metadata.size,
             batch=batch,
             classes=metadata.classes,
@@ -409,6 +419,8 @@ class Runner(ABC):
             qdq_layout=metadata.qdq_layout,
             calibrated_on=metadata.calibrated_on,
             has_confidence=has_confidence,
+            fit=metadata.fit,
+            trained_on=metadata.trained_on,
         )
 
 

@@ -70,6 +70,11 @@ class OpenCvRunner(Runner):
             raise ArtifactError(
                 f"{self.artifact} is no ONNX file that opencv {cv2.__version__} can load: {reason}"
             ) from None
+        # It tries the engine of OpenCV 4 on graphs that the new one cannot load, whose first layer has this name
+        if net.empty() or net.getLayer(0).name == "_input":
+            raise ArtifactError(
+                f"{self.artifact} has operations that opencv {cv2.__version__} lacks; use backend 'openvino' or 'ort'"
+            )
         if self._threads:
             cv2.setNumThreads(self._threads)
             log.info("OpenCV uses %d threads in this process from now on", self._threads)

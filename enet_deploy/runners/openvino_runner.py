@@ -6,7 +6,7 @@ import sys
 from collections import deque
 from collections.abc import Generator, Iterator
 from contextlib import suppress
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from datetime import timedelta
 from importlib import import_module
 from io import BytesIO
@@ -143,8 +143,13 @@ class OpenVinoRunner(Runner):
         self._with_logits: Any = None
         self._with_confidence: Any = None
         self._model = model  # with the logits, which are compiled at the first call of `logits`
-        spec = self._make_spec(metadata, batch, "logits" in signature, has_confidence="confidence" in signature)
-        return replace(spec, precision=precision)
+        return self._make_spec(
+            metadata,
+            batch,
+            "logits" in signature,
+            precision=precision,
+            has_confidence="confidence" in signature,
+        )
 
     def _computed_in(self, precision: str) -> str:
         """Return what a graph of this precision is computed in. Raises BackendError if it or this CPU cannot be."""

@@ -39,6 +39,7 @@ from enet_deploy.benchmarks.measure.unpool_flips import flips
 from enet_deploy.benchmarks.measure.worker import RemoteRunner, Worker, open_worker, spec_of, try_out
 from enet_deploy.data import open_data
 from enet_deploy.data.scenes import street_scene
+from enet_deploy.environment import processor
 from enet_deploy.errors import ParityError
 from enet_deploy.images import UInt8Array
 from enet_deploy.metrics import evaluate
@@ -46,7 +47,11 @@ from enet_deploy.runners import Operation
 from enet_deploy.weights import load_weights, save_weights
 
 HEIGHT, WIDTH = SIZE
-ON_GRAPHS = ["ort", *(["openvino"] if find_spec("openvino") else [])]  # what runs them here unasked
+ON_GRAPHS = [  # what runs them here unasked
+    "ort",
+    *(["openvino"] if find_spec("openvino") else []),
+    *(["opencv"] if hasattr(cv2.dnn, "ENGINE_NEW") else []),
+]
 
 
 class Painter(Runner):
@@ -347,7 +352,12 @@ def test_graphs_run_on_all_that_is_installed_and_weights_on_torch(monkeypatch: p
     openvino = types.ModuleType("openvino")
     openvino.__spec__ = ModuleSpec("openvino", None)
     monkeypatch.setitem(sys.modules, "openvino", openvino)  # it need not be installed
-    assert backends("a.onnx") == backends("a.onnx", device="cpu") == ["ort", "openvino"]
+    monkeypatch.setattr(cv2.dnn, "ENGINE_NEW", 2, raising=False)
+    assert backends("a.onnx") == backends("a.onnx", device="cpu") == ["ort", "openvino", "opencv"]
+    monkeypatch.delattr(cv2.dnn, "ENGINE_NEW")
+    assert backends("a.onnx") == ["ort", "openvino"]
+    assert choose_backends(Path("a.onnx"), None, None, "bf16") == ["openvino"]
+    assert choose_backends(Path("a.onnx"), ["ort"], None, "bf16") == []
     assert backends("a.onnx", device="cuda") == ["ort"]
     assert backends("a.onnx", ["openvino", "torch"]) == ["openvino"] and backends("a.onnx", ["torch"]) == []
     assert backends("a.onnx", ["trt"]) == backends("a.engine") == ["trt"]
@@ -371,6 +381,24 @@ def test_without_artifact_the_weights_are_exported_at_each_size(tmp_path: Path, 
         for name in ("torch fp32", "ort int8-ort")
     ]
     assert all(result["parity"]["agreement"] >= 0.9 and result["accuracy"] is None for result in run["results"])
+
+
+def test_rows_in_bf16(exported: Path, weights: Path, tmp_path: Path) -> None:
+    pytest.importorskip("openvino")
+    if not {"avx512_bf16", "amx_bf16"} & set(processor()[1].split()):
+        pytest.skip("this CPU has neither AVX512_BF16 nor AMX")
+    path = tmp_path / "out.json"
+    options = ["--backend", "openvino", "--backend", "torch", "--frames", "5", "--precision", "bf16"]
+    assert cli.main([str(exported), str(weights), *options, "--json", str(path)]) == 0
+    run = json.loads(path.read_text())
+    names = ["openvino fp32", "openvino bf16", "torch fp32", "torch bf16"]
+    assert [result["name"] for result in run["results"]] == names
+    assert [result["options"].get("precision") for result in run["results"]] == [None, "bf16"] * 2
+    plain, half, reference, half_of_reference = (result["parity"] for result in run["results"])
+    assert plain["agreement"] > 0.9999 > half["agreement"] > 0.97 and reference["agreement"] == 1
+    assert 0.97 < half_of_reference["agreement"] < 1
+    assert plain["unpool_flips"] is not None and half["unpool_flips"] is None  # no backend shows them
+    assert run["verdict"][0]["call"].startswith("open_runner(")
 
 
 @pytest.mark.slow
@@ -489,6 +517,7 @@ def strangers(exported: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
         (["{exported}", "--size", "96x128,64x96"], "has one frame size and --size names several"),
         (["{exported}", "--precision", "int8"], "--precision is for what is exported here, expected no ARTIFACT"),
         (["--precision", "int8", "--calibration", "{tmp}/none.json"], "none.json"),
+        (["{exported}", "--precision", "bf16", "--backend", "ort"], "--precision bf16 .*openvino"),
         (["{exported}", "--from-video", "{weights}"], "has no frame that OpenCV can decode"),
         (["{exported}", "--require", "speed>=1"], "--require speed, expected one of p50_ms, p90_ms"),
         (["{exported}", "--require", "agreement"], "--require 'agreement', expected FIGURE<=NUMBER"),
@@ -500,7 +529,7 @@ def strangers(exported: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
         (["{exported}", "--weights", "{strangers}/other.onnx"], "other.onnx"),
         (
             ["--backend", "torch", "--precision", "int8"],
-            "--precision is for graphs, expected a --backend of ort, openvino",
+            "--precision is for graphs, expected a --backend of ort, openvino, opencv",
         ),
         (["{tmp}", "--backend", "ort"], "has the suffix ''"),
         (["{exported}", "--require", "miou_drop<=0.3"], "--require miou_drop<=0.3 needs the truth; give --data"),

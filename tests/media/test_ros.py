@@ -58,7 +58,7 @@ def make_image(types: Any, is_ros1: bool, stamp: int, fields: dict[str, Any], ki
 def write_bag(
     path: Path, kind: str = "Image", fields: list[dict[str, Any]] | None = None, more: Sequence[str] = ()
 ) -> Path:
-    """A bag with these images, and topics for more; by its suffix of ROS 1, or of ROS 2 as one file or as a folder."""
+    """A bag with these images, and topics for more. Its suffix says ROS 1, or ROS 2 as one file or as a folder."""
     is_ros1 = path.suffix == ".bag"
     types = message_types(is_ros1)
     folder = path.with_suffix("")
@@ -81,7 +81,7 @@ def write_bag(
 
 
 def messages(path: Path, topic: str) -> Iterator[tuple[int, Any]]:
-    """When the bag had it, and the message."""
+    """The time of a message in the bag, and the message."""
     with highlevel.AnyReader([path]) as reader:
         connections = [c for c in reader.connections if c.topic == topic]
         for connection, received, data in reader.messages(connections):

@@ -91,7 +91,7 @@ class TrtRunner(Runner):
         self._idle.append(self._new_lane())
         runtime = f"{trt.__name__} {trt.__version__} on {device.gpu}, {device.package}, {words}"
         has_logits, has_confidence = ("logits" in engine.frame_bytes), ("confidence" in engine.frame_bytes)
-        return self._make_spec(card.metadata, engine.batch, has_logits, runtime, has_confidence)
+        return self._make_spec(card.metadata, engine.batch, has_logits, runtime, has_confidence=has_confidence)
 
     def _graph_plan(self, flavour: str, device: Device) -> tuple[bool, str]:
         """Return whether CUDA graphs are used, and the words about them for `spec.runtime`."""
