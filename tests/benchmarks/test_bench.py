@@ -157,6 +157,8 @@ def test_accuracy_is_that_of_enet_eval(run: dict[str, Any], scenes: Path, export
         scores = evaluate(runner.segment, data, CAMVID).scores()
     accuracy = run["results"][1]["accuracy"]
     counts = np.array(accuracy.pop("confusion"))
+    honesty = accuracy.pop("confidence")
+    assert 0 < honesty["error"] < 1 and sum(each["pixels"] for each in honesty["bins"]) <= 4 * HEIGHT * WIDTH
     assert accuracy == json.loads(json.dumps(scores.to_json()))
     assert counts.sum() == 4 * HEIGHT * WIDTH and counts.shape == (12, 12)
 
