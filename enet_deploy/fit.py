@@ -13,6 +13,7 @@ from typing import Literal, NamedTuple, get_args
 
 import numpy as np
 
+from .arrays import check_image, check_label_map, check_picture_size
 from .errors import InputError
 from .images import UInt8Array, resize_image, resize_labels
 
@@ -67,7 +68,11 @@ def windows(image: Size, frame: Size, fit: Fit) -> tuple[Window, Window]:
 
 
 def fit_image(image: UInt8Array, frame: Size, fit: Fit) -> UInt8Array:
-    """Return (h, w, 3) uint8 as a frame (H, W, 3) uint8; the same array if it has this size already."""
+    """Return (h, w, 3) uint8 as a frame (H, W, 3) uint8; the same array if it has this size already.
+
+    Raises InputError for any other array or size, as the functions below.
+    """
+    check_image(image)
     used, filled = windows(_size(image), frame, fit)
     resized = resize_image(used.of(image), filled.size)
     return resized if filled.size == frame else _placed(resized, filled, np.full((*frame, 3), GREY, np.uint8))
@@ -75,6 +80,7 @@ def fit_image(image: UInt8Array, frame: Size, fit: Fit) -> UInt8Array:
 
 def fit_labels(labels: UInt8Array, frame: Size, fit: Fit, void: int) -> UInt8Array:
     """Return the label map (h, w) of an image as that of its frame (H, W); the border of a letterbox is void."""
+    check_label_map(labels)
     used, filled = windows(_size(labels), frame, fit)
     resized = resize_labels(used.of(labels), filled.size)
     return resized if filled.size == frame else _placed(resized, filled, np.full(frame, void, np.uint8))
@@ -82,6 +88,8 @@ def fit_labels(labels: UInt8Array, frame: Size, fit: Fit, void: int) -> UInt8Arr
 
 def unfit_labels(labels: UInt8Array, image: Size, fit: Fit, void: int) -> UInt8Array:
     """Return the labels (H, W) of a frame as those of its image (h, w); what was cropped away is void."""
+    check_label_map(labels)
+    check_picture_size(image)
     used, filled = windows(image, _size(labels), fit)
     resized = resize_labels(filled.of(labels), used.size)
     return resized if used.size == image else _placed(resized, used, np.full(image, void, np.uint8))
