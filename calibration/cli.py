@@ -7,7 +7,7 @@ import dataclasses
 import math
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from enet_deploy import console
 from enet_deploy.artifacts import BUNDLED_WEIGHTS, graph_metadata
@@ -17,6 +17,7 @@ from enet_deploy.errors import InputError
 from enet_deploy.export.record import METHODS, Record, cache_header, record_for
 from enet_deploy.files import atomic_write, require_outputs, sha256
 from enet_deploy.images import read_image
+from enet_deploy.trained_on import in_words
 
 if TYPE_CHECKING:
     import onnx
@@ -214,6 +215,7 @@ def run(args: argparse.Namespace) -> None:
     else:
         record, score = earlier, evaluator.score(quantize(model, earlier), earlier.method)
     float_layers, score = _study(args, model, record, score, evaluator)
+    record = dataclasses.replace(record, confidence=_fit_confidence(model, evaluator))
     in_ort = _score_in_ort(model, record.ranges, float_layers, evaluator)
     record = _completed(record, model, float_layers, evaluator, score, in_ort)
     record.write(args.out)
@@ -224,6 +226,22 @@ def run(args: argparse.Namespace) -> None:
             f"in ONNX Runtime's layout (enet-export --int8 --target ort): {in_ort.value:.4f} "
             f"({-evaluator.drop(in_ort):+.2f} points), {in_ort.agreement:.2%}"
         )
+
+
+def _fit_confidence(model: onnx.ModelProto, evaluator: Evaluator) -> dict[str, Any]:
+    """Fit the temperature of the confidences on half of the labelled images, and print its effect on the others."""
+    from .temperature import fit_confidence
+
+    if evaluator.measure != "miou" or evaluator.count < 2:
+        return {}
+    found = fit_confidence(model, evaluator.pairs, console.progress)
+    if found:
+        print(
+            f"confidences: temperature {found['temperature']:g}, fitted on {found['fitted_on']} images; expected "
+            f"calibration error on {found['measured_on']} others {found['error_before']:.4f} without it, "
+            f"{found['error_after']:.4f} with it"
+        )
+    return found
 
 
 def _completed(
@@ -268,6 +286,7 @@ def _report(
         f"{evaluator.measure} on {evaluator.count} images: fp32 {evaluator.float_value:.4f}, int8 {score.value:.4f} "
         f"({-evaluator.drop(score):+.2f} points); {score.agreement:.2%} of the labels are fp32's"
     )
+    print(in_words(evaluator.trained_on, evaluator.count))
     budget = BUDGET[evaluator.measure]
     if args.max_drop is None and evaluator.drop(score) > budget:
         print(f"int8 costs more than {budget} points: --max-drop {budget} leaves the worst layers in float")

@@ -19,6 +19,8 @@ from .errors import ArtifactError, InputError
 from .files import digest, parse_json
 from .fit import Fit, check_fit
 from .frame_range import FrameRange
+from .trained_on import KEY as TRAINED_ON
+from .trained_on import TrainedOn
 
 METADATA_KEY = "enet_deploy"  # the only key in the metadata of safetensors and ONNX files; its value is JSON
 SCHEMA = 1
@@ -46,6 +48,12 @@ def check_size(size: tuple[int, int]) -> None:
     if any(side < 8 or side % 8 for side in size):
         near = "x".join(str(max(8, round(side / 8) * 8)) for side in size)
         raise InputError(f"size {size[0]}x{size[1]}, expected height and width divisible by 8; the nearest is {near}")
+
+
+def check_temperature(value: Any) -> None:
+    """Raise InputError unless `value` is a number from 0.01 to 100, which every precision can compute with."""
+    if type(value) not in (int, float) or not 0.01 <= value <= 100:
+        raise InputError(f"temperature {value!r:.40}, expected a number from 0.01 to 100")
 
 
 @dataclass(frozen=True)
@@ -86,6 +94,8 @@ class Metadata:
             _ = self.calibrated_on
         except TypeError as error:
             raise InputError(f"frames of the calibration: {error}; expected contrast and noise") from None
+        check_temperature(self.temperature)
+        _ = self.trained_on
 
     @property
     def qdq_layout(self) -> QdqLayout | Literal[""]:
@@ -102,6 +112,18 @@ class Metadata:
         calibration = self.details.get("calibration")
         frames = calibration.get("frames") if isinstance(calibration, dict) else None
         return None if frames is None else FrameRange(**frames)
+
+    @property
+    def temperature(self) -> Any:
+        """What the logits are divided by before the softmax of a confidence; 1 unless enet-calibrate has fitted one."""
+        confidence = self.details.get("confidence")
+        return confidence.get("temperature", 1.0) if isinstance(confidence, dict) else 1.0
+
+    @property
+    def trained_on(self) -> TrainedOn | None:
+        """The images that the weights were trained on; None if the weights do not say."""
+        value = self.details.get(TRAINED_ON)
+        return None if value is None else TrainedOn.from_json(value)
 
     def to_text(self) -> str:
         return json.dumps(

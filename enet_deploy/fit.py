@@ -70,7 +70,7 @@ def windows(image: Size, frame: Size, fit: Fit) -> tuple[Window, Window]:
 def fit_image(image: UInt8Array, frame: Size, fit: Fit) -> UInt8Array:
     """Return (h, w, 3) uint8 as a frame (H, W, 3) uint8; the same array if it has this size already.
 
-    Raises InputError for any other array or size, as the functions below.
+    Raises InputError for any other array.
     """
     check_image(image)
     used, filled = windows(_size(image), frame, fit)
@@ -79,7 +79,10 @@ def fit_image(image: UInt8Array, frame: Size, fit: Fit) -> UInt8Array:
 
 
 def fit_labels(labels: UInt8Array, frame: Size, fit: Fit, void: int) -> UInt8Array:
-    """Return the label map (h, w) of an image as that of its frame (H, W); the border of a letterbox is void."""
+    """Return the label map (h, w) of an image as that of its frame (H, W); the border of a letterbox is void.
+
+    Raises InputError for any other array.
+    """
     check_label_map(labels)
     used, filled = windows(_size(labels), frame, fit)
     resized = resize_labels(used.of(labels), filled.size)
@@ -87,7 +90,10 @@ def fit_labels(labels: UInt8Array, frame: Size, fit: Fit, void: int) -> UInt8Arr
 
 
 def unfit_labels(labels: UInt8Array, image: Size, fit: Fit, void: int) -> UInt8Array:
-    """Return the labels (H, W) of a frame as those of its image (h, w); what was cropped away is void."""
+    """Return the labels (H, W) of a frame as those of its image (h, w); what was cropped away is void.
+
+    Raises InputError for any other array or size.
+    """
     check_label_map(labels)
     check_picture_size(image)
     used, filled = windows(image, _size(labels), fit)

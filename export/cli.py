@@ -60,7 +60,6 @@ def _from_weights(args: argparse.Namespace) -> Path:
     from enet_deploy.weights import Weights
 
     from .int8 import quantize
-    from .record import record_for
     from .to_onnx import to_onnx
 
     weights = Weights.read(args.weights or BUNDLED_WEIGHTS)
@@ -69,7 +68,14 @@ def _from_weights(args: argparse.Namespace) -> Path:
             "the PReLUs have a slope per channel, and ONNX Runtime has no int8 kernel for it: enet-train --slopes layer"
         )
     size = args.size or weights.metadata.size
-    record = record_for(weights.sha256, args.calibration) if args.int8 else None
+    record = _record(args, weights.sha256)
+    temperature = record.confidence.get("temperature") if record is not None else None
+    if args.confidence and temperature is None:
+        print(
+            "no temperature of these weights is known, so confidences are the softmax as it was trained; "
+            "enet-calibrate fits one on labelled images, and --calibration RECORD takes it"
+        )
+    record = record if args.int8 else None
     if record is not None:
         _note_size(record, size)
     done = to_onnx(
@@ -79,6 +85,7 @@ def _from_weights(args: argparse.Namespace) -> Path:
         size=size,
         batch=None if args.dynamic_batch else args.batch or 1,
         logits=args.logits,
+        confidence=(temperature or 1.0) if args.confidence else None,
         fit=args.fit,
         frames=_frames(args, weights.metadata, size),
         quantize=None if record is None else partial(quantize, record=record, qdq_layout=args.qdq_layout),
@@ -86,6 +93,16 @@ def _from_weights(args: argparse.Namespace) -> Path:
     )
     _report(done, args, "PyTorch")
     return path
+
+
+def _record(args: argparse.Namespace, weights_sha256: str) -> Record | None:
+    """Return the record that --int8 or --confidence needs; None if it has none, as confidences can do without."""
+    from .record import BUNDLED_RECORD, Record, record_for
+
+    if args.int8 or (args.confidence and args.calibration is not None):
+        return record_for(weights_sha256, args.calibration)
+    bundled = Record.read(BUNDLED_RECORD) if args.confidence else None
+    return bundled if bundled is not None and bundled.weights_sha256 == weights_sha256 else None
 
 
 def _note_size(record: Record, size: tuple[int, int]) -> None:
@@ -97,9 +114,8 @@ def _note_size(record: Record, size: tuple[int, int]) -> None:
 def _from_graph(args: argparse.Namespace) -> Path:
     """Quantise the graph MODEL with --int8; return the path of the new graph. Without --int8 return MODEL."""
     model: Path = args.model
-    given = [
-        n for n in ("fp16", "size", "fit", "batch", "dynamic_batch", "logits", "weights", "name") if getattr(args, n)
-    ]
+    fixed = ("fp16", "size", "fit", "batch", "dynamic_batch", "logits", "confidence", "weights", "name")
+    given = [name for name in fixed if getattr(args, name)]
     if given:
         raise InputError(
             f"--{given[0].replace('_', '-')} with {model}, expected without: a graph keeps its name, "
@@ -265,8 +281,8 @@ def exported(args: argparse.Namespace) -> Path:
     args.engine = None if args.engine == "onnx" else args.engine  # of --format: a graph is always written
     _require_model(args)
     options = _options(args)
-    if args.calibration is not None and not args.int8:
-        raise InputError(f"--calibration {args.calibration} without --int8, expected both")
+    if args.calibration is not None and not (args.int8 or args.confidence):
+        raise InputError(f"--calibration {args.calibration} without --int8 or --confidence, expected one of them too")
     if args.qdq_layout != "all" and not args.int8:
         raise InputError(f"--target {args.qdq_layout} without --int8, expected both: it is a layout of int8 graphs")
     if args.qdq_layout == "ort" and args.fp16:
@@ -331,6 +347,9 @@ def _add_graph_options(group: argparse._ArgumentGroup) -> None:
     batch.add_argument("--batch", type=cli.positive, metavar="N", help="frames per call (default: 1)")
     batch.add_argument("--dynamic-batch", action="store_true", help="accept any number of frames per call")
     group.add_argument("--logits", action="store_true", help="the graph also returns the logits")
+    confidence = "the graph also returns confidences: 255 times the softmax probability of the label, with the "
+    confidence += "temperature in the calibration record"
+    group.add_argument("--confidence", action="store_true", help=confidence)
     group.add_argument("--data", help="data set with images to verify on (default: synthetic street scenes)")
     group.add_argument("--split", default="val", help="split of --data (default: val)")
     group.add_argument("--max-disagreement", type=cli.share, metavar="SHARE", help=limit)

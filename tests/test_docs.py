@@ -110,7 +110,7 @@ SCRIPTS = scripts()
 
 
 def call(words: list[str]) -> Call | None:
-    """What of this project the words call, if anything."""
+    """The call of one of this project's commands that the words are, or None."""
     if words[0] == "enet" and f"enet-{' '.join(words[1:2])}" in SCRIPTS:
         return Call(SCRIPTS[f"enet-{words[1]}"], words[2:])
     if words[0] in SCRIPTS:

@@ -139,7 +139,7 @@ def named_artifacts(options: BenchOptions) -> Iterator[Artifact]:
                 "exports them at each size"
             )
         yield Artifact(path, str(path), options.points)
-        for precision in options.precisions if graph_file(path).suffix == ".onnx" else ():
+        for precision in options.precisions if graph_file(path).suffix != ".engine" else ():
             yield Artifact(path, str(path), options.points, precision)
 
 
@@ -153,13 +153,18 @@ def plan_cases(artifacts: Iterable[Artifact], options: BenchOptions) -> list[Cas
     planned = [
         (artifact, backend, point)
         for artifact in artifacts
-        for backend in _require_backends(artifact, options)
+        for backend in choose_backends(artifact.path, options.backends, options.device, artifact.precision)
         for point in artifact.points
     ]
     missing = sorted(set(options.backends or ()) - {backend for _, backend, _ in planned})
     if missing:
         shown = ", ".join(dict.fromkeys(artifact.shown for artifact in artifacts))
         raise InputError(f"--backend {missing[0]}, but none of the artifacts runs on it: {shown}")
+    met = {artifact.precision for artifact, _, _ in planned}
+    unmet = [artifact for artifact in artifacts if artifact.precision not in met]
+    if unmet:
+        able = ", ".join(dict.fromkeys(name for each in unmet for name in backends_for(each.path, each.precision)))
+        raise InputError(f"--precision {unmet[0].precision} without a --backend that can, expected one of {able}")
     return [
         Case(
             artifact=artifact_file(path, backend),
@@ -172,15 +177,6 @@ def plan_cases(artifacts: Iterable[Artifact], options: BenchOptions) -> list[Cas
         )
         for number, ((path, shown, _, precision), backend, point) in enumerate(planned, start=1)
     ]
-
-
-def _require_backends(artifact: Artifact, options: BenchOptions) -> list[str]:
-    """Return what `choose_backends` does. Raises InputError if none of those asked for computes in the precision."""
-    chosen = choose_backends(artifact.path, options.backends, options.device, artifact.precision)
-    if artifact.precision is not None and not chosen:
-        able = ", ".join(backends_for(artifact.path, artifact.precision))
-        raise InputError(f"--precision {artifact.precision} without a --backend for it, expected {able} among them")
-    return chosen
 
 
 def choose_backends(
@@ -223,9 +219,9 @@ def open_cases(cases: Sequence[Case], options: BenchOptions, processes: Processe
 
 
 def _runner_options(case: Case, size: tuple[int, int] | None, threads: int) -> dict[str, Any]:
-    if case.backend == "torch":
-        return {} if size is None else {"size": size}
     own: dict[str, Any] = {} if case.precision is None else {"precision": case.precision}
+    if case.backend == "torch":
+        return own if size is None else own | {"size": size}
     return own | ({"threads": threads} if case.backend in ("ort", "openvino", "opencv") else {})
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import textwrap
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -230,14 +231,19 @@ def _style(result: Result) -> dict[str, Any]:
     color, marker = _color(result), MARKERS.get(result.precision, "v")
     face = color if result.qdq_layout in (None, "all") else "none"
     # no formula for matplotlib and no hidden entry of a legend: names come from foreign files
-    label = result.name.replace("$", r"\$").lstrip("_")
+    label = _lines(result.name).replace("$", r"\$").lstrip("_")
     return {"color": color, "marker": marker, "markerfacecolor": face, "label": label}
+
+
+def _lines(name: str) -> str:
+    """A runner's name on as many lines as it needs, because a file may have a long name."""
+    return textwrap.fill(name, 22)
 
 
 def _rows(figure: Figure, results: Sequence[Result]) -> Axes:
     """Axes with a row for each runner, the first on top."""
     axes = figure.subplots()
-    axes.set_yticks(range(len(results)), [result.name for result in results], parse_math=False)
+    axes.set_yticks(range(len(results)), [_lines(result.name) for result in results], parse_math=False)
     axes.invert_yaxis()
     axes.grid(axis="y", visible=False)
     return axes

@@ -322,9 +322,7 @@ def weights(text: str) -> Path:
 
 def add_precision(parser: argparse.ArgumentParser) -> None:
     """Add --precision, which `open_runner` takes."""
-    parser.add_argument(
-        "--precision", choices=ON_REQUEST, help="compute in it (default: the artifact's own); bf16: openvino, on a CPU"
-    )
+    parser.add_argument("--precision", choices=ON_REQUEST, help="compute in it (default: the artifact's own)")
 
 
 def size(text: str) -> tuple[int, int]:

@@ -8,21 +8,21 @@ import os
 import signal
 import sys
 import time
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
 
 from .. import bundled, console
 from ..data import files_of
-from ..errors import DataError, InputError
+from ..errors import ArtifactError, DataError, InputError
 from ..frame_range import RangeMonitor
-from ..images import MAX_PIXELS
+from ..images import MAX_PIXELS, UInt8Array
 from ..media.frames import FrameSource, LabelledFrame, Stop
 from ..media.ground_truth import GroundTruth, label_folders, splits_of
 from ..media.open import open_images, open_source
 from ..media.outputs import Outputs, default_out
-from ..media.pipeline import Pipeline
+from ..media.pipeline import Labels, Pipeline
 from ..media.renderer import FrameRenderer
 from ..media.sinks import Sink
 from ..runners import SUFFIXES, artifact_files, open_runner
@@ -51,7 +51,7 @@ def chosen_outputs(args: argparse.Namespace, source: FrameSource) -> Outputs:
     Raises InputError if they are read or cannot be written, or if an option says how to draw a picture that is not
     drawn.
     """
-    outputs = Outputs(args.out, args.labels, args.masks, args.json, args.show)
+    outputs = Outputs(args.out, args.labels, args.masks, args.confidence, args.json, args.show)
     if not outputs.paths and not outputs.show:
         outputs = Outputs(out=default_out(args.source, source))
     for option, is_given in (("--legend", args.legend), ("--alpha", args.alpha is not None)):
@@ -131,7 +131,10 @@ def run(args: argparse.Namespace) -> None:
         truth = GroundTruth(source, classes) if args.compare else None
         renderer = FrameRenderer(classes, 0.5 if args.alpha is None else args.alpha, args.legend)
         monitor = RangeMonitor(runner.spec)
-        pipeline = Pipeline(source, monitor.watched(runner.segment), stopped, args.every)
+        if args.confidence and not runner.spec.has_confidence:
+            raise ArtifactError(f"{args.artifact} has no output 'confidence'; export it with --confidence")
+        label: Callable[[UInt8Array], Labels] = runner.segment_with_confidence if args.confidence else runner.segment
+        pipeline = Pipeline(source, monitor.watched(label), stopped, args.every)
         start = time.perf_counter()
         with until_signalled(stopped) as signals, ExitStack() as stack:
             sinks = outputs.open(stack, source, renderer, args.every, stopped)
@@ -195,6 +198,7 @@ def _add_outputs(parser: argparse.ArgumentParser) -> None:
         ("--out", "PATH", "overlays; for a bag also a bag with the labels"),
         ("--labels", "PATH", "label maps: PNG of class ids, or raw bytes"),
         ("--masks", "PATH", "the labels in the classes' colours"),
+        ("--confidence", "PATH", "confidences, 0 to 255: grey PNG, or raw bytes"),
         ("--json", "FILE", "a line of JSON per frame: share of each class, latency"),
     ):
         group.add_argument(option, type=cli.text, metavar=metavar, help=help_)

@@ -123,7 +123,7 @@ def _require_outputs(args: argparse.Namespace) -> None:
             )
         require_plot(args.curve)
     if args.tensorboard is not None:
-        require_tensorboard()
+        require_tensorboard(args.tensorboard)
         require_outputs([args.tensorboard / "events"], data)
 
 

@@ -55,7 +55,7 @@ class _Backend(NamedTuple):
 
 
 _REGISTRY = {
-    "torch": _Backend("torch_runner", "TorchRunner", (".safetensors",), "torch", on_cuda=True),
+    "torch": _Backend("torch_runner", "TorchRunner", (".safetensors",), "torch", on_cuda=True, precisions=("bf16",)),
     "ort": _Backend("ort_runner", "OrtRunner", (".onnx",), "onnxruntime", on_cuda=True),
     "openvino": _Backend("openvino_runner", "OpenVinoRunner", (".onnx",), "openvino", precisions=("bf16",)),
     "opencv": _Backend("opencv_runner", "OpenCvRunner", (".onnx",), "cv2"),
@@ -92,8 +92,8 @@ def open_runner(
         backend: one of `BACKENDS`; never replaced by another. By default `backend_for` chooses, and the log says which
             one, at level INFO.
         device: where to run; never replaced by another device. By default "cuda" for trt, "cpu" for the others.
-        precision: "bf16" computes an fp32 graph, or what is float in an int8 graph, in bfloat16; openvino can, on a CPU
-            that can. By default the artifact's own precision.
+        precision: "bf16" computes weights or an fp32 graph, or what is float in an int8 graph, in bfloat16: with torch
+            and openvino, on a CPU that can. By default the artifact's own precision.
         fit: how images become frames, "stretch", "letterbox" or "crop"; by default as the weights were trained.
         options: options of the backend's runner class: `size` for torch, `threads` for ort, openvino and opencv, and
             so on.
@@ -151,7 +151,7 @@ def _say_choice(runner: Runner) -> None:
     if runner.device != "cpu":
         why = f"the first that runs on {runner.device}"
     elif lacking:
-        why = f"since {lacking}, which would be faster, is not installed: pip install 'enet-deploy[cpu]'"
+        why = f"without {lacking}, which would be faster (pip install 'enet-deploy[cpu]')"
     else:
         why = "the fastest for it"
     log.info("%s runs on %s, %s; name another with --backend or backend=", runner.artifact, runner.backend, why)
@@ -190,15 +190,14 @@ def backend_for(artifact: str | Path, device: str | None = None, precision: str 
     Args:
         device, precision: as `open_runner` takes them; backends without them are left out.
 
-    Raises InputError if no backend runs files of this suffix.
+    Raises InputError if no backend runs files of this suffix, in this precision.
     """
     artifact = graph_file(artifact)
-    fitting = backends_for(artifact)
+    able = backends_for(artifact, precision)
     if device not in (None, "cpu"):
-        fitting = tuple(backend for backend in fitting if _REGISTRY[backend].on_cuda)
+        able = tuple(backend for backend in able if _REGISTRY[backend].on_cuda) or able
     elif Path(artifact).suffix == ".onnx":
-        fitting = FASTEST_ON_CPU[_precision_of(Path(artifact))]
-    able = [backend for backend in fitting if precision in (None, *_REGISTRY[backend].precisions)] or fitting
+        able = tuple(backend for backend in FASTEST_ON_CPU[_precision_of(Path(artifact))] if backend in able)
     return next(filter(_is_installed, able), able[0])
 
 
@@ -222,7 +221,10 @@ def _is_installed(backend: str) -> bool:
     """Whether a backend's package is here. It is not imported."""
     if backend == "opencv":
         return hasattr(cv2.dnn, "ENGINE_NEW")  # since version 5
-    return find_spec(_REGISTRY[backend].package) is not None
+    try:
+        return find_spec(_REGISTRY[backend].package) is not None
+    except ValueError:  # imported already, and made by hand: it has no spec
+        return True
 
 
 def _with_suffix(suffix: str) -> tuple[str, ...]:

@@ -24,6 +24,7 @@ from ..errors import ArtifactError, BackendError, InputError, is_out_of_memory
 from ..fit import Fit, fit_image, unfit_labels
 from ..frame_range import FrameRange
 from ..images import UInt8Array
+from ..trained_on import TrainedOn
 
 if TYPE_CHECKING:
     from concurrent.futures import Future
@@ -44,16 +45,18 @@ class Spec:
         artifact: the file that it runs.
         backend, device: for example "ort" and "cpu".
         precision: what it computes in: the graph's own precision, for example "fp32", or what was asked for: "bf16" of
-            an fp32 graph, "bf16-int8" of an int8 graph whose float layers are computed in bf16.
+            fp32 weights or an fp32 graph, "bf16-int8" of an int8 graph whose float layers are computed in bf16.
         size: (height, width) of the frames in pixels.
         batch: frames per call; None for any number.
         classes: the meaning of the label ids.
         has_logits: whether `logits` can be called.
+        has_confidence: whether `infer_with_confidence` and `segment_with_confidence` can be called.
         weights_sha256: hash of the weights file that the artifact is, or was exported from.
         runtime: the library and settings in use, in words, if the backend has more than one; else "".
-        qdq_layout: layout of an int8 graph, "all" or "ort"; else "".
+        qdq_layout: layout of an int8 graph, "all", "openvino" or "ort"; else "".
         calibrated_on: the frames that the ranges of an int8 graph were measured on, if it says; else None.
         fit: how `segment` makes frames of images: "stretch", "letterbox" or "crop" (see `enet_deploy.fit`).
+        trained_on: the images that the weights were trained on, if they say; else None.
     """
 
     artifact: Path
@@ -68,7 +71,9 @@ class Spec:
     runtime: str = ""
     qdq_layout: str = ""
     calibrated_on: FrameRange | None = None
+    has_confidence: bool = False
     fit: Fit = "stretch"
+    trained_on: TrainedOn | None = None
 
 
 @dataclass(frozen=True)
@@ -94,7 +99,7 @@ class Runner(ABC):
     child process has none of the backend's threads: it cannot use the parent's runner and must open its own.
 
     A backend is a subclass with four methods: `_open`, `_run`, `_run_logits`, `_close`. They receive checked arrays.
-    It may also override `_stream` and `_profile`.
+    It may also override `_run_confidence`, `_stream` and `_profile`.
     """
 
     backend: str
@@ -184,6 +189,28 @@ class Runner(ABC):
             self._require_written(labels)
         return labels if out is None else out
 
+    def infer_with_confidence(self, frames: UInt8Array) -> tuple[UInt8Array, UInt8Array]:
+        """Label a batch, and say how sure the network is of each label.
+
+        Returns labels as `infer`, and confidences (N, H, W) uint8: 255 times the softmax probability of the label. The
+        softmax is that of logits divided by the temperature that the artifact was exported with. Both are new arrays
+        that belong to the caller. Raises ArtifactError if the artifact was exported without confidences, else as
+        `infer`.
+        """
+        frames = self._checked(frames)
+        if not self.spec.has_confidence:
+            raise ArtifactError(f"{self.artifact} has no output 'confidence'; export it with --confidence")
+        labels = unwritten(frames.shape[:3])
+        confidence = np.zeros(frames.shape[:3], np.uint8)
+        with self._lock:
+            self._require_open()
+            with self._failures():
+                self._run_confidence(frames, labels, confidence)
+            self._require_written(labels)
+        if not confidence.all():  # the label has the largest of at most 255 probabilities
+            raise BackendError(f"{self.backend} left confidences of {self.artifact} unwritten; export it again")
+        return labels, confidence
+
     def logits(self, frames: UInt8Array) -> npt.NDArray[np.float32]:
         """Return the scores behind `infer`'s labels: (N, C, H, W) float32, a new array that belongs to the caller.
 
@@ -238,12 +265,26 @@ class Runner(ABC):
         for any other array, or if the artifact takes several frames per call.
         """
         check_image(image)
+        self._require_single()
+        return self.postprocess(self.infer(self.preprocess(image))[0], (image.shape[0], image.shape[1]))
+
+    def segment_with_confidence(self, image: UInt8Array) -> tuple[UInt8Array, UInt8Array]:
+        """Label one camera image as `segment`, and say how sure the network is as `infer_with_confidence`.
+
+        Returns labels and confidences, both (h, w) uint8; what "crop" leaves out has confidence 0. Raises as these two.
+        """
+        check_image(image)
+        self._require_single()
+        labels, confidence = self.infer_with_confidence(self.preprocess(image))
+        size = (image.shape[0], image.shape[1])
+        return self.postprocess(labels[0], size), unfit_labels(confidence[0], size, self.spec.fit, 0)
+
+    def _require_single(self) -> None:
         if self.spec.batch not in (None, 1):
             raise InputError(
                 f"segment takes one image and {self.artifact} takes {self.spec.batch} at a time; "
                 "use infer, or export with --batch 1"
             )
-        return self.postprocess(self.infer(self.preprocess(image))[0], (image.shape[0], image.shape[1]))
 
     def preprocess(self, image: UInt8Array) -> UInt8Array:
         """Run the first step of `segment`: (h, w, 3) -> (1, H, W, 3) at the network's size. Raises as `segment`."""
@@ -343,6 +384,10 @@ class Runner(ABC):
     def _run_logits(self, frames: UInt8Array) -> npt.NDArray[np.float32]:
         """Return the logits (N, C, H, W) of `frames`. Called only if `spec.has_logits`."""
 
+    def _run_confidence(self, frames: UInt8Array, labels: UInt8Array, confidence: UInt8Array) -> None:
+        """Fill `labels` and `confidence`, both (N, H, W). Called only if `spec.has_confidence`."""
+        raise BackendError(f"backend '{self.backend}' gives no confidences of {self.artifact}; take another backend")
+
     def _profile(self, frames: UInt8Array, calls: int) -> Iterator[list[Operation]]:
         """Yield the operations of each call, one list per call."""
         raise BackendError(f"backend '{self.backend}' does not measure single operations; profile with another backend")
@@ -351,12 +396,20 @@ class Runner(ABC):
     def _close(self) -> None:
         """Free what `_open` allocated."""
 
-    def _make_spec(self, metadata: Metadata, batch: int | None, has_logits: bool, runtime: str = "") -> Spec:
+    def _make_spec(
+        self,
+        metadata: Metadata,
+        batch: int | None,
+        has_logits: bool,
+        runtime: str = "",
+        precision: str = "",
+        has_confidence: bool = False,
+    ) -> Spec:
         return Spec(
             artifact=self.artifact,
             backend=self.backend,
             device=self.device,
-            precision=metadata.precision,
+            precision=precision or metadata.precision,
             size=metadata.size,
             batch=batch,
             classes=metadata.classes,
@@ -365,7 +418,9 @@ class Runner(ABC):
             runtime=runtime,
             qdq_layout=metadata.qdq_layout,
             calibrated_on=metadata.calibrated_on,
+            has_confidence=has_confidence,
             fit=metadata.fit,
+            trained_on=metadata.trained_on,
         )
 
 

@@ -17,6 +17,7 @@ import numpy.typing as npt
 
 from ..artifacts import Metadata, check_size
 from ..control_groups import quota_threads
+from ..environment import processor
 from ..errors import BackendError, InputError
 from ..images import UInt8Array
 from .base import Runner, Spec, cuda_index
@@ -76,12 +77,23 @@ def without_tf32() -> Iterator[None]:
             conv.fp32_precision = before
 
 
+def _require_bf16(device: str) -> None:
+    """Raise BackendError unless the device is a CPU that computes in bfloat16 itself; others imitate it slowly."""
+    name, features = processor()
+    if device != "cpu" or not {"avx512_bf16", "amx_bf16"} & set(features.split()):
+        raise BackendError(
+            f"precision 'bf16' for torch on {name if device == 'cpu' else device}, expected a CPU with AVX512_BF16 or "
+            "AMX; leave the precision out"
+        )
+
+
 class TorchRunner(Runner):
-    """Runs weights (.safetensors) in eager PyTorch, fp32, channels_last; on CUDA without TF32.
+    """Runs weights (.safetensors) in eager PyTorch, channels_last, in fp32 or if asked in bf16; on CUDA without TF32.
 
     Args:
         artifact: weights that enet-train wrote.
         device: "cpu", "cuda" or "cuda:N".
+        precision: "bf16" lets PyTorch compute in bfloat16 what its autocast allows, on a CPU that can; None is fp32.
         size: (height, width) of the frames, divisible by 8; by default the size that the weights were trained at.
         weights: the artifact, if the caller has read it already; else it is read when the runner opens.
     """
@@ -92,10 +104,14 @@ class TorchRunner(Runner):
         self,
         artifact: str | Path,
         device: str = "cpu",
+        precision: str | None = None,
         size: tuple[int, int] | None = None,
         weights: Weights | None = None,
     ) -> None:
         super().__init__(artifact, device)
+        if precision not in (None, "bf16"):
+            raise InputError(f"precision {precision!r}, expected 'bf16', or None for fp32")
+        self._precision = precision
         if size is not None:
             if len(size) != 2 or not all(isinstance(side, int) for side in size):
                 raise InputError(f"size {size!r}, expected two whole numbers: (height, width)")
@@ -110,6 +126,8 @@ class TorchRunner(Runner):
         from ..model import Segmenter
 
         self._on = torch_device(self.device)
+        if self._precision is not None:
+            _require_bf16(self.device)
         net, metadata = self._load()
         metadata = dataclasses.replace(metadata, size=self._size or metadata.size)
         self._torch = torch
@@ -119,7 +137,9 @@ class TorchRunner(Runner):
         # cores, each call takes twice as long (measured on 2 cores: infer() and stream() in turn)
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="enet-torch", initializer=respect_quota)
         runtime = "" if self.device == "cpu" else "cuDNN, TF32 off"
-        return self._make_spec(metadata, batch=None, has_logits=True, runtime=runtime)
+        self._temperature = metadata.temperature
+        precision = self._precision or ""
+        return self._make_spec(metadata, None, True, runtime=runtime, precision=precision, has_confidence=True)
 
     def _load(self) -> tuple[nn.Module, Metadata]:
         """Return a network of this runner's own, and its metadata."""
@@ -136,19 +156,35 @@ class TorchRunner(Runner):
     def _run_logits(self, frames: UInt8Array) -> npt.NDArray[np.float32]:
         return self._thread.submit(self._score, frames).result()
 
+    def _run_confidence(self, frames: UInt8Array, labels: UInt8Array, confidence: UInt8Array) -> None:
+        found = self._thread.submit(self._judge, frames).result()
+        np.copyto(labels, found[0])
+        np.copyto(confidence, found[1])
+
+    def _judge(self, frames: UInt8Array) -> tuple[UInt8Array, UInt8Array]:
+        with self._torch.inference_mode(), self._autocast():
+            logits = self._compute(self._segmenter.logits, frames).float()
+            labels = logits.argmax(1)  # not of the probabilities: two of them may be equal where their logits differ
+            probability = (logits / self._temperature).softmax(1).amax(1)
+            uint8 = self._torch.uint8
+            return labels.to(uint8).cpu().numpy(), (probability * 255 + 0.5).to(uint8).cpu().numpy()
+
     def _label(self, frames: UInt8Array) -> UInt8Array:
-        with self._torch.inference_mode():
+        with self._torch.inference_mode(), self._autocast():
             labels: UInt8Array = self._compute(self._segmenter, frames).cpu().numpy()
             return labels
 
     def _score(self, frames: UInt8Array) -> npt.NDArray[np.float32]:
-        with self._torch.inference_mode():
+        with self._torch.inference_mode(), self._autocast():
             logits = self._compute(self._segmenter.logits, frames)
             array: npt.NDArray[np.float32] = logits.float().cpu().contiguous().numpy()
             return array
 
+    def _autocast(self) -> torch.autocast:
+        return self._torch.autocast("cpu", self._torch.bfloat16, enabled=self._precision is not None)
+
     def _compute(self, function: Callable[[torch.Tensor], torch.Tensor], frames: UInt8Array) -> torch.Tensor:
-        """Run function(frames) on the device, in fp32. On CUDA the work is launched when this returns, not finished."""
+        """Run function(frames) on the device. On CUDA the work is launched when this returns, not finished."""
         on_device = self._torch.tensor(frames, device=self._on)
         with contextlib.nullcontext() if self.device == "cpu" else without_tf32():
             return function(on_device)

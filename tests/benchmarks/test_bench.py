@@ -39,14 +39,20 @@ from enet_deploy.benchmarks.measure.unpool_flips import flips
 from enet_deploy.benchmarks.measure.worker import RemoteRunner, Worker, open_worker, spec_of, try_out
 from enet_deploy.data import open_data
 from enet_deploy.data.scenes import street_scene
+from enet_deploy.environment import processor
 from enet_deploy.errors import ParityError
+from enet_deploy.files import sha256
 from enet_deploy.images import UInt8Array
 from enet_deploy.metrics import evaluate
 from enet_deploy.runners import Operation
 from enet_deploy.weights import load_weights, save_weights
 
 HEIGHT, WIDTH = SIZE
-ON_GRAPHS = ["ort", *(["openvino"] if find_spec("openvino") else [])]  # what runs them here unasked
+ON_GRAPHS = [  # what runs them here unasked
+    "ort",
+    *(["openvino"] if find_spec("openvino") else []),
+    *(["opencv"] if hasattr(cv2.dnn, "ENGINE_NEW") else []),
+]
 
 
 class Painter(Runner):
@@ -104,6 +110,7 @@ def test_result_holds_what_the_readme_says(run: dict[str, Any], weights: Path, e
     for result, artifact in zip(run["results"], (weights, *(exported for _ in ON_GRAPHS)), strict=True):
         assert (result["artifact"], result["precision"], result["batch"]) == (str(artifact), "fp32", 1)
         assert result["size"] == list(SIZE) and result["model_bytes"] == artifact.stat().st_size
+        assert result["artifact_sha256"] == sha256(artifact) and result["trained_on"] == 0
         assert result["blocks"] == [2] * 5 and len(result["samples_ms"]) == 10 and min(result["samples_ms"]) > 0
         assert len(result["stream_ms"]) == 5 and result["stream_fps"] > 0 and result["warm_up"]["calls"] >= 10
         assert result["speed"]["low"] <= result["speed"]["ratio"] <= result["speed"]["high"]
@@ -347,7 +354,13 @@ def test_graphs_run_on_all_that_is_installed_and_weights_on_torch(monkeypatch: p
     openvino = types.ModuleType("openvino")
     openvino.__spec__ = ModuleSpec("openvino", None)
     monkeypatch.setitem(sys.modules, "openvino", openvino)  # it need not be installed
-    assert backends("a.onnx") == backends("a.onnx", device="cpu") == ["ort", "openvino"]
+    monkeypatch.setattr(cv2.dnn, "ENGINE_NEW", 2, raising=False)
+    assert backends("a.onnx") == backends("a.onnx", device="cpu") == ["ort", "openvino", "opencv"]
+    monkeypatch.delattr(cv2.dnn, "ENGINE_NEW")
+    assert backends("a.onnx") == ["ort", "openvino"]
+    assert choose_backends(Path("a.onnx"), None, None, "bf16") == ["openvino"]
+    assert choose_backends(Path("a.onnx"), ["ort"], None, "bf16") == []
+    assert choose_backends(Path("a.safetensors"), ["torch", "openvino"], None, "bf16") == ["torch"]
     assert backends("a.onnx", device="cuda") == ["ort"]
     assert backends("a.onnx", ["openvino", "torch"]) == ["openvino"] and backends("a.onnx", ["torch"]) == []
     assert backends("a.onnx", ["trt"]) == backends("a.engine") == ["trt"]
@@ -374,6 +387,23 @@ def test_without_artifact_the_weights_are_exported_at_each_size(tmp_path: Path, 
 
 
 @pytest.mark.slow
+def test_rows_in_bf16(exported: Path, tmp_path: Path) -> None:
+    pytest.importorskip("openvino")
+    if not {"avx512_bf16", "amx_bf16"} & set(processor()[1].split()):
+        pytest.skip("this CPU has neither AVX512_BF16 nor AMX")
+    path = tmp_path / "out.json"
+    options = ["--backend", "openvino", "--threads", "1", "--frames", "5", "--precision", "bf16"]
+    assert cli.main([str(exported), *options, "--json", str(path)]) == 0
+    run = json.loads(path.read_text())
+    assert [result["name"] for result in run["results"]] == ["openvino fp32", "openvino bf16"]
+    assert [result["options"].get("precision") for result in run["results"]] == [None, "bf16"]
+    plain, half = (result["parity"] for result in run["results"])
+    assert plain["agreement"] > 0.9999 > half["agreement"] > 0.97
+    assert plain["unpool_flips"] is not None and half["unpool_flips"] is None  # no backend shows them
+    assert run["verdict"][0]["call"].startswith("open_runner(")
+
+
+@pytest.mark.slow
 def test_sweep_of_batches_on_a_video(
     tmp_path: Path, weights: Path, exported: Path, video: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -394,7 +424,10 @@ def test_gate(exported: Path, weights: Path, scenes: Path, tmp_path: Path, capsy
     command = [str(exported), "--backend", "ort", "--frames", "5"]
     command += ["--data", str(scenes), "--json", str(out)]
     assert cli.main([*command, "--require", "miou_drop<=0.3,model_mb<1,fps>=1e9"]) == 1
-    error = capsys.readouterr().err
+    printed = capsys.readouterr()
+    error, table = printed.err, printed.out[printed.out.index("Measured against required") :]
+    for figure, held in (("miou_drop .* <= 0.3", "holds"), ("model_mb .* < 1", "does not hold")):
+        assert re.search(rf"ort fp32 +{figure} +{held}", table), table  # also what holds
     assert re.fullmatch(
         r"enet-bench: error: ort fp32 has model_mb 1\.5\d*, required model_mb<1; "
         r"ort fp32 has fps \S+, required fps>=1e\+09\n",
@@ -489,6 +522,7 @@ def strangers(exported: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
         (["{exported}", "--size", "96x128,64x96"], "has one frame size and --size names several"),
         (["{exported}", "--precision", "int8"], "--precision is for what is exported here, expected no ARTIFACT"),
         (["--precision", "int8", "--calibration", "{tmp}/none.json"], "none.json"),
+        (["{exported}", "--precision", "bf16", "--backend", "ort"], "--precision bf16 .*openvino"),
         (["{exported}", "--from-video", "{weights}"], "has no frame that OpenCV can decode"),
         (["{exported}", "--require", "speed>=1"], "--require speed, expected one of p50_ms, p90_ms"),
         (["{exported}", "--require", "agreement"], "--require 'agreement', expected FIGURE<=NUMBER"),
@@ -500,7 +534,7 @@ def strangers(exported: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
         (["{exported}", "--weights", "{strangers}/other.onnx"], "other.onnx"),
         (
             ["--backend", "torch", "--precision", "int8"],
-            "--precision is for graphs, expected a --backend of ort, openvino",
+            "--precision is for graphs, expected a --backend of ort, openvino, opencv",
         ),
         (["{tmp}", "--backend", "ort"], "has the suffix ''"),
         (["{exported}", "--require", "miou_drop<=0.3"], "--require miou_drop<=0.3 needs the truth; give --data"),

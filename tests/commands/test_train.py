@@ -104,6 +104,7 @@ def test_a_run_is_not_changed_half_way(
     assert {path: path.read_bytes() for path in finished.iterdir()} == before
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("options", "split", "counts"),
     [

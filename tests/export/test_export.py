@@ -260,6 +260,8 @@ def test_file_carries_the_metadata_of_its_weights(weights: Path, model: onnx.Mod
     metadata = Metadata.from_text(entry.value, "the graph")
     versions = metadata.details.pop("versions")
     assert versions["torch"] == torch.__version__
+    verified = metadata.details.pop("verified")
+    assert verified["agreement"] >= 0.9999 and (verified["frames"], verified["on"]) == (8, "drawn scenes")
     expected = dataclasses.replace(load_weights(weights)[1], size=SIZE, weights_sha256=sha256(weights))
     assert metadata == expected
 
@@ -321,7 +323,7 @@ def test_real_images_get_pytorchs_labels(tmp_path: Path, weights: Path, camvid: 
 
 @pytest.fixture
 def ready(exported: Path, monkeypatch: pytest.MonkeyPatch) -> onnx.ModelProto:
-    """What the exporter will give, at once, instead of making it anew."""
+    """Let the exporter return this graph at once, instead of building it."""
     model = onnx.load(exported)
     monkeypatch.setattr(sys.modules[to_onnx.__module__], "build_graph", lambda *_: model)
     return model

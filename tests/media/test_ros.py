@@ -56,7 +56,7 @@ def make_image(types: Any, is_ros1: bool, stamp: int, fields: dict[str, Any], ki
 def write_bag(
     path: Path, kind: str = "Image", fields: list[dict[str, Any]] | None = None, more: Sequence[str] = ()
 ) -> Path:
-    """A bag with these images, and topics for more; by its suffix of ROS 1, or of ROS 2 as one file or as a folder."""
+    """A bag with these images, and topics for more. Its suffix says ROS 1, or ROS 2 as one file or as a folder."""
     is_ros1 = path.suffix == ".bag"
     types = message_types(is_ros1)
     folder = path.with_suffix("")
@@ -79,7 +79,7 @@ def write_bag(
 
 
 def messages(path: Path, topic: str) -> Iterator[tuple[int, Any]]:
-    """When the bag had it, and the message."""
+    """The time of a message in the bag, and the message."""
     with highlevel.AnyReader([path]) as reader:
         connections = [c for c in reader.connections if c.topic == topic]
         for connection, received, data in reader.messages(connections):
@@ -349,10 +349,12 @@ def test_logic_of_the_node(exported: Path) -> None:
     with open_runner(exported) as runner:
         segmentation = Segmentation(runner, alpha=0.3)
         message = make_image(types, False, STAMPS[0], padded(FRAMES[0], "bgr8"))
-        outputs = segmentation(message, ("overlay", "color_mask"))
+        outputs = segmentation(message, ("overlay", "color_mask", "confidence"))
         ids = runner.segment(FRAMES[0])
         assert np.array_equal(outputs["labels"].pop("data").reshape(SIZE), ids)
         assert outputs["labels"] == {"height": 96, "width": 128, "encoding": "mono8", "is_bigendian": 0, "step": 128}
+        confidence = outputs["confidence"]["data"].reshape(SIZE)
+        assert np.array_equal(confidence, runner.segment_with_confidence(FRAMES[0])[1]) and confidence.min() > 0
         for name, picture in (("overlay", overlay(FRAMES[0], ids, CAMVID, 0.3)), ("color_mask", colorize(ids, CAMVID))):
             assert (outputs[name]["encoding"], outputs[name]["step"]) == ("bgr8", 384)
             assert np.array_equal(outputs[name]["data"].reshape(*SIZE, 3), picture)

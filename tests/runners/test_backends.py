@@ -14,12 +14,14 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+import cv2
 import numpy as np
 import pytest
 from helpers import SIZE
 
 from enet_deploy import BackendError, InputError, open_runner
 from enet_deploy.data.scenes import street_scene
+from enet_deploy.environment import processor
 from enet_deploy.images import UInt8Array
 from enet_deploy.runners.openvino_runner import OpenVinoRunner
 from enet_deploy.runners.ort_runner import OrtRunner, _int8_overflows
@@ -38,7 +40,7 @@ def batches() -> list[UInt8Array]:
 def test_torch_on_cuda_computes_without_tf32(
     weights: Path, batches: list[UInt8Array], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """On the CPU, said to be CUDA: what convolutions there would be allowed to do."""
+    """Run on the CPU as if it were CUDA, and record what convolutions there would be allowed to do."""
     torch = pytest.importorskip("torch")
     conv = torch.backends.cudnn.conv
     monkeypatch.setattr("enet_deploy.runners.torch_runner.torch_device", lambda _: torch.device("cpu"))
@@ -77,7 +79,7 @@ def test_openvino_keeps_the_precision_of_the_graph(exported: Path, weights: Path
     pytest.importorskip("openvino")
     pytest.importorskip("torch")
     frames = np.concatenate(batches)
-    # Left to itself it computes in bfloat16 where the CPU can, and some 2 % of the labels change
+    # By default it computes in bfloat16 if the CPU can, which changes some 2 % of the labels
     with open_runner(exported, "openvino") as runner, open_runner(weights, size=SIZE) as reference:
         assert (runner.infer(frames) == reference.infer(frames)).mean() >= 0.9999
 
@@ -117,6 +119,7 @@ def test_openvino_caches_what_it_compiled(exported: Path, tmp_path: Path, batche
     ("options", "error", "message"),
     [
         ({"device": "cuda"}, BackendError, "device 'cuda' for openvino, expected cpu"),
+        ({"precision": "bf16", "device": "cuda"}, BackendError, "device 'cuda' for openvino, expected cpu"),
         ({"hint": "speed"}, InputError, "hint 'speed', expected latency or throughput"),
         ({"threads": -1}, InputError, "threads -1"),
         ({"threads": "all"}, InputError, "threads 'all'"),
@@ -128,6 +131,38 @@ def test_openvino_refuses(exported: Path, options: dict[str, Any], error: type[E
     options = {key: exported if value == "{exported}" else value for key, value in options.items()}
     with pytest.raises(error, match=message):
         open_runner(exported, "openvino", **options)
+
+
+# bf16
+
+
+def skip_without_bf16() -> None:
+    if not {"avx512_bf16", "amx_bf16"} & set(processor()[1].split()):
+        pytest.skip("this CPU has neither AVX512_BF16 nor AMX")
+
+
+def test_openvino_computes_what_int8_leaves_in_bf16(graphs: dict[str, Path], batches: list[UInt8Array]) -> None:
+    pytest.importorskip("openvino")
+    skip_without_bf16()
+    kinds = []
+    for precision in (None, "bf16"):
+        with OpenVinoRunner(graphs["int8"], threads=1, precision=precision) as runner:
+            assert runner.spec.precision == ("int8" if precision is None else "bf16-int8")
+            assert runner.spec.qdq_layout == "all"
+            kinds.append({operation.kind.rpartition("_")[2].upper() for operation in runner.profile(batches[0], 1)})
+    assert "I8" in kinds[0] and "BF16" not in kinds[0] and {"BF16", "I8"} <= kinds[1]
+    with pytest.raises(BackendError, match=r"fp16\.onnx.*fp32 or int8"):
+        open_runner(graphs["fp16"], "openvino", precision="bf16")
+
+
+def test_bf16_needs_a_cpu_that_has_it(exported: Path, weights: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    ov = pytest.importorskip("openvino")
+    monkeypatch.setattr(ov.Core, "get_property", lambda *_: ["FP32", "INT8"])
+    with pytest.raises(BackendError, match=r"INT8.*AVX512_BF16"):
+        open_runner(exported, precision="bf16")
+    monkeypatch.setattr("enet_deploy.runners.torch_runner.processor", lambda: ("Old Processor", "avx2 avx512f"))
+    with pytest.raises(BackendError, match=r"Old Processor.*AVX512_BF16"):
+        open_runner(weights, precision="bf16")
 
 
 # ONNX Runtime on CUDA: which calls are made, by a stand-in for the package; whether they work needs a GPU
@@ -174,7 +209,7 @@ class DeviceValue:
 
 class FakeOrt:
     """onnxruntime-gpu, as far as the runner calls it. `made` holds (provider, options, session config) per session, and
-    "preload" where libraries were loaded."""
+    "preload" if libraries were loaded."""
 
     __version__, __file__ = "1.99", "/site/onnxruntime/__init__.py"
     OrtValue = SimpleNamespace(ortvalue_from_numpy=DeviceValue)
@@ -312,7 +347,7 @@ def test_onnxruntime_knows_its_devices(exported: Path, device: str) -> None:
         ("x86_64", "flags : avx512f avx512_vnni", False),
         ("AMD64", "flags : avx2 avx_vnni", False),
         ("x86_64", "flags : avx2", True),
-        ("x86_64", None, True),  # where there is no such file
+        ("x86_64", None, True),  # without such a file
         ("aarch64", "Features : asimd", False),
     ],
 )
@@ -343,14 +378,14 @@ def test_precise_int8_is_used_if_the_kernels_overflow(
 
     monkeypatch.setattr(ort, "SessionOptions", Options)
     monkeypatch.setattr("enet_deploy.runners.ort_runner._int8_overflows", lambda: overflows)
-    with open_runner(exported):
+    with open_runner(exported, "ort"):
         assert ("session.x64quantprecision=1" in entries) == overflows
 
 
 # Threads
 
 
-@pytest.mark.parametrize("backend", ["ort", "openvino"])
+@pytest.mark.parametrize("backend", ["ort", "openvino", "opencv"])
 @pytest.mark.parametrize("threads", [-1, 1.5, "2", None, 1025, 100_000, 2**31, 2**63])
 def test_threads_have_bounds(exported: Path, backend: str, threads: Any) -> None:
     with pytest.raises(InputError, match=str(threads)):
@@ -370,8 +405,10 @@ assert masks == {(core,)}, masks
 
 
 @pytest.mark.skipif(not hasattr(os, "sched_setaffinity") or (os.cpu_count() or 1) < 2, reason="no mask is possible")
-@pytest.mark.parametrize("backend", ["ort", "openvino"])
+@pytest.mark.parametrize("backend", ["ort", "openvino", "opencv"])
 def test_threads_stay_on_the_cores_that_they_may_use(exported: Path, backend: str) -> None:
-    pytest.importorskip({"ort": "onnxruntime"}.get(backend, backend))
+    pytest.importorskip({"ort": "onnxruntime", "opencv": "cv2"}.get(backend, backend))
+    if backend == "opencv" and not hasattr(cv2.dnn, "ENGINE_NEW"):
+        pytest.skip(f"OpenCV {cv2.__version__} is older than version 5")
     done = subprocess.run([sys.executable, "-c", MASKED, str(exported), backend], capture_output=True, text=True)
     assert done.returncode == 0, done.stderr

@@ -1,4 +1,4 @@
-"""The node: ~/image in; ~/labels, ~/overlay, ~/color_mask, ~/label_info, ~/classes and /diagnostics out."""
+"""The node: ~/image in; labels and what is made of them out, with /diagnostics. Its README lists the topics."""
 
 from __future__ import annotations
 
@@ -56,7 +56,7 @@ class SegmentationNode(Node):
         self.segmentation = Segmentation(self.runner, given["alpha"])
         self.health = Health(self._limits(), time.monotonic())
         self.add_post_set_parameters_callback(self._apply)
-        outputs = ("labels", "overlay", "color_mask")
+        outputs = ["labels", "overlay", "color_mask", *["confidence"] * self.runner.spec.has_confidence]
         overridable = QoSOverridingOptions.with_default_policies()
         self._outputs = {
             name: self.create_publisher(Image, f"~/{name}", 1, qos_overriding_options=overridable) for name in outputs

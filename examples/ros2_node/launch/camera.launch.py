@@ -14,7 +14,7 @@ from launch_ros.actions import Node
 from launch_ros.parameter_descriptions import ParameterValue
 
 ARGUMENTS = {
-    "backend": ("", "by default, by the artifact's suffix"),
+    "backend": ("", "by default, the fastest that is installed"),
     "device": ("", "cpu, cuda or cuda:N; by default the backend's own"),
     "image_transport": ("raw", "raw or compressed"),
     "reliability": ("auto", "auto, reliable or best_effort"),
