@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import argparse
+import os
 import sys
 import tempfile
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import fields
 from functools import partial
@@ -22,8 +23,12 @@ from enet_deploy.data import DataSet, files_of, require_same_classes
 from enet_deploy.environment import environment
 from enet_deploy.errors import InputError
 from enet_deploy.files import atomic_write, require_outputs, sha256
+from enet_deploy.fit import FITS
 from enet_deploy.runners import BACKENDS, ON_REQUEST, artifact_files, backends_for
+from enet_deploy.trained_on import count
 
+from . import compare
+from .gate import Requirement, judge, judged_figures, parse_requirements, require_all, require_measurable
 from .measure.comparison import Comparison, compare_runners
 from .measure.plan import (
     Artifact,
@@ -42,9 +47,11 @@ from .measure.worker import use_feed
 from .result import Result
 from .run import Reference, Run
 from .statistics import Summary
-from .verdict import FIGURES, Requirement, check, parse_requirements, require_measurable
+from .verdict import FIGURES
 
 if TYPE_CHECKING:
+    from rich.console import Console
+
     from enet_deploy.export.record import Record
     from enet_deploy.weights import Weights
 
@@ -76,7 +83,25 @@ def _bench(args: argparse.Namespace) -> None:
         print(f"parity is not measured: not all of these came from the weights {options.weights}; see --weights")
     if options.data is None:
         print("accuracy is not measured: the frames have no truth; see --data")
-    check(run.results, run.accuracy_of_reference, requirements)
+    _judge(judged_figures(run.results, run.accuracy_of_reference), requirements)
+
+
+def _judge(found: Mapping[str, Mapping[str, float | None]], requirements: Sequence[Requirement]) -> None:
+    """Print what was measured beside what is required. Raises RequirementError if a condition does not hold."""
+    if not requirements:
+        return
+    from .report.tables import show_judged
+
+    judged = judge(found, requirements)
+    show_judged(judged, _terminal())
+    require_all(judged)
+
+
+def measured(args: argparse.Namespace) -> Run:
+    """Return what the command measures; nothing is printed or written."""
+    options = BenchOptions(**{each.name: getattr(args, each.name) for each in fields(BenchOptions)})
+    weights_sha256 = _require(options, {}, [])
+    return _run(options, weights_sha256, open_inputs(options), environment(), [], False)[0]
 
 
 def _require(options: BenchOptions, outputs: dict[str, Path], requirements: Sequence[Requirement]) -> str:
@@ -241,6 +266,8 @@ def _results(cases: Sequence[OpenCase], timings: dict[str, Timing], comparison: 
                 parity=None if parity is None else parity.figures(),
                 accuracy=None if parity is None else parity.accuracy(),
                 profile=profile,
+                trained_on=count(spec.trained_on, comparison.hashes) if comparison.hashes else None,
+                artifact_sha256=sha256(case.artifact),
             )
         )
     return results
@@ -290,8 +317,6 @@ def _require_outputs(outputs: dict[str, Path], inputs: Sequence[Path | None]) ->
 
 def _give(run: Run, outputs: dict[str, Path], pictures: Sequence[Picture] = ()) -> None:
     """Write the files and print the run. Files come first, because the reader of stdout may go away."""
-    from rich.console import Console
-
     from .report.tables import as_csv, as_markdown, show
 
     for kind, path in console.progress(outputs.items(), "writing", len(outputs)):
@@ -305,12 +330,19 @@ def _give(run: Run, outputs: dict[str, Path], pictures: Sequence[Picture] = ()) 
         else:
             text = as_markdown(run) if kind == "markdown" else as_csv(run)
         with atomic_write(path) as temporary:
-            temporary.write_text(text, encoding="utf-8")
-    terminal = console.unfiltered(sys.stdout)  # the run's names are printable
-    # a narrow terminal breaks lines; figures must not be cut
-    show(run, Console(file=terminal, width=max(Console().width, WIDTH)))
+            temporary.write_text(text, encoding="utf-8", errors="backslashreplace")  # names of files
+    show(run, _terminal())
     for path in outputs.values():
         print(f"wrote {path}")
+
+
+def _terminal() -> Console:
+    """Where tables are printed: as wide as the terminal, or as COLUMNS says; else wide enough for all columns."""
+    from rich.console import Console
+
+    stream = console.unfiltered(sys.stdout)  # the run's names are printable
+    is_known = "COLUMNS" in os.environ or (stream is not None and stream.isatty())
+    return Console(file=stream, width=None if is_known else WIDTH, highlight=False)
 
 
 # --- enet-bench show, enet-bench compare --------------------------------------------------------------------------
@@ -323,38 +355,50 @@ def _show(args: argparse.Namespace) -> None:
 
 
 def _compare_runs(args: argparse.Namespace) -> None:
-    from .report.tables import as_comparison
-
-    print("\n".join(as_comparison(Run.read(args.first), Run.read(args.second))))
+    requirements = [] if args.require is None else parse_requirements(args.require, compare.FIGURES)
+    found = compare.compare_runs(Run.read(args.first), Run.read(args.second))
+    print("\n".join(compare.as_lines(found)))
+    if requirements:
+        _judge(compare.judged_figures(found), requirements)
 
 
 # --- the command line ---------------------------------------------------------------------------------------------
 
 
-def _bench_parser() -> argparse.ArgumentParser:
+def make_parser() -> cli.Parser:
     parser = cli.Parser(
         "enet-bench",
         description="Latency, throughput and parity of runners, side by side in one run.",
         epilog="Also: enet-bench compare FIRST.json SECOND.json; enet-bench show RUN.json, with outputs as above. "
         f"Figures of --require: {', '.join(FIGURES)}; drops are in points against PyTorch fp32, agreement, flips and "
         "accuracies are shares from 0 to 1.",
+        examples=(
+            "enet-bench --precision fp32,int8 --html report.html",
+            'enet-bench enet-camvid mine-int8.onnx --data DATA --require "miou_drop<=0.3"',
+        ),
     )
     add = parser.add_argument
     add(
         "artifacts", nargs="*", type=Path, metavar="ARTIFACT",
-        help="weights, graphs or engines; the first is the baseline (default: --weights and their exports)",
+        help="weights, graphs, engines, names of bundled weights; the first is the baseline (default: --weights and "
+        "their exports)",
     )  # fmt: skip
-    add("--weights", type=Path, default=BUNDLED_WEIGHTS, help="parity is measured against these (default: bundled)")
+    add(
+        "--weights", type=cli.weights, default=BUNDLED_WEIGHTS,
+        help="parity is measured against these (default: enet-camvid)",
+    )  # fmt: skip
     add(
         "--precision", dest="precisions", type=cli.listed(cli.one_of(PRECISIONS)), default=(), metavar="P,...",
         help=f"what to export if no ARTIFACT is named, of {', '.join(PRECISIONS)} (default: fp32); beside ARTIFACTs "
         "bf16 alone, which runs each of them in bf16 too",
     )  # fmt: skip
     add("--calibration", type=Path, metavar="RECORD", help="for int8 of --weights (default: bundled)")
+    add = parser.add_argument_group("where").add_argument
     add(
         "--backend", dest="backends", action="append", choices=BACKENDS,
         help="may be repeated (default: all that are installed, except trt)",
     )  # fmt: skip
+    add("--fit", choices=FITS, help="how images become frames (default: as each artifact says)")
     add("--device", help="cpu, cuda or cuda:N (default: the backend's own)")
     add("--threads", type=int, default=0, metavar="N", help="of ort, openvino and opencv (default: their choice)")
     add(
@@ -365,6 +409,7 @@ def _bench_parser() -> argparse.ArgumentParser:
         "--batch", dest="batches", type=cli.listed(cli.positive), default=(), metavar="N,...",
         help="frames per call (default: the graph's); several as with --size",
     )  # fmt: skip
+    add = parser.add_argument_group("on which images, and for how long").add_argument
     add("--frames", type=cli.positive, default=100, metavar="N", help="timed per runner (default: %(default)s)")
     add(
         "--seconds", type=cli.not_negative, default=0.0, metavar="S",
@@ -379,6 +424,7 @@ def _bench_parser() -> argparse.ArgumentParser:
         metavar="FILE",
         help="time the whole loop on it: decode, segment, overlay",
     )
+    add = parser.add_argument_group("more to find out").add_argument
     add("--profile", action="store_true", help="show where the time goes too, operation by operation")
     add("--require", metavar="CONDITIONS", help='exit with 1 unless all hold: "miou_drop<=0.3,p90_ms<=20"')
     _add_outputs(parser)
@@ -386,21 +432,34 @@ def _bench_parser() -> argparse.ArgumentParser:
 
 
 def _show_parser() -> argparse.ArgumentParser:
-    parser = cli.Parser("enet-bench show", description="Print a stored run, and write it in other forms.")
+    parser = cli.Parser(
+        "enet-bench show",
+        description="Print a stored run, and write it in other forms.",
+        examples=("enet-bench show run.json --html report.html", "enet-bench show run.json --csv run.csv"),
+    )
     parser.add_argument("run", type=Path, metavar="RUN", help="a file of --json")
     _add_outputs(parser)
     return parser
 
 
 def _compare_parser() -> argparse.ArgumentParser:
-    parser = cli.Parser("enet-bench compare", description="Say for each runner of two runs which one is faster.")
+    parser = cli.Parser(
+        "enet-bench compare",
+        description="Say for each runner of two runs which one is faster.",
+        examples=("enet-bench compare before.json after.json",),
+    )
     parser.add_argument("first", type=Path, metavar="FIRST", help="a file of --json")
     parser.add_argument("second", type=Path, metavar="SECOND", help="another one")
+    parser.add_argument(
+        "--require", metavar="CONDITIONS",
+        help='exit with 1 unless all hold for every runner that changed: "speedup_low>=0.95"; figures: '
+        f"{', '.join(compare.FIGURES)}",
+    )  # fmt: skip
     return parser
 
 
 def _add_outputs(parser: argparse.ArgumentParser) -> None:
-    add = parser.add_argument
+    add = parser.add_argument_group("outputs").add_argument
     add("--json", type=Path, metavar="FILE", help="write the whole result to FILE")
     add("--html", type=Path, metavar="FILE", help="write a report with charts to FILE, one page for a browser")
     add("--markdown", type=Path, metavar="FILE", help="write a table and the verdict to FILE")
@@ -417,9 +476,9 @@ _SUBCOMMANDS: dict[str, tuple[Callable[[], argparse.ArgumentParser], Callable[[a
 def main(argv: Sequence[str] | None = None) -> int:
     argv = sys.argv[1:] if argv is None else list(argv)
     if argv and argv[0] in _SUBCOMMANDS:
-        make_parser, command = _SUBCOMMANDS[argv[0]]
-        return cli.run(make_parser(), command, argv[1:])
-    return cli.run(_bench_parser(), _bench, argv)
+        parser, command = _SUBCOMMANDS[argv[0]]
+        return cli.run(parser(), command, argv[1:])
+    return cli.run(make_parser(), _bench, argv)
 
 
 if __name__ == "__main__":

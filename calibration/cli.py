@@ -7,7 +7,7 @@ import dataclasses
 import math
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from enet_deploy import console
 from enet_deploy.artifacts import BUNDLED_WEIGHTS, graph_metadata
@@ -17,10 +17,12 @@ from enet_deploy.errors import InputError
 from enet_deploy.export.record import METHODS, Record, cache_header, record_for
 from enet_deploy.files import atomic_write, require_outputs, sha256
 from enet_deploy.images import read_image
+from enet_deploy.trained_on import in_words
 
 if TYPE_CHECKING:
     import onnx
 
+    from enet_deploy.artifacts import Metadata
     from enet_deploy.classes import ClassList
 
     from .scoring import Evaluator, Pair, Score
@@ -64,7 +66,7 @@ def _measure(
 
     metadata = graph_metadata(model, args.weights)
     few = spread(sampled, OUTPUT_IMAGES)
-    amax, outputs = _find_ranges(args.method, model, sampled, few, metadata.size)
+    amax, outputs = _find_ranges(args.method, model, sampled, few, metadata)
     scores = {
         method: evaluator.score(quantized_copy(model, {**amax[method], **outputs}, FLOAT_LAYERS), method)
         for method in amax
@@ -92,7 +94,7 @@ def _measure(
 
 
 def _find_ranges(
-    method: str, model: onnx.ModelProto, sampled: list[Path], few: list[Path], size: tuple[int, int]
+    method: str, model: onnx.ModelProto, sampled: list[Path], few: list[Path], metadata: Metadata
 ) -> tuple[dict[str, dict[str, float]], dict[str, float]]:
     """Return method -> tensor -> amax, and tensor -> amax of the tensors that only the layout "ort" needs.
 
@@ -104,8 +106,9 @@ def _find_ranges(
 
     methods = METHODS if method == "auto" else (method,)
     tensors = list(activations(model.graph, layers(model.graph).values()))
-    found = find_ranges(model, tensors, sampled, size, methods, console.progress)
-    outputs = find_ranges(model, output_tensors(model.graph), few, size, ["percentile"], console.progress)
+    size, fit, of_outputs = metadata.size, metadata.fit, output_tensors(model.graph)
+    found = find_ranges(model, tensors, sampled, size, methods, console.progress, fit)
+    outputs = find_ranges(model, of_outputs, few, size, ["percentile"], console.progress, fit)
     return {name: _rounded(values) for name, values in found.items()}, _rounded(outputs["percentile"])
 
 
@@ -188,7 +191,8 @@ def _require(args: argparse.Namespace) -> None:
     require_outputs(writes, reads)
 
 
-def _calibrate(args: argparse.Namespace) -> None:
+def run(args: argparse.Namespace) -> None:
+    """Do what the command does."""
     _require(args)
     if args.data is None:
         _render(args)
@@ -211,6 +215,7 @@ def _calibrate(args: argparse.Namespace) -> None:
     else:
         record, score = earlier, evaluator.score(quantize(model, earlier), earlier.method)
     float_layers, score = _study(args, model, record, score, evaluator)
+    record = dataclasses.replace(record, confidence=_fit_confidence(model, evaluator))
     in_ort = _score_in_ort(model, record.ranges, float_layers, evaluator)
     record = _completed(record, model, float_layers, evaluator, score, in_ort)
     record.write(args.out)
@@ -221,6 +226,22 @@ def _calibrate(args: argparse.Namespace) -> None:
             f"in ONNX Runtime's layout (enet-export --int8 --target ort): {in_ort.value:.4f} "
             f"({-evaluator.drop(in_ort):+.2f} points), {in_ort.agreement:.2%}"
         )
+
+
+def _fit_confidence(model: onnx.ModelProto, evaluator: Evaluator) -> dict[str, Any]:
+    """Fit the temperature of the confidences on half of the labelled images, and print its effect on the others."""
+    from .temperature import fit_confidence
+
+    if evaluator.measure != "miou" or evaluator.count < 2:
+        return {}
+    found = fit_confidence(model, evaluator.pairs, console.progress)
+    if found:
+        print(
+            f"confidences: temperature {found['temperature']:g}, fitted on {found['fitted_on']} images; expected "
+            f"calibration error on {found['measured_on']} others {found['error_before']:.4f} without it, "
+            f"{found['error_after']:.4f} with it"
+        )
+    return found
 
 
 def _completed(
@@ -265,6 +286,7 @@ def _report(
         f"{evaluator.measure} on {evaluator.count} images: fp32 {evaluator.float_value:.4f}, int8 {score.value:.4f} "
         f"({-evaluator.drop(score):+.2f} points); {score.agreement:.2%} of the labels are fp32's"
     )
+    print(in_words(evaluator.trained_on, evaluator.count))
     budget = BUDGET[evaluator.measure]
     if args.max_drop is None and evaluator.drop(score) > budget:
         print(f"int8 costs more than {budget} points: --max-drop {budget} leaves the worst layers in float")
@@ -293,28 +315,37 @@ def _write_cache(args: argparse.Namespace, record: Record) -> None:
         print(f"{args.trt_cache}  calibration cache of TensorRT {args.trt_version}, {text.count(chr(10)) - 1} tensors")
 
 
-def main(argv: Sequence[str] | None = None) -> int:
+def make_parser() -> cli.Parser:
     text = "Measure the ranges for int8 and its cost in accuracy; write both to a readable record."
-    parser = cli.Parser("enet-calibrate", description=text)
+    examples = (
+        "enet-calibrate DATA --weights runs/mine/best.safetensors --out mine.json",
+        "enet-calibrate DATA --max-drop 0.3",
+    )
+    parser = cli.Parser("enet-calibrate", description=text, examples=examples)
     parser.add_argument("data", nargs="?", metavar="DATA", help="data set, or a folder of images without labels")
-    weights = "a .safetensors file of enet-train (default: the bundled)"
-    parser.add_argument("--weights", type=Path, default=BUNDLED_WEIGHTS, help=weights)
+    weights = f"{cli.WEIGHTS} (default: enet-camvid)"
+    parser.add_argument("--weights", type=cli.weights, default=BUNDLED_WEIGHTS, help=weights)
     methods, best = ("auto", *METHODS), "auto (default) tries all and keeps the best on val"
     parser.add_argument("--method", choices=methods, default="auto", help=best)
     images = "images, spread over the split (default: 100)"
     parser.add_argument("--images", type=cli.positive, default=100, metavar="N", help=images)
     parser.add_argument("--split", default="train", help="split of DATA to sample (default: train)")
     out, shown = Path("calibration.json"), "file to write (default: calibration.json)"
-    parser.add_argument("--out", type=Path, default=out, metavar="RECORD", help=shown)
+    outputs = parser.add_argument_group("outputs")
+    outputs.add_argument("--out", type=Path, default=out, metavar="RECORD", help=shown)
     parser.add_argument("--record", type=Path, help="take the ranges of this record instead of measuring them")
     size = "frame size (default: as the weights were trained)"
     parser.add_argument("--size", type=cli.size, metavar="HxW", help=size)
-    parser.add_argument("--sensitivity", metavar="DIR", help="quantise each layer alone; folder for table and plot")
+    outputs.add_argument("--sensitivity", metavar="DIR", help="quantise each layer alone; folder for table and plot")
     drop = "leave the most sensitive layers in float until int8 costs at most this (study in RECORD-sensitivity/)"
     parser.add_argument("--max-drop", type=float, metavar="POINTS", help=drop)
-    parser.add_argument("--trt-cache", type=Path, metavar="FILE", help="also write TensorRT 10's calibration cache")
-    parser.add_argument("--trt-version", default="10.3.0", help="TensorRT that reads the cache (default: 10.3.0)")
-    return cli.run(parser, _calibrate, argv)
+    outputs.add_argument("--trt-cache", type=Path, metavar="FILE", help="also write TensorRT 10's calibration cache")
+    outputs.add_argument("--trt-version", default="10.3.0", help="TensorRT that reads the cache (default: 10.3.0)")
+    return parser
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    return cli.run(make_parser(), run, argv)
 
 
 if __name__ == "__main__":

@@ -17,8 +17,9 @@ import onnx
 
 from enet_deploy.data import spread
 from enet_deploy.errors import InputError
+from enet_deploy.fit import Fit, fit_image
 from enet_deploy.frame_range import measure
-from enet_deploy.images import UInt8Array, read_image, resize_image
+from enet_deploy.images import UInt8Array, read_image
 
 PERCENTILE = 99.99  # share of the magnitudes inside the range, in percent
 BINS = {"percentile": 2048, "entropy": 512}  # the entropy search is quadratic in them, in Python
@@ -60,13 +61,14 @@ def find_ranges(
     size: tuple[int, int],
     methods: Sequence[str],
     progress: Callable[[Sequence[Path], str], Iterable[Path]] = lambda images, _: images,
+    fit: Fit = "stretch",
 ) -> dict[str, dict[str, float]]:
     """Measure the range of each tensor by each method. Returns method -> tensor -> amax.
 
     Args:
         model: a float32 graph, frames (1, H, W, 3) uint8.
         tensors: names of the tensors.
-        images: image files; each is resized to `size` = (H, W).
+        images: image files; each is resized to `size` = (H, W), as `fit` says.
         methods: some of `record.METHODS`. "minmax" takes the largest magnitude; "percentile" leaves 0.01 % of the
             values outside; "entropy" loses the least information (KL divergence, Migacz, "8-bit inference with
             TensorRT", GTC 2017); "mse" has the smallest mean squared error of rounding and clipping.
@@ -78,7 +80,7 @@ def find_ranges(
         with tempfile.TemporaryDirectory() as folder:
             calibrator = _calibrator(kind, model, tensors, Path(folder))
             for image in progress(images, f"{kind} ranges"):
-                frame = resize_image(read_image(image), size)[None]
+                frame = fit_image(read_image(image), size, fit)[None]
                 # One image at a time: a call keeps all its values in memory before it counts them
                 _quietly(calibrator.collect_data, _Reader(frame))
             if kind in methods:

@@ -12,6 +12,7 @@ import logging
 import os
 
 from .artifacts import BUNDLED_WEIGHTS
+from .bundled import SAMPLE
 from .classes import CAMVID, ClassList
 from .errors import ArtifactError, BackendError, DataError, EnetError, InputError, ParityError
 from .images import colorize
@@ -29,6 +30,7 @@ __all__ = [
     "BACKENDS",
     "BUNDLED_WEIGHTS",
     "CAMVID",
+    "SAMPLE",
     "ArtifactError",
     "BackendError",
     "ClassList",

@@ -2,14 +2,28 @@
 
 from __future__ import annotations
 
+import argparse
 import sys
 from collections.abc import Sequence
-from difflib import get_close_matches
+from importlib import import_module
 from importlib.metadata import EntryPoint, entry_points
 
 from . import __version__
+from .commands import cli
+from .console import did_you_mean
 
 PREFIX = "enet-"
+COMPLETION = "--print-completion"
+HELP = f"""usage: enet COMMAND ...
+       enet {COMPLETION} bash|zsh|tcsh
+
+commands, each with --help and --version:
+{{commands}}
+
+examples:
+  enet segment enet-camvid sample --legend
+  enet export --int8
+"""
 
 
 def _commands() -> dict[str, EntryPoint]:
@@ -19,6 +33,46 @@ def _commands() -> dict[str, EntryPoint]:
         script for script in scripts if script.name.startswith(PREFIX) and script.module.startswith(f"{__package__}.")
     ]
     return {script.name.removeprefix(PREFIX): script for script in sorted(own, key=lambda script: script.name)}
+
+
+def _help(commands: dict[str, EntryPoint]) -> str:
+    """Return each command with the first sentence of its module's docstring."""
+    about = {name: (import_module(script.module).__doc__ or "").split("\n")[0] for name, script in commands.items()}
+    return HELP.format(commands="\n".join(f"  enet {name:<10}{text.split(': ')[-1]}" for name, text in about.items()))
+
+
+def completion(commands: dict[str, EntryPoint], shell: str) -> str:
+    """Return a script that completes `enet` and every `enet-...` in a shell: options, their words, file names."""
+    import shtab
+
+    whole = cli.Parser("enet")
+    subcommands = whole.add_subparsers()
+    parsers = [whole]
+    for name, script in commands.items():
+        own, parent = (import_module(script.module).make_parser() for _ in range(2))
+        for parser in (own, parent):
+            _complete_files(parser)
+        parsers.append(own)
+        # "resolve" takes --version from the parent
+        subcommands.add_parser(name, parents=[parent], add_help=False, conflict_handler="resolve", help=own.description)
+    # shtab would name the variables of `enet export` and `enet-export` alike
+    return "\n".join(shtab.complete(each, shell, f"{number}_{each.prog}") for number, each in enumerate(parsers))
+
+
+def _complete_files(parser: argparse.ArgumentParser) -> None:
+    """Complete file names for all that takes a value of its own."""
+    import shtab
+
+    for action in parser._actions:
+        if isinstance(action, argparse._SubParsersAction):
+            for inner in action.choices.values():
+                _complete_files(inner)
+        elif action.choices is None and action.nargs != 0:
+            action.complete = shtab.FILE  # type: ignore[attr-defined]
+
+
+def _complete(args: argparse.Namespace) -> None:
+    print(completion(_commands(), args.shell))
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -32,14 +86,16 @@ def main(argv: Sequence[str] | None = None) -> int:
         print(__version__)
         return 0
     if name in ("-h", "--help"):
-        print("usage: enet COMMAND ...\n\ncommands, each with --help:")
-        print("\n".join(f"  enet {command:<10} or {script.name}" for command, script in commands.items()))
+        print(_help(commands), end="")
         return 0
-    near = get_close_matches(name.removeprefix(PREFIX), commands, 1)
-    expected = f"do you mean {near[0]}?" if near else f"expected one of {', '.join(commands)}"
+    if name == COMPLETION:
+        parser = cli.Parser(f"enet {COMPLETION}")
+        parser.add_argument("shell", choices=("bash", "zsh", "tcsh"))
+        return cli.run(parser, _complete, rest)
+    expected = did_you_mean(name.removeprefix(PREFIX), commands) or f"; expected one of {', '.join(commands)}"
     if not commands:
-        expected = "this copy of enet_deploy is not installed: pip install -e ."
-    print(f"enet: error: command '{name}', {expected}", file=sys.stderr)
+        expected = "; this copy of enet_deploy is not installed: pip install -e ."
+    print(f"enet: error: command '{name}'{expected}", file=sys.stderr)
     return 2
 
 

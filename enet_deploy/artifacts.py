@@ -17,7 +17,10 @@ from typing import Any, Literal, get_args
 from .classes import ClassList
 from .errors import ArtifactError, InputError
 from .files import digest, parse_json
+from .fit import Fit, check_fit
 from .frame_range import FrameRange
+from .trained_on import KEY as TRAINED_ON
+from .trained_on import TrainedOn
 
 METADATA_KEY = "enet_deploy"  # the only key in the metadata of safetensors and ONNX files; its value is JSON
 SCHEMA = 1
@@ -47,6 +50,12 @@ def check_size(size: tuple[int, int]) -> None:
         raise InputError(f"size {size[0]}x{size[1]}, expected height and width divisible by 8; the nearest is {near}")
 
 
+def check_temperature(value: Any) -> None:
+    """Raise InputError unless `value` is a number from 0.01 to 100, which every precision can compute with."""
+    if type(value) not in (int, float) or not 0.01 <= value <= 100:
+        raise InputError(f"temperature {value!r:.40}, expected a number from 0.01 to 100")
+
+
 @dataclass(frozen=True)
 class Metadata:
     """What a runner needs to know in addition to the tensors.
@@ -56,6 +65,7 @@ class Metadata:
         mean, std: per channel, BGR, in the range [0, 255]; the network sees (frame - mean) / std.
         size: (height, width) that the weights were trained at, or that the graph was exported at.
         precision: one of `PRECISIONS`.
+        fit: how an image of another shape becomes a frame, one of `fit.FITS`; as the weights were trained.
         weights_sha256: hash of the weights file that a graph was exported from; "" in the weights file itself.
         details: facts for people: recipe, figures, commit, tool versions.
 
@@ -69,6 +79,7 @@ class Metadata:
     precision: str = "fp32"
     weights_sha256: str = ""
     details: dict[str, Any] = field(default_factory=dict)
+    fit: Fit = "stretch"
 
     def __post_init__(self) -> None:
         if not all(math.isfinite(value) for value in (*self.mean, *self.std)) or min(self.std) <= 0:
@@ -78,10 +89,13 @@ class Metadata:
         if not re.fullmatch("([0-9a-f]{64})?", self.weights_sha256):
             raise InputError(f"weights_sha256 {self.weights_sha256!r:.80}, expected 64 hex digits or ''")
         check_size(self.size)
+        check_fit(self.fit)
         try:
             _ = self.calibrated_on
         except TypeError as error:
             raise InputError(f"frames of the calibration: {error}; expected contrast and noise") from None
+        check_temperature(self.temperature)
+        _ = self.trained_on
 
     @property
     def qdq_layout(self) -> QdqLayout | Literal[""]:
@@ -99,6 +113,18 @@ class Metadata:
         frames = calibration.get("frames") if isinstance(calibration, dict) else None
         return None if frames is None else FrameRange(**frames)
 
+    @property
+    def temperature(self) -> Any:
+        """What the logits are divided by before the softmax of a confidence; 1 unless enet-calibrate has fitted one."""
+        confidence = self.details.get("confidence")
+        return confidence.get("temperature", 1.0) if isinstance(confidence, dict) else 1.0
+
+    @property
+    def trained_on(self) -> TrainedOn | None:
+        """The images that the weights were trained on; None if the weights do not say."""
+        value = self.details.get(TRAINED_ON)
+        return None if value is None else TrainedOn.from_json(value)
+
     def to_text(self) -> str:
         return json.dumps(
             {
@@ -108,6 +134,7 @@ class Metadata:
                 "std": self.std,
                 "size": self.size,
                 "precision": self.precision,
+                "fit": self.fit,
                 "weights_sha256": self.weights_sha256,
                 "details": self.details,
                 "content_sha256": _NO_DIGEST,  # until `sealed` has the whole file
@@ -136,6 +163,7 @@ class Metadata:
                 std=_triple(value["std"]),
                 size=(int(value["size"][0]), int(value["size"][1])),
                 precision=str(value["precision"]),
+                fit=check_fit(value.get("fit", "stretch")),  # files of before had no other
                 weights_sha256=str(value["weights_sha256"]),
                 details=dict(value["details"]),
             )

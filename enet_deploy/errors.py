@@ -54,6 +54,7 @@ EXTRAS = {
     "av": "video",
     "pillow_heif": "heic",
     "rosbags": "ros",
+    "shtab": "completion",
     "tensorrt": "trt",
     "tensorrt_rtx": "rtx",
 }

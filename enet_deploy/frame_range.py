@@ -9,13 +9,15 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeVar
 
 import cv2
 import numpy as np
 
 from .errors import InputError
 from .images import UInt8Array, resize_image
+
+Found = TypeVar("Found")  # labels, or labels and confidences
 
 # A frame is far outside below 1/LOW of the least contrast, or above HIGH times the most noise. On 12 frames of CamVid's
 # val with the bundled record, these find dark frames with noise (98 and 95 % of fp32's labels), noise of sigma 64
@@ -68,12 +70,12 @@ class RangeMonitor:
         self.outside, self.first = 0, ""
         self._range, self._size = spec.calibrated_on, spec.size
 
-    def watched(self, label: Callable[[UInt8Array], UInt8Array]) -> Callable[[UInt8Array], UInt8Array]:
+    def watched(self, label: Callable[[UInt8Array], Found]) -> Callable[[UInt8Array], Found]:
         """Return `label`, such as `Runner.segment`, with a look at each image before. It is itself if not int8."""
         if self._range is None:
             return label
 
-        def look_and_label(image: UInt8Array) -> UInt8Array:
+        def look_and_label(image: UInt8Array) -> Found:
             labels = label(image)  # which refuses what is no image
             flaw = self._range.flaw(image, self._size)
             self.outside += bool(flaw)

@@ -19,10 +19,12 @@ import struct
 from collections.abc import Callable, Iterator
 from typing import NamedTuple
 
+from .exif import directories, exif_orientation, orientation_of
+
 PNG_SIGNATURE = b"\x89PNG\r\n\x1a\n"
 GREY, PALETTE, GREY_ALPHA, RGB_ALPHA = 0, 3, 4, 6  # colour types of PNG
 
-_ORIENTATION, _REDUCED, _WIDTH, _HEIGHT, _BITS, _COMPRESSION = 0x112, 254, 256, 257, 258, 259  # tags of TIFF and EXIF
+_REDUCED, _WIDTH, _HEIGHT, _BITS, _COMPRESSION = 254, 256, 257, 258, 259  # tags of TIFF
 _MAX_SAMPLE, _TILE_WIDTH, _TILE_HEIGHT, _SAMPLE_FORMAT = 281, 322, 323, 339
 _LOSSY_TIFF = {6, 7, 34712, 50001}  # JPEG, JPEG 2000 and WebP inside TIFF
 _MAX_PARTS = 1 << 20  # of a file: chunks, blocks, directories; more make no image
@@ -85,7 +87,7 @@ def _png(content: bytes) -> Header:
         if kind == b"acTL" and length >= 4:
             pictures = max(1, int.from_bytes(content[body : body + 4], "big"))
         elif kind == b"eXIf":
-            orientation = _exif_orientation(content[body : body + length])
+            orientation = exif_orientation(content[body : body + length])
         position = body + length + 4
     return Header("PNG", height, width, pictures, orientation, bits=bits, color_type=color_type)
 
@@ -108,7 +110,7 @@ def _jpeg_at(content: bytes, position: int) -> Header:
     orientation, is_progressive = 1, False
     for marker, start, end in _jpeg_segments(content, position + 2):
         if marker == 0xE1 and content.startswith(b"Exif\0\0", start):
-            orientation = _exif_orientation(content[start + 6 : end])
+            orientation = exif_orientation(content[start + 6 : end])
         elif 0xC0 <= marker <= 0xCF and marker not in (0xC4, 0xC8, 0xCC):
             size = struct.unpack(">HH", content[start + 1 : start + 5])
             is_progressive = marker not in (0xC0, 0xC1)
@@ -158,7 +160,7 @@ def _jpeg2000(content: bytes) -> Header:
 
 
 def _tiff(content: bytes) -> Header:
-    pages = list(_directories(content))
+    pages = list(directories(content))
     first = pages[0]
     # a reduced copy of another page, or a mask, is no picture of its own
     pictures = sum(1 for page in pages if not page.get(_REDUCED, (0,))[0] & 5)
@@ -169,53 +171,11 @@ def _tiff(content: bytes) -> Header:
         max(first[_HEIGHT][0], first.get(_TILE_HEIGHT, (0,))[0]),
         max(first[_WIDTH][0], first.get(_TILE_WIDTH, (0,))[0]),
         max(1, pictures),
-        _orientation(first),
+        orientation_of(first),
         stated if 8 < bits <= 16 and 0xFF < stated < 0xFFFF else None,
         first.get(_COMPRESSION, (1,))[0] in _LOSSY_TIFF,
         first.get(_SAMPLE_FORMAT, (1,))[0] == 3,
     )
-
-
-def _directories(data: bytes) -> Iterator[dict[int, tuple[int, ...]]]:
-    """The directories of TIFF data: tag -> its first whole numbers."""
-    order = "<" if data[:2] == b"II" else ">"
-    is_big = struct.unpack(f"{order}H", data[2:4])[0] == 43
-    offset, head, word = (8, 8, "Q") if is_big else (4, 2, "I")
-    wide = struct.calcsize(word)
-    (position,) = struct.unpack(f"{order}{word}", data[offset : offset + wide])
-    seen: set[int] = set()
-    while position and position not in seen and len(seen) < _MAX_PARTS:
-        seen.add(position)
-        count = int.from_bytes(data[position : position + head], "little" if order == "<" else "big")
-        tags: dict[int, tuple[int, ...]] = {}
-        start, entry = position + head, 4 + 2 * wide
-        for index in range(min(count, 4096)):
-            at = start + index * entry
-            tag, kind, length = struct.unpack(f"{order}HH{word}", data[at : at + 4 + wide])
-            code = {1: "B", 3: "H", 4: "I", 16: "Q"}.get(kind)
-            if code is None or not length:
-                continue
-            value = at + 4 + wide
-            if struct.calcsize(code) * length > wide:
-                (value,) = struct.unpack(f"{order}{word}", data[value : value + wide])
-            taken = min(length, 4)
-            tags[tag] = struct.unpack(f"{order}{taken}{code}", data[value : value + taken * struct.calcsize(code)])
-        yield tags
-        after = start + count * entry
-        (position,) = struct.unpack(f"{order}{word}", data[after : after + wide])
-
-
-def _orientation(tags: dict[int, tuple[int, ...]]) -> int:
-    orientation = tags.get(_ORIENTATION, (1,))[0]
-    return orientation if 1 <= orientation <= 8 else 1
-
-
-def _exif_orientation(data: bytes) -> int:
-    """The orientation in a block of EXIF; 1 if it is damaged or does not say."""
-    try:
-        return _orientation(next(_directories(data.removeprefix(b"Exif\0\0"))))
-    except (struct.error, IndexError, StopIteration):
-        return 1
 
 
 def _bmp(content: bytes) -> Header:
@@ -266,7 +226,7 @@ def _webp(content: bytes) -> Header:
             packed = int.from_bytes(body[1:5], "little")
             size = max(size, ((packed >> 14 & 0x3FFF) + 1, (packed & 0x3FFF) + 1))
         elif kind == b"EXIF":
-            orientation = _exif_orientation(body)
+            orientation = exif_orientation(body)
         position += 8 + length + (length & 1)
     if not all(size):
         raise ValueError

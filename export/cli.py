@@ -3,22 +3,23 @@
 from __future__ import annotations
 
 import argparse
-import shlex
 from collections.abc import Sequence
+from contextlib import suppress
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, get_args
 
 import numpy as np
 
-from enet_deploy.artifacts import BUNDLED_WEIGHTS, QdqLayout, graph_metadata
+from enet_deploy.artifacts import BUNDLED_WEIGHTS, PRECISIONS, QdqLayout, graph_metadata
 from enet_deploy.cache import cache_folder
 from enet_deploy.classes import read_classes
 from enet_deploy.commands import cli
 from enet_deploy.data import files_of, find_images, require_same_classes, spread
 from enet_deploy.errors import ArtifactError, BackendError, EnetError, InputError
 from enet_deploy.files import require_outputs
-from enet_deploy.images import UInt8Array, read_image, resize_image
+from enet_deploy.fit import FITS, fit_image
+from enet_deploy.images import UInt8Array, read_image
 from enet_deploy.runners.tensorrt.card import EngineCard
 from enet_deploy.runners.tensorrt.library import FLAVOURS
 
@@ -42,7 +43,8 @@ def _frames(args: argparse.Namespace, metadata: Metadata, size: tuple[int, int])
     if (Path(args.data) / "classes.json").exists():
         require_same_classes(metadata.classes, read_classes(args.data), args.data, "the weights know")
     images = spread(find_images(args.data, args.split), MAX_FRAMES)
-    return np.stack([resize_image(read_image(image), size) for image in images])
+    fit = args.fit or metadata.fit
+    return np.stack([fit_image(read_image(image), size, fit) for image in images])
 
 
 def _from_weights(args: argparse.Namespace) -> Path:
@@ -58,7 +60,6 @@ def _from_weights(args: argparse.Namespace) -> Path:
     from enet_deploy.weights import Weights
 
     from .int8 import quantize
-    from .record import record_for
     from .to_onnx import to_onnx
 
     weights = Weights.read(args.weights or BUNDLED_WEIGHTS)
@@ -67,7 +68,14 @@ def _from_weights(args: argparse.Namespace) -> Path:
             "the PReLUs have a slope per channel, and ONNX Runtime has no int8 kernel for it: enet-train --slopes layer"
         )
     size = args.size or weights.metadata.size
-    record = record_for(weights.sha256, args.calibration) if args.int8 else None
+    record = _record(args, weights.sha256)
+    temperature = record.confidence.get("temperature") if record is not None else None
+    if args.confidence and temperature is None:
+        print(
+            "no temperature of these weights is known, so confidences are the softmax as it was trained; "
+            "enet-calibrate fits one on labelled images, and --calibration RECORD takes it"
+        )
+    record = record if args.int8 else None
     if record is not None:
         _note_size(record, size)
     done = to_onnx(
@@ -77,12 +85,24 @@ def _from_weights(args: argparse.Namespace) -> Path:
         size=size,
         batch=None if args.dynamic_batch else args.batch or 1,
         logits=args.logits,
+        confidence=(temperature or 1.0) if args.confidence else None,
+        fit=args.fit,
         frames=_frames(args, weights.metadata, size),
         quantize=None if record is None else partial(quantize, record=record, qdq_layout=args.qdq_layout),
         max_disagreement=args.max_disagreement,
     )
     _report(done, args, "PyTorch")
     return path
+
+
+def _record(args: argparse.Namespace, weights_sha256: str) -> Record | None:
+    """Return the record that --int8 or --confidence needs; None if it has none, as confidences can do without."""
+    from .record import BUNDLED_RECORD, Record, record_for
+
+    if args.int8 or (args.confidence and args.calibration is not None):
+        return record_for(weights_sha256, args.calibration)
+    bundled = Record.read(BUNDLED_RECORD) if args.confidence else None
+    return bundled if bundled is not None and bundled.weights_sha256 == weights_sha256 else None
 
 
 def _note_size(record: Record, size: tuple[int, int]) -> None:
@@ -94,7 +114,8 @@ def _note_size(record: Record, size: tuple[int, int]) -> None:
 def _from_graph(args: argparse.Namespace) -> Path:
     """Quantise the graph MODEL with --int8; return the path of the new graph. Without --int8 return MODEL."""
     model: Path = args.model
-    given = [n for n in ("fp16", "size", "batch", "dynamic_batch", "logits", "weights", "name") if getattr(args, n)]
+    fixed = ("fp16", "size", "fit", "batch", "dynamic_batch", "logits", "confidence", "weights", "name")
+    given = [name for name in fixed if getattr(args, name)]
     if given:
         raise InputError(
             f"--{given[0].replace('_', '-')} with {model}, expected without: a graph keeps its name, "
@@ -165,29 +186,22 @@ def _build_engine(graph: Path, args: argparse.Namespace, options: BuildOptions) 
 
 
 def _engine_if_possible(graph: Path, args: argparse.Namespace) -> None:
-    """Build an engine for the GPU in this machine, or print on one line why that is impossible."""
+    """Build an engine if this machine has a GPU and TensorRT; print a line if the build fails."""
     from enet_deploy.runners.tensorrt.cuda import find_gpu
     from enet_deploy.runners.tensorrt.library import import_tensorrt
 
-    reason = ""
-    try:
+    with suppress(BackendError):
         find_gpu()
         for flavour in FLAVOURS:
-            try:
+            with suppress(BackendError):
                 import_tensorrt(flavour)
-            except BackendError as error:
-                reason = reason or str(error)
-            else:
-                return _build_engine(graph, args, _build_options(args, flavour))
-    except EnetError as error:
-        reason = str(error)
-    path = shlex.quote(str(graph))
-    print(
-        f"no engine was built: {reason}. On the machine with TensorRT and the GPU: enet-export "
-        f"{shlex.quote(graph.name)} --engine trt; here, for another machine: enet-export {path} --engine trt-rtx "
-        "--compute-capability 8.6"
-    )
-    return None
+                break
+        else:
+            return
+        try:
+            _build_engine(graph, args, _build_options(args, flavour))
+        except EnetError as error:
+            print(f"no engine was built: {error}; --engine {flavour} makes this an error")
 
 
 def _options(args: argparse.Namespace) -> BuildOptions | None:
@@ -216,13 +230,59 @@ def _build_options(args: argparse.Namespace, flavour: str) -> BuildOptions:
     )
 
 
+def _settle_precision(args: argparse.Namespace) -> None:
+    """Let --precision set --fp16 and --int8. Raises InputError if they were given and say something else."""
+    if args.precision is None:
+        return
+    if args.precision not in PRECISIONS:
+        raise InputError(f"precision '{args.precision}', expected one of {', '.join(PRECISIONS)}")
+    parts = args.precision.split("-")
+    for name in ("fp16", "int8"):
+        if getattr(args, name) and name not in parts:
+            raise InputError(f"--{name} with --precision {args.precision}, expected one of them")
+        setattr(args, name, name in parts)
+
+
 def _export(args: argparse.Namespace) -> None:
+    exported(args)
+
+
+def _require_model(args: argparse.Namespace) -> None:
     if args.model is not None and (not args.model.is_file() or args.model.suffix != ".onnx"):
         problem = "is no .onnx file" if args.model.exists() else "does not exist"
         raise ArtifactError(f"{args.model} {problem}; expected a graph of enet-export, or --weights WEIGHTS")
+
+
+def _rewrite_unpool(args: argparse.Namespace) -> Path:
+    """Rewrite the unpooling of the graph MODEL, of whatever program, to --out/STEM-exact.onnx."""
+    from .rewrite import rewrite_unpool
+
+    defaults = vars(make_parser().parse_args([])) | {"model": args.model, "rewrite_unpool": True, "out": args.out}
+    given = [name for name, value in vars(args).items() if value != defaults[name]]
+    if args.model is None or given:
+        shown = f"--{given[0].replace('_', '-')}" if given else "no MODEL.onnx"
+        raise InputError(f"--rewrite-unpool with {shown}, expected MODEL.onnx, and --out alone beside it")
+    path = Path(args.out) / f"{args.model.stem}-exact.onnx"
+    require_outputs([path], [args.model])
+    done = rewrite_unpool(args.model, path)
+    print(
+        f"{done.path}: {len(done.pools)} poolings and {len(done.unpools)} unpoolings rewritten; all outputs as the "
+        f"original's on {done.inputs} inputs, in which {done.ties:.0%} of the pooled windows tie"
+    )
+    return path
+
+
+def exported(args: argparse.Namespace) -> Path:
+    """Do what the command does. Returns the path of the graph."""
+    if args.rewrite_unpool:
+        _require_model(args)
+        return _rewrite_unpool(args)
+    _settle_precision(args)
+    args.engine = None if args.engine == "onnx" else args.engine  # of --format: a graph is always written
+    _require_model(args)
     options = _options(args)
-    if args.calibration is not None and not args.int8:
-        raise InputError(f"--calibration {args.calibration} without --int8, expected both")
+    if args.calibration is not None and not (args.int8 or args.confidence):
+        raise InputError(f"--calibration {args.calibration} without --int8 or --confidence, expected one of them too")
     if args.qdq_layout != "all" and not args.int8:
         raise InputError(f"--target {args.qdq_layout} without --int8, expected both: it is a layout of int8 graphs")
     if args.qdq_layout == "ort" and args.fp16:
@@ -242,6 +302,7 @@ def _export(args: argparse.Namespace) -> None:
         _build_engine(graph, args, options)
     elif args.qdq_layout == "all" and (args.fp16 or args.int8):
         _engine_if_possible(graph, args)
+    return graph
 
 
 def _capabilities(text: str) -> tuple[str, ...]:
@@ -249,45 +310,58 @@ def _capabilities(text: str) -> tuple[str, ...]:
     return tuple(part.strip() for part in text.split(","))
 
 
-def _parser() -> cli.Parser:
-    text = "Export weights to ONNX (uint8 BGR in, uint8 labels out), compare with PyTorch, build engines."
-    parser = cli.Parser("enet-export", description=text)
+def make_parser() -> cli.Parser:
+    parser = cli.Parser(
+        "enet-export",
+        description="Export weights to ONNX (uint8 BGR in, uint8 labels out), compare with PyTorch, build engines.",
+        examples=(
+            "enet-export --weights runs/mine/best.safetensors --int8 --calibration mine.json --data DATA --name mine",
+            "enet-export enet-fp16.onnx --engine trt-rtx --compute-capability 8.6,8.9",
+        ),
+    )
     start = "start from this graph instead of weights"
     parser.add_argument("model", nargs="?", type=Path, metavar="MODEL.onnx", help=start)
-    parser.add_argument("--weights", type=Path, help="a .safetensors file of enet-train (default: the bundled weights)")
+    parser.add_argument("--weights", type=cli.weights, help=f"{cli.WEIGHTS} (default: enet-camvid)")
     parser.add_argument("--out", default=".", metavar="DIR", help="folder to write to (default: here)")
     parser.add_argument("--name", help="beginning of the file name NAME-PRECISION.onnx (default: enet)")
+    exact = "put the exact unpooling into MODEL.onnx, of whatever program, and compare: STEM-exact.onnx"
+    parser.add_argument("--rewrite-unpool", action="store_true", help=exact)
     _add_graph_options(parser.add_argument_group("graph"))
     _add_engine_options(parser.add_argument_group("engine"))
     return parser
 
 
 def _add_graph_options(group: argparse._ArgumentGroup) -> None:
-    fp16 = "half-precision weights and arithmetic; also an engine if possible"
-    int8 = "int8 layers, the rest in fp32, or in half with --fp16; also an engine"
     record = "file of enet-calibrate (default: of the bundled weights)"
     layout = "backend that --int8 is laid out for: openvino and ort are the fastest there, on a CPU; all (default) is "
     layout += "for TensorRT, and runs on every backend"
     limit = "share of pixels that may get another label (default: fp32 0.0001, fp16 0.001, int8 0.02)"
-    group.add_argument("--fp16", action="store_true", help=fp16)
-    group.add_argument("--int8", action="store_true", help=int8)
+    group.add_argument("--fp16", action="store_true", help="half-precision weights and arithmetic")
+    group.add_argument("--int8", action="store_true", help="int8 layers, the rest in fp32, or in half with --fp16")
+    group.add_argument("--precision", choices=PRECISIONS, help="the same in one option (default: fp32)")
     group.add_argument("--calibration", type=Path, metavar="RECORD", help=record)
     group.add_argument("--target", dest="qdq_layout", choices=get_args(QdqLayout), default="all", help=layout)
     group.add_argument("--size", type=cli.size, metavar="HxW", help="frame size (default: as the weights were trained)")
+    group.add_argument("--fit", choices=FITS, help="how runners make frames of images (default: as it was trained)")
     batch = group.add_mutually_exclusive_group()
     batch.add_argument("--batch", type=cli.positive, metavar="N", help="frames per call (default: 1)")
     batch.add_argument("--dynamic-batch", action="store_true", help="accept any number of frames per call")
     group.add_argument("--logits", action="store_true", help="the graph also returns the logits")
+    confidence = "the graph also returns confidences: 255 times the softmax probability of the label, with the "
+    confidence += "temperature in the calibration record"
+    group.add_argument("--confidence", action="store_true", help=confidence)
     group.add_argument("--data", help="data set with images to verify on (default: synthetic street scenes)")
     group.add_argument("--split", default="val", help="split of --data (default: val)")
     group.add_argument("--max-disagreement", type=cli.share, metavar="SHARE", help=limit)
 
 
 def _add_engine_options(group: argparse._ArgumentGroup) -> None:
-    flavours = "trt: for the GPU in this machine; trt-rtx: also ahead of time"
+    flavours = "trt: for the GPU in this machine; trt-rtx: also ahead of time (default: none for fp32; fp16 and int8 "
+    flavours += "graphs are also built for this machine's GPU if it has TensorRT)"
     gpus = "GPUs of trt-rtx, such as 8.6,8.9"
     timings = "kernel timings of earlier builds (default: the user's cache)"
     group.add_argument("--engine", choices=FLAVOURS, help=flavours)
+    group.add_argument("--format", dest="engine", choices=("onnx", *FLAVOURS), help=argparse.SUPPRESS)  # others' word
     group.add_argument("--compute-capability", type=_capabilities, default=(), metavar="LIST", help=gpus)
     group.add_argument("--version-compatible", action="store_true", help="later versions of TensorRT may load it")
     group.add_argument("--hardware-compatible", action="store_true", help="other GPUs, Ampere and later, may load it")
@@ -301,7 +375,7 @@ def _add_engine_options(group: argparse._ArgumentGroup) -> None:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    return cli.run(_parser(), _export, argv)
+    return cli.run(make_parser(), _export, argv)
 
 
 if __name__ == "__main__":

@@ -228,6 +228,17 @@ def labels_of(scores: Tensor) -> Tensor:
     return interleave(scores.argmax(dim=2).to(torch.int32)).to(torch.uint8)
 
 
+def confidence_of(scores: Tensor, temperature: float) -> Tensor:
+    """Turn the output of `DeploySegmenter.scores` into confidences (N, H, W) uint8.
+
+    A confidence is 255 times the softmax probability of the label. The largest logit over the sum is written as one
+    over the sum of exp(logit - largest), so that the only divisions are at the end, one for each pixel.
+    """
+    below = scores - scores.amax(dim=2, keepdim=True)
+    total = (below * (1 / temperature)).exp().sum(dim=2)
+    return interleave((255 / total + 0.5).to(torch.int32)).to(torch.uint8)
+
+
 def to_deploy(net: ENet, metadata: Metadata, half: bool = False) -> DeploySegmenter:
     """Return the deploy form of a network in eval mode. Raises InputError in train mode.
 

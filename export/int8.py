@@ -59,8 +59,7 @@ FLOAT_LAYERS = {
     "stage5.*": "4 channels within, at half the frame's size: conversions would cost more than they save",
     "fullconv*": "its outputs are compared with each other by the argmax",
 }
-# The same in the layout "ort", in addition
-FLOAT_FOR_ORT = {
+FLOAT_FOR_ORT = {  # the same in the layout "ort", in addition
     "bottleneck?_0.shortcut.0": "the unpooling behind it is float, and faster in the layout of a float convolution",
 }
 _INT8_OF = {"fp32": "int8", "fp16": "fp16-int8"}
@@ -174,11 +173,8 @@ def quantize(
     }  # fmt: skip
     if "frames" in record.images:
         calibration["frames"] = record.images["frames"]
-    metadata = dataclasses.replace(
-        metadata,
-        precision=_INT8_OF[metadata.precision],
-        details={**metadata.details, "calibration": calibration},
-    )
+    details = {**metadata.details, "calibration": calibration}
+    metadata = dataclasses.replace(metadata, precision=_INT8_OF[metadata.precision], details=details)
     set_graph_metadata(result, metadata)
     return result
 
@@ -220,10 +216,9 @@ def output_tensors(graph: onnx.GraphProto) -> list[str]:
 
 def _require_tensors(graph: onnx.GraphProto, record: Record) -> None:
     wanted = {*activations(graph, layers(graph).values()), *output_tensors(graph)}
-    known = record.ranges.keys()
     for what, names in (
-        ("ranges for tensors that this graph does not have", known - wanted),
-        ("no ranges for tensors that this graph has", wanted - known),
+        ("ranges for tensors that this graph does not have", record.ranges.keys() - wanted),
+        ("no ranges for tensors that this graph has", wanted - record.ranges.keys()),
     ):
         if names:
             raise ArtifactError(

@@ -22,15 +22,16 @@ import torch
 from torch import Tensor, nn
 
 import enet_deploy
-from enet_deploy.artifacts import check_size, graph_metadata, save_graph, set_graph_metadata
+from enet_deploy.artifacts import check_size, check_temperature, graph_metadata, save_graph, set_graph_metadata
 from enet_deploy.data.scenes import street_scene
 from enet_deploy.errors import InputError, ParityError
 from enet_deploy.files import atomic_write, require_writable
+from enet_deploy.fit import Fit
 from enet_deploy.images import UInt8Array
 from enet_deploy.runners import Runner, open_runner
 from enet_deploy.weights import Weights
 
-from .deploy import DeploySegmenter, interleave, labels_of, to_deploy
+from .deploy import DeploySegmenter, confidence_of, interleave, labels_of, to_deploy
 from .graph import clean, name_by_module
 
 OPSET = 19  # the first version in which QuantizeLinear and DequantizeLinear accept fp16
@@ -72,6 +73,8 @@ def to_onnx(
     size: tuple[int, int] | None = None,
     batch: int | None = 1,
     logits: bool = False,
+    confidence: float | None = None,
+    fit: Fit | None = None,
     frames: UInt8Array | None = None,
     quantize: Callable[[onnx.ModelProto], onnx.ModelProto] | None = None,
     max_disagreement: float | None = None,
@@ -85,6 +88,9 @@ def to_onnx(
         size: (height, width), divisible by 8; by default the size that the weights were trained at.
         batch: frames per call; None for any number.
         logits: the graph also returns the logits, (N, C, H, W) float32.
+        confidence: the graph also returns confidences, (N, H, W) uint8, 255 times the softmax probability of the label;
+            this number is the temperature that divides the logits before the softmax, 1 for none.
+        fit: how runners of the file make frames of images; by default as the weights were trained.
         frames: (K, H, W, 3) uint8 BGR, to compare the labels on; by default synthetic street scenes.
         quantize: makes the int8 graph, for example `enet_deploy.export.int8.quantize` with its record.
         max_disagreement: largest share of pixels that may get another label than in PyTorch; by default
@@ -95,7 +101,7 @@ def to_onnx(
     """
     require_writable(path)
     weights = _read(weights)
-    model = build_graph(weights, precision, size, batch, logits)
+    model = build_graph(weights, precision, size, batch, logits, confidence, fit)
     if quantize is not None:
         model = quantize(model)
     size = graph_metadata(model, path).size
@@ -109,25 +115,34 @@ def build_graph(
     size: tuple[int, int] | None = None,
     batch: int | None = 1,
     logits: bool = False,
+    confidence: float | None = None,
+    fit: Fit | None = None,
 ) -> onnx.ModelProto:
     """Return the graph of `to_onnx`, before it is quantised and compared. Arguments and errors as there."""
     if precision not in ("fp32", "fp16"):
         raise InputError(f"precision '{precision}', expected fp32 or fp16; int8 is made of either by `quantize`")
     if batch is not None and batch < 1:
         raise InputError(f"batch {batch}, expected at least 1, or None for any number")
+    if confidence is not None:
+        check_temperature(confidence)
     weights = _read(weights)
     size = weights.metadata.size if size is None else size
     check_size(size)
     segmenter = to_deploy(weights.net, weights.metadata, half=precision == "fp16")
-    model = _export(segmenter, size, batch, logits)
+    model = _export(_Outputs(segmenter, logits, confidence).eval(), size, batch)
     name_by_module(model.graph)
     clean(model)
     metadata = dataclasses.replace(
         weights.metadata,
         size=size,
         precision=precision,
+        fit=weights.metadata.fit if fit is None else fit,
         weights_sha256=weights.sha256,
-        details={**weights.metadata.details, "versions": _versions()},
+        details={
+            **weights.metadata.details,
+            "versions": _versions(),
+            **({} if confidence is None else {"confidence": {"temperature": confidence}}),
+        },
     )
     set_graph_metadata(model, metadata)
     return model
@@ -137,10 +152,9 @@ def _read(weights: str | Path | Weights) -> Weights:
     return weights if isinstance(weights, Weights) else Weights.read(weights)
 
 
-def _export(segmenter: DeploySegmenter, size: tuple[int, int], batch: int | None, logits: bool) -> onnx.ModelProto:
+def _export(module: _Outputs, size: tuple[int, int], batch: int | None) -> onnx.ModelProto:
     # An example batch of 1 would make a dynamic batch a constant
     example = torch.zeros((2 if batch is None else batch, *size, 3), dtype=torch.uint8)
-    module = _WithLogits(segmenter).eval() if logits else segmenter
     with quiet():
         program = torch.onnx.export(
             module,
@@ -148,7 +162,7 @@ def _export(segmenter: DeploySegmenter, size: tuple[int, int], batch: int | None
             dynamo=True,
             opset_version=OPSET,
             input_names=["frames"],
-            output_names=["labels", "logits"] if logits else ["labels"],
+            output_names=module.names,
             dynamic_shapes=({0: torch.export.Dim("batch")},) if batch is None else None,
             verbose=False,
         )
@@ -157,16 +171,28 @@ def _export(segmenter: DeploySegmenter, size: tuple[int, int], batch: int | None
     return model
 
 
-class _WithLogits(nn.Module):
-    """The segmenter with a second output, for export only: labels (N, H, W) uint8 and logits (N, C, H, W) float32."""
+class _Outputs(nn.Module):
+    """The segmenter with the outputs of a graph, for export only.
 
-    def __init__(self, segmenter: DeploySegmenter) -> None:
+    Args:
+        segmenter: in deploy form.
+        logits: whether logits (N, C, H, W) float32 come out beside the labels (N, H, W) uint8.
+        confidence: temperature of the confidences (N, H, W) uint8, which come out too; None for none.
+    """
+
+    def __init__(self, segmenter: DeploySegmenter, logits: bool, confidence: float | None) -> None:
         super().__init__()
-        self.segmenter = segmenter
+        self.segmenter, self._logits, self._temperature = segmenter, logits, confidence
+        self.names = ["labels", *["logits"] * logits, *["confidence"] * (confidence is not None)]
 
-    def forward(self, frames: Tensor) -> tuple[Tensor, Tensor]:
+    def forward(self, frames: Tensor) -> tuple[Tensor, ...]:
         scores = self.segmenter.scores(frames)
-        return labels_of(scores), interleave(scores).float()
+        outputs = [labels_of(scores)]
+        if self._logits:
+            outputs.append(interleave(scores).float())
+        if self._temperature is not None:
+            outputs.append(confidence_of(scores, self._temperature))
+        return tuple(outputs)
 
 
 @contextmanager
@@ -206,8 +232,9 @@ def save_verified(
     """
     metadata = graph_metadata(model, path)
     limit = MAX_DISAGREEMENT[metadata.precision] if max_disagreement is None else max_disagreement
-    remedy = _REMEDY[metadata.precision]
+    remedy, shown = _REMEDY[metadata.precision], "given frames"
     if frames is None:
+        shown = "drawn scenes"
         frames = np.stack([street_scene(seed, metadata.size)[0] for seed in range(8)])
         if metadata.precision != "fp32":
             remedy = f"Compare on real images with --data: synthetic ones have more near ties. {remedy}"
@@ -225,8 +252,16 @@ def save_verified(
                 f"{Path(reference.artifact).name} does, expected at most {limit:.2%} in {metadata.precision}; nothing "
                 f"was written. {remedy}, or allow it with --max-disagreement"
             )
+        verified = {"agreement": round(agreement, 6), "frames": len(frames), "on": shown}
+        _add_detail(model, "verified", verified)
+        save_graph(model, temporary)
         size = temporary.stat().st_size
     return Export(Path(path), agreement, len(frames), size, len(model.graph.node))
+
+
+def _add_detail(model: onnx.ModelProto, name: str, value: dict[str, object]) -> None:
+    metadata = graph_metadata(model, "the graph")
+    set_graph_metadata(model, dataclasses.replace(metadata, details={**metadata.details, name: value}))
 
 
 def _agreement(runner: Runner, reference: Runner, frames: UInt8Array) -> float:

@@ -8,15 +8,18 @@ import os
 import shutil
 import signal
 
-if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:  # as in a shell's background jobs, whose children ignore it too
+# A shell's background jobs ignore the first, `nohup` the second, and so would all child processes of the tests
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
     signal.signal(signal.SIGINT, signal.default_int_handler)
+if signal.getsignal(signal.SIGHUP) is signal.SIG_IGN:
+    signal.signal(signal.SIGHUP, signal.SIG_DFL)
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # networks this small lose more to threads that wait for each other
 
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from helpers import ROOT, SIZE, write_scenes
+from helpers import ROOT, SIZE, TEMPERATURE, write_scenes
 
 import enet_deploy
 from enet_deploy.artifacts import BUNDLED_WEIGHTS
@@ -53,40 +56,54 @@ def made_once(factory: pytest.TempPathFactory, name: str, make: Callable[[Path],
 
 @pytest.fixture(scope="session")
 def exported(tmp_path_factory: pytest.TempPathFactory, weights: Path) -> Path:
-    """The bundled weights at 96x128, any batch, with logits. Do not write to its folder."""
+    """The bundled weights at 96x128, any batch, with logits and confidences. Do not write to its folder."""
 
     def export(folder: Path) -> None:
         from enet_deploy.export.to_onnx import to_onnx
 
-        to_onnx(weights, folder / "enet-fp32.onnx", size=SIZE, batch=None, logits=True)
+        to_onnx(weights, folder / "enet-fp32.onnx", size=SIZE, batch=None, logits=True, confidence=TEMPERATURE)
 
     return made_once(tmp_path_factory, "export", export) / "enet-fp32.onnx"
 
 
 @pytest.fixture(scope="session")
-def graphs(exported: Path, weights: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
-    """Precision -> graph of the bundled weights and record at 96x128, any batch, with logits."""
-    folder = made_once(tmp_path_factory, "graphs", lambda folder: write_graphs(folder, exported, weights))
-    return {"fp32": exported, **{precision: folder / f"enet-{precision}.onnx" for precision in MORE_PRECISIONS}}
+def quantized_graph(exported: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """`exported` in int8, by the bundled record."""
+
+    def write(folder: Path) -> None:
+        import onnx
+
+        from enet_deploy.export.int8 import quantize
+        from enet_deploy.export.record import BUNDLED_RECORD, Record
+
+        onnx.save(quantize(onnx.load(exported), Record.read(BUNDLED_RECORD)), folder / "enet-int8.onnx")
+
+    return made_once(tmp_path_factory, "int8", write) / "enet-int8.onnx"
 
 
-MORE_PRECISIONS = ("fp16", "int8", "fp16-int8")
+@pytest.fixture(scope="session")
+def graphs(
+    exported: Path, quantized_graph: Path, weights: Path, tmp_path_factory: pytest.TempPathFactory
+) -> dict[str, Path]:
+    """Precision -> graph of the bundled weights and record at 96x128, any batch, with logits and confidences.
 
+    Half takes long to export: take `exported` or `quantized_graph` where they will do.
+    """
 
-def write_graphs(folder: Path, exported: Path, weights: Path) -> None:
-    """Write the graphs of `MORE_PRECISIONS`."""
-    import onnx
+    def write(folder: Path) -> None:
+        import onnx
 
-    from enet_deploy.export.int8 import quantize
-    from enet_deploy.export.record import record_for
-    from enet_deploy.export.to_onnx import build_graph
-    from enet_deploy.files import sha256
+        from enet_deploy.export.int8 import quantize
+        from enet_deploy.export.record import BUNDLED_RECORD, Record
+        from enet_deploy.export.to_onnx import build_graph
 
-    record = record_for(sha256(weights))
-    half = build_graph(weights, "fp16", SIZE, batch=None, logits=True)
-    models = half, quantize(onnx.load(exported), record), quantize(half, record)
-    for precision, model in zip(MORE_PRECISIONS, models, strict=True):
-        onnx.save(model, folder / f"enet-{precision}.onnx")
+        half = build_graph(weights, "fp16", SIZE, batch=None, logits=True, confidence=TEMPERATURE)
+        onnx.save(half, folder / "enet-fp16.onnx")
+        onnx.save(quantize(half, Record.read(BUNDLED_RECORD)), folder / "enet-fp16-int8.onnx")
+
+    folder = made_once(tmp_path_factory, "half", write)
+    halves = {precision: folder / f"enet-{precision}.onnx" for precision in ("fp16", "fp16-int8")}
+    return {"fp32": exported, "int8": quantized_graph, **halves}
 
 
 @pytest.fixture(scope="session")
@@ -118,7 +135,7 @@ def room(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="session")
 def camvid() -> Path:
-    """The real CamVid; the test is skipped where CAMVID_DIR does not say where it is."""
+    """The real CamVid. The test is skipped if CAMVID_DIR is not set."""
     folder = os.environ.get("CAMVID_DIR")
     if not folder:
         pytest.skip("CAMVID_DIR is not set; it names a folder with CamVid's train/ trainannot/ val/ valannot/")

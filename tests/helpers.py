@@ -23,6 +23,8 @@ ROOT = Path(__file__).parent.parent
 
 SIZE = (96, 128)  # of the fixtures: small enough that a test takes milliseconds
 
+TEMPERATURE = 1.25  # of the fixtures' confidences
+
 FIRST_SEED = {"train": 0, "val": 1000}
 
 
@@ -55,8 +57,11 @@ def claim(path: Path, side: int) -> None:
     path.write_bytes(png[:12] + header + zlib.crc32(header).to_bytes(4, "big") + png[33:])
 
 
-def write_graph(path: Path, precision: str = "fp32", unknown_operation: bool = False) -> Path:
-    """The least graph of the deployed kind: frames (1, 16, 16, 3) uint8 -> labels (1, 16, 16) uint8."""
+def write_graph(path: Path, precision: str = "fp32", unknown_operation: bool = False, confidence: bool = False) -> Path:
+    """The smallest graph of the deployed kind: frames (1, 16, 16, 3) uint8 -> labels (1, 16, 16) uint8.
+
+    Its confidences, if asked for, are one more than the labels.
+    """
     type_ = TensorProto.FLOAT16 if precision == "fp16" else TensorProto.FLOAT
     kernel = np.random.default_rng(0).normal(size=(4, 3, 3, 3))
     weight = numpy_helper.from_array(kernel.astype(helper.tensor_dtype_to_np_dtype(type_)), "weight")
@@ -67,6 +72,11 @@ def write_graph(path: Path, precision: str = "fp32", unknown_operation: bool = F
         helper.make_node("ArgMax", ["scores"], ["ids"], axis=1, keepdims=0),
         helper.make_node("Cast", ["ids"], ["labels"], to=TensorProto.UINT8),
     ]
+    outputs = [helper.make_tensor_value_info("labels", TensorProto.UINT8, (1, 16, 16))]
+    if confidence:
+        nodes.append(helper.make_node("Cast", ["more"], ["confidence"], to=TensorProto.UINT8))
+        nodes.insert(4, helper.make_node("Add", ["ids", "one"], ["more"]))
+        outputs.append(helper.make_tensor_value_info("confidence", TensorProto.UINT8, (1, 16, 16)))
     if unknown_operation:
         nodes[3].input[0] = "sharp"
         nodes.insert(3, helper.make_node("Sharpen", ["scores"], ["sharp"], "decoder/sharpen", domain="elsewhere"))
@@ -74,8 +84,8 @@ def write_graph(path: Path, precision: str = "fp32", unknown_operation: bool = F
         nodes,
         "least",
         [helper.make_tensor_value_info("frames", TensorProto.UINT8, (1, 16, 16, 3))],
-        [helper.make_tensor_value_info("labels", TensorProto.UINT8, (1, 16, 16))],
-        [weight],
+        outputs,
+        [weight, *[numpy_helper.from_array(np.array(1), "one")] * confidence],
     )
     opsets = [helper.make_opsetid("", 18), helper.make_opsetid("elsewhere", 1)]
     model = helper.make_model(graph, opset_imports=opsets, ir_version=10)
@@ -200,7 +210,7 @@ def least_graph(dtype: str = "float32") -> onnx.ModelProto:
 
 
 def one_line(capsys: pytest.CaptureFixture[str]) -> str:
-    """What a command printed: nothing on stdout, one line on stderr."""
+    """The one line that a command printed on stderr; nothing is on stdout."""
     captured = capsys.readouterr()
     assert not captured.out and captured.err.count("\n") == 1
     return captured.err

@@ -1,4 +1,4 @@
-"""Stand-ins for CUDA and TensorRT, so that the runner is tested where there is no GPU.
+"""Stand-ins for CUDA and TensorRT, so that the runner is tested without a GPU.
 
 Device memory is host memory, and an engine is an ONNX graph that onnxruntime runs from and to the very addresses that
 it was given. They are stricter than the real ones: nothing queued is done before somebody waits for its stream, every
@@ -99,7 +99,7 @@ class Gpu:
         return Counter(kind for kind, _ in self.calls)
 
     def enter(self, call: str) -> None:
-        """At the begin of every call: whether it may be made."""
+        """Check at the start of every call that it is allowed."""
         if call in self.failing:
             for queue in self.streams.values():  # what was queued is lost, as with the real ones
                 queue.clear()
@@ -285,7 +285,7 @@ def _fail(name: str) -> None:
 
 
 def _forget(things: dict[int, Any], key: int) -> None:
-    """Free; what is not there, or was freed already, fails the test."""
+    """Free an allocation. One that does not exist, or was freed already, fails the test."""
     del things[key]
 
 
@@ -494,7 +494,7 @@ class Engine:
 
 
 class ExecutionContext:
-    """IExecutionContext. A graph that was captured from it is bound to the shape and addresses of then."""
+    """IExecutionContext. A graph that was captured from it is bound to the shape and addresses at its capture."""
 
     def __init__(self, engine: Engine) -> None:
         self.engine, self.gpu = engine, engine.gpu
@@ -567,7 +567,7 @@ def _execute(gpu: Gpu, session: Any, shape: tuple[int, ...], addresses: dict[str
 
 @contextlib.contextmanager
 def installed(gpu: Gpu, package: str = "cuda-bindings") -> Iterator[pytest.MonkeyPatch]:
-    """The stand-ins in the place of the packages, which are hidden where they are installed."""
+    """Put the stand-ins in the place of the packages, which are hidden if they are installed."""
     facade = {"cuda-bindings": cuda_bindings, "pycuda": pycuda}.get(package, lambda _: {})(gpu)
     with pytest.MonkeyPatch.context() as patch:
         for name in ("cuda", "cuda.bindings", "cuda.bindings.driver", "pycuda", "pycuda.driver"):
@@ -579,7 +579,7 @@ def installed(gpu: Gpu, package: str = "cuda-bindings") -> Iterator[pytest.Monke
 
 
 def write_engine(onnx: Path, path: Path, flavour: str = "trt", **changes: Any) -> Path:
-    """An engine of a graph, with its card; `changes` are fields of the card that are to be others."""
+    """An engine of a graph, with its card; `changes` replace fields of the card."""
     import onnxruntime as ort
 
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -603,7 +603,7 @@ def write_engine(onnx: Path, path: Path, flavour: str = "trt", **changes: Any) -
 
 
 def real_flavour() -> str | None:
-    """The flavour of TensorRT that runs here, on a real GPU that it supports; None where there is none."""
+    """The flavour of TensorRT that runs here, on a real GPU that it supports; None without one."""
     for flavour in FLAVOURS:
         with contextlib.suppress(BackendError):
             trt, gpu = import_tensorrt(flavour), cuda.find_gpu()

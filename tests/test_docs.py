@@ -40,6 +40,7 @@ FOREIGN = {
     "cd",
     "colcon",
     "docker",
+    "eval",
     "ffmpeg",
     "g++",
     "git",
@@ -49,6 +50,8 @@ FOREIGN = {
 }
 FOREIGN |= {"pip", "pytest", "ros2", "ruff", "scp", "source", "tegrastats", "tensorboard", "./segment"}
 FOREIGN_OPTIONS = {"--gpus", "--runtime", "--system-site-packages", "--base-steps", "--steps", "--folds", "--seeds"}
+# Words of other tools that the parsers take, and an option of `enet` alone
+FOREIGN_OPTIONS |= {"--half", "--batch-size", "--output", "--print-completion"}
 ABLATION = "enet_deploy.benchmarks.ablation"  # in the history, as the pages say
 
 
@@ -107,7 +110,7 @@ SCRIPTS = scripts()
 
 
 def call(words: list[str]) -> Call | None:
-    """What of this project the words call, if anything."""
+    """The call of one of this project's commands that the words are, or None."""
     if words[0] == "enet" and f"enet-{' '.join(words[1:2])}" in SCRIPTS:
         return Call(SCRIPTS[f"enet-{words[1]}"], words[2:])
     if words[0] in SCRIPTS:

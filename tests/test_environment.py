@@ -1,4 +1,4 @@
-"""What a result says of the GPU: by a program in nvidia-smi's place. Versions of OpenCV."""
+"""The GPUs in a result, with a program in place of nvidia-smi, and the versions of OpenCV."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ Orin (nvgpu), 540.4.0, 8.7, [N/A], [N/A], [Not Supported], [N/A]
 
 @pytest.fixture
 def nvidia_smi(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """What runs in its place, to be written; told what it is asked in the file `asked`."""
+    """A program in place of nvidia-smi. It writes its arguments to the file `asked`."""
     path = tmp_path / "nvidia-smi"
     path.write_text(f"#!/bin/sh\necho \"$@\" > {tmp_path}/asked\necho '{TOLD}'\n")
     path.chmod(0o755)

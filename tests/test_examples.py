@@ -41,7 +41,7 @@ def test_camera_loop(exported: Path, tmp_path: Path) -> None:
 
 
 def test_cuda_zero_copy_says_what_it_lacks(exported: Path) -> None:
-    """Whether it works is seen where a GPU is: it is the runner's own test there, with arrays of torch."""
+    """The runner's own tests check on a GPU that it works, with arrays of torch."""
     done = run(sys.executable, EXAMPLES / "cuda_zero_copy.py", exported)
     if done.returncode:
         assert done.stderr.decode().startswith("cuda_zero_copy: ") and done.stderr.count(b"\n") == 1, done.stderr
@@ -68,7 +68,7 @@ def test_program_in_cpp_gives_the_same_labels(exported: Path, tmp_path: Path) ->
 
 
 def test_ros2_package_is_one() -> None:
-    """Without ROS it cannot be built; what colcon reads is there, and of one name."""
+    """It cannot be built without ROS. The files that colcon reads exist and agree on its name."""
     package = EXAMPLES / "ros2_node"
     name = xml.etree.ElementTree.parse(package / "package.xml").getroot().findtext("name")
     setup = (package / "setup.py").read_text()

@@ -112,7 +112,7 @@ def test_longest_name_can_be_written_and_longer_ones_are_refused_at_once(tmp_pat
 
 
 def in_child(code: str, folder: Path) -> subprocess.Popen[str]:
-    """A process that runs code with `folder`, and prints a line once it is where the code says."""
+    """Start a process that runs code with `folder`, and prints a line when it has reached the point under test."""
     head = (
         "import os, sys, time\nfrom pathlib import Path\nfrom enet_deploy.files import *\nfolder = Path(sys.argv[1])\n"
     )

@@ -40,22 +40,22 @@ def test_frames_far_from_the_calibration_are_found(scenes: Path) -> None:
 
 
 def test_enet_segment_tells_of_them_for_int8_alone(
-    graphs: dict[str, Path], scenes: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    exported: Path, quantized_graph: Path, scenes: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     image = read_image(find_images(scenes, "val")[0])
     (tmp_path / "black.png").write_bytes(encode("black.png", black(image)))
     told = {}
-    for precision in ("fp32", "int8"):
-        arguments = [str(graphs[precision]), str(tmp_path / "black.png"), "--labels", str(tmp_path / precision)]
+    for precision, graph in (("fp32", exported), ("int8", quantized_graph)):
+        arguments = [str(graph), str(tmp_path / "black.png"), "--labels", str(tmp_path / precision)]
         assert main(arguments) == 0
         told[precision] = capsys.readouterr().err
     assert "calibrated" not in told["fp32"]
     assert "1 unlike those that int8 was calibrated on (contrast " in told["int8"]
 
 
-def test_the_monitor_changes_no_labels(graphs: dict[str, Path], scenes: Path) -> None:
+def test_the_monitor_changes_no_labels(quantized_graph: Path, scenes: Path) -> None:
     image = dark(read_image(find_images(scenes, "val")[0]))
-    with open_runner(graphs["int8"]) as runner:
+    with open_runner(quantized_graph) as runner:
         assert runner.spec.calibrated_on is not None
         monitor = RangeMonitor(runner.spec)
         assert np.array_equal(monitor.watched(runner.segment)(image), runner.segment(image))

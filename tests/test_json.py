@@ -1,4 +1,4 @@
-"""A key that is in a JSON object twice: every reader says so, where the parser would drop the first."""
+"""Every reader refuses a JSON object with the same key twice; the parser alone would drop the first value."""
 
 from __future__ import annotations
 

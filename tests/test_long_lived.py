@@ -14,7 +14,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from helpers import SIZE
+from helpers import SIZE, write_graph
 
 from enet_deploy import BackendError, open_runner
 from enet_deploy.benchmarks.studies import soak as soak_cli
@@ -91,9 +91,17 @@ def test_child_process_opens_its_own(exported: Path, method: str, backend: str) 
 
 @pytest.mark.slow
 def test_soak_command_finds_what_is_kept(
-    exported: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    arguments = [str(exported), "--inferences", "80", "--reopenings", "4", "--max-growth", "100"]
+    arguments = [
+        str(write_graph(tmp_path / "enet-fp32.onnx")),
+        "--inferences",
+        "80",
+        "--reopenings",
+        "4",
+        "--max-growth",
+        "100",
+    ]
     arguments += ["--json", str(tmp_path / "soak.json")]
     assert soak_cli.main(arguments) == 0, capsys.readouterr().err
     assert "| open, infer, close | 4 |" in capsys.readouterr().out

@@ -18,9 +18,11 @@ import pytest
 from helpers import ROOT
 
 import enet_deploy
+from enet_deploy.bundled import NAMES
 
 HUB = "enet_deploy"
 SPOKES = {"export", "calibration", "benchmarks"}  # folders of the checkout, installed as enet_deploy.export and so on
+RUBBISH = shutil.ignore_patterns(".*", "__pycache__", "*.egg-info", "build", "dist", "demo", "runs")
 NOT_INSTALLED = f"{HUB}.benchmarks.studies"
 HEAVY = ["torch", "onnx", "onnxruntime", "openvino", "tensorrt", "tensorrt_rtx", "pycuda", "cuda", "safetensors", "PIL"]
 
@@ -196,8 +198,7 @@ def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The unpacked wheel of a copy of the checkout (building leaves files in the folder it builds from)."""
     setuptools = pytest.importorskip("setuptools", minversion="77")
     root = tmp_path_factory.mktemp("wheel")
-    rubbish = shutil.ignore_patterns(".*", "__pycache__", "*.egg-info", "build", "dist", "demo", "runs")
-    shutil.copytree(ROOT, root / "checkout", ignore=rubbish)
+    shutil.copytree(ROOT, root / "checkout", symlinks=True, ignore=RUBBISH)
     command = [sys.executable, "-m", "pip", "wheel", str(root / "checkout"), "--wheel-dir", str(root), "--quiet"]
     command += ["--no-deps", "--no-build-isolation", "--no-index"]
     done = subprocess.run(command, capture_output=True, text=True)
@@ -215,7 +216,8 @@ def test_wheel_holds_the_package_and_nothing_else(wheel: Path) -> None:
     modules = {path.relative_to(ROOT).as_posix() for path, name in sources() if not name.startswith(NOT_INSTALLED)}
     modules = {name if name.startswith(f"{HUB}/") else f"{HUB}/{name}" for name in modules}
     assert {name for name in shipped if name.endswith(".py")} == modules
-    data = {"py.typed", "weights/enet-camvid.safetensors", "weights/enet-camvid.json"}
+    data = {"py.typed", "data/sample.jpg", "weights/enet-camvid.json"}
+    data |= {f"weights/{name}{end}" for name in NAMES for end in (".safetensors", "-fp32.onnx")}
     assert {f"{HUB}/{name}" for name in data} <= shipped
     assert (wheel / info / "licenses" / "LICENSE").is_file()
 
@@ -248,3 +250,23 @@ def test_console_scripts(wheel: Path) -> None:
     for script in scripts:
         code = f"from {script.module} import {script.attr} as main; main(['--help'])"
         assert f"usage: {script.name}" in python(code, wheel)
+
+
+@pytest.mark.parametrize("editable", [True, False])
+def test_script_beside_a_clone_named_like_the_package(wheel: Path, tmp_path: Path, editable: bool) -> None:
+    """Python puts the script's folder first; the clone's folder in it is a namespace package of the same name."""
+    clone, site = tmp_path / HUB, tmp_path / "site"
+    shutil.copytree(ROOT, clone, symlinks=True, ignore=RUBBISH)
+    if editable:
+        site.mkdir()
+        code = "import sys; from setuptools.build_meta import build_editable; build_editable(sys.argv[1])"
+        done = subprocess.run([sys.executable, "-c", code, str(site)], cwd=clone, capture_output=True, text=True)
+        assert done.returncode == 0, done.stderr
+        zipfile.ZipFile(next(site.glob("*.whl"))).extractall(site)
+    else:
+        shutil.copytree(wheel, site)
+    code = f"import site, sys; sys.path.insert(0, {str(tmp_path)!r}); site.addsitedir({str(site)!r})\n"
+    code += "from enet_deploy import open_runner; from enet_deploy.export import cli; print(cli.__file__)"
+    done = subprocess.run([sys.executable, "-I", "-c", code], cwd="/", capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.strip() == f"{clone if editable else site}/enet_deploy/export/cli.py"

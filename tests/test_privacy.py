@@ -48,6 +48,7 @@ def test_backends_open_without_telemetry(backend: str, exported: Path, tmp_path:
     assert left_in(tmp_path) == []
 
 
+@pytest.mark.slow
 def test_choice_of_the_user_is_kept(exported: Path, tmp_path: Path) -> None:
     pytest.importorskip("openvino_telemetry")
     code = "import enet_deploy, os; print(os.environ['ORT_DISABLE_TELEMETRY'])"

@@ -10,9 +10,11 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from enet_deploy import console
+from enet_deploy.bundled import artifact_file, graph_file
 from enet_deploy.data import DataSet, open_data
 from enet_deploy.data.scenes import street_scene
 from enet_deploy.errors import InputError
+from enet_deploy.fit import Fit
 from enet_deploy.images import UInt8Array
 from enet_deploy.runners import Spec, backends_for, installed_backends, open_runner
 
@@ -55,6 +57,7 @@ class BenchOptions:
         calibration: record for int8; None: the bundled one.
         backends: None: all that are installed, except trt.
         device: None: the backend's own.
+        fit: None: each artifact's own.
         threads: of ort, openvino and opencv; 0: their choice.
         sizes, batches: empty: the artifact's own. The first of each is the main point, the others are the sweep.
         frames, seconds: the least that is timed of each runner.
@@ -69,6 +72,7 @@ class BenchOptions:
     calibration: Path | None
     backends: Sequence[str] | None
     device: str | None
+    fit: Fit | None
     threads: int
     sizes: Sequence[tuple[int, int]]
     batches: Sequence[int]
@@ -135,7 +139,7 @@ def named_artifacts(options: BenchOptions) -> Iterator[Artifact]:
                 "exports them at each size"
             )
         yield Artifact(path, str(path), options.points)
-        for precision in options.precisions if path.suffix != ".engine" else ():
+        for precision in options.precisions if graph_file(path).suffix != ".engine" else ():
             yield Artifact(path, str(path), options.points, precision)
 
 
@@ -162,7 +166,15 @@ def plan_cases(artifacts: Iterable[Artifact], options: BenchOptions) -> list[Cas
         able = ", ".join(dict.fromkeys(name for each in unmet for name in backends_for(each.path, each.precision)))
         raise InputError(f"--precision {unmet[0].precision} without a --backend that can, expected one of {able}")
     return [
-        Case(path, shown, backend, precision, point, point != main, f"{number}: {Path(shown).name} on {backend}")
+        Case(
+            artifact=artifact_file(path, backend),
+            shown=shown,
+            backend=backend,
+            precision=precision,
+            point=point,
+            swept=point != main,
+            name=f"{number}: {Path(shown).name} on {backend}",
+        )
         for number, ((path, shown, _, precision), backend, point) in enumerate(planned, start=1)
     ]
 
@@ -193,6 +205,7 @@ def open_cases(cases: Sequence[Case], options: BenchOptions, processes: Processe
         graphs = (specs[other.name] for other in cases if other.name in specs and not other.swept)
         size = case.point[0] or next((spec.size for spec in graphs if spec.backend != "torch"), None)
         own = runner_options[case.name] = _runner_options(case, size, options.threads)
+        own |= {} if options.fit is None else {"fit": options.fit}
         make = partial(open_runner, case.artifact, case.backend, options.device, **own)
         processes.start(case.name, partial(open_worker, make))
         specs[case.name] = processes.ask(case.name, spec_of)

@@ -40,7 +40,7 @@ def usual_loop(data: DataSet, recipe: Recipe, device: str) -> Iterator[None]:
     from torch.nn import functional as F
     from torch.utils.data import DataLoader, Dataset
 
-    from enet_deploy.images import resize_image, resize_labels
+    from enet_deploy.fit import fit_image, fit_labels
     from enet_deploy.model import ENet
     from enet_deploy.training.crops import augment, draw_params
 
@@ -50,7 +50,8 @@ def usual_loop(data: DataSet, recipe: Recipe, device: str) -> Iterator[None]:
 
         def __getitem__(self, index: int) -> tuple[torch.Tensor, torch.Tensor]:
             image, labels = data[index]
-            image, labels = resize_image(image, recipe.size), resize_labels(labels, recipe.size)
+            image = fit_image(image, recipe.size, recipe.fit)
+            labels = fit_labels(labels, recipe.size, recipe.fit, void)
             params = draw_params(recipe, recipe.crop, np.random.default_rng())
             pixels, ids = augment(
                 torch.from_numpy(image)[None], torch.from_numpy(labels)[None], [params], recipe.crop, (0, 0, 0), void

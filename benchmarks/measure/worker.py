@@ -13,7 +13,8 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from enet_deploy.images import UInt8Array, resize_image, resize_labels
+from enet_deploy.fit import fit_image, unfit_labels
+from enet_deploy.images import UInt8Array
 from enet_deploy.runners import Runner, Spec
 
 from .feeds import CameraFeed, StillsFeed
@@ -90,7 +91,7 @@ class RemoteRunner:
         return self.spec.artifact
 
     def preprocess(self, image: UInt8Array) -> UInt8Array:
-        return resize_image(image, self.spec.size)[None]
+        return fit_image(image, self.spec.size, self.spec.fit)[None]
 
     def infer(self, frames: UInt8Array) -> UInt8Array:
         labels: UInt8Array = self.processes.ask(self.name, _call, "infer", frames)
@@ -100,8 +101,12 @@ class RemoteRunner:
         logits: npt.NDArray[np.float32] = self.processes.ask(self.name, _call, "logits", frames)
         return logits
 
+    def infer_with_confidence(self, frames: UInt8Array) -> tuple[UInt8Array, UInt8Array]:
+        found: tuple[UInt8Array, UInt8Array] = self.processes.ask(self.name, _call, "infer_with_confidence", frames)
+        return found
+
     def postprocess(self, labels: UInt8Array, size: tuple[int, int]) -> UInt8Array:
-        return resize_labels(labels, size)
+        return unfit_labels(labels, size, self.spec.fit, self.spec.classes.void)
 
     def profile(self, frames: UInt8Array, calls: int) -> Profile:
         """`profiling.profile`."""

@@ -8,6 +8,7 @@ import io
 import logging
 import math
 import os
+import re
 import signal
 import sys
 import threading
@@ -18,12 +19,17 @@ from pathlib import Path
 from typing import Any, NoReturn, TextIO, TypeVar, cast
 
 from ..artifacts import check_size
-from ..console import escaped, printable
+from ..bundled import NAMES, weights_file
+from ..console import did_you_mean, escaped, printable, synonym
 from ..errors import EXTRAS, ArtifactError, EnetError, InputError, is_out_of_memory, missing
+from ..fit import FITS
 from ..images import silence_opencv
 from ..runners import BACKENDS, ON_REQUEST
 
 Item = TypeVar("Item")
+
+ARTIFACT = f"weights, a graph (.onnx), an engine, or bundled weights by name: {', '.join(NAMES)}"  # of --help
+WEIGHTS = f"a .safetensors file of enet-train, or a name: {', '.join(NAMES)}"
 
 INTERRUPTED = 130
 HANG_UP = getattr(signal, "SIGHUP", None)  # which Windows does not have
@@ -32,17 +38,54 @@ _FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 
 class Parser(argparse.ArgumentParser):
-    """argparse's parser, which prints an error on one line instead of after the whole usage."""
+    """argparse's parser, with errors on one line, examples in --help, and an ear for the words of other tools.
 
-    def __init__(self, *args: Any, **options: Any) -> None:
+    Words that mean exactly the same are taken (`console.SYNONYMS`, and other case); for near ones an error asks.
+
+    Args:
+        examples: commands, printed at the end of --help.
+    """
+
+    def __init__(self, *args: Any, examples: Sequence[str] = (), **options: Any) -> None:
         from .. import __version__
 
         super().__init__(*args, **options)
+        self.examples = examples
         self.allow_abbrev = False  # scripts keep their meaning when options are added
         self.add_argument("--version", action="version", version=__version__)
 
+    def format_help(self) -> str:
+        return super().format_help() + "".join(["\nexamples:\n", *(f"  {line}\n" for line in self.examples)])
+
+    def parse_known_args(self, args: Any = None, namespace: Any = None) -> Any:
+        words = [*(sys.argv[1:] if args is None else args)]
+        end = words.index("--") if "--" in words else len(words)
+        return super().parse_known_args([*map(self._option, words[:end]), *words[end:]], namespace)
+
+    def _option(self, word: str) -> str:
+        name, equals, value = word.partition("=")
+        return synonym(name, self._option_string_actions) + equals + value if name.startswith("--") else word
+
+    def _get_value(self, action: argparse.Action, arg_string: str) -> Any:
+        value = super()._get_value(action, arg_string)
+        known = list(action.choices or ())
+        return synonym(value, known) if known and isinstance(value, str) else value
+
+    def _check_value(self, action: argparse.Action, value: Any) -> None:
+        if action.choices is not None and value not in action.choices:
+            known = [str(choice) for choice in action.choices]
+            hint = did_you_mean(str(value), known)
+            raise argparse.ArgumentError(action, f"'{value}', expected {' or '.join(known)}{hint}")
+
     def error(self, message: str) -> NoReturn:
-        self.exit(2, f"{self.prog}: error: {message}; see {self.prog} --help\n")
+        unknown = re.findall(r"--\w[\w-]*", message) if message.startswith("unrecognized arguments") else []
+        hint = next(filter(None, (did_you_mean(word, self._options()) for word in unknown)), "")
+        self.exit(2, f"{self.prog}: error: {message}{hint}; see {self.prog} --help\n")
+
+    def _options(self) -> set[str]:
+        """All options, also of subcommands, whose errors the main parser reports."""
+        nested = (a.choices.values() for a in self._actions if isinstance(a, argparse._SubParsersAction))
+        return {*self._option_string_actions}.union(*(parser._options() for inner in nested for parser in inner))
 
 
 def run(
@@ -246,16 +289,35 @@ def _explained(error: Exception) -> str:
 
 
 def add_artifact(parser: argparse.ArgumentParser) -> None:
-    """Add ARTIFACT, --backend and --device, which `runners.open_runner` takes."""
-    parser.add_argument("artifact", type=Path, metavar="ARTIFACT", help="weights, a graph (.onnx) or an engine")
+    """Add ARTIFACT, --backend, --device and --fit, which `runners.open_runner` takes."""
+    parser.add_argument("artifact", type=Path, metavar="ARTIFACT", help=ARTIFACT)
     parser.add_argument("--backend", choices=BACKENDS, help="default: the fastest that is installed")
     parser.add_argument("--device", help="cpu, cuda or cuda:N (default: the backend's own)")
+    parser.add_argument("--fit", choices=FITS, help="how images become frames (default: as the artifact says)")
+
+
+def call_with(parser: Parser, words: Sequence[str | Path], **values: Any) -> argparse.Namespace:
+    """Return the arguments of a Python function behind a command: the options' defaults, but for `values`.
+
+    Args:
+        words: the positional arguments that the command requires.
+    """
+    args = parser.parse_args(["--", *map(str, words)] if words else [])
+    vars(args).update(values)
+    return args
 
 
 def require_weights(path: Path) -> None:
     """Raise ArtifactError before the long work unless --weights names a file."""
     if not path.is_file():
-        raise ArtifactError(f"--weights {path} is not a file; expected a .safetensors file of enet-train")
+        raise ArtifactError(
+            f"--weights {path} is not a file; expected a .safetensors file of enet-train, or {' or '.join(NAMES)}"
+        )
+
+
+def weights(text: str) -> Path:
+    """argparse type: a weights file, or the name of bundled weights."""
+    return weights_file(text)
 
 
 def add_precision(parser: argparse.ArgumentParser) -> None:
@@ -299,9 +361,11 @@ def one_of(choices: Sequence[str]) -> Callable[[str], str]:
     """argparse type: one of these words."""
 
     def require_choice(text: str) -> str:
-        if text not in choices:
-            raise argparse.ArgumentTypeError(f"'{text}', expected one of {', '.join(choices)}")
-        return text
+        word = synonym(text, choices)
+        if word not in choices:
+            hint = did_you_mean(text, choices)
+            raise argparse.ArgumentTypeError(f"'{text}', expected one of {', '.join(choices)}{hint}")
+        return word
 
     return require_choice
 

@@ -57,7 +57,7 @@ def _check(args: argparse.Namespace) -> None:
     report = check(args.dir)
     print("\n".join(report.lines()))
     if report.classes is CAMVID:
-        print("there is no classes.json, so the classes are CamVid's")
+        print(f"there is no classes.json, so the classes are CamVid's; `enet-data init {args.dir}` drafts one")
     if args.json is not None:
         write_json(args.json, report.to_json())
     if args.picture is not None:
@@ -66,6 +66,22 @@ def _check(args: argparse.Namespace) -> None:
         count = console.counted(len(report.problems), "problem")
         raise RequirementError(f"{args.dir} has {count}, expected none; correct those listed above")
     print("no problems" if not report.warnings else "no problems; the warnings do not prevent training")
+
+
+def _init(args: argparse.Namespace) -> None:
+    from ..data.draft import draft
+
+    path = Path(args.dir) / "classes.json"
+    found = draft(args.dir)
+    write_json(path, found.declared)
+    width = max(map(len, found.shares))
+    print("label maps: " + ", ".join(f"{count} in {split}" for split, count in found.splits.items()))
+    for value, share in found.shares.items():
+        print(f"  {value:>{width}}  {share:>7.2%} of the pixels: {found.named[value] or 'void'}")
+    for split in ("train", "val"):
+        if split not in found.splits:
+            print(f"there is no {split}annot/, and enet-train needs it: move some images and their label maps there")
+    print(f"wrote {path}; next: put the classes' names in place of these, then `enet-data check {args.dir}`")
 
 
 def _add_camvid(commands: argparse._SubParsersAction[cli.Parser]) -> None:
@@ -93,6 +109,14 @@ def _add_scenes(commands: argparse._SubParsersAction[cli.Parser]) -> None:
     parser.add_argument("--size", type=cli.size, default=(360, 480), metavar="HxW", help="default: 360x480")
 
 
+def _add_init(commands: argparse._SubParsersAction[cli.Parser]) -> None:
+    text = "Read all label maps and write DIR/classes.json: a class for each id, palette index or colour, which are "
+    text += "red, green, blue. An existing file is kept. Then put the classes' names in."
+    parser = commands.add_parser("init", help="draft classes.json from a data set's label maps", description=text)
+    parser.set_defaults(command=_init)
+    parser.add_argument("dir", metavar="DIR", help="data set with train/ trainannot/ val/ valannot/")
+
+
 def _add_check(commands: argparse._SubParsersAction[cli.Parser]) -> None:
     text = "Read every image and label map and say what is wrong. The exit code is 1 if there are problems."
     parser = commands.add_parser("check", help="find all that is wrong with a data set", description=text)
@@ -111,12 +135,22 @@ def _add_unzip(commands: argparse._SubParsersAction[cli.Parser]) -> None:
     parser.add_argument("dir", metavar="DIR", help="folder to create and unpack into")
 
 
-def main(argv: Sequence[str] | None = None) -> int:
-    parser = cli.Parser("enet-data", description="Get a data set to train and evaluate on, or check one.")
+def make_parser() -> cli.Parser:
+    examples = (
+        "enet-data scenes SCENES --count 24",
+        "enet-data init DATA",
+        "enet-data check DATA --picture check.png",
+    )
+    text = "Get a data set to train and evaluate on, describe one, or check one."
+    parser = cli.Parser("enet-data", description=text, examples=examples)
     commands = parser.add_subparsers(metavar="COMMAND", required=True)
-    for add in (_add_camvid, _add_scenes, _add_check, _add_unzip):
+    for add in (_add_camvid, _add_scenes, _add_init, _add_check, _add_unzip):
         add(commands)
-    return cli.run(parser, lambda args: args.command(args), argv)
+    return parser
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    return cli.run(make_parser(), lambda args: args.command(args), argv)
 
 
 if __name__ == "__main__":

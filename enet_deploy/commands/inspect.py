@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from ..artifacts import Metadata, check_digest, graph_metadata
+from ..bundled import graph_file
 from ..console import counted, printable
 from ..errors import ArtifactError
 from ..files import sha256
@@ -62,10 +63,21 @@ def _graph(path: Path) -> tuple[Lines, Metadata]:
     lines = {
         "what": f"ONNX graph, {metadata.precision}"
         + (f", layout {metadata.qdq_layout}" if metadata.qdq_layout else ""),
+        "layers compute in": _precision_shares(model.graph, metadata.precision),
         "operations": f"{sum(kinds.values())}: {shown}, ...",
         "inputs and outputs": ", ".join(map(_port, ports)),
     }
     return lines, metadata
+
+
+def _precision_shares(graph: Any, precision: str) -> str:
+    """How many convolutions take int8 weights, and how many float ones."""
+    restored = {node.output[0] for node in graph.node if node.op_type == "DequantizeLinear"}
+    layers = [node for node in graph.node if node.op_type in ("Conv", "ConvTranspose")]
+    quantized = sum(node.input[1] in restored for node in layers)
+    int8 = f"{quantized} in int8, " if quantized else ""
+    rest = "fp16" if precision.startswith("fp16") else "fp32"
+    return f"{counted(len(layers), 'convolution')}: {int8}{len(layers) - quantized} in {rest}"
 
 
 def _port(port: Any) -> str:
@@ -97,7 +109,7 @@ def _common(metadata: Metadata) -> Lines:
     details = metadata.details
     height, width = metadata.size
     normalised = f"mean {_numbers(metadata.mean)}, std {_numbers(metadata.std)}"
-    lines = {"frames": f"{height}x{width} (height x width), BGR; {normalised}"}
+    lines = {"frames": f"{height}x{width} (height x width), BGR; {normalised}; fit: {metadata.fit}"}
     if metadata.weights_sha256:
         lines["from weights"] = f"SHA-256 {metadata.weights_sha256}"
     void = "" if metadata.classes.ignore_id is None else f"; void is {metadata.classes.ignore_id}"
@@ -105,9 +117,25 @@ def _common(metadata: Metadata) -> Lines:
     images = details.get("images")
     if isinstance(images, dict) and isinstance(images.get("train"), int):
         lines["trained on"] = f"{counted(images['train'], 'image')} of {details.get('split', 'an unnamed split')}"
+    known = metadata.trained_on
+    lines["recognises"] = (
+        "no image that it was trained on: the weights do not say"
+        if known is None
+        else f"{counted(len(known.hashes), 'image')} that it was trained on, by their pixels"
+        + ("" if known.is_complete else "; the weights that it started from do not say theirs")
+    )
+    figures = details.get("figures")
+    if isinstance(figures, dict) and isinstance(figures.get("val_miou"), float):
+        split = str(details.get("split", ""))
+        fit = ", which it was trained on: fit, not accuracy" if "val" in split and "without" not in split else ""
+        lines["scored on val"] = f"mIoU {figures['val_miou']:.4f} at the end of its training{fit}"
     calibration = details.get("calibration")
     if isinstance(calibration, dict):
-        lines["calibrated by"] = str(calibration.get("method", "an unnamed method"))
+        lines["calibrated by"] = f"{calibration.get('method', 'an unnamed method')}, {calibration.get('images')} images"
+    verified = details.get("verified")
+    if isinstance(verified, dict) and isinstance(verified.get("agreement"), float):
+        share, frames = verified["agreement"], f"{verified.get('frames')} {verified.get('on')}"
+        lines["verified"] = f"{share:.4%} of the labels are PyTorch fp32's, in ONNX Runtime on {frames}"
     if "commit" in details:
         lines["commit"] = str(details["commit"])
     return lines
@@ -118,17 +146,25 @@ def _numbers(values: Sequence[float]) -> str:
 
 
 def _inspect(args: argparse.Namespace) -> None:
-    for path in args.artifacts:
+    for path in map(graph_file, args.artifacts):
         lines = describe(path)
         print(printable(str(path)))
         for title, text in lines.items():
             print(f"  {title:<19}{printable(text)}")
 
 
+def make_parser() -> cli.Parser:
+    parser = cli.Parser(
+        "enet-inspect",
+        description="Say what weights, a graph or an engine is.",
+        examples=("enet-inspect enet-camvid", "enet-inspect mine-int8.onnx mine-int8-rtx.engine"),
+    )
+    parser.add_argument("artifacts", nargs="+", type=Path, metavar="FILE", help=cli.ARTIFACT)
+    return parser
+
+
 def main(argv: Sequence[str] | None = None) -> int:
-    parser = cli.Parser("enet-inspect", description="Say what weights, a graph or an engine is.")
-    parser.add_argument("artifacts", nargs="+", type=Path, metavar="FILE", help=".safetensors, .onnx or .engine")
-    return cli.run(parser, _inspect, argv)
+    return cli.run(make_parser(), _inspect, argv)
 
 
 if __name__ == "__main__":

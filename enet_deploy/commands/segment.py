@@ -8,21 +8,21 @@ import os
 import signal
 import sys
 import time
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
 
-from .. import console
+from .. import bundled, console
 from ..data import files_of
-from ..errors import DataError, InputError
+from ..errors import ArtifactError, DataError, InputError
 from ..frame_range import RangeMonitor
-from ..images import MAX_PIXELS
+from ..images import MAX_PIXELS, UInt8Array
 from ..media.frames import FrameSource, LabelledFrame, Stop
 from ..media.ground_truth import GroundTruth, label_folders, splits_of
 from ..media.open import open_images, open_source
 from ..media.outputs import Outputs, default_out
-from ..media.pipeline import Pipeline
+from ..media.pipeline import Labels, Pipeline
 from ..media.renderer import FrameRenderer
 from ..media.sinks import Sink
 from ..runners import SUFFIXES, artifact_files, open_runner
@@ -35,7 +35,7 @@ def open_named_source(args: argparse.Namespace, stopped: Stop) -> FrameSource:
     Raises as `open_source`, and InputError if artifact and source are swapped.
     """
     first, *others = args.source
-    if Path(first).suffix in SUFFIXES:
+    if Path(first).suffix in SUFFIXES or first in bundled.NAMES:
         raise InputError(f"SOURCE {first} is an artifact, expected a source of frames; the artifact comes first")
     if others:
         for option in ("raw", "topic"):
@@ -51,7 +51,7 @@ def chosen_outputs(args: argparse.Namespace, source: FrameSource) -> Outputs:
     Raises InputError if they are read or cannot be written, or if an option says how to draw a picture that is not
     drawn.
     """
-    outputs = Outputs(args.out, args.labels, args.masks, args.json, args.show)
+    outputs = Outputs(args.out, args.labels, args.masks, args.confidence, args.json, args.show)
     if not outputs.paths and not outputs.show:
         outputs = Outputs(out=default_out(args.source, source))
     for option, is_given in (("--legend", args.legend), ("--alpha", args.alpha is not None)):
@@ -119,18 +119,22 @@ def summary(pipeline: Pipeline, name: str, count: int, seconds: float, paths: Se
     return "; ".join(parts + [f"wrote {path}" for path in paths if path != "-"])
 
 
-def _segment(args: argparse.Namespace) -> None:
+def run(args: argparse.Namespace) -> None:
+    """Do what the command does."""
     os.environ.setdefault("OPENCV_FFMPEG_LOGLEVEL", "-8")  # else FFmpeg repeats our messages on stderr
     stopped = Stop()
     source = open_named_source(args, stopped)
     outputs = chosen_outputs(args, source)
     total = None if source.total is None else math.ceil(source.total / args.every)
-    with open_runner(args.artifact, args.backend, args.device, args.precision) as runner:
+    with open_runner(args.artifact, args.backend, args.device, args.precision, fit=args.fit) as runner:
         classes = runner.spec.classes
         truth = GroundTruth(source, classes) if args.compare else None
         renderer = FrameRenderer(classes, 0.5 if args.alpha is None else args.alpha, args.legend)
         monitor = RangeMonitor(runner.spec)
-        pipeline = Pipeline(source, monitor.watched(runner.segment), stopped, args.every)
+        if args.confidence and not runner.spec.has_confidence:
+            raise ArtifactError(f"{args.artifact} has no output 'confidence'; export it with --confidence")
+        label: Callable[[UInt8Array], Labels] = runner.segment_with_confidence if args.confidence else runner.segment
+        pipeline = Pipeline(source, monitor.watched(label), stopped, args.every)
         start = time.perf_counter()
         with until_signalled(stopped) as signals, ExitStack() as stack:
             sinks = outputs.open(stack, source, renderer, args.every, stopped)
@@ -149,6 +153,11 @@ def _segment(args: argparse.Namespace) -> None:
         print(f"pixel accuracy {scores.pixel_accuracy:.4f}, mIoU {scores.miou:.4f}", file=sys.stderr)
     if signals and not source.live:
         raise SystemExit(128 + signals[0])
+
+
+def source_name(text: str) -> str:
+    """argparse type: text that names a source; "sample" is the bundled picture."""
+    return bundled.picture(cli.text(text))
 
 
 def frame_size(text: str) -> tuple[int, int]:
@@ -179,7 +188,7 @@ DESCRIPTION = (
 SOURCES = (
     "an image or several, a folder, glob or %%04d pattern of images, a video, a camera's number, an RTSP or HTTP URL, "
     "a GStreamer pipeline, a ROS bag (.bag, .mcap, .db3, also .zstd, or a folder), or - for raw BGR frames on standard "
-    "input"
+    "input; sample is a drawn street scene of this package"
 )
 
 
@@ -189,6 +198,7 @@ def _add_outputs(parser: argparse.ArgumentParser) -> None:
         ("--out", "PATH", "overlays; for a bag also a bag with the labels"),
         ("--labels", "PATH", "label maps: PNG of class ids, or raw bytes"),
         ("--masks", "PATH", "the labels in the classes' colours"),
+        ("--confidence", "PATH", "confidences, 0 to 255: grey PNG, or raw bytes"),
         ("--json", "FILE", "a line of JSON per frame: share of each class, latency"),
     ):
         group.add_argument(option, type=cli.text, metavar=metavar, help=help_)
@@ -211,14 +221,22 @@ def _add_frames(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--fps", type=rate, metavar="F", help=fps)
 
 
-def main(argv: Sequence[str] | None = None) -> int:
-    parser = cli.Parser("enet-segment", description=DESCRIPTION)
+def make_parser() -> cli.Parser:
+    examples = (
+        "enet-segment enet-camvid sample --legend",
+        "enet-segment enet-int8.onnx drive.mp4 --backend openvino --labels ids/",
+    )
+    parser = cli.Parser("enet-segment", description=DESCRIPTION, examples=examples)
     cli.add_artifact(parser)
     cli.add_precision(parser)
-    parser.add_argument("source", nargs="+", type=cli.text, metavar="SOURCE", help=SOURCES)
+    parser.add_argument("source", nargs="+", type=source_name, metavar="SOURCE", help=SOURCES)
     for add in (_add_outputs, _add_pictures, _add_frames):
         add(parser)
-    return cli.run(parser, _segment, argv)
+    return parser
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    return cli.run(make_parser(), run, argv)
 
 
 if __name__ == "__main__":

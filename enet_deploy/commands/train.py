@@ -123,7 +123,7 @@ def _require_outputs(args: argparse.Namespace) -> None:
             )
         require_plot(args.curve)
     if args.tensorboard is not None:
-        require_tensorboard()
+        require_tensorboard(args.tensorboard)
         require_outputs([args.tensorboard / "events"], data)
 
 
@@ -194,7 +194,8 @@ def _how_to_go_on(args: argparse.Namespace, trainer: Trainer | None) -> str:
     return f"the same command with --resume{unless} continues after {last}"
 
 
-def _train(args: argparse.Namespace) -> None:
+def run(args: argparse.Namespace) -> None:
+    """Do what the command does."""
     import torch
 
     if hasattr(args, "distill") and args.teacher is None:
@@ -202,10 +203,10 @@ def _train(args: argparse.Namespace) -> None:
     _require_outputs(args)
     torch.backends.cudnn.benchmark = True  # every batch has the same shape
     with only_process(Path(args.out)) if _rank() == 0 else contextlib.nullcontext():
-        _run(args)
+        _run_alone(args)
 
 
-def _run(args: argparse.Namespace) -> None:
+def _run_alone(args: argparse.Namespace) -> None:
     """The training itself, while no other process trains in the same folder."""
     import torch.distributed as dist
 
@@ -277,15 +278,15 @@ def _add_data_options(parser: argparse.ArgumentParser) -> None:
 
 
 def _add_run_options(parser: argparse.ArgumentParser) -> None:
-    init = "start from these weights; of other classes, all but the last layer"
+    init = f"start from {cli.WEIGHTS}; of other classes, all but the last layer"
     teacher = "learn from the output of these weights too; usually of --width 2 or more"
     compiled = "use torch.compile, which takes minutes to start, instead of CUDA graphs"
     curve = "draw the learning curve into this .png or .svg file whenever the state is saved"
     events = "write curves and example pictures into this folder as event files for TensorBoard"
     parser.add_argument("--out", default="runs/enet", help="the run's folder (default: %(default)s)")
     parser.add_argument("--preset", choices=PRESETS, help="recipe to start from (default: default)")
-    parser.add_argument("--init", metavar="WEIGHTS", help=init)
-    parser.add_argument("--teacher", metavar="WEIGHTS", help=teacher)
+    parser.add_argument("--init", type=cli.weights, metavar="WEIGHTS", help=init)
+    parser.add_argument("--teacher", type=cli.weights, metavar="WEIGHTS", help=teacher)
     parser.add_argument("--resume", action="store_true", help="continue the run in --out")
     parser.add_argument("--compile", action="store_true", help=compiled)
     parser.add_argument("--curve", type=Path, metavar="FILE", help=curve)
@@ -293,13 +294,21 @@ def _add_run_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--device", help="cpu, cuda or cuda:N (default: cuda if there is one)")
 
 
-def main(argv: Sequence[str] | None = None) -> int:
-    parser = cli.Parser("enet-train", description="Train ENet on a segmentation data set.")
+def make_parser() -> cli.Parser:
+    examples = (
+        "enet-train DATA --out runs/mine --init enet-camvid --patience 10",
+        "enet-train DATA --out runs/mine --resume",
+    )
+    parser = cli.Parser("enet-train", description="Train ENet on a segmentation data set.", examples=examples)
     parser.add_argument("data", metavar="DATA", help="folder with train/ trainannot/ val/ valannot/")
     for add in (_add_run_options, _add_data_options, _add_recipe_options):
         add(parser)
+    return parser
+
+
+def main(argv: Sequence[str] | None = None) -> int:
     cli.log_to_stderr("%(message)s", logging.INFO)
-    return cli.run(parser, _train, argv)
+    return cli.run(make_parser(), run, argv)
 
 
 if __name__ == "__main__":

@@ -267,7 +267,9 @@ def _find_unknown(report: Report, pairs: Sequence[_Pair]) -> None:
         ]
         message = (
             f"label maps with values of no class, {', '.join(shown)}{_more(len(pixels) - len(shown))}; expected "
-            f"{report.values.expected(report.classes)}: correct them or declare the values in classes.json"
+            f"{report.values.expected(report.classes)}: correct them, or declare the values in classes.json, "
+            f'"label_values": {{"{next(iter(pixels))}": "NAME"}}, null for void, colours as "#", red, green, blue'
+            + ("" if (report.root / "classes.json").exists() else "; `enet-data init` drafts that file")
         )
         report.problem(message, [pair.label_map for pair in pairs if pair.unknown and pair.label_map])
 

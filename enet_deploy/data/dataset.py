@@ -173,17 +173,20 @@ def parts(root: str | Path, split: str) -> tuple[Part, Part]:
 
 
 def stem_advice(images: Iterable[str], label_maps: Iterable[str]) -> str:
-    """Find the pattern that turns the names of all these images into names of label maps; "" if there is none.
+    """What to declare in classes.json if label maps have the names of all these images and more; "" otherwise."""
+    pattern = stem_pattern(images, label_maps)
+    return f'declare "label_stem": "{pattern}" in classes.json' if pattern else ""
 
-    Returns what to write into classes.json.
-    """
+
+def stem_pattern(images: Iterable[str], label_maps: Iterable[str]) -> str:
+    """Find the pattern that turns the names of all these images into names of label maps; "" if there is none."""
     images, label_maps = set(images), set(label_maps)
     first = min(images, default="")
     for name in sorted(label_maps, key=len):
         if first and first in name and first != name:
             before, _, after = name.partition(first)
             if all(f"{before}{stem}{after}" in label_maps for stem in images):
-                return f'declare "label_stem": "{before}*{after}" in classes.json'
+                return f"{before}*{after}"
     return ""
 
 

@@ -92,7 +92,7 @@ def read_values(path: Path, known: LabelValues) -> Values:
     if header.pictures > 1:
         raise DataError(f"{path} holds {header.pictures} pictures, expected one label map; split it")
     if header.color_type == PALETTE:
-        indices, palette = _palette_indices(path, content)
+        indices, palette = palette_indices(path, content)
         return _by_palette(path, turned(indices, header.orientation), palette, known, header.orientation)
     pixels = decode(path, content, cv2.IMREAD_UNCHANGED)
     if header.color_type == GREY and header.bits < 8:
@@ -139,7 +139,7 @@ def _by_color(pixels: UInt8Array, known: LabelValues, orientation: int) -> Value
     return Values(colors, orientation)
 
 
-def _palette_indices(path: Path, content: bytes) -> tuple[UInt8Array, list[int]]:
+def palette_indices(path: Path, content: bytes) -> tuple[UInt8Array, list[int]]:
     """The (H, W) uint8 palette indices of a PNG, as OpenCV does not give them, and its palette, 0xRRGGBB."""
     from PIL.PngImagePlugin import PngImageFile
 

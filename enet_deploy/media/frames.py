@@ -74,12 +74,14 @@ class LabelledFrame:
         labels: (h, w) uint8 class ids, of the frame's size.
         latency_ms: duration of labelling, with resizing there and back, without waiting.
         truth: (h, w) uint8, the true class ids, if they are known.
+        confidence: (h, w) uint8, 255 times the probability of the label, if it was asked for.
     """
 
     frame: Frame
     labels: UInt8Array
     latency_ms: float
     truth: UInt8Array | None = None
+    confidence: UInt8Array | None = None
 
 
 class Clock:

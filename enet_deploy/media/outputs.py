@@ -29,6 +29,7 @@ class Outputs:
         out: overlays, as a video, an image or a folder of images; or a bag with labels.
         labels: class ids, as PNG files.
         masks: labels in the classes' colours, as `out`.
+        confidence: confidences, as `labels`.
         json: a line of JSON per frame.
         show: whether to show the overlays in a window.
     """
@@ -36,12 +37,13 @@ class Outputs:
     out: str | None = None
     labels: str | None = None
     masks: str | None = None
+    confidence: str | None = None
     json: str | None = None
     show: bool = False
 
     @property
     def paths(self) -> list[str]:
-        return [path for path in (self.out, self.labels, self.masks, self.json) if path is not None]
+        return [path for path in (self.out, self.labels, self.masks, self.confidence, self.json) if path is not None]
 
     @property
     def has_picture(self) -> bool:
@@ -105,13 +107,16 @@ class Outputs:
             by_path[self.out] = _picture_sink(stack, "--out", self.out, renderer.picture, source, every)
         if self.masks is not None:
             by_path[self.masks] = _picture_sink(stack, "--masks", self.masks, renderer.mask, source, every)
-        if self.labels is not None:
-            if self.labels != "-" and not names_folder(self.labels) and Path(self.labels).suffix.lower() != ".png":
+        maps = (("labels", self.labels, renderer.labels), ("confidence", self.confidence, renderer.confidence))
+        for option, path, render in maps:
+            if path is None:
+                continue
+            if path != "-" and not names_folder(path) and Path(path).suffix.lower() != ".png":
                 raise InputError(
-                    f"--labels {self.labels}, expected a folder (no dot in its name), a .png file, or -: other formats "
-                    "may change ids"
+                    f"--{option} {path}, expected a folder (no dot in its name), a .png file, or -: other formats may "
+                    "change values"
                 )
-            by_path[self.labels] = _picture_sink(stack, "--labels", self.labels, renderer.labels, source, every)
+            by_path[path] = _picture_sink(stack, f"--{option}", path, render, source, every)
         if self.json is not None:
             by_path[self.json] = stack.enter_context(sinks.json_lines(self.json, renderer.classes))
         if self.show:

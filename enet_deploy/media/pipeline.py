@@ -15,6 +15,7 @@ from ..images import UInt8Array
 from .frames import NAP, TIMEOUT_MS, Frame, FrameSource, LabelledFrame, Stop
 
 T = TypeVar("T")
+Labels = UInt8Array | tuple[UInt8Array, UInt8Array]  # (h, w), without confidences or with them
 
 AHEAD = 4  # frames that wait at most, before labelling and after it
 
@@ -88,7 +89,8 @@ class Pipeline:
 
     Args:
         source: of the frames; one thread uses it.
-        label: (h, w, 3) uint8 BGR -> (h, w) uint8, such as `Runner.segment`; one thread uses it.
+        label: (h, w, 3) uint8 BGR -> labels (h, w) uint8, such as `Runner.segment`, or labels and confidences, such as
+            `Runner.segment_with_confidence`; one thread uses it.
         stopped: any thread may set it to end the frames soon.
         every: label every N-th frame only.
 
@@ -98,7 +100,7 @@ class Pipeline:
     """
 
     def __init__(
-        self, source: FrameSource, label: Callable[[UInt8Array], UInt8Array], stopped: Stop, every: int = 1
+        self, source: FrameSource, label: Callable[[UInt8Array], Labels], stopped: Stop, every: int = 1
     ) -> None:
         self.undecodable = 0
         self.first_flaw: DataError | None = None
@@ -138,5 +140,7 @@ class Pipeline:
         with self._labelled.filling():
             for frame in self._decoded:
                 start = time.perf_counter()
-                labels = self._label(frame.image)
-                self._labelled.put(LabelledFrame(frame, labels, (time.perf_counter() - start) * 1e3))
+                found = self._label(frame.image)
+                latency = (time.perf_counter() - start) * 1e3
+                labels, confidence = found if isinstance(found, tuple) else (found, None)
+                self._labelled.put(LabelledFrame(frame, labels, latency, confidence=confidence))

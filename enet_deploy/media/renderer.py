@@ -43,6 +43,11 @@ class FrameRenderer:
         """(h, w, 3) uint8 BGR: the labels in the classes' colours."""
         return colorize(item.labels, self.classes)
 
+    def confidence(self, item: LabelledFrame) -> UInt8Array:
+        """(h, w) uint8: the confidences, which were asked for."""
+        assert item.confidence is not None
+        return item.confidence
+
     def labels(self, item: LabelledFrame) -> UInt8Array:
         """(h, w) uint8: the class ids."""
         return item.labels

@@ -12,7 +12,10 @@ from typing import Any, NamedTuple
 
 import cv2
 
+from ..bundled import NAMES, artifact_file, graph_file, weights_file
+from ..console import did_you_mean
 from ..errors import EXTRAS, BackendError, EnetError, InputError, missing
+from ..fit import Fit, check_fit
 from .base import Operation, Runner, Spec
 
 __all__ = [
@@ -77,30 +80,36 @@ def open_runner(
     backend: str | None = None,
     device: str | None = None,
     precision: str | None = None,
+    *,
+    fit: Fit | None = None,
     **options: Any,
 ) -> Runner:
     """Open an artifact on a device.
 
     Args:
-        artifact: weights (.safetensors), an exported graph (.onnx) or an engine (.engine).
+        artifact: weights (.safetensors), an exported graph (.onnx), an engine (.engine), or the name of bundled
+            weights: "enet-camvid", "enet-camvid-train".
         backend: one of `BACKENDS`; never replaced by another. By default `backend_for` chooses, and the log says which
             one, at level INFO.
         device: where to run; never replaced by another device. By default "cuda" for trt, "cpu" for the others.
         precision: "bf16" computes weights or an fp32 graph, or what is float in an int8 graph, in bfloat16: with torch
             and openvino, on a CPU that can. By default the artifact's own precision.
+        fit: how images become frames, "stretch", "letterbox" or "crop"; by default as the weights were trained.
         options: options of the backend's runner class: `size` for torch, `threads` for ort, openvino and opencv, and
             so on.
 
     Returns an open runner. Use it in a with block, or close() it.
 
     Raises:
-        InputError: unknown backend, suffix or option.
+        InputError: unknown backend, suffix, fit or option.
         BackendError: the backend's package, the device or the precision is not available.
         ArtifactError: the file is missing, damaged or foreign.
     """
     chosen = backend_for(artifact, device, precision) if backend is None else backend
     if chosen not in _REGISTRY:
-        raise InputError(f"backend '{chosen}', expected one of {', '.join(BACKENDS)}")
+        hint = did_you_mean(str(chosen), BACKENDS)
+        raise InputError(f"backend '{chosen}', expected one of {', '.join(BACKENDS)}{hint}")
+    artifact = artifact_file(artifact, chosen)
     known = _REGISTRY[chosen]
     if Path(artifact).suffix not in known.suffixes:
         raise InputError(f"{artifact} for backend '{chosen}', expected a {' or '.join(known.suffixes)} file")
@@ -111,6 +120,7 @@ def open_runner(
         runner: Runner = runner_class(artifact, **{key: value for key, value in asked.items() if value}, **options)
     except TypeError as error:
         raise InputError(f"options {sorted(options)} for backend '{chosen}': {error}") from None
+    runner.fit = None if fit is None else check_fit(fit)
     try:
         runner.open()
     except ModuleNotFoundError as error:
@@ -148,20 +158,26 @@ def _say_choice(runner: Runner) -> None:
 
 
 def artifact_files(artifact: str | Path) -> list[Path]:
-    """The files that opening an artifact reads: itself, and an engine's card."""
+    """The files that opening an artifact reads: itself, an engine's card, and all that a name may stand for."""
+    if str(artifact) in NAMES:
+        return [weights_file(artifact), graph_file(artifact)]
     return [Path(artifact), *([Path(f"{artifact}.json")] if Path(artifact).suffix == ".engine" else [])]
 
 
 def backends_for(artifact: str | Path, precision: str | None = None) -> tuple[str, ...]:
     """Return the backends that run files of this suffix, in this precision if given.
 
-    Raises InputError if there is none.
+    A name of bundled weights has those of a graph, then those of weights. Raises InputError if there is none.
     """
+    if str(artifact) in NAMES:
+        of_weights = () if precision else backends_for(weights_file(artifact))
+        return (*backends_for(graph_file(artifact), precision), *of_weights)
     suffix = Path(artifact).suffix
     backends = _with_suffix(suffix)
     if not backends:
         expected = ", ".join(f"{suffix} ({', '.join(_with_suffix(suffix))})" for suffix in SUFFIXES)
-        raise InputError(f"{artifact} has the suffix '{suffix}', expected {expected}")
+        names = ", ".join(NAMES)
+        raise InputError(f"{artifact} has the suffix '{suffix}', expected {expected}, or a name: {names}")
     able = tuple(backend for backend in backends if precision in (None, *_REGISTRY[backend].precisions))
     if not able:
         raise InputError(f"precision '{precision}' for {artifact}, expected no precision: the file's own")
@@ -176,6 +192,7 @@ def backend_for(artifact: str | Path, device: str | None = None, precision: str 
 
     Raises InputError if no backend runs files of this suffix, in this precision.
     """
+    artifact = graph_file(artifact)
     able = backends_for(artifact, precision)
     if device not in (None, "cpu"):
         able = tuple(backend for backend in able if _REGISTRY[backend].on_cuda) or able
@@ -204,7 +221,10 @@ def _is_installed(backend: str) -> bool:
     """Whether a backend's package is here. It is not imported."""
     if backend == "opencv":
         return hasattr(cv2.dnn, "ENGINE_NEW")  # since version 5
-    return find_spec(_REGISTRY[backend].package) is not None
+    try:
+        return find_spec(_REGISTRY[backend].package) is not None
+    except ValueError:  # imported already, and made by hand: it has no spec
+        return True
 
 
 def _with_suffix(suffix: str) -> tuple[str, ...]:

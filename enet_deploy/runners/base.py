@@ -21,8 +21,10 @@ from ..arrays import check_count, check_image, check_label_map, described, is_ui
 from ..artifacts import Metadata
 from ..classes import ClassList
 from ..errors import ArtifactError, BackendError, InputError, is_out_of_memory
+from ..fit import Fit, fit_image, unfit_labels
 from ..frame_range import FrameRange
-from ..images import UInt8Array, resize_image, resize_labels
+from ..images import UInt8Array
+from ..trained_on import TrainedOn
 
 if TYPE_CHECKING:
     from concurrent.futures import Future
@@ -48,10 +50,13 @@ class Spec:
         batch: frames per call; None for any number.
         classes: the meaning of the label ids.
         has_logits: whether `logits` can be called.
+        has_confidence: whether `infer_with_confidence` and `segment_with_confidence` can be called.
         weights_sha256: hash of the weights file that the artifact is, or was exported from.
         runtime: the library and settings in use, in words, if the backend has more than one; else "".
-        qdq_layout: layout of an int8 graph, "all" or "ort"; else "".
+        qdq_layout: layout of an int8 graph, "all", "openvino" or "ort"; else "".
         calibrated_on: the frames that the ranges of an int8 graph were measured on, if it says; else None.
+        fit: how `segment` makes frames of images: "stretch", "letterbox" or "crop" (see `enet_deploy.fit`).
+        trained_on: the images that the weights were trained on, if they say; else None.
     """
 
     artifact: Path
@@ -66,6 +71,9 @@ class Spec:
     runtime: str = ""
     qdq_layout: str = ""
     calibrated_on: FrameRange | None = None
+    has_confidence: bool = False
+    fit: Fit = "stretch"
+    trained_on: TrainedOn | None = None
 
 
 @dataclass(frozen=True)
@@ -91,7 +99,7 @@ class Runner(ABC):
     child process has none of the backend's threads: it cannot use the parent's runner and must open its own.
 
     A backend is a subclass with four methods: `_open`, `_run`, `_run_logits`, `_close`. They receive checked arrays.
-    It may also override `_stream` and `_profile`.
+    It may also override `_run_confidence`, `_stream` and `_profile`.
     """
 
     backend: str
@@ -99,6 +107,7 @@ class Runner(ABC):
     def __init__(self, artifact: str | Path, device: str = "cpu") -> None:
         self.artifact = Path(artifact)
         self.device = device
+        self.fit: Fit | None = None  # in place of the artifact's own
         self._spec: Spec | None = None
         self._process = 0  # id of the process that opened it
         self._class_count = 0  # also known after close(), under a stream
@@ -137,7 +146,8 @@ class Runner(ABC):
                     why = "is a folder or a device" if self.artifact.exists() else "does not exist"
                     raise ArtifactError(f"{self.artifact} {why}; expected a file written by enet-train or enet-export")
                 with self._failures():
-                    self._spec = self._open()
+                    spec = self._open()
+                self._spec = spec if self.fit is None else replace(spec, fit=self.fit)
                 self._class_count = len(self._spec.classes)
                 self._process = os.getpid()
         return self
@@ -178,6 +188,28 @@ class Runner(ABC):
                 self._run(frames, labels)
             self._require_written(labels)
         return labels if out is None else out
+
+    def infer_with_confidence(self, frames: UInt8Array) -> tuple[UInt8Array, UInt8Array]:
+        """Label a batch, and say how sure the network is of each label.
+
+        Returns labels as `infer`, and confidences (N, H, W) uint8: 255 times the softmax probability of the label. The
+        softmax is that of logits divided by the temperature that the artifact was exported with. Both are new arrays
+        that belong to the caller. Raises ArtifactError if the artifact was exported without confidences, else as
+        `infer`.
+        """
+        frames = self._checked(frames)
+        if not self.spec.has_confidence:
+            raise ArtifactError(f"{self.artifact} has no output 'confidence'; export it with --confidence")
+        labels = unwritten(frames.shape[:3])
+        confidence = np.zeros(frames.shape[:3], np.uint8)
+        with self._lock:
+            self._require_open()
+            with self._failures():
+                self._run_confidence(frames, labels, confidence)
+            self._require_written(labels)
+        if not confidence.all():  # the label has the largest of at most 255 probabilities
+            raise BackendError(f"{self.backend} left confidences of {self.artifact} unwritten; export it again")
+        return labels, confidence
 
     def logits(self, frames: UInt8Array) -> npt.NDArray[np.float32]:
         """Return the scores behind `infer`'s labels: (N, C, H, W) float32, a new array that belongs to the caller.
@@ -228,25 +260,40 @@ class Runner(ABC):
         Args:
             image: (h, w, 3) uint8 BGR.
 
-        Returns labels (h, w) uint8. The image is resized to the network's size (bilinear), the labels are resized
-        back (nearest). Raises InputError for any other array, or if the artifact takes several frames per call.
+        Returns labels (h, w) uint8. The image is resized to the network's size as `spec.fit` says (bilinear), the
+        labels are resized back (nearest); what "crop" leaves out has the label `spec.classes.void`. Raises InputError
+        for any other array, or if the artifact takes several frames per call.
         """
         check_image(image)
+        self._require_single()
+        return self.postprocess(self.infer(self.preprocess(image))[0], (image.shape[0], image.shape[1]))
+
+    def segment_with_confidence(self, image: UInt8Array) -> tuple[UInt8Array, UInt8Array]:
+        """Label one camera image as `segment`, and say how sure the network is as `infer_with_confidence`.
+
+        Returns labels and confidences, both (h, w) uint8; what "crop" leaves out has confidence 0. Raises as these two.
+        """
+        check_image(image)
+        self._require_single()
+        labels, confidence = self.infer_with_confidence(self.preprocess(image))
+        size = (image.shape[0], image.shape[1])
+        return self.postprocess(labels[0], size), unfit_labels(confidence[0], size, self.spec.fit, 0)
+
+    def _require_single(self) -> None:
         if self.spec.batch not in (None, 1):
             raise InputError(
                 f"segment takes one image and {self.artifact} takes {self.spec.batch} at a time; "
                 "use infer, or export with --batch 1"
             )
-        return self.postprocess(self.infer(self.preprocess(image))[0], (image.shape[0], image.shape[1]))
 
     def preprocess(self, image: UInt8Array) -> UInt8Array:
         """Run the first step of `segment`: (h, w, 3) -> (1, H, W, 3) at the network's size. Raises as `segment`."""
-        return resize_image(image, self.spec.size)[None]
+        return fit_image(image, self.spec.size, self.spec.fit)[None]
 
     def postprocess(self, labels: UInt8Array, size: tuple[int, int]) -> UInt8Array:
         """Run the last step of `segment`: (H, W) uint8 -> (h, w). Raises InputError for other labels or sizes."""
         check_label_map(labels, self.spec.size)
-        return resize_labels(labels, size)
+        return unfit_labels(labels, size, self.spec.fit, self.spec.classes.void)
 
     def stream(self, frames: Iterable[UInt8Array], depth: int = 2) -> Generator[UInt8Array, None, None]:
         """Label batches in order, while the caller fetches the next one and uses the last labels.
@@ -337,6 +384,10 @@ class Runner(ABC):
     def _run_logits(self, frames: UInt8Array) -> npt.NDArray[np.float32]:
         """Return the logits (N, C, H, W) of `frames`. Called only if `spec.has_logits`."""
 
+    def _run_confidence(self, frames: UInt8Array, labels: UInt8Array, confidence: UInt8Array) -> None:
+        """Fill `labels` and `confidence`, both (N, H, W). Called only if `spec.has_confidence`."""
+        raise BackendError(f"backend '{self.backend}' gives no confidences of {self.artifact}; take another backend")
+
     def _profile(self, frames: UInt8Array, calls: int) -> Iterator[list[Operation]]:
         """Yield the operations of each call, one list per call."""
         raise BackendError(f"backend '{self.backend}' does not measure single operations; profile with another backend")
@@ -346,7 +397,13 @@ class Runner(ABC):
         """Free what `_open` allocated."""
 
     def _make_spec(
-        self, metadata: Metadata, batch: int | None, has_logits: bool, runtime: str = "", precision: str = ""
+        self,
+        metadata: Metadata,
+        batch: int | None,
+        has_logits: bool,
+        runtime: str = "",
+        precision: str = "",
+        has_confidence: bool = False,
     ) -> Spec:
         return Spec(
             artifact=self.artifact,
@@ -361,6 +418,9 @@ class Runner(ABC):
             runtime=runtime,
             qdq_layout=metadata.qdq_layout,
             calibrated_on=metadata.calibrated_on,
+            has_confidence=has_confidence,
+            fit=metadata.fit,
+            trained_on=metadata.trained_on,
         )
 
 

@@ -55,12 +55,13 @@ def check_signature(signature: Signature, metadata: Metadata, path: Path) -> int
         "frames": ("uint8", [*batch, *metadata.size, 3]),
         "labels": ("uint8", [*batch, *metadata.size]),
         "logits": ("float32", [*batch, len(metadata.classes), *metadata.size]),  # whatever type the graph computes in
+        "confidence": ("uint8", [*batch, *metadata.size]),
     }
-    required = {"frames", "labels"} | (signature.keys() & {"logits"})
+    required = {"frames", "labels"} | (signature.keys() & {"logits", "confidence"})
     if signature.keys() != required or any(signature[name] != wanted[name] for name in required):
         raise ArtifactError(
-            f"{path} has the inputs and outputs {signature}, expected {wanted} (logits may be left out); "
-            "export it with enet-export"
+            f"{path} has the inputs and outputs {signature}, expected {wanted} (logits and confidence may be left "
+            "out); export it with enet-export"
         )
     return batch[0] if batch else None
 

@@ -84,8 +84,8 @@ class OpenCvRunner(Runner):
         if self._threads:
             cv2.setNumThreads(self._threads)
             log.info("OpenCV uses %d threads in this process from now on", self._threads)
-        self._net = net
-        return self._make_spec(metadata, batch, "logits" in signature)
+        self._net, self._outputs = net, [name for name in signature if name != "frames"]
+        return self._make_spec(metadata, batch, "logits" in signature, has_confidence="confidence" in signature)
 
     def _run(self, frames: UInt8Array, out: UInt8Array) -> None:
         np.copyto(out, self._forward("labels", frames, out.shape, out.dtype))
@@ -95,12 +95,22 @@ class OpenCvRunner(Runner):
         logits: npt.NDArray[np.float32] = self._forward("logits", frames, shape, np.dtype(np.float32)).copy()
         return logits
 
+    def _run_confidence(self, frames: UInt8Array, labels: UInt8Array, confidence: UInt8Array) -> None:
+        self._net.setInput(frames, "frames")
+        found = dict(zip(self._outputs, self._net.forward(self._outputs), strict=True))  # one of them, or all
+        for name, out in (("labels", labels), ("confidence", confidence)):
+            np.copyto(out, self._checked_output(name, found[name], out.shape, out.dtype))
+
     def _forward(
         self, output: str, frames: UInt8Array, shape: tuple[int, ...], dtype: np.dtype[Any]
     ) -> npt.NDArray[Any]:
         """Return an output, in memory that may be OpenCV's. Raises BackendError unless it has this shape and dtype."""
         self._net.setInput(frames, "frames")
-        array: npt.NDArray[Any] = self._net.forward(output)
+        return self._checked_output(output, self._net.forward(output), shape, dtype)
+
+    def _checked_output(
+        self, output: str, array: npt.NDArray[Any], shape: tuple[int, ...], dtype: np.dtype[Any]
+    ) -> npt.NDArray[Any]:
         found = getattr(array, "dtype", None), getattr(array, "shape", None)  # it may return None
         if found != (dtype, shape):
             raise BackendError(

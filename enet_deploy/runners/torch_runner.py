@@ -137,7 +137,9 @@ class TorchRunner(Runner):
         # cores, each call takes twice as long (measured on 2 cores: infer() and stream() in turn)
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="enet-torch", initializer=respect_quota)
         runtime = "" if self.device == "cpu" else "cuDNN, TF32 off"
-        return self._make_spec(metadata, None, has_logits=True, runtime=runtime, precision=self._precision or "")
+        self._temperature = metadata.temperature
+        precision = self._precision or ""
+        return self._make_spec(metadata, None, True, runtime=runtime, precision=precision, has_confidence=True)
 
     def _load(self) -> tuple[nn.Module, Metadata]:
         """Return a network of this runner's own, and its metadata."""
@@ -153,6 +155,19 @@ class TorchRunner(Runner):
 
     def _run_logits(self, frames: UInt8Array) -> npt.NDArray[np.float32]:
         return self._thread.submit(self._score, frames).result()
+
+    def _run_confidence(self, frames: UInt8Array, labels: UInt8Array, confidence: UInt8Array) -> None:
+        found = self._thread.submit(self._judge, frames).result()
+        np.copyto(labels, found[0])
+        np.copyto(confidence, found[1])
+
+    def _judge(self, frames: UInt8Array) -> tuple[UInt8Array, UInt8Array]:
+        with self._torch.inference_mode(), self._autocast():
+            logits = self._compute(self._segmenter.logits, frames).float()
+            labels = logits.argmax(1)  # not of the probabilities: two of them may be equal where their logits differ
+            probability = (logits / self._temperature).softmax(1).amax(1)
+            uint8 = self._torch.uint8
+            return labels.to(uint8).cpu().numpy(), (probability * 255 + 0.5).to(uint8).cpu().numpy()
 
     def _label(self, frames: UInt8Array) -> UInt8Array:
         with self._torch.inference_mode(), self._autocast():

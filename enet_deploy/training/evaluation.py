@@ -13,7 +13,8 @@ from torch import Tensor, nn
 
 from ..artifacts import Metadata
 from ..data import DataSet, read_ahead
-from ..images import UInt8Array, resize_image, resize_labels
+from ..fit import fit_image, unfit_labels
+from ..images import UInt8Array
 from ..metrics import ConfusionMatrix
 from ..model import ENet, Segmenter
 from .prior import ALPHAS, corrected
@@ -44,7 +45,7 @@ def predict(net: nn.Module, data: DataSet, metadata: Metadata, indices: Iterable
 
     def read(index: int) -> tuple[str, UInt8Array, UInt8Array]:
         image, labels = data[index]
-        return data.pairs[index][0].name, resize_image(image, metadata.size), labels
+        return data.pairs[index][0].name, fit_image(image, metadata.size, metadata.fit), labels
 
     images = read_ahead(read, indices)
     batch = 1 if device.type == "cpu" else 16
@@ -54,7 +55,7 @@ def predict(net: nn.Module, data: DataSet, metadata: Metadata, indices: Iterable
             predictions = segmenter(frames.to(device)).cpu().numpy()
         for predicted, (name, frame, labels) in zip(predictions, chunk, strict=True):
             size = labels.shape[0], labels.shape[1]
-            yield Example(name, frame, labels, resize_labels(predicted, size))
+            yield Example(name, frame, labels, unfit_labels(predicted, size, metadata.fit, data.classes.void))
 
 
 @contextlib.contextmanager

@@ -8,10 +8,11 @@ from typing import Literal, get_args
 
 from ..artifacts import check_size
 from ..errors import InputError
+from ..fit import FITS, Fit
 
 Slopes = Literal["channel", "layer"]
 
-CHOICES: dict[str, tuple[str, ...]] = {"optimizer": ("adam", "adamw"), "slopes": get_args(Slopes)}
+CHOICES: dict[str, tuple[str, ...]] = {"optimizer": ("adam", "adamw"), "slopes": get_args(Slopes), "fit": FITS}
 
 
 @dataclass(frozen=True)
@@ -20,6 +21,8 @@ class Recipe:
 
     Attributes:
         size: (height, width) that images are resized to, before augmentation and for evaluation.
+        fit: how images of another shape get this size: "stretch", "letterbox" or "crop" (see `enet_deploy.fit`); the
+            weights keep it.
         crop: (height, width) of a training crop.
         final_crop: (height, width) of a training crop in the last part of the training.
         final_from: share of the training after which crops have the final size; 1 for never.
@@ -58,6 +61,7 @@ class Recipe:
     """
 
     size: tuple[int, int] = (360, 480)
+    fit: Fit = "stretch"
     crop: tuple[int, int] = (360, 480)
     final_crop: tuple[int, int] = (360, 480)
     final_from: float = 1.0

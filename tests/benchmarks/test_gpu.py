@@ -138,7 +138,7 @@ def test_step_stopped_by_the_time_limit_has_not_failed(tmp_path: Path) -> None:
 def test_a_process_that_cannot_be_killed_does_not_hold_up_the_rest(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """As one that waits in a driver for a device that does not answer."""
+    """It behaves like a process that waits in a driver for a device that does not answer."""
     killed = []
 
     def wait(seconds: float) -> int:
@@ -340,7 +340,7 @@ def test_every_card_is_listed(work: Path, monkeypatch: pytest.MonkeyPatch) -> No
 
 
 def stand_in_build(run: Run, flavour: str, precision: str, size: Any, *_: Any, dynamic: bool = False) -> Any:
-    """In the place of TensorRT's builder, which there is no stand-in for."""
+    """Replaces TensorRT's builder, for which there is no stand-in."""
     graph = run.graph(precision, size, dynamic)
     path = tensorrt_standin.write_engine(graph, run.work / EngineCard.engine_name(graph, flavour), flavour)
     return SimpleNamespace(path=path, card=EngineCard.read(path), bytes=path.stat().st_size, seconds=1.0)

@@ -12,23 +12,29 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 
-from enet_deploy import open_runner
 from enet_deploy.benchmarks.measure.processes import Processes
 from enet_deploy.benchmarks.measure.timing import times
 from enet_deploy.benchmarks.studies import speed
 from enet_deploy.data.scenes import street_scene
 from enet_deploy.errors import ArtifactError, EnetError
+from enet_deploy.model import Segmenter
+from enet_deploy.weights import load_weights
 
 SMALL = (96, 128)
 
 
 @pytest.mark.slow
-def test_baselines_give_the_same_labels(weights: Path, tmp_path: Path) -> None:
+def test_baselines_give_the_same_labels(weights: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     pytest.importorskip("openvino")
+    net, metadata = load_weights(weights)
+    net.stage2, net.stage3 = net.stage2[:4], net.stage3[:2]  # so that the four exports take half as long
+    monkeypatch.setattr(speed, "load_weights", lambda _: (net, metadata))
     frames = street_scene(0, SMALL)[0][None]
-    with open_runner(weights, "torch", size=SMALL) as runner:
-        expected = runner.infer(frames)
+    with torch.inference_mode():
+        expected = Segmenter(net, metadata.mean, metadata.std).eval()(torch.from_numpy(frames)).numpy()
+    assert len(np.unique(expected)) > 2
     for makers in (speed.plain_makers, speed.mask_makers):
         for name, make in makers(weights, SMALL, str(tmp_path)).items():
             labels = make()()

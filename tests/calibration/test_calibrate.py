@@ -31,7 +31,7 @@ from enet_deploy.files import sha256
 
 
 def use(monkeypatch: pytest.MonkeyPatch, model: onnx.ModelProto) -> None:
-    """What the exporter will give, at once, instead of making it anew and at the trained size."""
+    """Let the exporter return this graph at once, instead of building one at the trained size."""
 
     def made(*_args: object, **_options: object) -> onnx.ModelProto:
         copy = onnx.ModelProto()
@@ -76,7 +76,8 @@ def test_from_images_to_an_int8_graph(
     assert made.amax == pytest.approx(record.amax, rel=1e-5) and list(made.amax) == list(record.amax)
     assert made.float_layers == FLOAT_LAYERS and made.versions["onnx"] == onnx.__version__
     accuracy = made.accuracy
-    assert (accuracy["measure"], accuracy["images"]) == ("miou", 4)
+    assert (accuracy["measure"], accuracy["images"], accuracy["trained_on"]) == ("miou", 4, 0)
+    assert "not trained on: none of the 4 images" in printed.out
     assert accuracy["tried"] == {"minmax": accuracy["int8"]} and 0 < accuracy["fp32"] < 1
     assert cache.read_text() == made.to_trt_cache("10.3.0")
     assert made.outputs.keys() == record.outputs.keys()
@@ -103,7 +104,7 @@ def test_from_images_to_an_int8_graph(
 def test_all_methods_are_tried_and_the_best_is_kept(
     scenes: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """Of a folder of images without labels, twice the same."""
+    """On a folder of images without labels; two runs give the same record."""
     monkeypatch.setitem(ranges.BINS, "entropy", 300)
     out = [tmp_path / name for name in ("first.json", "second.json")]
     for path in out:
@@ -127,6 +128,7 @@ def test_sensitivity_and_a_budget(
 ) -> None:
     pytest.importorskip("matplotlib")
     monkeypatch.setattr(sys.modules[Evaluator.__module__], "Evaluator", lambda *_: Costs(**POINTS))
+    monkeypatch.setattr(cli, "_fit_confidence", lambda *_: {})  # `Costs` has no images
     made = [tmp_path / "record.json", tmp_path / "kept.json"]
     arguments = [str(scenes), "--images", "4", "--method", "minmax", "--sensitivity", str(tmp_path / "study")]
     assert cli.main([*arguments, "--out", str(made[0])]) == 0
@@ -162,7 +164,7 @@ def out(tmp_path: Path) -> Path:
 
 
 def refused(arguments: Sequence[object], out: Path, capsys: pytest.CaptureFixture[str]) -> str:
-    """What the command says on its one line when it refuses, having written nothing."""
+    """The one line on which the command refuses. It has written nothing."""
     try:
         code: object = cli.main([*map(str, arguments)])
     except SystemExit as stopped:  # by argparse

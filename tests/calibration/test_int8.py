@@ -139,7 +139,7 @@ def test_pairs_stand_where_they_fuse_and_nowhere_else(quantized: onnx.ModelProto
     expected = {node.name for name, node in layers(quantized.graph).items() if name in in_int8(quantized)}
     sums = [node for node in nodes_of(quantized, "Add") if convolved & set(node.input)]
     assert len(sums) > 20
-    for node in sums:  # Conv + Add is one kernel only where the other operand is int8 too
+    for node in sums:  # Conv + Add is one kernel only if the other operand is int8 too
         pooled = node.name == "stage1.3/Add"
         assert len(dequantized & set(node.input)) == (0 if pooled else 1), node.name
         expected |= set() if pooled else {node.name}
@@ -240,6 +240,7 @@ def test_ort_layout_leaves_nothing_to_quantise(model: onnx.ModelProto, record: R
         quantize(model, one, qdq_layout="ort")
 
 
+@pytest.mark.slow
 def test_every_layer_can_be_quantised_alone(model: onnx.ModelProto, record: Record) -> None:
     for qdq_layout in get_args(QdqLayout):
         for name in layers(model.graph):

@@ -49,7 +49,7 @@ def test_digest_is_of_names_and_contents(tmp_path: Path) -> None:
 
 
 def magnitudes(model: onnx.ModelProto, tensors: list[str], images: list[Path]) -> dict[str, npt.NDArray[np.float32]]:
-    """All that a tensor holds, over the images, as ONNX Runtime computes it when left to change nothing."""
+    """All values of each tensor over the images, as ONNX Runtime computes them without optimisation."""
     ort = pytest.importorskip("onnxruntime")
     shown = onnx.ModelProto()
     shown.CopyFrom(model)

@@ -141,7 +141,7 @@ def test_ranks_are_a_buffer_that_moves_with_the_model_and_is_in_no_weights_file(
 
 
 def test_forward_makes_no_tensor_of_pythons_numbers() -> None:
-    """Which no CUDA graph holds; on a GPU, test_export.py captures one."""
+    """A CUDA graph cannot capture them. On a GPU, test_export.py captures a whole graph."""
 
     class Calls(TorchDispatchMode):
         def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:

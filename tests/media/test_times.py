@@ -1,4 +1,4 @@
-"""Times of frames: they strictly rise and are the source's; what a source does not state has a rule, and is said."""
+"""Times of frames rise strictly and are the source's; if a source states none, a rule gives them and is reported."""
 
 from __future__ import annotations
 

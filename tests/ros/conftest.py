@@ -12,7 +12,7 @@ from helpers import write_graph
 
 @pytest.fixture(scope="session")
 def artifact(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return write_graph(tmp_path_factory.mktemp("graph") / "enet-fp32.onnx")
+    return write_graph(tmp_path_factory.mktemp("graph") / "enet-fp32.onnx", confidence=True)
 
 
 @pytest.fixture(scope="session")

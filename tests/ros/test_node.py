@@ -49,7 +49,7 @@ def pixels_of(message: Image) -> np.ndarray:
 
 def test_topics_and_their_content(robot: Robot, artifact: Path) -> None:
     robot.run("-p", "alpha:=0.3")
-    found = {name: robot.listen(f"{NAME}/{name}") for name in ("labels", "overlay", "color_mask")}
+    found = {name: robot.listen(f"{NAME}/{name}") for name in ("labels", "overlay", "color_mask", "confidence")}
     classes = robot.listen(f"{NAME}/classes", String, latched=True)
     camera = robot.camera()
     assert robot.matched(camera)
@@ -61,6 +61,7 @@ def test_topics_and_their_content(robot: Robot, artifact: Path) -> None:
         "labels": labels,
         "overlay": overlay(SCENE, labels, CAMVID, 0.3),
         "color_mask": colorize(labels, CAMVID),
+        "confidence": labels + 1,  # of the artifact of these tests
     }
     for name, messages in found.items():
         header = messages[-1].header

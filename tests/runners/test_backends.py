@@ -40,7 +40,7 @@ def batches() -> list[UInt8Array]:
 def test_torch_on_cuda_computes_without_tf32(
     weights: Path, batches: list[UInt8Array], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """On the CPU, said to be CUDA: what convolutions there would be allowed to do."""
+    """Run on the CPU as if it were CUDA, and record what convolutions there would be allowed to do."""
     torch = pytest.importorskip("torch")
     conv = torch.backends.cudnn.conv
     monkeypatch.setattr("enet_deploy.runners.torch_runner.torch_device", lambda _: torch.device("cpu"))
@@ -79,7 +79,7 @@ def test_openvino_keeps_the_precision_of_the_graph(exported: Path, weights: Path
     pytest.importorskip("openvino")
     pytest.importorskip("torch")
     frames = np.concatenate(batches)
-    # Left to itself it computes in bfloat16 where the CPU can, and some 2 % of the labels change
+    # By default it computes in bfloat16 if the CPU can, which changes some 2 % of the labels
     with open_runner(exported, "openvino") as runner, open_runner(weights, size=SIZE) as reference:
         assert (runner.infer(frames) == reference.infer(frames)).mean() >= 0.9999
 
@@ -209,7 +209,7 @@ class DeviceValue:
 
 class FakeOrt:
     """onnxruntime-gpu, as far as the runner calls it. `made` holds (provider, options, session config) per session, and
-    "preload" where libraries were loaded."""
+    "preload" if libraries were loaded."""
 
     __version__, __file__ = "1.99", "/site/onnxruntime/__init__.py"
     OrtValue = SimpleNamespace(ortvalue_from_numpy=DeviceValue)
@@ -347,7 +347,7 @@ def test_onnxruntime_knows_its_devices(exported: Path, device: str) -> None:
         ("x86_64", "flags : avx512f avx512_vnni", False),
         ("AMD64", "flags : avx2 avx_vnni", False),
         ("x86_64", "flags : avx2", True),
-        ("x86_64", None, True),  # where there is no such file
+        ("x86_64", None, True),  # without such a file
         ("aarch64", "Features : asimd", False),
     ],
 )

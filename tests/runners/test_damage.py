@@ -77,7 +77,7 @@ def test_changed_weights_are_refused_by_all_that_read_them(
 
 
 def test_files_without_a_digest_are_read(weights: Path, exported: Path, tmp_path: Path, frames: UInt8Array) -> None:
-    """Of earlier versions, and graphs that onnx saved after our function has set their metadata."""
+    """Files of earlier versions, and graphs that onnx saved after our function has set their metadata."""
     with open_runner(exported) as runner:
         labels = runner.infer(frames)
     old = tmp_path / "old.safetensors"

@@ -21,7 +21,7 @@ import numpy as np
 import numpy.typing as npt
 import pytest
 import tensorrt_standin
-from helpers import SIZE
+from helpers import SIZE, TEMPERATURE
 
 from enet_deploy import BACKENDS, CAMVID, ArtifactError, BackendError, InputError, Runner, Spec, open_runner
 from enet_deploy.artifacts import METADATA_KEY, Metadata, save_graph
@@ -101,7 +101,7 @@ def skip_without_cuda(package: str) -> None:
 
 @pytest.fixture(scope="module")
 def engine(exported: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
-    """The engine of `exported`: a real one where TensorRT and a GPU are there, else one for the stand-ins."""
+    """The engine of `exported`: a real one if TensorRT and a GPU are there, else one for the stand-ins."""
     folder, flavour = tmp_path_factory.mktemp("engine"), tensorrt_standin.real_flavour()
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("XDG_CACHE_HOME", str(folder))
@@ -114,7 +114,12 @@ def engine(exported: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator
         assert (gpu.alive(), gpu.complaints) == ({}, [])
 
 
-@pytest.fixture(scope="module", params=CASES)
+SLOW = ("torch", "openvino")  # test_backends.py has quick tests of both
+
+
+@pytest.fixture(
+    scope="module", params=[pytest.param(case, marks=pytest.mark.slow) if case in SLOW else case for case in CASES]
+)
 def make(request: pytest.FixtureRequest) -> Callable[[], Runner]:
     """Makes a runner that is not open yet."""
     runner_class, package, artifact, options = CASES[request.param]
@@ -351,7 +356,7 @@ def silent(runner: Runner, patch: pytest.MonkeyPatch, rows: int) -> None:
     patch.setattr(runner, "_run", run)
     # the backends with a stream of their own
     done = SimpleNamespace(start_async=lambda: None, wait=lambda: None)
-    patch.setattr("enet_deploy.runners.openvino_runner._create_request", lambda *_: done)
+    patch.setattr("enet_deploy.runners.openvino_runner._create_request", lambda *_, **__: done)
     patch.setattr("enet_deploy.runners.tensorrt.lane.Lane.finish", lambda lane: None)
 
 
@@ -607,6 +612,45 @@ def test_labels_are_the_largest_logits(runner: Runner, batches: list[UInt8Array]
     kept = logits.copy()
     runner.logits(batches[1])
     np.testing.assert_array_equal(logits, kept)
+
+
+def test_confidence_is_the_probability_of_the_label(runner: Runner, batches: list[UInt8Array]) -> None:
+    if not runner.spec.has_confidence:
+        for call, argument in (
+            (runner.infer_with_confidence, batches[0]),
+            (runner.segment_with_confidence, batches[0][0]),
+        ):
+            with pytest.raises(ArtifactError, match=r"'confidence'.*--confidence"):
+                call(argument)
+        return
+    labels, confidence = runner.infer_with_confidence(batches[0])
+    np.testing.assert_array_equal(labels, runner.infer(batches[0]))
+    temperature = 1 if runner.artifact.suffix == ".safetensors" else TEMPERATURE  # which is fitted later than weights
+    logits = runner.logits(batches[0]).astype(np.float64) / temperature
+    powers = np.exp(logits - logits.max(axis=1, keepdims=True))
+    probability = powers.max(axis=1) / powers.sum(axis=1)
+    assert confidence.dtype == np.uint8 and confidence.shape == labels.shape
+    assert np.abs(confidence - 255 * probability).max() <= 0.51
+    kept = confidence.copy()
+    image = batches[1][0][:50, :70]
+    small = runner.segment_with_confidence(image)
+    np.testing.assert_array_equal(small[0], runner.segment(image))
+    assert small[1].shape == (50, 70) and small[1].min() > 0
+    np.testing.assert_array_equal(confidence, kept)
+
+
+def test_confidences_that_were_not_written_are_an_error(runner: Runner, batches: list[UInt8Array]) -> None:
+    if not runner.spec.has_confidence:
+        pytest.skip("the fake runner has no confidences")
+
+    def half(frames: UInt8Array, labels: UInt8Array, confidence: UInt8Array) -> None:
+        labels.fill(3)
+        confidence[0] = 9
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(runner, "_run_confidence", half)
+        with pytest.raises(BackendError, match="confidences"):
+            runner.infer_with_confidence(batches[0])
 
 
 def test_backends_agree(runner: Runner, weights: Path, batches: list[UInt8Array]) -> None:

@@ -430,6 +430,7 @@ def test_graphs_are_few(gpu: Gpu, engine: Path, batches: list[UInt8Array]) -> No
         assert len(gpu.graphs) == 4
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("times", [1, 2, 3])
 def test_rotating_buffers_are_not_captured_for_ever(
     gpu: Gpu, engine: Path, upload: Any, batches: list[UInt8Array], expected: list[UInt8Array], times: int

@@ -367,7 +367,7 @@ def test_finished_run_can_be_resumed(finished: Path, scenes: Path, tmp_path: Pat
 
 
 class Touch:
-    """Pickled, it makes a file when it is loaded by whoever trusts it."""
+    """Makes a file when it is unpickled."""
 
     def __init__(self, path: Path) -> None:
         self.path = path

@@ -52,6 +52,7 @@ def test_event_files_continue_after_an_interruption(
     assert len(names) == 4 and [event.step for event in found.Images(names[0])] == [1, 2, 3]
 
 
+@pytest.mark.slow
 def test_event_files_of_what_was_undone_are_hidden_and_a_new_folder_has_the_whole_curve(
     finished: Path, scenes: Path, tmp_path: Path
 ) -> None:
@@ -94,6 +95,7 @@ def test_reports_that_cannot_be_written_are_refused_before_the_training(
     assert not (tmp_path / "run").exists()
 
 
+@pytest.mark.slow
 def test_training_goes_on_if_a_curve_cannot_be_written(
     scenes: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -124,4 +126,4 @@ def test_example_pictures_are_small_and_show_image_truth_and_prediction() -> Non
     picture = example_picture(example, CAMVID)
     assert picture.shape[1] == 3 * PICTURE_SIDE and picture.dtype == np.uint8
     row = picture[-10, PICTURE_SIDE // 2 :: PICTURE_SIDE]
-    assert row.tolist() == [[77] * 3, list(CAMVID.colors[3][::-1]), list(CAMVID.colors[5][::-1])]
+    assert row.tolist() == [[77] * 3, list(CAMVID.overlay_colors[3][::-1]), list(CAMVID.overlay_colors[5][::-1])]

@@ -32,6 +32,7 @@ def test_init_continues_from_weights(finished: Path, scenes: Path, tmp_path: Pat
     assert (metadata.mean, metadata.std) == (before_metadata.mean, before_metadata.std)
 
 
+@pytest.mark.slow
 def test_weights_of_other_classes_give_all_but_their_last_layer(
     finished: Path, room: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -46,6 +47,7 @@ def test_weights_of_other_classes_give_all_but_their_last_layer(
     assert net.num_classes == 3 and has["fullconv.weight"].any() and metadata.classes.names == tuple(ROOM["names"])
 
 
+@pytest.mark.slow
 def test_weights_of_recipes_with_options_that_are_gone(scenes: Path, finished: Path, tmp_path: Path) -> None:
     """The metadata says how they were trained, also with options that this version does not have."""
     net, metadata = load_weights(finished / "last.safetensors")

@@ -75,6 +75,7 @@ def test_mean_and_std_are_those_of_the_training_images(finished: Path, scenes: P
     assert metadata.std == pytest.approx(pixels.std(axis=0), abs=1e-3)
 
 
+@pytest.mark.slow
 def test_loss_falls_on_a_scene_seen_again_and_again(tmp_path: Path) -> None:
     data = write_scenes(tmp_path / "data", {"train": 2, "val": 1})
     options = {"crop": "48x64", "batch": 2, "epochs": 12, "eval_every": 12, "lr": 0.03, "power": 0, "ema": 0}
@@ -91,7 +92,7 @@ MIOU = {1: 0.3, 2: 0.5, 3: 0.4, 4: 0.5, 5: 0.9}  # epoch -> val mIoU
 def test_run_stops_when_its_patience_is_at_its_end(
     finished: Path, scenes: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """Also if it was interrupted in between, and with the same weights."""
+    """Also if it was interrupted, and then with the same weights."""
     monkeypatch.setattr(Trainer, "_val_scores", lambda trainer: {"val_miou": MIOU[trainer.epoch]})
     options = {"epochs": 5, "eval_every": 1, "patience": 2, "ema": 0, "batch": 8}
     with caplog.at_level("INFO"):
@@ -116,12 +117,14 @@ def test_patience_is_refused_if_val_is_trained_on(
     assert_refused(code, capsys, "patience 2", "--hold-out")
 
 
+@pytest.mark.slow
 def test_three_classes_train_without_a_change(room: Path, tmp_path: Path) -> None:
     assert enet_train(room, tmp_path, epochs=1) == 0
     net, metadata = load_weights(tmp_path / "best.safetensors")
     assert net.num_classes == 3 and metadata.classes.to_json() == ROOM
 
 
+@pytest.mark.slow
 def test_image_of_void_alone_is_passed_over(tmp_path: Path) -> None:
     data = write_scenes(tmp_path / "data", {"train": 2, "val": 1})
     cv2.imwrite(str(data / "trainannot" / "scene0000.png"), np.full((96, 128), CAMVID.ignore_id, np.uint8))
@@ -143,6 +146,7 @@ def test_classes_weigh_by_their_share(scenes: Path, tmp_path: Path) -> None:
     assert trainer.class_weights.tolist() == pytest.approx((1 / np.log(1.02 + shares)).tolist(), rel=1e-5)
 
 
+@pytest.mark.slow
 def test_weights_that_are_no_numbers_are_not_saved(
     scenes: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -178,7 +182,7 @@ def test_lovasz_is_added_when_the_recipe_says(scenes: Path, tmp_path: Path) -> N
 
 @pytest.fixture
 def steps(monkeypatch: pytest.MonkeyPatch) -> list[tuple[Any, dict[str, Any]]]:
-    """Of every training step: the images, and the network's tensors after it."""
+    """The images of every training step, and the network's tensors after it."""
     seen: list[tuple[Any, dict[str, Any]]] = []
     step = TrainingStep.__call__
 
@@ -211,6 +215,7 @@ def test_average_of_the_weights_is_what_is_saved(
     torch.testing.assert_close(net.initial.bn.running_mean[:13], maps.mean(dim=(0, 2, 3)), rtol=1e-3, atol=1e-4)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("still", [True, False])
 def test_every_epoch_has_another_order_and_other_crops(
     scenes: Path, tmp_path: Path, steps: list[tuple[Any, dict[str, Any]]], still: bool
@@ -232,6 +237,7 @@ def test_steps_take_the_schedule_s_learning_rate(scenes: Path, tmp_path: Path) -
         assert rates == {trainer.step.schedule.learning_rate(step)} == {recipe.lr * (step + 1) / 2}
 
 
+@pytest.mark.slow
 def test_other_arithmetic_trains_too(scenes: Path, tmp_path: Path) -> None:
     assert enet_train(scenes, tmp_path, "--amp", epochs=1) == 0
     assert math.isfinite(float(rows(tmp_path)[0]["loss"]))

@@ -80,11 +80,11 @@ class Lane:
         else:
             self._device.to_host(self._pinned["labels"][: out.nbytes], addresses["labels"], self._stream)
 
-    def finish(self, scores: npt.NDArray[np.float32] | None = None) -> None:
-        """Wait for the batch. Its labels are then in `out`, its logits in `scores` (N, C, H, W) if given."""
+    def finish(self, **others: npt.NDArray[Any]) -> None:
+        """Wait for the batch. Its labels are then in `out`; further outputs, "logits" or "confidence", as named."""
         assert self._job is not None
-        if scores is not None:
-            self._device.to_host(scores, self._addresses["logits"], self._stream)
+        for name, array in others.items():
+            self._device.to_host(array, self._addresses[name], self._stream)
         self._device.synchronize(self._stream)
         _, out = self._job
         self._job = None

@@ -90,7 +90,8 @@ class TrtRunner(Runner):
         opened.callback(self._free)
         self._idle.append(self._new_lane())
         runtime = f"{trt.__name__} {trt.__version__} on {device.gpu}, {device.package}, {words}"
-        return self._make_spec(card.metadata, engine.batch, "logits" in engine.frame_bytes, runtime)
+        has_logits, has_confidence = ("logits" in engine.frame_bytes), ("confidence" in engine.frame_bytes)
+        return self._make_spec(card.metadata, engine.batch, has_logits, runtime, has_confidence=has_confidence)
 
     def _graph_plan(self, flavour: str, device: Device) -> tuple[bool, str]:
         """Return whether CUDA graphs are used, and the words about them for `spec.runtime`."""
@@ -120,22 +121,26 @@ class TrtRunner(Runner):
         spec = self.spec
         scores = np.empty((frames.shape[0], len(spec.classes), *spec.size), np.float32)
         with self._borrowed_lane() as lane:
-            self._run_on(lane, frames, np.empty(frames.shape[:3], np.uint8), scores)
+            self._run_on(lane, frames, np.empty(frames.shape[:3], np.uint8), logits=scores)
         return scores
+
+    def _run_confidence(self, frames: UInt8Array | DeviceArray, labels: UInt8Array, confidence: UInt8Array) -> None:
+        with self._borrowed_lane() as lane:
+            self._run_on(lane, frames, labels, confidence=confidence)
 
     def _run_on(
         self,
         lane: Lane,
         frames: UInt8Array | DeviceArray,
         out: UInt8Array | DeviceArray,
-        scores: npt.NDArray[np.float32] | None = None,
+        **others: npt.NDArray[Any],
     ) -> None:
-        """Label frames, as many per call as the engine takes."""
+        """Label frames, as many per call as the engine takes. `others`: further outputs to fill, by name."""
         step = self._engine.max_batch
         for first in range(0, frames.shape[0], step):
             part = slice(first, first + step)
             lane.start(frames[part], out[part])
-            lane.finish(None if scores is None else scores[part])
+            lane.finish(**{name: array[part] for name, array in others.items()})
 
     def _profile(self, frames: UInt8Array | DeviceArray, calls: int) -> Iterator[list[Operation]]:
         with self._device.current():

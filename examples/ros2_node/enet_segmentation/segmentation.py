@@ -29,6 +29,7 @@ class Segmentation:
         self._runner, self.alpha = runner, alpha
         self.monitor = RangeMonitor(runner.spec)
         self._segment = self.monitor.watched(runner.segment)
+        self._segment_with_confidence = self.monitor.watched(runner.segment_with_confidence)
         self.image: UInt8Array | None = None
 
     @property
@@ -47,14 +48,20 @@ class Segmentation:
 
         Args:
             message: a sensor_msgs/Image or CompressedImage, or any object with its fields.
-            wanted: the outputs beside "labels" (mono8, class ids): "overlay" and "color_mask" (bgr8).
+            wanted: the outputs beside "labels" (mono8, class ids): "overlay" and "color_mask" (bgr8), "confidence"
+                (mono8, 255 times the probability of the label; of an artifact that was exported with --confidence).
 
         Raises DataError if the message holds no image that can be read.
         """
         self.image = to_bgr(message)
-        labels = self._segment(self.image)
         classes = self._runner.spec.classes
-        outputs = {"labels": image_fields(labels)}
+        outputs = {}
+        if "confidence" in wanted:
+            labels, confidence = self._segment_with_confidence(self.image)
+            outputs["confidence"] = image_fields(confidence)
+        else:
+            labels = self._segment(self.image)
+        outputs["labels"] = image_fields(labels)
         if "overlay" in wanted:
             outputs["overlay"] = image_fields(overlay(self.image, labels, classes, self.alpha))
         if "color_mask" in wanted:

@@ -1,0 +1,69 @@
+"""Names of bundled weights in place of files: their graphs are these weights', and every command takes them."""
+
+from __future__ import annotations
+
+import itertools
+from pathlib import Path
+
+import cv2
+import numpy as np
+import pytest
+
+from enet_deploy import SAMPLE, InputError, console, open_runner
+from enet_deploy.bundled import NAMES, graph_file, picture, weights_file
+from enet_deploy.commands import evaluate, segment
+from enet_deploy.data.scenes import street_scene
+from enet_deploy.export import cli as export_cli
+from enet_deploy.files import sha256
+from enet_deploy.runners import artifact_files, backends_for
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", NAMES)
+def test_bundled_graph_is_what_the_documented_command_makes(name: str, tmp_path: Path) -> None:
+    assert export_cli.main(["--weights", name, "--name", name, "--out", str(tmp_path)]) == 0
+    made = tmp_path / graph_file(name).name
+    with open_runner(name, "ort") as bundled, open_runner(made, "ort") as exported:
+        assert bundled.spec.weights_sha256 == sha256(weights_file(name)), "export it again, as bundled.py says"
+        scenes = np.stack([street_scene(seed, bundled.spec.size)[0] for seed in range(20, 24)])
+        labels = [np.concatenate([runner.infer(scene[None]) for scene in scenes]) for runner in (bundled, exported)]
+    assert (labels[0] == labels[1]).mean() >= 0.9999  # the exporter may be another version's
+    assert len(np.unique(labels[0])) > 6
+
+
+def test_a_name_is_a_graph_and_for_torch_the_weights() -> None:
+    with open_runner("enet-camvid", "torch") as runner:
+        assert runner.spec.artifact == weights_file("enet-camvid")
+    with open_runner("enet-camvid-train", "ort") as runner:
+        assert runner.spec.artifact == graph_file("enet-camvid-train")
+    assert {"ort", "openvino", "torch"} <= set(backends_for("enet-camvid"))
+    assert artifact_files("enet-camvid") == [weights_file("enet-camvid"), graph_file("enet-camvid")]
+    with pytest.raises(InputError, match=r"enet-camvd.*enet-camvid-train"):
+        open_runner("enet-camvd")
+
+
+def test_the_sample_is_the_drawn_scene_that_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    scene, _ = street_scene(3000, (720, 960))
+    assert np.abs(cv2.imread(str(SAMPLE)).astype(int) - scene).mean() < 4  # JPEG, and its noise
+    monkeypatch.chdir(tmp_path)
+    assert picture("sample") == str(SAMPLE)
+    Path("sample").mkdir()
+    assert picture("sample") == "sample"
+
+
+def test_names_are_taken_by_commands(scenes: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert segment.main(["enet-camvid", "sample", "--backend", "ort", "--labels", "labels.png"]) == 0
+    assert len(np.unique(cv2.imread("labels.png", cv2.IMREAD_UNCHANGED))) > 6
+    assert evaluate.main(["enet-camvid-train", "--backend", "ort", "--data", str(scenes)]) == 0
+    assert segment.main(["sample", "enet-camvid"]) == 2
+
+
+def test_progress_is_lines_where_there_is_no_terminal(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    clock = itertools.count()
+    monkeypatch.setattr(console.time, "monotonic", lambda: float(next(clock)))  # a second per item
+    assert list(console.progress(range(40), "comparing")) == list(range(40))
+    lines = capsys.readouterr().err.splitlines()
+    assert [line.split(" after ")[0] for line in lines] == [f"comparing: {n} of 40" for n in (3, 11, 27)]
