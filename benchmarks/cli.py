@@ -97,6 +97,13 @@ def _judge(found: Mapping[str, Mapping[str, float | None]], requirements: Sequen
     require_all(judged)
 
 
+def measured(args: argparse.Namespace) -> Run:
+    """Return what the command measures; nothing is printed or written."""
+    options = BenchOptions(**{each.name: getattr(args, each.name) for each in fields(BenchOptions)})
+    weights_sha256 = _require(options, {}, [])
+    return _run(options, weights_sha256, open_inputs(options), environment(), [], False)[0]
+
+
 def _require(options: BenchOptions, outputs: dict[str, Path], requirements: Sequence[Requirement]) -> str:
     """Raise now what would only be found after minutes of measuring. Returns the SHA-256 of the weights."""
     weights_sha256 = _check_weights(options.weights)
@@ -290,7 +297,7 @@ def _pictures(run: Run, comparison: Comparison, inputs: BenchInputs) -> list[Pic
 def _say(what: str) -> None:
     """Print a sign of life for a log; a terminal has progress bars."""
     if not sys.stderr.isatty():
-        print(f"{what} ...", file=sys.stderr, flush=True)
+        print(f"{what} ...", flush=True)
 
 
 # --- the outputs --------------------------------------------------------------------------------------------------
@@ -323,7 +330,7 @@ def _give(run: Run, outputs: dict[str, Path], pictures: Sequence[Picture] = ()) 
         else:
             text = as_markdown(run) if kind == "markdown" else as_csv(run)
         with atomic_write(path) as temporary:
-            temporary.write_text(text, encoding="utf-8")
+            temporary.write_text(text, encoding="utf-8", errors="backslashreplace")  # names of files
     show(run, _terminal())
     for path in outputs.values():
         print(f"wrote {path}")

@@ -191,7 +191,8 @@ def _require(args: argparse.Namespace) -> None:
     require_outputs(writes, reads)
 
 
-def _calibrate(args: argparse.Namespace) -> None:
+def run(args: argparse.Namespace) -> None:
+    """Do what the command does."""
     _require(args)
     if args.data is None:
         _render(args)
@@ -344,7 +345,7 @@ def make_parser() -> cli.Parser:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    return cli.run(make_parser(), _calibrate, argv)
+    return cli.run(make_parser(), run, argv)
 
 
 if __name__ == "__main__":

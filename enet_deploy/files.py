@@ -219,6 +219,18 @@ def require_short_name(path: Path) -> None:
         )
 
 
+def utf8_path(path: Path, library: str, other: str = "") -> str:
+    """Return a path for a library that takes no other text than UTF-8, whatever the locale.
+
+    Raises ArtifactError that names the library, and `other` as another remedy, if the path is not UTF-8.
+    """
+    try:
+        return os.fsencode(path).decode()
+    except UnicodeDecodeError:
+        remedy = "rename it or its folder" + f", or {other}" * bool(other)
+        raise ArtifactError(f"{path} is not UTF-8, and {library} takes no other paths; {remedy}") from None
+
+
 def _replaceable(path: str | Path) -> Path:
     """The file itself if `path` is a link. Raises ArtifactError if it exists and is no ordinary file."""
     real = Path(os.path.realpath(path))

@@ -56,13 +56,10 @@ class Record:
 
     def to_text(self) -> str:
         """Return the JSON text, with a digest of the content in it: a changed magnitude would give other labels."""
-        return _text(with_digest(self._content()))
-
-    def _content(self) -> dict[str, Any]:
         fields = dataclasses.asdict(self)
         if not self.confidence:  # so that the text of an earlier record, and its hash, stay
             del fields["confidence"]
-        return {"schema": SCHEMA, **fields}
+        return json.dumps(with_digest({"schema": SCHEMA, **fields}), indent=2, allow_nan=False) + "\n"
 
     @property
     def ranges(self) -> dict[str, float]:
@@ -71,8 +68,8 @@ class Record:
 
     @property
     def sha256(self) -> str:
-        """The hash of the JSON text without its digest, which graphs and engines carry."""
-        return digest(_text(self._content()).encode())
+        """The hash of the JSON text, which graphs and engines carry."""
+        return digest(self.to_text().encode())
 
     def write(self, path: str | Path) -> None:
         """Write the JSON file atomically. Raises ArtifactError if that fails."""
@@ -136,10 +133,6 @@ class Record:
         taken = {tensor: amax for tensor, amax in self.amax.items() if tensor not in self.float_tensors}
         lines += [f"{tensor}: {struct.pack('>f', amax / 127).hex()}" for tensor, amax in taken.items()]
         return "\n".join(lines) + "\n"
-
-
-def _text(value: dict[str, Any]) -> str:
-    return json.dumps(value, indent=2, allow_nan=False) + "\n"
 
 
 def cache_header(version: str) -> str:
