@@ -6,7 +6,7 @@ import math
 import types
 import typing
 from collections.abc import Mapping
-from dataclasses import Field, fields, is_dataclass
+from dataclasses import MISSING, Field, fields, is_dataclass
 from functools import cache
 from typing import Any, TypeVar
 
@@ -83,6 +83,8 @@ def _read_dataclass(kind: Any, value: Any, place: str) -> Any:
         if name not in value and _is_later(field):
             continue
         if name not in value:
+            if field.default is not MISSING:  # what earlier versions did not measure
+                continue
             raise ValueError(f"{place or 'the object'} lacks '{name}'")
         read[field.name] = _read(hints[field.name], value[name], f"{place}.{name}".lstrip("."))
     try:

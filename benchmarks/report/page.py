@@ -90,6 +90,7 @@ def _charts(run: Run, mark: str) -> list[dict[str, str]]:
         ("Where the network's time goes", "By stage of ENet, as the backend tells it.", charts.network_stages(run)),
         (f"IoU by class{mark}", "Where PyTorch stands, and what each runner changes.", charts.classes(run)),
         (f"Confusion, {taken.name}{mark}", "What each class's pixels were taken for, in %.", charts.confusion(taken)),
+        (f"Confidence{mark}", "On the line it is honest, below it the network is too sure.", charts.reliability(run)),
         ("Rounds", "Runners take turns; if all lines move together, the machine drifted.", charts.drift(run)),
         ("Sizes and batches", "Timed in the same rounds.", charts.sweep(run)),
     )  # fmt: skip

@@ -183,7 +183,9 @@ def _show_parity(results: Sequence[Result], trained_on: str, console: Console) -
 
 
 def _show_accuracy(results: Sequence[Result], reference: Accuracy | None, trained_on: str, console: Console) -> None:
-    table = new_table("pixel accuracy", "Dice", "mIoU", *(["their change, points"] if reference else []))
+    knows_confidence = any(result.accuracy is not None and result.accuracy.confidence for result in results)
+    columns = (*(["their change, points"] if reference else []), *(["calibration error"] if knows_confidence else []))
+    table = new_table("pixel accuracy", "Dice", "mIoU", *columns)
     for result in results:
         if result.accuracy is None:
             continue
@@ -191,6 +193,8 @@ def _show_accuracy(results: Sequence[Result], reference: Accuracy | None, traine
         row = [f"{value:.4f}" for value in own.values()]
         if reference:
             row.append(" ".join(points(100 * (own[name] - getattr(reference, name)), 3) for name in ACCURACY))
+        if knows_confidence:
+            row.append(number(getattr(result.accuracy.confidence, "error", None), ".4f"))
         table.add_row(escape(result.name), *row)
     print_table(f"Accuracy, void left out{trained_on}", table, console, ("pixel accuracy", "Dice"))
 

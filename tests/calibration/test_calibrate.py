@@ -128,6 +128,7 @@ def test_sensitivity_and_a_budget(
 ) -> None:
     pytest.importorskip("matplotlib")
     monkeypatch.setattr(sys.modules[Evaluator.__module__], "Evaluator", lambda *_: Costs(**POINTS))
+    monkeypatch.setattr(cli, "_fit_confidence", lambda *_: {})  # `Costs` has no images
     made = [tmp_path / "record.json", tmp_path / "kept.json"]
     arguments = [str(scenes), "--images", "4", "--method", "minmax", "--sensitivity", str(tmp_path / "study")]
     assert cli.main([*arguments, "--out", str(made[0])]) == 0
