@@ -19,6 +19,7 @@ import onnx
 import onnxruntime
 from onnx import helper, numpy_helper
 
+from enet_deploy.artifacts import read_artifact
 from enet_deploy.errors import InputError, ParityError
 from enet_deploy.files import atomic_write
 from enet_deploy.runners.graph import parse_graph
@@ -60,7 +61,7 @@ def rewrite_unpool(model: str | Path, out: str | Path) -> Rewritten:
     Raises ArtifactError if the file is no ONNX file, InputError if it has nothing to rewrite, or indices that are not
     of 2x2 windows with stride 2, ParityError if the new graph gives other outputs. Then nothing is written.
     """
-    original = parse_graph(Path(model).read_bytes(), Path(model))
+    original = parse_graph(read_artifact(Path(model)), Path(model))
     new = onnx.ModelProto()
     new.CopyFrom(original)
     graph = _Graph(new, Path(model))

@@ -505,7 +505,10 @@ def strangers(exported: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
         (["{weights}", "--backend", "ort"], "--backend ort, but none of the artifacts runs on it: .*safetensors"),
         (["{exported}", "--size", "64x64"], r"takes frames of 96x128, expected 64x64"),
         (["{tmp}/none.onnx"], "none.onnx does not exist"),
-        (["{exported}", "--weights", "{tmp}/none.safetensors"], "--weights .* is not a file"),
+        (
+            ["{exported}", "--weights", "{tmp}/none.safetensors"],
+            "none.safetensors does not exist; expected for --weights",
+        ),
         (["{exported}", "--data", "{tmp}"], "train is not a folder|val is not a folder"),
         (["{exported}", "--device", "tpu"], "device 'tpu' for onnxruntime, expected cpu, cuda or cuda:N"),
         (
