@@ -97,12 +97,11 @@ def _from_weights(args: argparse.Namespace) -> Path:
 
 def _record(args: argparse.Namespace, weights_sha256: str) -> Record | None:
     """Return the record that --int8 or --confidence needs; None if it has none, as confidences can do without."""
-    from .record import BUNDLED_RECORD, Record, record_for
+    from .record import bundled_record, record_for
 
     if args.int8 or (args.confidence and args.calibration is not None):
         return record_for(weights_sha256, args.calibration)
-    bundled = Record.read(BUNDLED_RECORD) if args.confidence else None
-    return bundled if bundled is not None and bundled.weights_sha256 == weights_sha256 else None
+    return bundled_record(weights_sha256) if args.confidence else None
 
 
 def _note_size(record: Record, size: tuple[int, int]) -> None:

@@ -157,9 +157,14 @@ def cache_header(version: str) -> str:
 
 def record_for(weights_sha256: str, path: str | Path | None = None) -> Record:
     """Read the record at `path`, or the bundled one of these weights. Raises ArtifactError if it is of others."""
-    if path is None:
-        fitting = (each for each in BUNDLED_RECORDS if Record.read(each).weights_sha256 == weights_sha256)
-        path = next(fitting, BUNDLED_RECORD)
-    record = Record.read(path)
-    record.require_weights(weights_sha256, path)
+    record = bundled_record(weights_sha256) if path is None else None
+    if record is None:
+        path = BUNDLED_RECORD if path is None else path
+        record = Record.read(path)
+        record.require_weights(weights_sha256, path)
     return record
+
+
+def bundled_record(weights_sha256: str) -> Record | None:
+    """Return the bundled record of these weights; None if there is none."""
+    return next((each for each in map(Record.read, BUNDLED_RECORDS) if each.weights_sha256 == weights_sha256), None)

@@ -483,7 +483,10 @@ def test_foreign_weights_and_no_data(
 
 @pytest.fixture(scope="module")
 def strangers(exported: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder with `other.onnx`, of other classes, and `foreign.onnx`, of other weights. Do not write to it."""
+    """A folder with `other.onnx`, of other classes, `foreign.onnx`, of other weights, and `letterboxed.onnx`.
+
+    Do not write to it.
+    """
     onnx = pytest.importorskip("onnx")
     folder = tmp_path_factory.mktemp("strangers")
     metadata = graph_metadata(onnx.load(exported), exported)
@@ -491,6 +494,7 @@ def strangers(exported: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     changes: dict[str, dict[str, Any]] = {
         "other": {"classes": dataclasses.replace(metadata.classes, names=names)},
         "foreign": {"weights_sha256": "0" * 64},
+        "letterboxed": {"fit": "letterbox"},
     }
     for name, change in changes.items():
         model = onnx.load(exported)
@@ -520,6 +524,10 @@ def strangers(exported: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
         (
             ["{exported}", "{strangers}/other.onnx"],
             r"other.onnx knows the classes floor, .*: one run has one class list",
+        ),
+        (
+            ["{exported}", "{strangers}/letterboxed.onnx"],
+            r"letterboxed.onnx has fit letterbox, but .* stretch: .*--fit",
         ),
         (["{exported}", "--size", "96x128,64x96"], "has one frame size and --size names several"),
         (["{exported}", "--precision", "int8"], "--precision int8 is for what is exported here, expected no ARTIFACT"),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import enum
+import io
 import json
 import os
 import subprocess
@@ -19,6 +20,7 @@ from helpers import SIZE, write_graph
 
 from enet_deploy.artifacts import graph_metadata, set_graph_metadata, without_digest
 from enet_deploy.cache import read_entry
+from enet_deploy.commands import cli
 from enet_deploy.errors import ArtifactError, BackendError, InputError, ParityError
 from enet_deploy.files import sha256
 from enet_deploy.runners.tensorrt.builder import BuildOptions, configure, require_buildable, to_engine
@@ -26,7 +28,7 @@ from enet_deploy.runners.tensorrt.card import EngineCard
 from enet_deploy.runners.tensorrt.cuda import Gpu
 from enet_deploy.runners.tensorrt.inspection import precision_shares
 from enet_deploy.runners.tensorrt.library import import_tensorrt, make_logger
-from enet_deploy.runners.tensorrt.monitor import _share
+from enet_deploy.runners.tensorrt.monitor import _share, progress_bar
 
 AHEAD = BuildOptions("trt-rtx", ("8.6",))
 BUILDER = sys.modules[to_engine.__module__]
@@ -641,6 +643,21 @@ def test_inspector_that_tells_no_types_is_not_a_missing_gpu(
 
 def test_phase_without_steps_is_no_error() -> None:
     assert _share([(0, 0), (1, 2)]) == 0.5
+
+
+def test_progress_bar_of_a_command_moves_on_a_terminal(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A command escapes control characters on standard error; the bar needs them to return to the line's start."""
+    pytest.importorskip("tqdm")
+    terminal = io.StringIO()
+    monkeypatch.setattr(terminal, "isatty", lambda: True)
+    monkeypatch.setattr(sys, "stderr", terminal)
+
+    def build(_: object) -> None:
+        with progress_bar("building") as show:
+            show("tactics", 0.5)
+
+    assert cli.run(cli.Parser("enet-test"), build, []) == 0
+    assert "\rbuilding" in terminal.getvalue() and "\\r" not in terminal.getvalue()
 
 
 def test_engine_that_does_not_load_on_the_gpu_that_built_it(
