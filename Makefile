@@ -11,6 +11,7 @@ MINIMAL := .venv-minimal
 ROS := .venv-ros
 ROS_PYTHON ?= python3.11
 DOCS := .venv-docs
+RELEASE := .venv-release
 
 .PHONY: demo gpu test test-fast test-minimal test-ros fuzz docs lint clean
 
@@ -56,6 +57,20 @@ docs: ## the documentation's site, in build/site; a warning or a dead link is an
 	test -x $(DOCS)/bin/mkdocs || $(PYTHON) -m venv $(DOCS)
 	$(DOCS)/bin/pip install -q -c constraints.txt -e '.[docs]' ruff
 	NO_MKDOCS_2_WARNING=1 PATH="$(DOCS)/bin:$$PATH" $(DOCS)/bin/mkdocs $(or $(ARGS),build) --strict
+
+# The wheel is installed without an extra: numpy, OpenCV and Pillow alone. The sample picture must come out in more than
+# one colour, in a folder without this checkout, and nothing may have brought PyTorch.
+release-check: ## builds the wheel, checks its metadata, and segments the sample picture with it in a new environment
+	rm -rf build dist $(RELEASE)
+	$(PYTHON) -m venv $(RELEASE)/build
+	$(RELEASE)/build/bin/pip install -q -c constraints.txt build twine
+	$(RELEASE)/build/bin/python -m build --outdir dist .
+	$(RELEASE)/build/bin/twine check --strict dist/*
+	$(PYTHON) -m venv $(RELEASE)/wheel
+	$(RELEASE)/wheel/bin/pip install -q -c constraints.txt dist/*.whl
+	cd $(RELEASE) && wheel/bin/enet-segment enet-camvid sample --legend --labels ids.png --out overlay.png
+	cd $(RELEASE) && wheel/bin/python -c "import importlib.util as u, cv2; ids = cv2.imread('ids.png', -1); \
+		assert ids.shape == (720, 960) and len(set(ids.flat)) > 6 and u.find_spec('torch') is None; print('the wheel works')"
 
 lint: $(INSTALLED)
 	$(BIN)/ruff check .

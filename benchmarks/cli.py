@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import argparse
+import os
 import sys
 import tempfile
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import fields
 from functools import partial
@@ -24,7 +25,10 @@ from enet_deploy.errors import InputError
 from enet_deploy.files import atomic_write, require_outputs, sha256
 from enet_deploy.fit import FITS
 from enet_deploy.runners import BACKENDS, ON_REQUEST, artifact_files, backends_for
+from enet_deploy.trained_on import count
 
+from . import compare
+from .gate import Requirement, judge, judged_figures, parse_requirements, require_all, require_measurable
 from .measure.comparison import Comparison, compare_runners
 from .measure.plan import (
     Artifact,
@@ -43,9 +47,11 @@ from .measure.worker import use_feed
 from .result import Result
 from .run import Reference, Run
 from .statistics import Summary
-from .verdict import FIGURES, Requirement, check, parse_requirements, require_measurable
+from .verdict import FIGURES
 
 if TYPE_CHECKING:
+    from rich.console import Console
+
     from enet_deploy.export.record import Record
     from enet_deploy.weights import Weights
 
@@ -77,7 +83,25 @@ def _bench(args: argparse.Namespace) -> None:
         print(f"parity is not measured: not all of these came from the weights {options.weights}; see --weights")
     if options.data is None:
         print("accuracy is not measured: the frames have no truth; see --data")
-    check(run.results, run.accuracy_of_reference, requirements)
+    _judge(judged_figures(run.results, run.accuracy_of_reference), requirements)
+
+
+def _judge(found: Mapping[str, Mapping[str, float | None]], requirements: Sequence[Requirement]) -> None:
+    """Print what was measured beside what is required. Raises RequirementError if a condition does not hold."""
+    if not requirements:
+        return
+    from .report.tables import show_judged
+
+    judged = judge(found, requirements)
+    show_judged(judged, _terminal())
+    require_all(judged)
+
+
+def measured(args: argparse.Namespace) -> Run:
+    """Return what the command measures; nothing is printed or written."""
+    options = BenchOptions(**{each.name: getattr(args, each.name) for each in fields(BenchOptions)})
+    weights_sha256 = _require(options, {}, [])
+    return _run(options, weights_sha256, open_inputs(options), environment(), [], False)[0]
 
 
 def _require(options: BenchOptions, outputs: dict[str, Path], requirements: Sequence[Requirement]) -> str:
@@ -242,6 +266,8 @@ def _results(cases: Sequence[OpenCase], timings: dict[str, Timing], comparison: 
                 parity=None if parity is None else parity.figures(),
                 accuracy=None if parity is None else parity.accuracy(),
                 profile=profile,
+                trained_on=count(spec.trained_on, comparison.hashes) if comparison.hashes else None,
+                artifact_sha256=sha256(case.artifact),
             )
         )
     return results
@@ -271,7 +297,7 @@ def _pictures(run: Run, comparison: Comparison, inputs: BenchInputs) -> list[Pic
 def _say(what: str) -> None:
     """Print a sign of life for a log; a terminal has progress bars."""
     if not sys.stderr.isatty():
-        print(f"{what} ...", file=sys.stderr, flush=True)
+        print(f"{what} ...", flush=True)
 
 
 # --- the outputs --------------------------------------------------------------------------------------------------
@@ -291,8 +317,6 @@ def _require_outputs(outputs: dict[str, Path], inputs: Sequence[Path | None]) ->
 
 def _give(run: Run, outputs: dict[str, Path], pictures: Sequence[Picture] = ()) -> None:
     """Write the files and print the run. Files come first, because the reader of stdout may go away."""
-    from rich.console import Console
-
     from .report.tables import as_csv, as_markdown, show
 
     for kind, path in console.progress(outputs.items(), "writing", len(outputs)):
@@ -306,12 +330,19 @@ def _give(run: Run, outputs: dict[str, Path], pictures: Sequence[Picture] = ()) 
         else:
             text = as_markdown(run) if kind == "markdown" else as_csv(run)
         with atomic_write(path) as temporary:
-            temporary.write_text(text, encoding="utf-8")
-    terminal = console.unfiltered(sys.stdout)  # the run's names are printable
-    # a narrow terminal breaks lines; figures must not be cut
-    show(run, Console(file=terminal, width=max(Console().width, WIDTH)))
+            temporary.write_text(text, encoding="utf-8", errors="backslashreplace")  # names of files
+    show(run, _terminal())
     for path in outputs.values():
         print(f"wrote {path}")
+
+
+def _terminal() -> Console:
+    """Where tables are printed: as wide as the terminal, or as COLUMNS says; else wide enough for all columns."""
+    from rich.console import Console
+
+    stream = console.unfiltered(sys.stdout)  # the run's names are printable
+    is_known = "COLUMNS" in os.environ or (stream is not None and stream.isatty())
+    return Console(file=stream, width=None if is_known else WIDTH, highlight=False)
 
 
 # --- enet-bench show, enet-bench compare --------------------------------------------------------------------------
@@ -324,9 +355,11 @@ def _show(args: argparse.Namespace) -> None:
 
 
 def _compare_runs(args: argparse.Namespace) -> None:
-    from .report.tables import as_comparison
-
-    print("\n".join(as_comparison(Run.read(args.first), Run.read(args.second))))
+    requirements = [] if args.require is None else parse_requirements(args.require, compare.FIGURES)
+    found = compare.compare_runs(Run.read(args.first), Run.read(args.second))
+    print("\n".join(compare.as_lines(found)))
+    if requirements:
+        _judge(compare.judged_figures(found), requirements)
 
 
 # --- the command line ---------------------------------------------------------------------------------------------
@@ -417,6 +450,11 @@ def _compare_parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("first", type=Path, metavar="FIRST", help="a file of --json")
     parser.add_argument("second", type=Path, metavar="SECOND", help="another one")
+    parser.add_argument(
+        "--require", metavar="CONDITIONS",
+        help='exit with 1 unless all hold for every runner that changed: "speedup_low>=0.95"; figures: '
+        f"{', '.join(compare.FIGURES)}",
+    )  # fmt: skip
     return parser
 
 

@@ -11,7 +11,7 @@ from .measure.parity import Accuracy, ParityFigures
 from .measure.profiling import Profile
 from .measure.timing import WarmUp
 from .statistics import Rounds, Speed, Summary, outliers, speed, spread
-from .typed_json import JSON_NAME, to_json
+from .typed_json import JSON_NAME, LATER, to_json
 
 SHORTEST = 1e-6  # ms; a shorter time is damage, and its inverse would not be a sensible rate
 
@@ -36,6 +36,9 @@ class Result:
         peak_bytes: peak memory of a process with this runner alone.
         parity, accuracy: against PyTorch and against the truth; None if not measured.
         profile: where the time goes; None if not asked for, or if the backend does not tell.
+        trained_on: how many of the images that labels were compared on its weights were trained on; None if they do not
+            say, or if no labels were compared.
+        artifact_sha256: hash of the artifact; "" in old files.
         name, speed: set by `Run`: a name that is unique in the run, and the speed against the first runner of the
             same size and batch.
 
@@ -63,6 +66,8 @@ class Result:
     parity: ParityFigures | None
     accuracy: Accuracy | None
     profile: Profile | None
+    trained_on: int | None = field(default=None, metadata=LATER)
+    artifact_sha256: str = field(default="", metadata=LATER)
     name: str = field(default="", metadata={JSON_NAME: None})
     speed: Speed = field(default=Speed(1.0, 1.0, 1.0), metadata={JSON_NAME: None})
 

@@ -6,20 +6,22 @@ import math
 import types
 import typing
 from collections.abc import Mapping
-from dataclasses import Field, fields, is_dataclass
+from dataclasses import MISSING, Field, fields, is_dataclass
 from functools import cache
 from typing import Any, TypeVar
 
 T = TypeVar("T")
 
 JSON_NAME = "json name"  # of a field's metadata; None: the field is derived and not in the JSON
+LATER: dict[str, Any] = {"later": True}  # metadata of a field that older files lack: left out if it has its default
 LARGEST = 1e15  # of a number: squares and sums of such numbers are still finite
 
 
 def to_json(value: Any) -> Any:
     """A dataclass instance, or a container of them, as what `json.dumps` takes. Fields keep their order."""
     if is_dataclass(value):
-        return {name: to_json(getattr(value, each.name)) for each, name in _stored(type(value))}
+        stored = ((each, name, getattr(value, each.name)) for each, name in _stored(type(value)))
+        return {name: to_json(own) for each, name, own in stored if not (_is_later(each) and own == each.default)}
     if isinstance(value, Mapping):
         return {key: to_json(each) for key, each in value.items()}
     if isinstance(value, list | tuple):
@@ -40,6 +42,10 @@ def _stored(kind: Any) -> list[tuple[Field[Any], str]]:
     """The fields in the JSON, each with its name there."""
     named = ((each, each.metadata.get(JSON_NAME, each.name)) for each in fields(kind))
     return [(each, name) for each, name in named if name is not None]
+
+
+def _is_later(field: Field[Any]) -> bool:
+    return "later" in field.metadata
 
 
 _hints = cache(typing.get_type_hints)
@@ -74,7 +80,11 @@ def _read_dataclass(kind: Any, value: Any, place: str) -> Any:
     hints = _hints(kind)
     read = {}
     for field, name in _stored(kind):
+        if name not in value and _is_later(field):
+            continue
         if name not in value:
+            if field.default is not MISSING:  # what earlier versions did not measure
+                continue
             raise ValueError(f"{place or 'the object'} lacks '{name}'")
         read[field.name] = _read(hints[field.name], value[name], f"{place}.{name}".lstrip("."))
     try:

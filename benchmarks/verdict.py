@@ -1,17 +1,14 @@
-"""What a run says to the reader who has to choose: the best trade, whether to trust the figures, and a gate for CI."""
+"""What a run says to the reader who has to choose: the best trade, and whether to trust the figures."""
 
 from __future__ import annotations
 
 import json
 import math
-import operator
-import re
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from enet_deploy.artifacts import BUNDLED_WEIGHTS
-from enet_deploy.errors import InputError, RequirementError
 
 from .measure.machine import Load
 from .measure.parity import Accuracy
@@ -21,6 +18,7 @@ from .statistics import Speed
 DROP = 0.3  # points of mIoU that a faster runner may cost
 SAME = 5e-4  # a difference of mIoU, or of the share of equal labels, that does not justify a slower runner
 LEAST_AGREEMENT = 0.99  # used instead of `DROP` if there is no truth
+MARGIN = 1.02  # a runner is faster than another if the whole interval of its speed lies above this; else they tie
 LEAST_IN_BF16 = 0.993  # the same for bf16: 0.9972 on unseen images, 0.9952 on the worst (docs/precision-and-engines.md)
 
 UNSTABLE = 0.10  # spread of the rounds' medians, as a share of the median, above which a result is doubted
@@ -38,6 +36,7 @@ class Verdict:
     Attributes:
         front: names of the runners on the Pareto front, fastest first.
         take: name of the advised runner; None if none keeps the network's labels.
+        tied: names of the runners that are as fast as the advised one, as far as this run can tell.
         advice: the reasons, in sentences.
         call: the line of Python that opens the advised runner; None if there is none.
     """
@@ -45,6 +44,7 @@ class Verdict:
     device: str
     front: tuple[str, ...]
     take: str | None
+    tied: tuple[str, ...]
     advice: str
     call: str | None
 
@@ -86,9 +86,9 @@ def figures(result: Result, reference: Accuracy | None) -> dict[str, float | Non
 
 ACCURACY = ("pixel_accuracy", "dice", "miou")
 _SPEED = ("p50_ms", "p90_ms", "p99_ms", "fps", "stream_fps", "speedup", "speedup_low", "speedup_high")
-_PARITY = ("agreement", "boundary_flips", "interior_flips", "max_abs_logit", "p99_abs_logit", "unpool_flips")
+PARITY = ("agreement", "boundary_flips", "interior_flips", "max_abs_logit", "p99_abs_logit", "unpool_flips")
 _TRUTH = tuple(name for each in ACCURACY for name in (each, f"{each}_drop"))
-FIGURES = (*_SPEED, "model_mb", "peak_mb", *_PARITY, *_TRUTH)
+FIGURES = (*_SPEED, "model_mb", "peak_mb", *PARITY, *_TRUTH)
 
 
 # --- the best trade -----------------------------------------------------------------------------------------------
@@ -112,11 +112,12 @@ def verdicts(results: Sequence[Result], reference: Accuracy | None) -> list[Verd
     for device in dict.fromkeys(result.device for result in results):
         drops = _Drops(results, reference)
         own = [result for result in results if result.device == device]
-        best = _best([result for result in own if drops.keeps(result)])
+        best, tied = _best([result for result in own if drops.keeps(result)])
         members = tuple(result.name for result in front(own))
         take = None if best is None else best.name
+        advice = " ".join(_advice(best, tied, own, drops))
         call = None if best is None else call_of(best)
-        found.append(Verdict(device, members, take, " ".join(_advice(best, own, drops)), call))
+        found.append(Verdict(device, members, take, tuple(result.name for result in tied), advice, call))
     return found
 
 
@@ -167,30 +168,57 @@ class _Drops:
         return "with labels that nothing was held against"
 
 
-def _best(kept: Sequence[Result]) -> Result | None:
-    """The fastest of the runners that keep the labels; one in fp32 unless this run shows that it is slower."""
+def _best(kept: Sequence[Result]) -> tuple[Result | None, list[Result]]:
+    """The advised runner of those that keep the labels, and those that tie with it.
+
+    The fastest, and whatever this run does not show to be slower than it, tie. Of these it is the first by
+    `_preference`, which no time has a part in: so the advice is the same in the next run.
+    """
     if not kept:
-        return None
-    best = min(kept, key=_speed_order)
-    exact = min((result for result in kept if result.precision == "fp32"), key=_speed_order, default=best)
-    return best if best.speed_over(exact, side_by_side=True).low > 1 else exact
+        return None, []
+    fastest = min(kept, key=_speed_order)
+    tied = sorted((each for each in kept if ties(fastest, each)), key=_preference)
+    return tied[0], tied[1:]
+
+
+def ties(faster: Result, other: Result) -> bool:
+    """Whether a run does not show that the first is faster than the other; a runner ties with itself."""
+    return faster is other or faster.speed_over(other, side_by_side=True).low <= MARGIN
+
+
+_PREFERRED = "the file made for its backend, then more equal labels, higher precision, fewer packages, a smaller file"
+_DEPENDENCIES = ("opencv", "ort", "openvino", "trt", "torch")  # fewest first
+
+
+def _preference(result: Result) -> tuple[Any, ...]:
+    foreign = result.qdq_layout not in (None, "all", result.backend)
+    agreement = 0.0 if result.parity is None else result.parity.agreement
+    is_int8 = "int8" in result.precision
+    needs = _DEPENDENCIES.index(result.backend) if result.backend in _DEPENDENCIES else len(_DEPENDENCIES)
+    return foreign, -agreement, result.precision != "fp32", is_int8, needs, result.model_bytes, result.name
 
 
 def _speed_order(result: Result) -> float:
     return result.ms_per_frame
 
 
-def _advice(best: Result | None, results: Sequence[Result], drops: _Drops) -> list[str]:
+def _advice(best: Result | None, tied: Sequence[Result], results: Sequence[Result], drops: _Drops) -> list[str]:
     if best is None:
         return ["no runner keeps the network's labels; deploy none of them."]
     exact = [each for each in results if each.precision == "fp32" and each is not best]
     others = [each for each in exact if each.backend != "torch"] or exact
     first = f"take {best.name}: {best.fps:.0f} FPS"
-    if others:
-        plain = min(others, key=_speed_order)
+    plain = min(others, key=_speed_order, default=None)
+    if plain is not None and plain not in tied:
         gain = best.speed_over(plain, side_by_side=True)
         first += f", {in_words(gain)} the speed of {plain.name}, {drops.cost(best)}"
-    return [f"{first}.", *(f"{reason}." for reason in _refused(best, results, drops))]
+    sentences = [first]
+    if tied:
+        word = "is" if len(tied) == 1 else "are"
+        sentences.append(
+            f"{_names(tied)} {word} as fast, as far as this run can tell; the advice then prefers {_PREFERRED}"
+        )
+    return [f"{each}." for each in (*sentences, *_refused(best, tied, results, drops))]
 
 
 def in_words(gain: Speed) -> str:
@@ -198,13 +226,13 @@ def in_words(gain: Speed) -> str:
     return f"{gain.ratio:.2f}x (95 % CI {gain.low:.2f} to {gain.high:.2f})"
 
 
-def _refused(best: Result, results: Sequence[Result], drops: _Drops) -> list[str]:
+def _refused(best: Result, tied: Sequence[Result], results: Sequence[Result], drops: _Drops) -> list[str]:
     """Why int8 or fp16, which one expects to be faster, is not advised."""
     reasons = []
     for kind in {"fp32": ("int8", "bf16", "fp16"), "bf16": ("int8",), "fp16": ("int8",)}.get(best.precision, ()):
-        tried = [result for result in results if result.precision.endswith(kind)]
-        if tried:
-            why = _why_not(min(tried, key=_speed_order), best, drops)
+        tried = min((each for each in results if each.precision.endswith(kind)), key=_speed_order, default=None)
+        if tried is not None and tried not in tied:
+            why = _why_not(tried, best, drops)
             reasons.append(f"{kind.upper()} is not worth it here, because {why}")
     return reasons
 
@@ -277,77 +305,3 @@ def _doubts_of_intervals(results: Sequence[Result]) -> list[str]:
 def _names(results: Sequence[Result]) -> str:
     names = [result.name for result in results]
     return ", ".join(names) if len(names) <= 3 else f"{len(names)} runners"
-
-
-# --- the gate -----------------------------------------------------------------------------------------------------
-
-_NEEDS_REFERENCE = {*_PARITY, *(f"{name}_drop" for name in ACCURACY)}
-_SHARES = {"agreement", "boundary_flips", "interior_flips", "unpool_flips", *ACCURACY}
-_COMPARISONS: dict[str, Callable[[float, float], bool]] = {
-    "<=": operator.le, ">=": operator.ge, "<": operator.lt, ">": operator.gt,
-}  # fmt: skip
-
-
-@dataclass(frozen=True)
-class Requirement:
-    """One condition of --require: `figure comparison bound`, for example miou_drop <= 0.3."""
-
-    figure: str
-    comparison: str
-    bound: float
-
-    def __str__(self) -> str:
-        return f"{self.figure}{self.comparison}{self.bound:g}"
-
-    def holds(self, value: float) -> bool:
-        return _COMPARISONS[self.comparison](value, self.bound)
-
-
-def parse_requirements(text: str) -> list[Requirement]:
-    """ "miou_drop<=0.3,p90_ms<=20" -> conditions. Raises InputError for text of another form or an unknown figure."""
-    return [_parse_requirement(part) for part in text.split(",")]
-
-
-def _parse_requirement(text: str) -> Requirement:
-    match = re.fullmatch(r"\s*(\w+)\s*(<=|>=|<|>)\s*(-?(?:\d+\.?\d*|\.\d+)(?:[eE][+-]?\d+)?)\s*", text)
-    if match is None:
-        raise InputError(f"--require '{text}', expected FIGURE<=NUMBER or FIGURE>=NUMBER, such as miou_drop<=0.3")
-    figure, comparison, bound = match.groups()
-    if figure not in FIGURES:
-        raise InputError(f"--require {figure}, expected one of {', '.join(FIGURES)}")
-    requirement = Requirement(figure, comparison, float(bound))
-    if math.isinf(requirement.bound):
-        raise InputError(f"--require {figure}{comparison}{bound}, expected a finite number")
-    if figure in _SHARES and not 0 <= requirement.bound <= 1:
-        raise InputError(f"--require {requirement}, expected a share from 0 to 1, such as 0.999")
-    return requirement
-
-
-def require_measurable(requirements: Sequence[Requirement], truth: bool, reference: bool) -> None:
-    """Raise InputError for a condition on a figure that the run will not measure."""
-    for requirement in requirements:
-        if requirement.figure in _TRUTH and not truth:
-            raise InputError(f"--require {requirement} needs the truth; give --data too")
-        if requirement.figure in _NEEDS_REFERENCE and not reference:
-            raise InputError(f"--require {requirement} needs the weights that all artifacts came from; see --weights")
-
-
-def check(results: Sequence[Result], reference: Accuracy | None, requirements: Sequence[Requirement]) -> None:
-    """Raise RequirementError with every condition that does not hold, InputError if a figure is not known.
-
-    PyTorch fp32, which the others are compared with, is exempt, unless nothing else ran.
-    """
-    broken = []
-    for result in [each for each in results if each.backend != "torch"] or results:
-        is_baseline = result is results[0]  # it is no faster than itself
-        known = figures(result, reference)
-        for requirement in requirements:
-            if is_baseline and requirement.figure.startswith("speedup"):
-                continue
-            value = known[requirement.figure]
-            if value is None:
-                raise InputError(f"--require {requirement}: {result.name} has no {requirement.figure}")
-            if not requirement.holds(value):
-                broken.append(f"{result.name} has {requirement.figure} {value:.6g}, required {requirement}")
-    if broken:
-        raise RequirementError("; ".join(broken))

@@ -17,6 +17,7 @@ from enet_deploy.errors import InputError
 from enet_deploy.export.record import METHODS, Record, cache_header, record_for
 from enet_deploy.files import atomic_write, require_outputs, sha256
 from enet_deploy.images import read_image
+from enet_deploy.trained_on import in_words
 
 if TYPE_CHECKING:
     import onnx
@@ -190,7 +191,8 @@ def _require(args: argparse.Namespace) -> None:
     require_outputs(writes, reads)
 
 
-def _calibrate(args: argparse.Namespace) -> None:
+def run(args: argparse.Namespace) -> None:
+    """Do what the command does."""
     _require(args)
     if args.data is None:
         _render(args)
@@ -284,6 +286,7 @@ def _report(
         f"{evaluator.measure} on {evaluator.count} images: fp32 {evaluator.float_value:.4f}, int8 {score.value:.4f} "
         f"({-evaluator.drop(score):+.2f} points); {score.agreement:.2%} of the labels are fp32's"
     )
+    print(in_words(evaluator.trained_on, evaluator.count))
     budget = BUDGET[evaluator.measure]
     if args.max_drop is None and evaluator.drop(score) > budget:
         print(f"int8 costs more than {budget} points: --max-drop {budget} leaves the worst layers in float")
@@ -342,7 +345,7 @@ def make_parser() -> cli.Parser:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    return cli.run(make_parser(), _calibrate, argv)
+    return cli.run(make_parser(), run, argv)
 
 
 if __name__ == "__main__":

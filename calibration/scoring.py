@@ -14,7 +14,8 @@ import numpy as np
 import numpy.typing as npt
 import onnx
 
-from enet_deploy.artifacts import save_graph
+from enet_deploy import trained_on
+from enet_deploy.artifacts import graph_metadata, save_graph
 from enet_deploy.classes import ClassList
 from enet_deploy.data import DataSet
 from enet_deploy.images import UInt8Array
@@ -54,6 +55,7 @@ class Evaluator:
         pairs: as above.
         count: number of images.
         float_value: score of the float graph itself.
+        trained_on: how many of the images its weights were trained on; None if they do not say.
     """
 
     def __init__(
@@ -68,8 +70,10 @@ class Evaluator:
         self._labels: list[UInt8Array] = []
         self._digest = hashlib.sha256()
         self._logits: list[npt.NDArray[np.float32]] = []
+        self._hashes: list[str] = []
         self.count = len(pairs)
         self.float_value = self.score(model, "fp32").value
+        self.trained_on = trained_on.count(graph_metadata(model, "the graph").trained_on, self._hashes)
 
     def drop(self, score: Score) -> float:
         """Return what quantising costs, in points (hundredths) of the measure."""
@@ -85,6 +89,7 @@ class Evaluator:
         return {
             "measure": self.measure,
             "images": self.count,
+            "trained_on": self.trained_on,
             "fp32": round(self.float_value, 6),
             "int8": round(score.value, 6),
             "agreement": round(score.agreement, 6),
@@ -102,6 +107,7 @@ class Evaluator:
                     logits = runner.logits(runner.preprocess(image))
                     labels = logits[0].argmax(axis=0).astype(np.uint8)
                     if first:
+                        self._hashes.append(trained_on.pixel_hash(image))
                         self._keep(labels, logits)
                     same += float((labels == self._labels[index]).mean())
                     if index < len(self._logits):

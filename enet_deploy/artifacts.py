@@ -19,6 +19,8 @@ from .errors import ArtifactError, InputError
 from .files import digest, parse_json
 from .fit import Fit, check_fit
 from .frame_range import FrameRange
+from .trained_on import KEY as TRAINED_ON
+from .trained_on import TrainedOn
 
 METADATA_KEY = "enet_deploy"  # the only key in the metadata of safetensors and ONNX files; its value is JSON
 SCHEMA = 1
@@ -93,6 +95,7 @@ class Metadata:
         except TypeError as error:
             raise InputError(f"frames of the calibration: {error}; expected contrast and noise") from None
         check_temperature(self.temperature)
+        _ = self.trained_on
 
     @property
     def qdq_layout(self) -> QdqLayout | Literal[""]:
@@ -115,6 +118,12 @@ class Metadata:
         """What the logits are divided by before the softmax of a confidence; 1 unless enet-calibrate has fitted one."""
         confidence = self.details.get("confidence")
         return confidence.get("temperature", 1.0) if isinstance(confidence, dict) else 1.0
+
+    @property
+    def trained_on(self) -> TrainedOn | None:
+        """The images that the weights were trained on; None if the weights do not say."""
+        value = self.details.get(TRAINED_ON)
+        return None if value is None else TrainedOn.from_json(value)
 
     def to_text(self) -> str:
         return json.dumps(

@@ -75,6 +75,15 @@ class ClassList:
         """A label that is no class: `ignore_id`, or 255 without one."""
         return 255 if self.ignore_id is None else self.ignore_id
 
+    @property
+    def overlay_colors(self) -> tuple[tuple[int, int, int], ...]:
+        """RGB, one per class, for overlays and their legends; `colors`, unless these are CamVid's.
+
+        CamVid's colours are for label files: to the red-green blind its buildings and pedestrians look alike, and half
+        transparent over a picture its trees and pedestrians do to everyone.
+        """
+        return _CAMVID_OVERLAY if self.colors == CAMVID.colors else self.colors
+
     def to_json(self) -> dict[str, Any]:
         return {"names": list(self.names), "colors": [list(c) for c in self.colors], "ignore_id": self.ignore_id}
 
@@ -134,6 +143,12 @@ CAMVID = ClassList(
         (192, 128, 128), (64, 64, 128), (64, 0, 128), (64, 64, 0), (0, 128, 192),
     ),
     ignore_id=11,
+)  # fmt: skip
+
+# Found by a search for the largest smallest distance in Lab, also as the red-green blind see it: 33 instead of 6
+_CAMVID_OVERLAY = (
+    (104, 135, 255), (125, 45, 0), (255, 255, 190), (10, 91, 148), (61, 52, 243), (25, 83, 76),
+    (255, 231, 0), (185, 142, 104), (0, 0, 120), (245, 97, 24), (0, 189, 192),
 )  # fmt: skip
 
 CITYSCAPES = ClassList(

@@ -17,7 +17,8 @@ FIRST_LINE, LONGEST_PAUSE = 4.0, 60.0  # seconds, of progress that is no bar
 SYNONYMS = {
     "tensorrt": "trt", "tensorrt-rtx": "trt-rtx", "tensorrt_rtx": "trt-rtx", "rtx": "trt-rtx",
     "onnxruntime": "ort", "pytorch": "torch",
-    "half": "fp16", "float16": "fp16", "float32": "fp32", "int8-fp16": "fp16-int8",
+    "half": "fp16", "float16": "fp16", "float32": "fp32", "bfloat16": "bf16",
+    "int8-fp16": "fp16-int8", "int8-bf16": "bf16-int8",
     "--half": "--fp16", "--batch-size": "--batch", "--output": "--out",
 }  # fmt: skip
 # and words for which ours is near, or needs other values

@@ -8,14 +8,14 @@ import cv2
 import numpy as np
 
 from .classes import ClassList
-from .images import UInt8Array, colorize, resize_image, resize_labels
+from .images import UInt8Array, painted, resize_image, resize_labels
 
 ROW = 22  # height of a line of text, in pixels
 INK, PAPER = (40, 40, 40), (250, 250, 250)  # colours, BGR
 
 
 def legend(classes: ClassList, height: int) -> UInt8Array:
-    """Draw the classes' colours and names, (height, width, 3) uint8 BGR, in as many columns as they need."""
+    """Draw the classes' names and `overlay_colors`, (height, width, 3) uint8 BGR, in as many columns as they need."""
     rows = max(1, (height - ROW // 2) // ROW)
     columns = [
         _column(classes, range(start, min(start + rows, len(classes)))) for start in range(0, len(classes), rows)
@@ -36,7 +36,7 @@ def _column(classes: ClassList, ids: Sequence[int]) -> UInt8Array:
     panel = np.full((ROW * len(texts) + ROW // 2, width + 40, 3), PAPER, np.uint8)
     for row, (id_, text) in enumerate(zip(ids, texts, strict=True)):
         top = row * ROW + 8
-        cv2.rectangle(panel, (8, top), (22, top + 14), classes.colors[id_][::-1], cv2.FILLED)
+        cv2.rectangle(panel, (8, top), (22, top + 14), classes.overlay_colors[id_][::-1], cv2.FILLED)
         cv2.rectangle(panel, (8, top), (22, top + 14), INK)
         _write(panel, text, (30, top + 12))
     return panel
@@ -49,14 +49,16 @@ def panels(
 
     Args:
         image: (H, W, 3) uint8 BGR, captioned "image".
-        label_maps: caption -> (H, W) uint8 class ids, painted in the classes' colours.
+        label_maps: caption -> (H, W) uint8 class ids, painted in `classes.overlay_colors`.
         classes: of the label maps.
         longest: scale the pictures down to at most this many pixels of their longer side.
     """
     scale = 1.0 if longest is None else min(1, longest / max(image.shape[:2]))
     size = max(1, round(scale * image.shape[0])), max(1, round(scale * image.shape[1]))
-    painted = {caption: colorize(resize_labels(labels, size), classes) for caption, labels in label_maps.items()}
-    return {"image": resize_image(image, size), **painted}
+    pictures = {
+        caption: painted(resize_labels(labels, size), classes.overlay_colors) for caption, labels in label_maps.items()
+    }
+    return {"image": resize_image(image, size), **pictures}
 
 
 def side_by_side(pictures: Mapping[str, UInt8Array]) -> UInt8Array:

@@ -219,6 +219,18 @@ def require_short_name(path: Path) -> None:
         )
 
 
+def utf8_path(path: Path, library: str, other: str = "") -> str:
+    """Return a path for a library that takes no other text than UTF-8, whatever the locale.
+
+    Raises ArtifactError that names the library, and `other` as another remedy, if the path is not UTF-8.
+    """
+    try:
+        return os.fsencode(path).decode()
+    except UnicodeDecodeError:
+        remedy = "rename it or its folder" + f", or {other}" * bool(other)
+        raise ArtifactError(f"{path} is not UTF-8, and {library} takes no other paths; {remedy}") from None
+
+
 def _replaceable(path: str | Path) -> Path:
     """The file itself if `path` is a link. Raises ArtifactError if it exists and is no ordinary file."""
     real = Path(os.path.realpath(path))
@@ -330,4 +342,13 @@ def _finite(number: str) -> float:
 def write_json(path: str | Path, value: Any) -> None:
     """Write `value`, whole or not at all, indented for people. Raises ArtifactError if that fails."""
     with atomic_write(path) as temporary:
-        temporary.write_text(json.dumps(value, indent=2, allow_nan=False) + "\n", encoding="utf-8")
+        temporary.write_text(_NUMBERS.sub(_on_one_line, json.dumps(value, indent=2, allow_nan=False)) + "\n", "utf-8")
+
+
+_NUMBERS = re.compile(r"\[\n\s+([^][{}\"]*?)\n\s+\]")  # a list that holds neither texts nor lists
+_LINE = 100  # characters of a list on one line
+
+
+def _on_one_line(found: re.Match[str]) -> str:
+    line = f"[{' '.join(found[1].split())}]"
+    return line if len(line) <= _LINE else found[0]

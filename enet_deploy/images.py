@@ -302,19 +302,24 @@ def colorize(labels: UInt8Array, classes: ClassList) -> UInt8Array:
 
     Raises InputError for any other array.
     """
+    return painted(labels, classes.colors)
+
+
+def painted(labels: UInt8Array, colors: tuple[tuple[int, int, int], ...]) -> UInt8Array:
+    """As `colorize`, in other colours than the classes': RGB in [0, 255], one per class."""
     check_label_map(labels)
     palette = np.zeros((256, 1, 3), np.uint8)
-    palette[: len(classes), 0] = np.array(classes.colors, np.uint8)[:, ::-1]
+    palette[: len(colors), 0] = np.array(colors, np.uint8)[:, ::-1]
     # Twenty times faster than palette[labels], which took half of the time of a video's overlay
     return cv2.applyColorMap(np.ascontiguousarray(labels), palette).astype(np.uint8, copy=False)
 
 
 def overlay(image: UInt8Array, labels: UInt8Array, classes: ClassList, alpha: float = 0.5) -> UInt8Array:
-    """Blend the colours of a label map over the image: (h, w, 3) uint8 BGR. `alpha` is the share of the colours.
+    """Blend `classes.overlay_colors` over the image: (h, w, 3) uint8 BGR. `alpha` is the share of the colours.
 
     Raises InputError for any other arrays, or if their sizes differ.
     """
     check_image(image)
     check_label_map(labels, image.shape[:2])
-    blended = cv2.addWeighted(image, 1 - alpha, colorize(labels, classes), alpha, 0)
+    blended = cv2.addWeighted(image, 1 - alpha, painted(labels, classes.overlay_colors), alpha, 0)
     return blended.astype(np.uint8, copy=False)

@@ -171,8 +171,26 @@ def _svg(draw: Callable[[Figure], None], height: float, ink: str, line: str) -> 
     with matplotlib.rc_context(colors):
         figure = new_figure(THEMED_WIDTH, height)
         draw(figure)
+        _hide_colliding_numbers(figure)
         figure.savefig(text, format="svg", transparent=True, metadata={"Date": None})
     return text.getvalue()
+
+
+def _hide_colliding_numbers(figure: Figure) -> None:
+    """Hide each number below the axes that would touch another one, also of the axes beside it."""
+    figure.draw_without_rendering()
+    shown: list[Any] = []
+    for axes in figure.axes:
+        low, high = sorted(axes.get_xlim())
+        for tick in (*axes.xaxis.get_major_ticks(), *axes.xaxis.get_minor_ticks()):
+            label = tick.label1
+            if not label.get_text() or label.get_rotation() or not low <= tick.get_loc() <= high:
+                continue
+            box = label.get_window_extent().padded(2)
+            if box.count_overlaps(shown):
+                label.set_visible(False)
+            else:
+                shown.append(box)
 
 
 def new_figure(width: float, height: float) -> Figure:

@@ -234,6 +234,8 @@ def _settle_precision(args: argparse.Namespace) -> None:
     """Let --precision set --fp16 and --int8. Raises InputError if they were given and say something else."""
     if args.precision is None:
         return
+    if args.precision not in PRECISIONS:
+        raise InputError(f"precision '{args.precision}', expected one of {', '.join(PRECISIONS)}")
     parts = args.precision.split("-")
     for name in ("fp16", "int8"):
         if getattr(args, name) and name not in parts:
@@ -242,11 +244,42 @@ def _settle_precision(args: argparse.Namespace) -> None:
 
 
 def _export(args: argparse.Namespace) -> None:
-    _settle_precision(args)
-    args.engine = None if args.engine == "onnx" else args.engine  # of --format: a graph is always written
+    exported(args)
+
+
+def _require_model(args: argparse.Namespace) -> None:
     if args.model is not None and (not args.model.is_file() or args.model.suffix != ".onnx"):
         problem = "is no .onnx file" if args.model.exists() else "does not exist"
         raise ArtifactError(f"{args.model} {problem}; expected a graph of enet-export, or --weights WEIGHTS")
+
+
+def _rewrite_unpool(args: argparse.Namespace) -> Path:
+    """Rewrite the unpooling of the graph MODEL, of whatever program, to --out/STEM-exact.onnx."""
+    from .rewrite import rewrite_unpool
+
+    defaults = vars(make_parser().parse_args([])) | {"model": args.model, "rewrite_unpool": True, "out": args.out}
+    given = [name for name, value in vars(args).items() if value != defaults[name]]
+    if args.model is None or given:
+        shown = f"--{given[0].replace('_', '-')}" if given else "no MODEL.onnx"
+        raise InputError(f"--rewrite-unpool with {shown}, expected MODEL.onnx, and --out alone beside it")
+    path = Path(args.out) / f"{args.model.stem}-exact.onnx"
+    require_outputs([path], [args.model])
+    done = rewrite_unpool(args.model, path)
+    print(
+        f"{done.path}: {len(done.pools)} poolings and {len(done.unpools)} unpoolings rewritten; all outputs as the "
+        f"original's on {done.inputs} inputs, in which {done.ties:.0%} of the pooled windows tie"
+    )
+    return path
+
+
+def exported(args: argparse.Namespace) -> Path:
+    """Do what the command does. Returns the path of the graph."""
+    if args.rewrite_unpool:
+        _require_model(args)
+        return _rewrite_unpool(args)
+    _settle_precision(args)
+    args.engine = None if args.engine == "onnx" else args.engine  # of --format: a graph is always written
+    _require_model(args)
     options = _options(args)
     if args.calibration is not None and not (args.int8 or args.confidence):
         raise InputError(f"--calibration {args.calibration} without --int8 or --confidence, expected one of them too")
@@ -269,6 +302,7 @@ def _export(args: argparse.Namespace) -> None:
         _build_engine(graph, args, options)
     elif args.qdq_layout == "all" and (args.fp16 or args.int8):
         _engine_if_possible(graph, args)
+    return graph
 
 
 def _capabilities(text: str) -> tuple[str, ...]:
@@ -290,6 +324,8 @@ def make_parser() -> cli.Parser:
     parser.add_argument("--weights", type=cli.weights, help=f"{cli.WEIGHTS} (default: enet-camvid)")
     parser.add_argument("--out", default=".", metavar="DIR", help="folder to write to (default: here)")
     parser.add_argument("--name", help="beginning of the file name NAME-PRECISION.onnx (default: enet)")
+    exact = "put the exact unpooling into MODEL.onnx, of whatever program, and compare: STEM-exact.onnx"
+    parser.add_argument("--rewrite-unpool", action="store_true", help=exact)
     _add_graph_options(parser.add_argument_group("graph"))
     _add_engine_options(parser.add_argument_group("engine"))
     return parser

@@ -17,6 +17,7 @@ from enet_deploy.frame_range import FrameRange
 SCHEMA = 2
 METHODS = ("minmax", "percentile", "entropy", "mse")  # explained in `calibration.ranges.find_ranges`
 BUNDLED_RECORD = BUNDLED_WEIGHTS.with_suffix(".json")
+BUNDLED_RECORDS = (BUNDLED_RECORD, BUNDLED_RECORD.with_name("enet-camvid-train.json"))  # each of the weights beside it
 
 
 @dataclass(frozen=True)
@@ -29,8 +30,9 @@ class Record:
         images: {"count", "split", "sha256"} of the sampled files; the hash is over names and contents. "frames" holds
             the fields of `FrameRange`; earlier records lack it.
         preprocessing: {"size", "mean", "std"} that were applied to the images.
-        accuracy: {"measure": "miou" or "agreement", "images", "fp32", "int8", "agreement": share of fp32's labels,
-            "ort": {"int8", "agreement"} of the layout "ort", "tried": {method: value}}.
+        accuracy: {"measure": "miou" or "agreement", "images", "trained_on": how many of these the weights were trained
+            on or None, "fp32", "int8", "agreement": share of fp32's labels, "ort": {"int8", "agreement"} of the layout
+            "ort", "tried": {method: value}}. Earlier records lack "trained_on".
         float_layers: layer, or pattern of layers -> the reason why it is not quantised.
         amax: tensor -> magnitude that becomes 127; behind a ReLU in the layout "ort" it becomes 255.
         float_tensors: the tensors of `amax` that only float layers take.
@@ -54,13 +56,10 @@ class Record:
 
     def to_text(self) -> str:
         """Return the JSON text, with a digest of the content in it: a changed magnitude would give other labels."""
-        return _text(with_digest(self._content()))
-
-    def _content(self) -> dict[str, Any]:
         fields = dataclasses.asdict(self)
         if not self.confidence:  # so that the text of an earlier record, and its hash, stay
             del fields["confidence"]
-        return {"schema": SCHEMA, **fields}
+        return json.dumps(with_digest({"schema": SCHEMA, **fields}), indent=2, allow_nan=False) + "\n"
 
     @property
     def ranges(self) -> dict[str, float]:
@@ -69,8 +68,8 @@ class Record:
 
     @property
     def sha256(self) -> str:
-        """The hash of the JSON text without its digest, which graphs and engines carry."""
-        return digest(_text(self._content()).encode())
+        """The hash of the JSON text, which graphs and engines carry."""
+        return digest(self.to_text().encode())
 
     def write(self, path: str | Path) -> None:
         """Write the JSON file atomically. Raises ArtifactError if that fails."""
@@ -136,10 +135,6 @@ class Record:
         return "\n".join(lines) + "\n"
 
 
-def _text(value: dict[str, Any]) -> str:
-    return json.dumps(value, indent=2, allow_nan=False) + "\n"
-
-
 def cache_header(version: str) -> str:
     """Return the first line of a calibration cache. TensorRT ignores a cache of another version.
 
@@ -161,8 +156,10 @@ def cache_header(version: str) -> str:
 
 
 def record_for(weights_sha256: str, path: str | Path | None = None) -> Record:
-    """Read the record at `path`, or the bundled one. Raises ArtifactError unless it is of these weights."""
-    path = BUNDLED_RECORD if path is None else path
+    """Read the record at `path`, or the bundled one of these weights. Raises ArtifactError if it is of others."""
+    if path is None:
+        fitting = (each for each in BUNDLED_RECORDS if Record.read(each).weights_sha256 == weights_sha256)
+        path = next(fitting, BUNDLED_RECORD)
     record = Record.read(path)
     record.require_weights(weights_sha256, path)
     return record

@@ -232,8 +232,9 @@ def save_verified(
     """
     metadata = graph_metadata(model, path)
     limit = MAX_DISAGREEMENT[metadata.precision] if max_disagreement is None else max_disagreement
-    remedy = _REMEDY[metadata.precision]
+    remedy, shown = _REMEDY[metadata.precision], "given frames"
     if frames is None:
+        shown = "drawn scenes"
         frames = np.stack([street_scene(seed, metadata.size)[0] for seed in range(8)])
         if metadata.precision != "fp32":
             remedy = f"Compare on real images with --data: synthetic ones have more near ties. {remedy}"
@@ -251,8 +252,16 @@ def save_verified(
                 f"{Path(reference.artifact).name} does, expected at most {limit:.2%} in {metadata.precision}; nothing "
                 f"was written. {remedy}, or allow it with --max-disagreement"
             )
+        verified = {"agreement": round(agreement, 6), "frames": len(frames), "on": shown}
+        _add_detail(model, "verified", verified)
+        save_graph(model, temporary)
         size = temporary.stat().st_size
     return Export(Path(path), agreement, len(frames), size, len(model.graph.node))
+
+
+def _add_detail(model: onnx.ModelProto, name: str, value: dict[str, object]) -> None:
+    metadata = graph_metadata(model, "the graph")
+    set_graph_metadata(model, dataclasses.replace(metadata, details={**metadata.details, name: value}))
 
 
 def _agreement(runner: Runner, reference: Runner, frames: UInt8Array) -> float:

@@ -75,7 +75,7 @@ def labels_of(model: onnx.ModelProto, folder: Path, backend: str = "ort") -> UIn
 class Costs(Evaluator):
     """An evaluator for which each layer in int8 costs what the test says, in points. It remembers the titles."""
 
-    measure, count, float_value, sha256 = "miou", 4, 0.8, "these images"
+    measure, count, float_value, sha256, trained_on = "miou", 4, 0.8, "these images", 0
 
     def __init__(self, **points: float) -> None:
         self.points = {name.replace("_", "."): value for name, value in points.items()}

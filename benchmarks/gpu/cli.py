@@ -195,7 +195,7 @@ def write(report: Report, out: Path) -> None:
     data, page, packed = _written(report, out)
     write_json(data, report)
     with atomic_write(page) as temporary:
-        temporary.write_text(as_html(report), encoding="utf-8")
+        temporary.write_text(as_html(report), encoding="utf-8", errors="backslashreplace")
     with atomic_write(packed) as temporary, zipfile.ZipFile(temporary, "w", zipfile.ZIP_DEFLATED) as file:
         logs = (_files(step["step"], out)[1] for step in report["steps"])
         for path in (data, page, *(log for log in logs if log.exists())):

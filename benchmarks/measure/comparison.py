@@ -15,6 +15,7 @@ from enet_deploy.artifacts import PRECISIONS
 from enet_deploy.errors import BackendError
 from enet_deploy.images import UInt8Array
 from enet_deploy.runners import open_runner
+from enet_deploy.trained_on import hashing
 
 from .parity import Parity, compare
 from .plan import BenchInputs, BenchOptions, OpenCase
@@ -35,6 +36,7 @@ class Comparison:
         reference: PyTorch with the weights that all artifacts came from; None if these are not available.
         of_reference: its own counts.
         parities, profiles: of each runner; empty if not measured.
+        hashes: `pixel_hash` of each image that labels were compared on.
         complete: False if Ctrl-C ended the comparison early.
     """
 
@@ -43,6 +45,7 @@ class Comparison:
     of_reference: Parity | None = None
     parities: Sequence[Parity] = ()
     profiles: list[Profile | None] = field(default_factory=list)
+    hashes: list[str] = field(default_factory=list)
     complete: bool = False
 
 
@@ -64,6 +67,7 @@ def compare_runners(
             found.reference = _open_reference(reference, cases[0].spec.size, processes)
         if reference is not None or options.data is not None:
             pairs = console.progress(inputs.pairs, "comparing labels", len(inputs.pairs))
+            pairs = hashing(pairs, found.hashes)
             found.of_reference, found.parities, whole = compare(found.reference, found.runners, pairs)
             if not whole:
                 return found

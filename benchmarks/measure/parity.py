@@ -14,8 +14,10 @@ import numpy.typing as npt
 
 from enet_deploy.classes import ClassList
 from enet_deploy.errors import ParityError
+from enet_deploy.fit import unfit_labels
 from enet_deploy.images import UInt8Array
 from enet_deploy.metrics import ConfusionMatrix
+from enet_deploy.reliability import Reliability
 from enet_deploy.runners import Spec
 
 from ..typed_json import from_json
@@ -33,6 +35,7 @@ class Labeller(Protocol):
     def artifact(self) -> Path: ...
     def preprocess(self, image: UInt8Array) -> UInt8Array: ...
     def infer(self, frames: UInt8Array) -> UInt8Array: ...
+    def infer_with_confidence(self, frames: UInt8Array) -> tuple[UInt8Array, UInt8Array]: ...
     def logits(self, frames: UInt8Array) -> npt.NDArray[np.float32]: ...
     def postprocess(self, labels: UInt8Array, size: tuple[int, int]) -> UInt8Array: ...
 
@@ -46,11 +49,29 @@ class ClassScores:
 
 
 @dataclass(frozen=True)
+class Bin:
+    """Pixels of about the same confidence: its mean and their accuracy, both 0 to 1, and how many they are."""
+
+    confidence: float
+    accuracy: float
+    pixels: int
+
+
+@dataclass(frozen=True)
+class Honesty:
+    """Confidences against the truth, void left out: the expected calibration error (`Reliability`) and its bins."""
+
+    error: float
+    bins: tuple[Bin, ...]
+
+
+@dataclass(frozen=True)
 class Accuracy:
     """Scores against the truth; fields as in `metrics.Scores`.
 
     Attributes:
         confusion: pixel counts [truth][label], void last; None in old files.
+        confidence: how honest the confidences are; None if the artifact gives none, and in old files.
     """
 
     pixel_accuracy: float
@@ -61,6 +82,7 @@ class Accuracy:
     absent: tuple[str, ...]
     void_counts: bool
     confusion: tuple[tuple[int, ...], ...] | None
+    confidence: Honesty | None = None
 
     @property
     def ious(self) -> npt.NDArray[np.float64]:
@@ -116,6 +138,7 @@ class Parity:
     Attributes:
         against_reference: pixel counts by (reference's label, runner's label), empty without a reference.
         against_truth: pixel counts by (true label, runner's label), empty without a data set.
+        reliability: of the runner's confidences, empty without a data set or without confidences.
         frames: share of equal labels of each frame, in order.
         band, flips_in_band, flips_inside: pixels within `BAND` of an edge of the reference's labels; pixels that
             differ from the reference in that band, and elsewhere.
@@ -125,6 +148,7 @@ class Parity:
     classes: ClassList
     against_reference: ConfusionMatrix = field(init=False)
     against_truth: ConfusionMatrix = field(init=False)
+    reliability: Reliability = field(default_factory=Reliability)
     frames: list[float] = field(default_factory=list)
     band: int = 0
     flips_in_band: int = 0
@@ -160,7 +184,10 @@ class Parity:
         if not self.against_truth.counts.any():
             return None
         counts = self.against_truth.counts.tolist()
-        return from_json(Accuracy, {**self.against_truth.scores().to_json(), "confusion": counts})
+        bins = self.reliability.bins()
+        honesty = {"error": self.reliability.error, "bins": bins} if bins else None
+        scores = self.against_truth.scores().to_json()
+        return from_json(Accuracy, {**scores, "confusion": counts, "confidence": honesty})
 
     def add_labels(self, expected: UInt8Array, labels: UInt8Array) -> None:
         """Count a batch of copies of one frame: (H, W) of the reference, (N, H, W) of the runner."""
@@ -229,14 +256,22 @@ def _compare_one(
     for runner in runners:
         batch = np.repeat(frame, runner.spec.batch or 1, axis=0)
         scores = runner.logits(batch) if logits is not None and runner.spec.has_logits else None
-        found.append((runner.infer(batch), scores))
+        confidence = None
+        if truth is not None and runner.spec.has_confidence:
+            confidence = runner.infer_with_confidence(batch)[1]
+        found.append((runner.infer(batch), scores, confidence))
     # Everything is computed: a Ctrl-C leaves no frame that counts for one runner and not for another
     if expected is not None and truth is not None:
         of_reference.against_truth.update(truth, runners[0].postprocess(expected[0], size))
-    for runner, parity, (labels, scores) in zip(runners, parities, found, strict=True):
+    for runner, parity, (labels, scores, confidence) in zip(runners, parities, found, strict=True):
         if expected is not None:
             parity.add_labels(expected[0], labels)
         if truth is not None:
-            parity.against_truth.update(truth, runner.postprocess(labels[0], size))
+            own = runner.postprocess(labels[0], size)
+            parity.against_truth.update(truth, own)
+            if confidence is not None:
+                known = truth < len(runner.spec.classes)
+                shown = unfit_labels(confidence[0], size, runner.spec.fit, 0)
+                parity.reliability.update(shown[known], (own == truth)[known])
         if logits is not None and scores is not None:
             parity.add_logits(runner.spec, scores, logits)

@@ -101,6 +101,10 @@ class RemoteRunner:
         logits: npt.NDArray[np.float32] = self.processes.ask(self.name, _call, "logits", frames)
         return logits
 
+    def infer_with_confidence(self, frames: UInt8Array) -> tuple[UInt8Array, UInt8Array]:
+        found: tuple[UInt8Array, UInt8Array] = self.processes.ask(self.name, _call, "infer_with_confidence", frames)
+        return found
+
     def postprocess(self, labels: UInt8Array, size: tuple[int, int]) -> UInt8Array:
         return unfit_labels(labels, size, self.spec.fit, self.spec.classes.void)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import textwrap
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -189,6 +190,33 @@ def confusion(result: Result) -> tuple[str, str] | None:
     return themed(lambda figure: confusion_on(figure.subplots(), counts, names, cell), THEMED_WIDTH)
 
 
+def reliability(run: Run) -> tuple[str, str] | None:
+    """The accuracy of pixels over their confidence, and how many there are; None without confidences and truth."""
+    known = [
+        (result, result.accuracy.confidence)
+        for result in run.results
+        if result.accuracy is not None and result.accuracy.confidence is not None
+    ]
+    if not known:
+        return None
+
+    def draw(figure: Figure) -> None:
+        above, below = figure.subplots(2, 1, sharex=True, height_ratios=(3, 1))
+        above.plot([0, 1], [0, 1], color="0.5", linewidth=1)
+        for result, found in known:
+            confidence = [each.confidence for each in found.bins]
+            total = sum(each.pixels for each in found.bins)
+            above.plot(confidence, [each.accuracy for each in found.bins], **_style(result), markersize=3, linewidth=1)
+            below.plot(
+                confidence, [100 * each.pixels / total for each in found.bins], color=_color(result), linewidth=1
+            )
+        above.set(ylabel="accuracy", xlim=(0, 1), ylim=(0, 1))
+        below.set(xlabel="confidence", ylabel="pixels, %", ylim=(0, None))
+        _legend(figure, [result for result, _ in known])
+
+    return themed(draw, 4.2)
+
+
 def sweep(run: Run) -> tuple[str, str] | None:
     """Time per frame over the frame size, and frames per second over the batch; None without a sweep."""
     if not run.sweep:
@@ -230,14 +258,19 @@ def _style(result: Result) -> dict[str, Any]:
     color, marker = _color(result), MARKERS.get(result.precision, "v")
     face = color if result.qdq_layout in (None, "all") else "none"
     # no formula for matplotlib and no hidden entry of a legend: names come from foreign files
-    label = result.name.replace("$", r"\$").lstrip("_")
+    label = _lines(result.name).replace("$", r"\$").lstrip("_")
     return {"color": color, "marker": marker, "markerfacecolor": face, "label": label}
+
+
+def _lines(name: str) -> str:
+    """A runner's name on as many lines as it needs, because a file may have a long name."""
+    return textwrap.fill(name, 22)
 
 
 def _rows(figure: Figure, results: Sequence[Result]) -> Axes:
     """Axes with a row for each runner, the first on top."""
     axes = figure.subplots()
-    axes.set_yticks(range(len(results)), [result.name for result in results], parse_math=False)
+    axes.set_yticks(range(len(results)), [_lines(result.name) for result in results], parse_math=False)
     axes.invert_yaxis()
     axes.grid(axis="y", visible=False)
     return axes

@@ -17,7 +17,15 @@ from ..run import Run
 from ..verdict import figures
 from . import charts
 from .html import page_template
-from .tables import camera_in_words, images_in_words, number, percent, points
+from .tables import (
+    camera_in_words,
+    images_in_words,
+    number,
+    percent,
+    points,
+    trained_on_in_words,
+    trained_on_mark,
+)
 
 
 @dataclass(frozen=True)
@@ -43,7 +51,8 @@ class Picture:
 
     def legend(self) -> list[tuple[str, str]]:
         """(class, its colour in CSS)."""
-        return [(n, f"rgb({r} {g} {b})") for n, (r, g, b) in zip(self.classes.names, self.classes.colors, strict=True)]
+        colors = (f"rgb({r} {g} {b})" for r, g, b in self.classes.overlay_colors)
+        return list(zip(self.classes.names, colors, strict=True))
 
     def panels(self) -> dict[str, UInt8Array]:
         """Caption -> (H, W, 3) uint8 BGR, from the image to the differences."""
@@ -66,17 +75,22 @@ class Picture:
         return image_uri(side_by_side(self.panels()), ".png")
 
 
-def _charts(run: Run) -> list[dict[str, str]]:
-    """Title and note (how to read it) of each chart; a data URI for light pages and one for dark pages."""
+def _charts(run: Run, mark: str) -> list[dict[str, str]]:
+    """Title and note (how to read it) of each chart; a data URI for light pages and one for dark pages.
+
+    Args:
+        mark: for the titles of charts that show accuracy.
+    """
     taken = next((r for r in run.results if r.name == run.verdict[0].take), run.results[0])
     drawn = (
         ("Latency", "Every call is a point; the bar is the median.", charts.latency(run)),
-        ("Speed and accuracy", "Left is faster, up is better; nothing beats the ringed runners.", charts.trade(run)),
+        (f"Speed and accuracy{mark}", "Left is faster, up is better; nothing beats what is ringed.", charts.trade(run)),
         ("Throughput", "Back to back, and as a robot's loop would be.", charts.throughput(run)),
         ("Where an image's time goes", f"From {camera_in_words(run)} to labels of its size.", charts.stages(run)),
         ("Where the network's time goes", "By stage of ENet, as the backend tells it.", charts.network_stages(run)),
-        ("IoU by class", "Where PyTorch stands, and what each runner changes.", charts.classes(run)),
-        (f"Confusion, {taken.name}", "What each class's pixels were taken for, in %.", charts.confusion(taken)),
+        (f"IoU by class{mark}", "Where PyTorch stands, and what each runner changes.", charts.classes(run)),
+        (f"Confusion, {taken.name}{mark}", "What each class's pixels were taken for, in %.", charts.confusion(taken)),
+        (f"Confidence{mark}", "On the line it is honest, below it the network is too sure.", charts.reliability(run)),
         ("Rounds", "Runners take turns; if all lines move together, the machine drifted.", charts.drift(run)),
         ("Sizes and batches", "Timed in the same rounds.", charts.sweep(run)),
     )  # fmt: skip
@@ -98,14 +112,17 @@ def as_html(run: Run, pictures: Sequence[Picture] = ()) -> str:
     Args:
         pictures: of a few frames; the JSON does not hold them, so a stored run has none.
     """
+    mark = trained_on_mark(run)
     return _TEMPLATE.render(
         run=run,
         figures=[figures(result, run.accuracy_of_reference) for result in run.results],
         scored=_scored(run),
         classes={"IoU": _classes(run, "iou"), "Dice": _classes(run, "dice")},
-        charts=_charts(run),
+        charts=_charts(run, mark),
         pictures=pictures,
         images=images_in_words(run),
+        trained_on=trained_on_in_words(run),
+        mark=mark,
         camera=camera_in_words(run),
     )
 

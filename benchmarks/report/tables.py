@@ -1,26 +1,30 @@
-"""A run as text: tables on a terminal, Markdown, CSV, and the comparison of two runs."""
+"""A run as text: tables on a terminal, Markdown, CSV."""
 
 from __future__ import annotations
 
 import csv
 import io
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import numpy as np
 from rich.box import SIMPLE_HEAD
 from rich.console import Console
 from rich.markup import escape
+from rich.measure import Measurement
 from rich.table import Table
 
 from enet_deploy.markdown import markdown_table, plain
+from enet_deploy.trained_on import in_words
 
+from ..compare import runner_kind
+from ..gate import Judged
 from ..measure.parity import Accuracy
 from ..measure.profiling import Peaks, Profile
 from ..result import Result
 from ..run import Run
-from ..verdict import ACCURACY, FIGURES, HOPELESS, figures, in_words
+from ..verdict import ACCURACY, FIGURES, figures
 
 IDENTITY = ("name", "backend", "device", "precision", "layout", "artifact", "size", "batch")  # columns of the CSV
 
@@ -28,44 +32,97 @@ IDENTITY = ("name", "backend", "device", "precision", "layout", "artifact", "siz
 def show(run: Run, console: Console) -> None:
     """Print a run."""
     results, reference = run.results, run.accuracy_of_reference
+    console.print(f"images: {escape(images_in_words(run))}")
     _show_latency(results, console)
     _show_stages(results, camera_in_words(run), console)
+    trained_on = trained_on_mark(run)
     if run.sweep:
         _show_sweep(results, run.sweep, console)
     if any(result.parity for result in results):
-        _show_parity(results, console)
+        _show_parity(results, trained_on, console)
     if any(result.accuracy for result in results):
-        _show_accuracy(results, reference, console)
-        _show_classes(results, reference, console)
+        _show_accuracy(results, reference, trained_on, console)
+        _show_classes(results, reference, trained_on, console)
     for result in results:
         if result.profile is not None and run.peaks is not None:
             _show_profile(result, result.profile, run.peaks, console)
+    if told := trained_on_in_words(run):
+        _say(escape(told), console)
     for verdict in run.verdict:
         advice = f"[bold]On {escape(verdict.device)}:[/] {escape(verdict.advice)}"
-        console.print(advice, highlight=False, soft_wrap=True)
+        _say(advice, console)
         if verdict.call is not None:
-            console.print(f"  {escape(verdict.call)}", highlight=False, soft_wrap=True)
+            console.print(f"  {escape(verdict.call)}", soft_wrap=True)  # to be pasted
     if run.partial:
-        console.print("[yellow]partial:[/] the run was interrupted; what it did not get to is missing", soft_wrap=True)
+        _say("[yellow]partial:[/] the run was interrupted; what it did not get to is missing", console)
     for doubt in run.stability:
-        console.print(f"[yellow]unstable:[/] {escape(doubt)}", highlight=False, soft_wrap=True)
+        _say(f"[yellow]unstable:[/] {escape(doubt)}", console)
     if not run.stability:
-        console.print("stable: nothing that was looked at casts doubt on this run", highlight=False, soft_wrap=True)
+        _say("stable: nothing that was looked at casts doubt on this run", console)
+
+
+def _say(text: str, console: Console) -> None:
+    """Print a sentence, broken between words on a terminal, on one line in a file."""
+    console.print(text, soft_wrap=not console.is_terminal)
 
 
 def new_table(*columns: str, first: str = "runner") -> Table:
     """A table with a left-aligned first column and right-aligned others."""
     table = Table(box=SIMPLE_HEAD)
-    table.add_column(first, no_wrap=True)
+    table.add_column(first, overflow="fold")
     for column in columns:
-        table.add_column(column, justify="right")
+        table.add_column(column, justify="right", no_wrap=True)
     return table
 
 
-def print_table(title: str, table: Table, console: Console) -> None:
-    """Print a table below its title."""
-    console.print(title, style="bold")  # not as part of the table, which would wrap it at the table's width
-    console.print(table)
+def print_table(title: str, table: Table, console: Console, optional: Sequence[str] = ()) -> None:
+    """Print a table below its title, without a break in any figure.
+
+    Args:
+        optional: columns that are left out, in this order, until the table fits the console. If it still does not, its
+            columns are printed in several tables.
+    """
+    _say(f"[bold]{title}[/]", console)  # not as part of the table, which would wrap it at the table's width
+    left_out = []
+    for name in optional:
+        if _fits(table, console):
+            break
+        table.columns = [column for column in table.columns if column.header != name]
+        left_out.append(name)
+    for part in _parts(table, console):
+        console.print(part)
+    if left_out:
+        console.print(f"left out at {console.width} columns: {', '.join(left_out)}; --csv and --html have them\n")
+
+
+def _fits(table: Table, console: Console) -> bool:
+    options = console.options.update(width=100 * console.width)
+    return Measurement.get(console, options, table).maximum <= console.width
+
+
+def _parts(table: Table, console: Console) -> Iterator[Table]:
+    """The table in as many as fit, each with its first column."""
+    first, *rest = table.columns
+    while rest:
+        count = len(rest)
+        while count > 1:
+            table.columns = [first, *rest[:count]]
+            if _fits(table, console):
+                break
+            count -= 1
+        table.columns, rest = [first, *rest[:count]], rest[count:]
+        yield table
+
+
+def show_judged(judged: Sequence[Judged], console: Console) -> None:
+    """Print what was measured beside what is required, whether it holds or not."""
+    table = new_table("figure", "measured", "required", "")
+    for each in judged:
+        requirement = each.requirement
+        bound = f"{requirement.comparison} {requirement.bound:g}"
+        row = (escape(each.runner), requirement.figure, f"{each.value:.6g}", bound)
+        table.add_row(*row, "[green]holds[/]" if each.holds else "[red]does not hold[/]")
+    print_table("Measured against required", table, console)
 
 
 def _show_latency(results: Sequence[Result], console: Console) -> None:
@@ -84,7 +141,7 @@ def _show_latency(results: Sequence[Result], console: Console) -> None:
             f"{result.model_bytes / 1e6:.2f}",
             f"{result.peak_bytes / 1e6:.0f}",
         )
-    print_table(title, table, console)
+    print_table(title, table, console, ("p99", "outliers", "p90", "file MB", "peak MB", "stream"))
 
 
 def _show_stages(results: Sequence[Result], camera: str, console: Console) -> None:
@@ -99,14 +156,14 @@ def _show_stages(results: Sequence[Result], camera: str, console: Console) -> No
 
 def _show_sweep(results: Sequence[Result], sweep: Sequence[Result], console: Console) -> None:
     table = new_table("frames", "p50 ms", "ms per frame", "FPS", "stream")
-    for result in sorted((*results, *sweep), key=_kind):
+    for result in sorted((*results, *sweep), key=runner_kind):
         p50, (height, width) = result.latency_ms.p50, result.size
         shown = (number(value) for value in (p50, p50 / result.batch, result.fps, result.stream_fps))
         table.add_row(escape(result.name), f"{result.batch} x {height}x{width}", *shown)
     print_table("Batches and sizes, in the same rounds", table, console)
 
 
-def _show_parity(results: Sequence[Result], console: Console) -> None:
+def _show_parity(results: Sequence[Result], trained_on: str, console: Console) -> None:
     table = new_table("equal labels", "near edges", "elsewhere", "max logit diff", "p99", "unpool flips")
     for result in results:
         parity = result.parity
@@ -122,11 +179,13 @@ def _show_parity(results: Sequence[Result], console: Console) -> None:
             ", ".join(f"{share:.3%}" for share in unpool.values()) if unpool else "",
         )
     title = "The same network? Labels that differ from PyTorch fp32's (within 3 pixels of an edge, elsewhere), logits"
-    print_table(title, table, console)
+    print_table(title + trained_on, table, console, ("p99", "unpool flips", "max logit diff"))
 
 
-def _show_accuracy(results: Sequence[Result], reference: Accuracy | None, console: Console) -> None:
-    table = new_table("pixel accuracy", "Dice", "mIoU", *(["their change, points"] if reference else []))
+def _show_accuracy(results: Sequence[Result], reference: Accuracy | None, trained_on: str, console: Console) -> None:
+    knows_confidence = any(result.accuracy is not None and result.accuracy.confidence for result in results)
+    columns = (*(["their change, points"] if reference else []), *(["calibration error"] if knows_confidence else []))
+    table = new_table("pixel accuracy", "Dice", "mIoU", *columns)
     for result in results:
         if result.accuracy is None:
             continue
@@ -134,11 +193,13 @@ def _show_accuracy(results: Sequence[Result], reference: Accuracy | None, consol
         row = [f"{value:.4f}" for value in own.values()]
         if reference:
             row.append(" ".join(points(100 * (own[name] - getattr(reference, name)), 3) for name in ACCURACY))
+        if knows_confidence:
+            row.append(number(getattr(result.accuracy.confidence, "error", None), ".4f"))
         table.add_row(escape(result.name), *row)
-    print_table("Accuracy, void left out", table, console)
+    print_table(f"Accuracy, void left out{trained_on}", table, console, ("pixel accuracy", "Dice"))
 
 
-def _show_classes(results: Sequence[Result], reference: Accuracy | None, console: Console) -> None:
+def _show_classes(results: Sequence[Result], reference: Accuracy | None, trained_on: str, console: Console) -> None:
     """IoU by class. With a reference: its IoU, and the changes of the runners that change any."""
     known = [(result.name, result.accuracy) for result in results if result.accuracy is not None]
     changed = [(name, own) for name, own in known if reference is None or _changes(own, reference)]
@@ -152,7 +213,8 @@ def _show_classes(results: Sequence[Result], reference: Accuracy | None, console
             iou = own.per_class[name].iou
             row.append(number(iou, ".4f") if iou is None or expected is None else points(100 * (iou - expected)))
         table.add_row(escape(name), *row)
-    print_table("IoU by class" + (": PyTorch's, and the change in points" if reference else ""), table, console)
+    title = "IoU by class" + (": PyTorch's, and the change in points" if reference else "")
+    print_table(title + trained_on, table, console)
 
 
 def _changes(accuracy: Accuracy, reference: Accuracy) -> bool:
@@ -212,6 +274,7 @@ def as_markdown(run: Run) -> str:
     for verdict in run.verdict:
         lines.append(f"On {plain(verdict.device)}: {plain(verdict.advice)}")
         lines += ["", "```python", verdict.call, "```"] if verdict.call is not None else []
+    lines += [told] if (told := plain(trained_on_in_words(run))) else []
     lines += ["Partial: the run was interrupted"] if run.partial else []
     lines += [f"Unstable: {plain(doubt)}" for doubt in run.stability]
     machine = run.environment
@@ -251,6 +314,23 @@ def images_in_words(run: Run) -> str:
     return "; ".join(filter(None, (images.video and f"the video {images.video}", data)))
 
 
+def trained_on_in_words(run: Run) -> str:
+    """Whether the images that labels were compared on were trained on; "" if none were compared."""
+    compared = [each for each in run.results if each.parity is not None or each.accuracy is not None]
+    if not compared or run.images is None:
+        return ""
+    told = {each.name: in_words(each.trained_on, run.images.count) for each in compared}
+    if len(set(told.values())) == 1:
+        return told[compared[0].name]
+    return "; ".join(f"{name}: {words}" for name, words in told.items())
+
+
+def trained_on_mark(run: Run) -> str:
+    """What the title of a table says if any of its images was trained on; else ""."""
+    seen = max(each.trained_on or 0 for each in run.results)
+    return f" (TRAINED ON {seen} of these images)" if seen else ""
+
+
 def as_csv(run: Run) -> str:
     """A line for each runner, including the sweep: what it is, and every figure that --require knows."""
     text = io.StringIO()
@@ -268,63 +348,3 @@ def as_csv(run: Run) -> str:
 def _literal(value: Any) -> Any:
     """The value, quoted if a spreadsheet would take it for a formula: names come from foreign files."""
     return f"'{value}" if isinstance(value, str) and value.startswith(("=", "+", "-", "@")) else value
-
-
-def as_comparison(old: Run, new: Run) -> list[str]:
-    """A line for each runner that says whether the new run is faster, and a line for each change around them."""
-    before, after = ([*run.results, *run.sweep] for run in (old, new))
-    lines, missing = [], []
-    for result in after:
-        other = _counterpart(result, after, before)
-        if other is None:
-            missing.append(f"{result.name}: only in the second")
-            continue
-        times = f"{other.latency_ms.p50:.1f} -> {result.latency_ms.p50:.1f} ms"
-        lines.append(f"{result.name}: {_difference(other, result)}; {times}{_change(other, result)}")
-    gone = [result for result in before if _counterpart(result, before, after) is None]
-    lines += missing + [f"{result.name}: only in the first" for result in gone]
-    return lines + _differences(old.environment, new.environment)
-
-
-def _difference(old: Result, new: Result) -> str:
-    """ "1.25x faster (95 % CI 1.22 to 1.27)", or that there is none, or that one cannot tell."""
-    gain = new.speed_over(old, side_by_side=False)
-    if not gain.is_difference:
-        return f"{'no difference' if gain.width < HOPELESS else 'cannot tell'}, {in_words(gain)}"
-    if gain.ratio > 1:
-        return in_words(gain).replace("x", "x faster", 1)
-    loss = old.speed_over(new, side_by_side=False)
-    return in_words(loss).replace("x", "x slower", 1)
-
-
-def _counterpart(result: Result, own: Sequence[Result], others: Sequence[Result]) -> Result | None:
-    """The same runner in the other run. Its file may have another name, unless only the name tells it from another."""
-    same = [other for other in others if _kind(other) == _kind(result)]
-    if len(same) == 1 and sum(_kind(each) == _kind(result) for each in own) == 1:
-        return same[0]
-    return next((other for other in same if other.name == result.name), None)
-
-
-def _kind(result: Result) -> tuple[Any, ...]:
-    layout = str(result.qdq_layout)
-    return (result.backend, result.device, result.precision, layout, result.size, result.batch)
-
-
-def _change(old: Result, new: Result) -> str:
-    if not old.accuracy or not new.accuracy:
-        return ""
-    return f"; mIoU {100 * (new.accuracy.miou - old.accuracy.miou):+.2f} points"
-
-
-def _differences(old: dict[str, Any], new: dict[str, Any]) -> list[str]:
-    """A note on each change of machine or versions: a ratio across two machines compares the machines."""
-    lines = []
-    for name in ("processor", "cores", "governor", "omp_num_threads", "commit"):
-        if old.get(name) != new.get(name):
-            lines.append(f"note: {name.replace('_', ' ')} was {old.get(name)}, is {new.get(name)}")
-    versions = old.get("packages", {}), new.get("packages", {})
-    for package in sorted({*versions[0], *versions[1]}):
-        was, now = (each.get(package, "absent") for each in versions)
-        if was != now:
-            lines.append(f"note: {package} was {was}, is {now}")
-    return lines

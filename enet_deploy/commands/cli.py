@@ -296,6 +296,17 @@ def add_artifact(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--fit", choices=FITS, help="how images become frames (default: as the artifact says)")
 
 
+def call_with(parser: Parser, words: Sequence[str | Path], **values: Any) -> argparse.Namespace:
+    """Return the arguments of a Python function behind a command: the options' defaults, but for `values`.
+
+    Args:
+        words: the positional arguments that the command requires.
+    """
+    args = parser.parse_args(["--", *map(str, words)] if words else [])
+    vars(args).update(values)
+    return args
+
+
 def require_weights(path: Path) -> None:
     """Raise ArtifactError before the long work unless --weights names a file."""
     if not path.is_file():

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from .. import console
+from .. import console, trained_on
 from ..data import DataSet, files_of, open_data, require_same_classes
 from ..data.corruptions import CORRUPTIONS
 from ..environment import environment
@@ -37,9 +37,13 @@ def as_text(scores: Scores) -> str:
     return "\n".join(lines)
 
 
-def score_corruptions(runner: Runner, data: DataSet, clean: Scores) -> list[dict[str, Any]]:
-    """Score every corruption, with void pixels counted as in `clean`; print a line for each when it is done."""
-    print(f"\n{'corruption':<12}{'severity':>10}{'mIoU':>8}{'points':>8}{'pixel accuracy':>16}")
+def score_corruptions(runner: Runner, data: DataSet, clean: Scores, told: str) -> list[dict[str, Any]]:
+    """Score every corruption, with void pixels counted as in `clean`; print a line for each when it is done.
+
+    Args:
+        told: whether the images were trained on, in words.
+    """
+    print(f"\n{told}\n{'corruption':<12}{'severity':>10}{'mIoU':>8}{'points':>8}{'pixel accuracy':>16}")
     print(f"{'clean':<12}{'':>10}{clean.miou:>8.4f}{'':>8}{clean.pixel_accuracy:>16.4f}")
     results = []
     for (name, severity), corrupt in CORRUPTIONS.items():
@@ -64,13 +68,18 @@ def _evaluate(args: argparse.Namespace) -> None:
     with open_runner(args.artifact, args.backend, args.device, args.precision, fit=args.fit) as runner:
         require_classes(runner, data, args.data)
         precision = runner.spec.precision
-        confusion = evaluate(runner.segment, console.progress(data, args.split), data.classes)
+        hashes: list[str] = []
+        confusion = evaluate(
+            runner.segment, trained_on.hashing(console.progress(data, args.split), hashes), data.classes
+        )
         scores = confusion.scores(args.void_counts)
-        ran = f"{args.artifact} in {precision} on {runner.backend}"
-        print(f"{ran}, {len(data)} images of {args.split}\n{as_text(scores)}", flush=True)
+        known = trained_on.count(runner.spec.trained_on, hashes)
+        told = trained_on.in_words(known, len(hashes))
+        title = f"{args.artifact} in {precision} on {runner.backend}, {len(data)} images of {args.split}"
+        print(f"{title}\n{told}\n{as_text(scores)}", flush=True)
         if args.confusion is not None:
             draw_confusion(args.confusion, confusion.counts[:-1, :-1], data.classes.names)
-        corrupted = score_corruptions(runner, data, scores) if args.corruptions else None
+        corrupted = score_corruptions(runner, data, scores, told) if args.corruptions else None
     result: dict[str, Any] = {
         "schema": SCHEMA,
         "environment": machine,
@@ -79,6 +88,7 @@ def _evaluate(args: argparse.Namespace) -> None:
         "precision": precision,
         "split": args.split,
         "images": len(data),
+        "trained_on": known,
         "accuracy": scores.to_json(),
     }
     if corrupted is not None:

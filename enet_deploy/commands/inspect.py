@@ -63,10 +63,21 @@ def _graph(path: Path) -> tuple[Lines, Metadata]:
     lines = {
         "what": f"ONNX graph, {metadata.precision}"
         + (f", layout {metadata.qdq_layout}" if metadata.qdq_layout else ""),
+        "layers compute in": _precision_shares(model.graph, metadata.precision),
         "operations": f"{sum(kinds.values())}: {shown}, ...",
         "inputs and outputs": ", ".join(map(_port, ports)),
     }
     return lines, metadata
+
+
+def _precision_shares(graph: Any, precision: str) -> str:
+    """How many convolutions take int8 weights, and how many float ones."""
+    restored = {node.output[0] for node in graph.node if node.op_type == "DequantizeLinear"}
+    layers = [node for node in graph.node if node.op_type in ("Conv", "ConvTranspose")]
+    quantized = sum(node.input[1] in restored for node in layers)
+    int8 = f"{quantized} in int8, " if quantized else ""
+    rest = "fp16" if precision.startswith("fp16") else "fp32"
+    return f"{counted(len(layers), 'convolution')}: {int8}{len(layers) - quantized} in {rest}"
 
 
 def _port(port: Any) -> str:
@@ -106,9 +117,25 @@ def _common(metadata: Metadata) -> Lines:
     images = details.get("images")
     if isinstance(images, dict) and isinstance(images.get("train"), int):
         lines["trained on"] = f"{counted(images['train'], 'image')} of {details.get('split', 'an unnamed split')}"
+    known = metadata.trained_on
+    lines["recognises"] = (
+        "no image that it was trained on: the weights do not say"
+        if known is None
+        else f"{counted(len(known.hashes), 'image')} that it was trained on, by their pixels"
+        + ("" if known.is_complete else "; the weights that it started from do not say theirs")
+    )
+    figures = details.get("figures")
+    if isinstance(figures, dict) and isinstance(figures.get("val_miou"), float):
+        split = str(details.get("split", ""))
+        fit = ", which it was trained on: fit, not accuracy" if "val" in split and "without" not in split else ""
+        lines["scored on val"] = f"mIoU {figures['val_miou']:.4f} at the end of its training{fit}"
     calibration = details.get("calibration")
     if isinstance(calibration, dict):
-        lines["calibrated by"] = str(calibration.get("method", "an unnamed method"))
+        lines["calibrated by"] = f"{calibration.get('method', 'an unnamed method')}, {calibration.get('images')} images"
+    verified = details.get("verified")
+    if isinstance(verified, dict) and isinstance(verified.get("agreement"), float):
+        share, frames = verified["agreement"], f"{verified.get('frames')} {verified.get('on')}"
+        lines["verified"] = f"{share:.4%} of the labels are PyTorch fp32's, in ONNX Runtime on {frames}"
     if "commit" in details:
         lines["commit"] = str(details["commit"])
     return lines

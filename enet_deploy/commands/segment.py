@@ -119,7 +119,8 @@ def summary(pipeline: Pipeline, name: str, count: int, seconds: float, paths: Se
     return "; ".join(parts + [f"wrote {path}" for path in paths if path != "-"])
 
 
-def _segment(args: argparse.Namespace) -> None:
+def run(args: argparse.Namespace) -> None:
+    """Do what the command does."""
     os.environ.setdefault("OPENCV_FFMPEG_LOGLEVEL", "-8")  # else FFmpeg repeats our messages on stderr
     stopped = Stop()
     source = open_named_source(args, stopped)
@@ -235,7 +236,7 @@ def make_parser() -> cli.Parser:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    return cli.run(make_parser(), _segment, argv)
+    return cli.run(make_parser(), run, argv)
 
 
 if __name__ == "__main__":

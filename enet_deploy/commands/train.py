@@ -123,7 +123,7 @@ def _require_outputs(args: argparse.Namespace) -> None:
             )
         require_plot(args.curve)
     if args.tensorboard is not None:
-        require_tensorboard()
+        require_tensorboard(args.tensorboard)
         require_outputs([args.tensorboard / "events"], data)
 
 
@@ -194,7 +194,8 @@ def _how_to_go_on(args: argparse.Namespace, trainer: Trainer | None) -> str:
     return f"the same command with --resume{unless} continues after {last}"
 
 
-def _train(args: argparse.Namespace) -> None:
+def run(args: argparse.Namespace) -> None:
+    """Do what the command does."""
     import torch
 
     if hasattr(args, "distill") and args.teacher is None:
@@ -202,10 +203,10 @@ def _train(args: argparse.Namespace) -> None:
     _require_outputs(args)
     torch.backends.cudnn.benchmark = True  # every batch has the same shape
     with only_process(Path(args.out)) if _rank() == 0 else contextlib.nullcontext():
-        _run(args)
+        _run_alone(args)
 
 
-def _run(args: argparse.Namespace) -> None:
+def _run_alone(args: argparse.Namespace) -> None:
     """The training itself, while no other process trains in the same folder."""
     import torch.distributed as dist
 
@@ -307,7 +308,7 @@ def make_parser() -> cli.Parser:
 
 def main(argv: Sequence[str] | None = None) -> int:
     cli.log_to_stderr("%(message)s", logging.INFO)
-    return cli.run(make_parser(), _train, argv)
+    return cli.run(make_parser(), run, argv)
 
 
 if __name__ == "__main__":

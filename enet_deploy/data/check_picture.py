@@ -45,7 +45,7 @@ def draw_check(path: str | Path, report: Report) -> None:
 
 def _draw_shares(axes: Axes, split: Split, classes: ClassList) -> None:
     names, shares = (*classes.names, "(void)"), split.shares()
-    colors = [tuple(value / 255 for value in color) for color in (*classes.colors, (0, 0, 0))]
+    colors = [tuple(value / 255 for value in color) for color in (*classes.overlay_colors, (0, 0, 0))]
     axes.set_axis_on()
     bars = axes.barh(range(len(names)), shares, color=colors, edgecolor="0.4", linewidth=0.5)
     axes.bar_label(bars, [f"{share:.2g}" for share in shares], padding=3, fontsize=7)

@@ -12,10 +12,11 @@ import json
 import logging
 import shutil
 import struct
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack, closing, contextmanager
 from dataclasses import dataclass
 from fractions import Fraction
+from functools import partial
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -26,7 +27,8 @@ from rosbags.typesys import Stores, get_typestore
 from ..classes import ClassList
 from ..errors import DataError, InputError
 from ..files import atomic_write
-from ..images import MAX_BYTES
+from ..images import MAX_BYTES, UInt8Array
+from .bag_video import DEFINITIONS, FOXGLOVE, VIDEO_TYPES, PacketDecoder
 from .frames import Clock, Frame, Frames, FrameSource, LabelledFrame
 from .ros import image_fields, to_bgr
 from .sinks import Sink
@@ -39,6 +41,16 @@ ZSTD = b"\x28\xb5\x2f\xfd"  # how compressed data begins; a message begins with 
 MCAP = b"\x89MCAP0\r\n"
 MCAP_END = b"\x0f" + (4).to_bytes(8, "little") + bytes(4) + b"\x02" + (20).to_bytes(8, "little") + bytes(20) + MCAP
 IMAGE_TYPES = ("sensor_msgs/msg/Image", "sensor_msgs/msg/CompressedImage")
+_HEADER, _CHANNEL = 0x01, 0x04  # records of an .mcap
+_ENCODINGS = {
+    "ros1": "ROS 1 messages",
+    "protobuf": "Protobuf",
+    "json": "JSON",
+    "flatbuffer": "FlatBuffers",
+    "cdr": "CDR",
+}
+_Decoded = tuple[tuple[int, int, str, int], UInt8Array]  # number, stamp, frame_id and time of a message, and its image
+READ_TYPES = (*IMAGE_TYPES, *VIDEO_TYPES)
 STRING_TYPE = "std_msgs/msg/String"
 
 
@@ -58,7 +70,7 @@ class BagFrame(Frame):
 
 
 class Bag(FrameSource):
-    """The images of one topic, raw or compressed, in the order in which the bag received them.
+    """The images of one topic, raw, compressed or coded as video, in the order in which the bag received them.
 
     A bag may be compressed. It may also lack metadata.yaml or the end of its .mcap, because its recorder was killed;
     then all whole records are read.
@@ -75,7 +87,11 @@ class Bag(FrameSource):
         try:
             folder = self._stack.enter_context(TemporaryDirectory(prefix="enet-bag-"))
             files = [_readable(file, Path(folder)) for file in _recordings(path)]
-            self._reader = highlevel.AnyReader(files, default_typestore=get_typestore(Stores.ROS2_HUMBLE))
+            for file in files:
+                _require_ros2(file, path)
+            known_types = get_typestore(Stores.ROS2_HUMBLE)
+            known_types.register(DEFINITIONS)
+            self._reader = highlevel.AnyReader(files, default_typestore=known_types)
             self._reader.open()
             self._stack.callback(self._reader.close)
         except DataError:
@@ -84,12 +100,12 @@ class Bag(FrameSource):
         except Exception as error:  # noqa: BLE001  a damaged bag makes rosbags raise errors of many types
             self._stack.close()
             raise DataError(f"{path} cannot be read as a ROS bag: {error or repr(error)}") from None
-        images = [c for c in self._reader.connections if c.msgtype in IMAGE_TYPES]
+        images = [c for c in self._reader.connections if c.msgtype in READ_TYPES]
         known = sorted({c.topic for c in images})
         if topic not in known and (topic is not None or len(known) != 1):
             self._stack.close()
             if not known:
-                raise InputError(f"{path} has no images, expected messages of {' or '.join(IMAGE_TYPES)}")
+                raise InputError(f"{path} has no images, expected messages of {' or '.join(READ_TYPES)}")
             flaw = "needs a --topic" if topic is None else f"has no images under --topic {topic}"
             raise InputError(f"{path} {flaw}, expected {' or '.join(known)}")
         self.topic = topic or known[0]
@@ -97,6 +113,7 @@ class Bag(FrameSource):
         self.total = sum(c.msgcount for c in self._connections)
         self._start: int | None = None  # when the first image was received; other topics may begin earlier
         self._clock = Clock(self.name, self.rate)
+        self._decoder = PacketDecoder()
 
     def frames(self) -> Frames:
         with closing(self._stack):
@@ -108,29 +125,71 @@ class Bag(FrameSource):
                     yield DataError(f"{self.name} cannot be read to its end: {error!r}")
                     return
                 if message is None:
+                    yield from self._guarded(count, self._decoder.flush)
                     return
                 if self._start is None:
                     self._start = message[1]
-                yield self._read(count, *message)
+                yield from self._guarded(count, partial(self._decoded, count, *message))
 
-    def _read(self, count: int, connection: Any, received: int, data: bytes) -> BagFrame | DataError:
+    def _guarded(self, count: int, decode: Callable[[], list[_Decoded]]) -> Iterator[BagFrame | DataError]:
+        """Yield the frames that `decode` returns for a message, or the error in their place."""
         try:
-            return self._frame(count, connection, received, data)
+            for (number, stamp, frame_id, received), image in decode():
+                time = self._clock.time(Fraction(received - (self._start or 0), NANO))
+                yield BagFrame(image, f"{number:06}", time, stamp, frame_id, received)
         except DataError as error:
-            return DataError(f"{self.name}: message {count} of {self.topic}: {error}")
+            yield DataError(f"{self.name}: message {count} of {self.topic}: {error}")
         except Exception as error:  # noqa: BLE001  as above
-            return DataError(f"{self.name}: message {count} of {self.topic} is damaged: {error!r}")
+            yield DataError(f"{self.name}: message {count} of {self.topic} is damaged: {error!r}")
 
-    def _frame(self, count: int, connection: Any, received: int, data: bytes) -> BagFrame:
-        assert self._start is not None
+    def _decoded(self, count: int, connection: Any, received: int, data: bytes) -> list[_Decoded]:
         if self._reader.is2 and data[: len(ZSTD)] == ZSTD:
             data = _unpacked(data)
         message: Any = self._reader.deserialize(data, connection.msgtype)
-        header = message.header
-        stamp = header.stamp.sec * NANO + header.stamp.nanosec
-        image = to_bgr(message)
-        time = self._clock.time(Fraction(received - self._start, NANO))
-        return BagFrame(image, f"{count:06}", time, stamp, header.frame_id, received)
+        if connection.msgtype == FOXGLOVE:  # which has no header
+            stamp, frame_id = message.timestamp, message.frame_id
+        else:
+            stamp, frame_id = message.header.stamp, message.header.frame_id
+        tag = (count, stamp.sec * NANO + stamp.nanosec, frame_id, received)
+        if connection.msgtype in VIDEO_TYPES:
+            return self._decoder.decode(message, tag)
+        return [(tag, to_bgr(message))]
+
+
+def _require_ros2(file: Path, path: Path) -> None:
+    """Raise DataError that names `path` and what is in it, if `file` is an .mcap of other messages than ROS 2's."""
+    if file.suffix.lower() != ".mcap" or not file.is_file():
+        return
+    with file.open("rb") as opened:
+        profile, encodings = _mcap_contents(opened, file.stat().st_size)
+    if profile in (None, "ros2"):
+        return
+    found = " and ".join(sorted(_ENCODINGS.get(name, name) for name in encodings)) or f"profile '{profile}'"
+    raise DataError(
+        f"{path} is an MCAP file of {found}, expected ROS 2 messages (profile ros2, CDR); record or convert it as ROS "
+        "2, or give its video or images as files"
+    )
+
+
+def _mcap_contents(file: Any, size: int) -> tuple[str | None, set[str]]:
+    """Return the profile of an .mcap, None if it has no header, and the encodings of its channels outside of chunks."""
+    if file.read(len(MCAP)) != MCAP:
+        return None, set()
+    profile, encodings = None, set()
+    while len(head := file.read(9)) == 9 and (end := file.tell() + int.from_bytes(head[1:], "little")) <= size:
+        if head[0] == _HEADER:
+            profile = _text(file)
+        elif head[0] == _CHANNEL:
+            file.seek(4, io.SEEK_CUR)  # its number and that of its schema
+            _text(file)  # its topic
+            encodings.add(_text(file))
+        file.seek(end)
+    return profile, encodings
+
+
+def _text(file: Any) -> str:
+    length = int.from_bytes(file.read(4), "little")
+    return str(file.read(min(length, 1000)).decode(errors="replace"))
 
 
 def _recordings(path: Path) -> list[Path]:

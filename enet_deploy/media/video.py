@@ -107,18 +107,22 @@ class VideoFile(FrameSource):
             due = index / self.rate
         else:
             due = self._clock.time(None if stated is None else stated * picture.time_base - started)
-        is_high = picture.height > SD_HEIGHT or picture.width >= HD_WIDTH
-        matrix = BT709 if picture.colorspace == UNSPECIFIED and is_high else None
         aspect = self._stream.sample_aspect_ratio or Fraction(1)
         self.pixel_aspect = 1 / aspect if picture.rotation % 180 else aspect
-        pixels = _pixels(self.name, picture, matrix)
+        pixels = pixels_of(self.name, picture, matrix_for(picture))
         image = np.rot90(pixels, picture.rotation // 90)
         # some containers count their duration from 0, whatever the time of their first frame
         self._end = float(due + started + (picture.duration or 0) * (picture.time_base or 0))
         return Frame(np.ascontiguousarray(image), f"{index:06}", due)
 
 
-def _pixels(name: str, picture: Any, matrix: int | None) -> UInt8Array:
+def matrix_for(picture: Any) -> int | None:
+    """Return the colour matrix of a picture that declares none, as players choose it; None for the declared one."""
+    is_high = picture.height > SD_HEIGHT or picture.width >= HD_WIDTH
+    return BT709 if picture.colorspace == UNSPECIFIED and is_high else None
+
+
+def pixels_of(name: str, picture: Any, matrix: int | None) -> UInt8Array:
     """A picture as (h, w, 3) uint8 BGR, scaled as `eight_bits` does if it has 16 bits."""
     if max(component.bits for component in picture.format.components) == 16:
         pixels, note = eight_bits(name, picture.to_ndarray(format="rgb48le", src_colorspace=matrix))

@@ -24,6 +24,7 @@ from ..errors import ArtifactError, BackendError, InputError, is_out_of_memory
 from ..fit import Fit, fit_image, unfit_labels
 from ..frame_range import FrameRange
 from ..images import UInt8Array
+from ..trained_on import TrainedOn
 
 if TYPE_CHECKING:
     from concurrent.futures import Future
@@ -55,6 +56,7 @@ class Spec:
         qdq_layout: layout of an int8 graph, "all", "openvino" or "ort"; else "".
         calibrated_on: the frames that the ranges of an int8 graph were measured on, if it says; else None.
         fit: how `segment` makes frames of images: "stretch", "letterbox" or "crop" (see `enet_deploy.fit`).
+        trained_on: the images that the weights were trained on, if they say; else None.
     """
 
     artifact: Path
@@ -71,6 +73,7 @@ class Spec:
     calibrated_on: FrameRange | None = None
     has_confidence: bool = False
     fit: Fit = "stretch"
+    trained_on: TrainedOn | None = None
 
 
 @dataclass(frozen=True)
@@ -417,6 +420,7 @@ class Runner(ABC):
             calibrated_on=metadata.calibrated_on,
             has_confidence=has_confidence,
             fit=metadata.fit,
+            trained_on=metadata.trained_on,
         )
 
 

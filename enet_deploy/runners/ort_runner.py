@@ -7,7 +7,6 @@ import ctypes
 import io
 import json
 import logging
-import os
 import platform
 import re
 from collections.abc import Iterator
@@ -22,6 +21,7 @@ import numpy.typing as npt
 from ..artifacts import METADATA_KEY, Metadata, check_graph
 from ..control_groups import allowed_threads
 from ..errors import ArtifactError, BackendError, InputError, is_out_of_memory
+from ..files import utf8_path
 from ..images import UInt8Array
 from .base import Operation, Runner, Spec, cuda_index
 from .graph import check_signature, check_threads, reading_text
@@ -94,7 +94,7 @@ class OrtRunner(Runner):
 
     def _load(self, ort: Any, provider: str, profile: str = "") -> Any:
         """Create a session with this provider alone. `profile` is the path prefix of a profile; "" for none."""
-        path = _utf8_path(self.artifact)
+        path = utf8_path(self.artifact, "onnxruntime", "take the backend openvino")
         options = ort.SessionOptions()
         # By itself it starts a thread for each core of the machine and binds it there, also where this process may
         # run on some of them only, or for part of the time
@@ -189,17 +189,6 @@ class OrtRunner(Runner):
 
     def _close(self) -> None:
         del self._session, self._on_device
-
-
-def _utf8_path(path: Path) -> str:
-    """Return a path as ONNX Runtime takes it, whatever the locale. Raises ArtifactError if it is not UTF-8."""
-    try:
-        return os.fsencode(path).decode()
-    except UnicodeDecodeError:
-        raise ArtifactError(
-            f"{path} is a path that is not UTF-8, which onnxruntime cannot open; rename it or its folder, or take "
-            "the backend openvino"
-        ) from None
 
 
 def _int8_overflows() -> bool:

@@ -17,6 +17,7 @@ from ..data import DataSet, read_ahead
 from ..errors import DataError
 from ..fit import fit_image, fit_labels
 from ..images import UInt8Array
+from ..trained_on import TrainedOn, hashing
 from .memory import free_memory
 from .recipe import Recipe
 
@@ -180,13 +181,14 @@ class Crops:
         if self.resident:
             self.images = torch.empty((len(data), *size, 3), dtype=torch.uint8, device=device)
             self.labels = torch.empty((len(data), *size), dtype=torch.uint8, device=device)
-        sums = _Sums(len(data.classes))
-        for index, (image, labels) in enumerate(progress(read_ahead(data.__getitem__, range(len(data))))):
+        sums, hashes = _Sums(len(data.classes)), list[str]()
+        pairs = progress(read_ahead(data.__getitem__, range(len(data))))
+        for index, (image, labels) in enumerate(hashing(pairs, hashes)):
             sums.add(image, labels)
             if self.resident:
                 image, labels = self._resize(image, labels)
                 self.images[index], self.labels[index] = torch.from_numpy(image), torch.from_numpy(labels)
-        self.statistics = sums.statistics()
+        self.statistics, self.trained_on = sums.statistics(), TrainedOn(frozenset(hashes))
         self.fill: tuple[float, ...] = self.statistics.mean
 
     def _resize(self, image: UInt8Array, labels: UInt8Array) -> Pair:

@@ -14,7 +14,7 @@ from ..artifacts import Metadata
 from ..classes import ClassList
 from ..console import printable
 from ..drawing import panels, side_by_side
-from ..files import atomic_write
+from ..files import atomic_write, utf8_path
 from ..images import UInt8Array
 from .evaluation import CLASS_IOU, Example
 
@@ -52,9 +52,11 @@ def log_correction_sweep(mious: Mapping[float, float], metadata: Metadata) -> No
     log.info(f"val mIoU of the last weights by --prior-correction{doubt}: {figures}")
 
 
-def require_tensorboard() -> None:
-    """Raise ModuleNotFoundError if event files cannot be written; call this before the long work."""
+def require_tensorboard(folder: Path) -> None:
+    """Raise ModuleNotFoundError or ArtifactError if event files cannot be written; call this before the long work."""
     import torch.utils.tensorboard  # noqa: F401
+
+    utf8_path(folder, "tensorboard")
 
 
 class TensorBoard:
@@ -81,7 +83,7 @@ class TensorBoard:
         from torch.utils.tensorboard import SummaryWriter
 
         if self._writer is None:
-            self._writer = SummaryWriter(str(self.folder), purge_step=self.written + 1)
+            self._writer = SummaryWriter(utf8_path(self.folder, "tensorboard"), purge_step=self.written + 1)
         rows, self.written = history[self.written :], len(history)
         for row in rows:
             for name in row.keys() - {"epoch"}:

@@ -14,6 +14,7 @@ from ..classes import ClassList
 from ..errors import ArtifactError, InputError
 from ..files import sha256
 from ..model import STRIDE, ENet, Segmenter
+from ..trained_on import KEY, TrainedOn, joined
 from .crops import Statistics
 from .prior import load_uncorrected
 from .recipe import Recipe
@@ -53,20 +54,25 @@ class StartingPoint:
         metadata: of the weights it was read from; None for random weights.
         teacher: a network whose output is learnt beside the labels, on the training device; None without a teacher.
         details: of init and teacher, for the metadata of the new weights.
+        trained_on: the images that init and teacher were trained on; None for one that does not say.
     """
 
     net: ENet
     metadata: Metadata | None
     teacher: Segmenter | None
     details: dict[str, Any]
+    trained_on: tuple[TrainedOn | None, ...]
 
-    def new_metadata(self, classes: ClassList, statistics: Statistics, recipe: Recipe) -> Metadata:
-        """The metadata of the new weights, for frames of the recipe's size and fit.
+    def new_metadata(
+        self, classes: ClassList, statistics: Statistics, recipe: Recipe, trained_on: TrainedOn
+    ) -> Metadata:
+        """The metadata of the new weights, for frames of the recipe's size and fit, which are trained on these images.
 
         Weights from a file keep the normalisation that they were trained with: their first layers depend on it.
         """
         known = statistics if self.metadata is None else self.metadata
-        return Metadata(classes, known.mean, known.std, recipe.size, details=self.details, fit=recipe.fit)
+        details = {**self.details, KEY: joined([trained_on, *self.trained_on]).to_json()}
+        return Metadata(classes, known.mean, known.std, recipe.size, details=details, fit=recipe.fit)
 
 
 def starting_point(
@@ -81,14 +87,23 @@ def starting_point(
     metadata: Metadata | None = None
     segmenter: Segmenter | None = None
     details: dict[str, Any] = {}
+    trained_on: list[TrainedOn | None] = []
     if init is None:
         net = ENet(len(classes), recipe.width, recipe.slopes)
     else:
         net, metadata = _initial_network(init, classes, recipe)
-        details["init"] = {**metadata.details, "sha256": sha256(init)}
+        trained_on.append(metadata.trained_on)
+        details["init"] = _history(metadata) | {"sha256": sha256(init)}
     if teacher is not None:
-        segmenter, details["teacher"] = _read_teacher(teacher, classes, device)
-    return StartingPoint(net, metadata, segmenter, details)
+        segmenter, of_teacher, width = _read_teacher(teacher, classes, device)
+        trained_on.append(of_teacher.trained_on)
+        details["teacher"] = _history(of_teacher) | {"sha256": sha256(teacher), "width": width}
+    return StartingPoint(net, metadata, segmenter, details, tuple(trained_on))
+
+
+def _history(metadata: Metadata) -> dict[str, Any]:
+    """The details of weights, for those of other weights, which say themselves what both were trained on."""
+    return {name: value for name, value in metadata.details.items() if name != KEY}
 
 
 def _initial_network(path: str | Path, classes: ClassList, recipe: Recipe) -> tuple[ENet, Metadata]:
@@ -110,8 +125,8 @@ def _initial_network(path: str | Path, classes: ClassList, recipe: Recipe) -> tu
     return net, metadata
 
 
-def _read_teacher(path: str | Path, classes: ClassList, device: torch.device) -> tuple[Segmenter, dict[str, Any]]:
-    """The teacher, and its details for the metadata of the new weights."""
+def _read_teacher(path: str | Path, classes: ClassList, device: torch.device) -> tuple[Segmenter, Metadata, int]:
+    """The teacher, its metadata, and its width."""
     net, metadata = load_uncorrected(path)
     if metadata.classes.names != classes.names:
         raise ArtifactError(
@@ -120,4 +135,4 @@ def _read_teacher(path: str | Path, classes: ClassList, device: torch.device) ->
         )
     teacher = Segmenter(net, metadata.mean, metadata.std).to(device).eval().requires_grad_(False)
     teacher.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
-    return teacher, {**metadata.details, "sha256": sha256(path), "width": net.width}
+    return teacher, metadata, net.width

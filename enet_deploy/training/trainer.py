@@ -88,7 +88,7 @@ class Trainer:
         if checkpoint is not None:
             self.identity.require_same(checkpoint.identity, self.out)
         self._read_images()
-        self.metadata = start.new_metadata(train.classes, self.crops.statistics, recipe)
+        self.metadata = start.new_metadata(train.classes, self.crops.statistics, recipe, self.crops.trained_on)
         if checkpoint is not None:
             self.metadata, self.class_weights = checkpoint.metadata, checkpoint.class_weights.to(device)
         self.crops.fill = self.metadata.mean

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import io
 import json
 import re
 import shutil
@@ -14,17 +15,21 @@ from typing import Any
 import numpy as np
 import pytest
 from helpers import ROOT, result, stored
+from rich.console import Console
 
 from enet_deploy import BUNDLED_WEIGHTS, CAMVID
 from enet_deploy.benchmarks import cli
+from enet_deploy.benchmarks.compare import Comparison, compare_runs
+from enet_deploy.benchmarks.compare import judged_figures as changed_figures
+from enet_deploy.benchmarks.gate import judge, judged_figures, parse_requirements, require_all
 from enet_deploy.benchmarks.measure.machine import Load
 from enet_deploy.benchmarks.measure.profiling import Peaks, Profile
 from enet_deploy.benchmarks.report.page import Picture, as_html
-from enet_deploy.benchmarks.report.tables import as_markdown
+from enet_deploy.benchmarks.report.tables import as_markdown, show
 from enet_deploy.benchmarks.run import Run
 from enet_deploy.benchmarks.statistics import Speed, Summary, outliers, speed, spread
 from enet_deploy.benchmarks.studies import architectures
-from enet_deploy.benchmarks.verdict import FIGURES, check, figures, front, parse_requirements, stability
+from enet_deploy.benchmarks.verdict import FIGURES, figures, front, stability
 from enet_deploy.data.scenes import street_scene
 from enet_deploy.errors import RequirementError
 from enet_deploy.runners import Operation
@@ -41,6 +46,7 @@ def saved(run: dict[str, Any], folder: Path, name: str = "run.json") -> str:
 
 
 SHOWN = """\
+images: val of camvid, 101 images
 infer, frames of 360x480: ms per call, frames per second, speed against the first (95 % CI)
 
   runner           p50    p90    p99   outliers   mean FPS   stream              speed   file MB   peak MB
@@ -57,7 +63,7 @@ From a camera image of 360x480 to labels of its size: median ms per call
   openvino fp32   1.00   20.40   0.50   21.50       46.5
   openvino int8   1.00   15.30   0.50   16.50       60.6
 
-The same network? Labels that differ from PyTorch fp32's (within 3 pixels of an edge, elsewhere), logits
+The same network? Labels that differ from PyTorch fp32's (within 3 pixels of an edge, elsewhere), logits (TRAINED ON 101 of these images)
 
   runner          equal labels   near edges   elsewhere   max logit diff    p99      unpool flips
  ─────────────────────────────────────────────────────────────────────────────────────────────────
@@ -65,7 +71,7 @@ The same network? Labels that differ from PyTorch fp32's (within 3 pixels of an 
   openvino fp32      99.99999%      0.0000%     0.0000%              0.5   0.01   0.000%, 12.500%
   openvino int8      99.40000%      0.5400%     0.0600%              0.5   0.01   0.000%, 12.500%
 
-Accuracy, void left out
+Accuracy, void left out (TRAINED ON 101 of these images)
 
   runner          pixel accuracy     Dice     mIoU   their change, points
  ─────────────────────────────────────────────────────────────────────────
@@ -73,20 +79,21 @@ Accuracy, void left out
   openvino fp32           0.9000   0.8420   0.7420      0.000 0.000 0.000
   openvino int8           0.9000   0.8415   0.7415    0.000 -0.050 -0.050
 
-IoU by class: PyTorch's, and the change in points
+IoU by class: PyTorch's, and the change in points (TRAINED ON 101 of these images)
 
   class      PyTorch   openvino int8
  ────────────────────────────────────
   sky         0.7420           -0.05
   a|<b>$x$
 
+TRAINED ON: 101 of the 101 images, so this shows fit, not accuracy on new images
 On cpu: take openvino int8: 65 FPS, 1.33x (95 % CI 1.33 to 1.33) the speed of openvino fp32, for -0.05 points of mIoU.
   open_runner("a/enet-int8.onnx", backend="openvino")
 partial: the run was interrupted; what it did not get to is missing
 unstable: other programs took 0.50 cores meanwhile; close them
 wrote /a.md
 wrote /a.csv
-"""
+"""  # noqa: E501
 
 MARKDOWN = """\
 | 360x480 | p50 ms | p90 ms | FPS | stream FPS | speed (95 % CI) | MB | peak MB | equal labels | mIoU, points |
@@ -100,21 +107,11 @@ On cpu: take openvino int8: 65 FPS, 1.33x (95 % CI 1.33 to 1.33) the speed of op
 ```python
 open_runner("a/enet-int8.onnx", backend="openvino")
 ```
+TRAINED ON: 101 of the 101 images, so this shows fit, not accuracy on new images
 Partial: the run was interrupted
 Unstable: other programs took 0.50 cores meanwhile; close them
 
 A Processor, 2 cores, Linux; commit 0123456789ab, 2026-11-23T07:00:00+0000
-"""
-
-COMPARED = """\
-torch fp32: 1.33x slower (95 % CI 1.31 to 1.36); 45.9 -> 61.2 ms; mIoU +0.00 points
-openvino fp32: 1.25x faster (95 % CI 1.22 to 1.27); 20.4 -> 16.3 ms; mIoU +0.00 points
-openvino int8: no difference, 0.99x (95 % CI 0.97 to 1.01); 15.3 -> 15.4 ms; mIoU -0.10 points
-ort fp32: only in the second
-ort fp16: only in the first
-note: cores was 2, is 4
-note: onnxruntime was absent, is 1.32
-note: openvino was 2026.4, is 2026.5
 """
 
 CSV = """\
@@ -129,14 +126,61 @@ def lines(text: str) -> list[str]:
     return [line.rstrip() for line in text.split("\n")]
 
 
-def test_stored_run_is_shown_whole(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    run = stored() | {"partial": True, "load": {"others": 0.5, "stolen": 0.0}}
+def trained_on(count: int) -> dict[str, Any]:
+    run = stored()
+    run["results"] = [each | {"trained_on": count} for each in run["results"]]
+    return run
+
+
+def test_stored_run_is_shown_whole(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.delenv("COLUMNS", raising=False)
+    run = trained_on(101) | {"partial": True, "load": {"others": 0.5, "stolen": 0.0}}
     outputs = ["--markdown", str(tmp_path / "a.md"), "--csv", str(tmp_path / "a.csv")]
     assert cli.main(["show", saved(run, tmp_path), *outputs]) == 0
     printed = capsys.readouterr().out.replace(str(tmp_path), "")
     assert lines(printed) == lines(SHOWN)
     assert (tmp_path / "a.md").read_text() == MARKDOWN
     assert (tmp_path / "a.csv").read_text() == CSV
+
+
+@pytest.mark.parametrize("columns", [60, 80, 100])
+def test_narrow_terminals_break_no_figure(
+    columns: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("COLUMNS", str(columns))
+    run = stored()
+    run["results"] += [result("ort", f"fp{16 + index}", 30, 0.99, 0.7) for index in range(4)]
+    assert cli.main(["show", saved(run, tmp_path)]) == 0
+    printed = capsys.readouterr().out
+    tables = [line for line in printed.splitlines() if line.startswith("  ")]
+    assert max(map(len, tables)) <= columns and "\u2026" not in printed
+    for figure in ("20.4", "3.99 (3.99-3.99)", "99.99999%", "0.5400%", "0.7415", "-4.20"):
+        assert any(figure in line for line in tables), figure
+    assert printed.count("left out at") == sum("--csv" in line for line in printed.splitlines()) > 0
+
+
+@pytest.mark.parametrize(
+    ("counts", "told", "mark"),
+    [
+        ((None, None, None), ["not known"], False),
+        ((0, 0, 0), ["not trained on"], False),
+        ((101, 101, 101), ["TRAINED ON: 101 of the 101"], True),
+        ((0, 0, 7), ["openvino fp32: not trained on", "openvino int8: TRAINED ON: 7 of the 101"], True),
+    ],
+)
+def test_every_form_says_what_was_trained_on(counts: tuple[int | None, ...], told: list[str], mark: bool) -> None:
+    made = stored()
+    made["results"] = [each | {"trained_on": count} for each, count in zip(made["results"], counts, strict=True)]
+    run = Run.from_json(made)
+    console = Console(file=io.StringIO(), width=200)
+    show(run, console)
+    for text in (console.file.getvalue(), as_markdown(run), as_html(run)):  # type: ignore[attr-defined]
+        assert all(words in text for words in told)
+    assert console.file.getvalue().count("(TRAINED ON") == 3 * mark  # type: ignore[attr-defined]
+    assert as_html(run).count("(TRAINED ON") == 9 * mark  # three headings; titles and texts of three charts
+    assert [each.trained_on for each in Run.from_json(run.to_json()).results] == list(counts)
 
 
 RESULTS = sorted((ROOT / "benchmarks" / "results").glob("*.json"))
@@ -215,17 +259,115 @@ def test_values_that_contradict_each_other(change: dict[str, Any]) -> None:
         Run.from_json(run)
 
 
-def test_comparison_of_two_runs(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    new = stored()
-    new["results"][1] = result("openvino", "fp32", 16, 0.9999999, 0.742)
-    new["results"][2] = result("openvino", "int8", 15.1, 0.994, 0.7405, "all")
-    new["results"].append(result("ort", "fp32", 40, 1.0, 0.742))
-    new["environment"] = new["environment"] | {"cores": 4, "packages": {"openvino": "2026.5", "onnxruntime": "1.32"}}
-    old = stored()
-    old["results"][0] = result("torch", "fp32", 45, 1.0, 0.742)
-    old["results"].append(result("ort", "fp16", 40, 1.0, 0.742))
+def hashed(**milliseconds: float) -> dict[str, Any]:
+    """A run of these runners: file_backend -> ms. The name of the file stands for its hash."""
+    run = stored() | {"results": []}
+    for index, (name, ms) in enumerate(milliseconds.items()):
+        file, backend = name.split("_")
+        made = result(backend, "fp32", ms, 1.0, 0.742)
+        generator = np.random.default_rng(index + int(ms))
+        made["samples_ms"] = [ms * (1 + generator.normal(0, 0.01)) for ms in made["samples_ms"]]
+        run["results"].append(made | {"artifact_sha256": file})
+    return run
+
+
+def compared(old: dict[str, Any], new: dict[str, Any]) -> Comparison:
+    return compare_runs(Run.from_json(old), Run.from_json(new))
+
+
+def test_load_is_no_speed_of_a_file(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """One file, benched twice, while something else took two fifths of the machine in the first run."""
+    old, new = hashed(a_torch=97, a_ort=65, a_openvino=32.4), hashed(a_torch=60, a_ort=40, a_openvino=20)
+    found = compared(old, new)
+    assert all(change.is_same for change in found.changes)
     assert cli.main(["compare", saved(old, tmp_path, "a.json"), saved(new, tmp_path, "b.json")]) == 0
-    assert capsys.readouterr().out == COMPARED
+    printed = capsys.readouterr().out.splitlines()
+    assert len(printed) == 3 and all("unchanged" in line and "the machine: 1.6" in line for line in printed)
+    options = ["--require", "speedup>=1"]  # of which nothing is left to judge
+    assert cli.main(["compare", str(tmp_path / "a.json"), str(tmp_path / "b.json"), *options]) == 2
+
+
+@pytest.mark.parametrize("gain", [1.0, 1.25])
+def test_the_machines_change_is_taken_out_of_a_files(gain: float, tmp_path: Path) -> None:
+    old, new = hashed(a_torch=96, b_openvino=32), hashed(a_torch=60, c_openvino=20 / gain)
+    same, changed = compared(old, new).changes
+    assert same.is_same and not changed.is_same
+    assert changed.speed is not None and changed.speed.low <= gain <= changed.speed.high
+    assert changed.speed.is_difference == (gain > 1)
+    assert changed.speed.width < 0.1
+    paths = saved(old, tmp_path, "a.json"), saved(new, tmp_path, "b.json")
+    assert cli.main(["compare", *paths, "--require", "speedup_low>=1.1"]) == (0 if gain > 1 else 1)
+
+
+def test_a_machine_that_does_not_change_alike_widens_the_interval() -> None:
+    old, new = hashed(a_torch=90, a_ort=60, b_openvino=32), hashed(a_torch=60, a_ort=30, c_openvino=20)
+    *_, changed = compared(old, new).changes  # 1.5 times faster, 2 times faster: the file's gain is anywhere between
+    assert changed.speed is not None and changed.speed.low < 1 < changed.speed.high and changed.speed.width > 0.5
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"artifact_sha256": ""},  # of an older version, which kept no hash
+        {"artifact_sha256": "c"},
+        {"options": {"threads": 1}},
+        {"runtime": "another"},
+    ],
+    ids=str,
+)
+def test_without_a_ruler_nothing_is_claimed(
+    change: dict[str, Any], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    old, new = hashed(a_ort=65, b_openvino=32), hashed(a_ort=40, d_openvino=20)
+    new["results"][0] |= change
+    paths = saved(old, tmp_path, "a.json"), saved(new, tmp_path, "b.json")
+    assert cli.main(["compare", *paths]) == 0
+    printed = capsys.readouterr().out
+    assert "faster (" not in printed and printed.count("cannot tell") == 3
+    assert cli.main(["compare", *paths, "--require", "speedup>=1"]) == 2
+    assert "no runner is the same" in capsys.readouterr().err
+
+
+def test_another_machine_is_no_ruler() -> None:
+    old, new = hashed(a_torch=96, b_openvino=32), hashed(a_torch=60, c_openvino=20)
+    new["environment"] = new["environment"] | {"cores": 4, "packages": {"openvino": "2026.5", "onnxruntime": "1.32"}}
+    found = compared(old, new)
+    assert [change.speed for change in found.changes] == [None, None]
+    assert found.notes == ("cores was 2, is 4", "onnxruntime was absent, is 1.32", "openvino was 2026.4, is 2026.5")
+    new["environment"]["cores"] = 2
+    same, changed = compared(old, new).changes
+    assert same.is_same and not changed.is_same and changed.speed is not None  # what OpenVINO's new version gains
+
+
+@pytest.mark.parametrize("change", [{"data": None}, {"split": "test"}, {"size": [720, 1280]}, {"video": "a.mp4"}])
+def test_runs_of_other_images_are_not_compared(
+    change: dict[str, Any], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    old, new = stored(), stored()
+    new["images"] = new["images"] | change
+    assert cli.main(["compare", saved(old, tmp_path, "a.json"), saved(new, tmp_path, "b.json")]) == 2
+    assert "val of camvid, 360x480" in capsys.readouterr().err
+
+
+def test_comparison_repeats_what_casts_doubt(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    old, new = hashed(a_torch=96, b_openvino=32, b_ort=50), hashed(a_torch=60, c_openvino=15, c_trt=9)
+    new |= {"load": {"others": 0.5, "stolen": 0.0}, "partial": True}
+    found = compared(old, new)
+    assert (found.only_first, found.only_second) == (("ort fp32",), ("trt fp32",))
+    assert found.doubts == (
+        "second run: it was interrupted",
+        "second run: other programs took 0.50 cores meanwhile; close them",
+    )
+    assert cli.main(["compare", saved(old, tmp_path, "a.json"), saved(new, tmp_path, "b.json")]) == 0
+    printed = capsys.readouterr().out
+    assert "(in doubt)" in printed and all(doubt in printed for doubt in found.doubts)
+
+
+def test_what_is_lost_in_quality_can_be_required() -> None:
+    old, new = hashed(a_torch=60, b_openvino=20), hashed(a_torch=60, c_openvino=20)
+    new["results"][1] |= {key: result("openvino", "fp32", 20, 0.99, 0.732)[key] for key in ("accuracy", "parity")}
+    (found,) = changed_figures(compared(old, new)).values()
+    assert found["miou_drop"] == pytest.approx(1) and found["agreement_drop"] == pytest.approx(1)
 
 
 def test_a_runner_against_itself_is_no_difference() -> None:
@@ -292,7 +434,40 @@ def test_verdict_without_a_clear_difference() -> None:
     for index in range(10):  # in half of the rounds the one is faster, in half the other
         int8["samples_ms"][2 * index] += 3 * (-1) ** index
         int8["samples_ms"][2 * index + 1] += 3 * (-1) ** index
-    assert advice(plain, int8).startswith("take openvino fp32: 49 FPS. INT8 is not worth it here")
+    assert advice(plain, int8).startswith("take openvino fp32: 49 FPS. openvino int8 is as fast")
+
+
+def tie(first: dict[str, Any], second: dict[str, Any]) -> list[Any]:
+    """What the advice takes, and what ties with it, with either runner a little ahead."""
+    found = []
+    for ahead, other in ((first, second), (second, first)):
+        other = copy.deepcopy(other)
+        other["samples_ms"] = [1.01 * ms for ms in other["samples_ms"]]
+        verdict = Run.from_json(stored() | {"results": [copy.deepcopy(ahead), other]}).verdict[0]
+        found.append((verdict.take, verdict.tied))
+    return found
+
+
+@pytest.mark.parametrize(
+    ("better", "worse"),
+    [
+        (("openvino", "fp32", 1.0, None), ("openvino", "int8", 0.994, "all")),
+        (("openvino", "int8", 0.993, "all"), ("openvino", "int8", 0.994, "ort")),  # a file made for another backend
+        (("openvino", "int8", 0.994, "all"), ("ort", "int8", 0.993, "ort")),
+        (("ort", "fp32", 1.0, None), ("openvino", "fp32", 1.0, None)),  # fewer packages
+    ],
+)
+def test_of_a_tie_every_run_takes_the_same(better: tuple[Any, ...], worse: tuple[Any, ...]) -> None:
+    runners = [
+        result(backend, kind, 20, agreement, 0.742, layout) for backend, kind, agreement, layout in (better, worse)
+    ]
+    names = [f"{backend} {kind}{'-ort' * (layout == 'ort')}" for backend, kind, _, layout in (better, worse)]
+    assert tie(*runners) == [(names[0], (names[1],))] * 2
+
+
+def test_what_is_clearly_slower_is_no_tie() -> None:
+    plain, int8 = result("openvino", "fp32", 20, 1.0, 0.742), result("openvino", "int8", 18, 0.994, 0.742, "all")
+    assert tie(plain, int8)[0] == ("openvino int8", ())
 
 
 def test_verdict_without_truth_or_reference() -> None:
@@ -309,9 +484,16 @@ def test_verdict_without_truth_or_reference() -> None:
 
 def test_baseline_is_not_judged_by_its_speed_over_itself(run: Run) -> None:
     run = replace(run, results=run.results[1:])  # all that is derived is derived again
-    check(run.results, None, parse_requirements("speedup>=1.2,p50_ms<=21"))
+    found = judged_figures(run.results, None)
+    judged = judge(found, parse_requirements("speedup>=1.2,p50_ms<=21"))
+    assert [(each.runner, each.requirement.figure) for each in judged] == [
+        ("openvino fp32", "p50_ms"),
+        ("openvino int8", "speedup"),
+        ("openvino int8", "p50_ms"),
+    ]
+    require_all(judged)
     with pytest.raises(RequirementError, match=r"^openvino int8 has speedup 1\.33"):
-        check(run.results, None, parse_requirements("speedup>=1.4"))
+        require_all(judge(found, parse_requirements("speedup>=1.4")))
 
 
 def test_doubts(run: Run) -> None:

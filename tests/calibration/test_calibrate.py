@@ -76,7 +76,8 @@ def test_from_images_to_an_int8_graph(
     assert made.amax == pytest.approx(record.amax, rel=1e-5) and list(made.amax) == list(record.amax)
     assert made.float_layers == FLOAT_LAYERS and made.versions["onnx"] == onnx.__version__
     accuracy = made.accuracy
-    assert (accuracy["measure"], accuracy["images"]) == ("miou", 4)
+    assert (accuracy["measure"], accuracy["images"], accuracy["trained_on"]) == ("miou", 4, 0)
+    assert "not trained on: none of the 4 images" in printed.out
     assert accuracy["tried"] == {"minmax": accuracy["int8"]} and 0 < accuracy["fp32"] < 1
     assert cache.read_text() == made.to_trt_cache("10.3.0")
     assert made.outputs.keys() == record.outputs.keys()
@@ -127,6 +128,7 @@ def test_sensitivity_and_a_budget(
 ) -> None:
     pytest.importorskip("matplotlib")
     monkeypatch.setattr(sys.modules[Evaluator.__module__], "Evaluator", lambda *_: Costs(**POINTS))
+    monkeypatch.setattr(cli, "_fit_confidence", lambda *_: {})  # `Costs` has no images
     made = [tmp_path / "record.json", tmp_path / "kept.json"]
     arguments = [str(scenes), "--images", "4", "--method", "minmax", "--sensitivity", str(tmp_path / "study")]
     assert cli.main([*arguments, "--out", str(made[0])]) == 0

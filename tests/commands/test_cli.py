@@ -158,6 +158,33 @@ def test_names_that_the_locale_does_not_have(exported: Path, tmp_path: Path, var
 
 
 @pytest.mark.slow
+def test_paths_that_are_not_utf8(exported: Path, weights: Path, scenes: Path, tmp_path: Path) -> None:
+    """A library that takes no such path is named; all others read and write there."""
+    from training_runs import arguments
+
+    pytest.importorskip("openvino")
+    place = tmp_path / os.fsdecode(b"l\xe4")
+    shutil.copytree(scenes, place / "data")
+    graph, other = (place / os.fsdecode(name) for name in (b"m\xff.onnx", b"w\xfe.safetensors"))
+    shutil.copy(exported, graph)
+    shutil.copy(weights, other)
+    (place / "run.json").write_text(json.dumps(stored()))
+    data, new = place / "data", place / os.fsdecode(b"new\xe9")
+    for expected, command in (
+        ("", ["enet_deploy.commands.inspect", graph, other]),
+        ("", [EVAL, other, "--data", data, "--json", f"{new}.json", "--confusion", f"{new}.png"]),
+        ("", [EVAL, graph, "--backend", "openvino", "--data", data]),
+        ("onnxruntime takes no other paths", [EVAL, graph, "--backend", "ort", "--data", data]),
+        ("", [BENCH, graph, "--backend", "openvino", "--frames", "5", "--html", f"{new}.html", "--csv", f"{new}.csv"]),
+        ("", [BENCH, "show", place / "run.json", "--html", f"{new}.html", "--markdown", f"{new}.md"]),
+        ("tensorboard takes no other paths", [TRAIN, *arguments(data, place / "run"), "--tensorboard", new]),
+    ):
+        done = subprocess.run([sys.executable, "-m", *map(str, command)], capture_output=True, env=ENVIRONMENT)
+        told = done.stderr.decode()
+        assert done.returncode == (2 if expected else 0) and expected in told and "Traceback" not in told, told
+    assert {path.suffix for path in place.glob("new*")} == {".json", ".png", ".html", ".csv", ".md"}
+
+
 def test_every_text_file_says_its_encoding(scenes: Path, tmp_path: Path) -> None:
     from training_runs import arguments
 

@@ -38,7 +38,7 @@ def test_figures_of_a_graph(
     capsys: pytest.CaptureFixture[str],
 ) -> None:
     path = tmp_path / "new" / "out.json"
-    options = ["--void-counts"] if void_counts else []
+    options = ["--backend", "ort", *(["--void-counts"] if void_counts else [])]
     assert evaluate.main([str(exported), "--data", str(scenes), "--json", str(path), *options]) == 0
     scores = expected.scores(void_counts)
     found = json.loads(path.read_text())
@@ -47,8 +47,10 @@ def test_figures_of_a_graph(
         "schema": 1,
         "artifact": str(exported),
         "backend": "ort",
+        "precision": "fp32",
         "split": "val",
         "images": 4,
+        "trained_on": 0,
         "accuracy": json.loads(json.dumps(scores.to_json())),
     }
     printed = capsys.readouterr().out

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.metadata
+import re
 from pathlib import Path
 
 import pytest
@@ -26,13 +27,22 @@ def test_weights_and_their_graphs(
     assert main([str(weights)]) == 0
     told = lines(capsys.readouterr().out)
     assert "360,098 parameters" in told["what"] and told["file"].endswith(sha256(weights))
-    assert "540 images" in told["trained on"]
+    assert "540 images" in told["trained on"] and "540 images" in told["recognises"]
+    assert "fit" in told["scored on val"]
     for precision, graph in (("fp32", exported), ("int8", quantized_graph)):
         assert main([str(graph)]) == 0
         told = lines(capsys.readouterr().out)
         assert precision in told["what"] and told["from weights"].endswith(sha256(weights))
+        assert "95 convolutions" in told["layers compute in"]
         assert f"frames uint8 (any, {SIZE[0]}, {SIZE[1]}, 3)" in told["inputs and outputs"]
-    assert told["calibrated by"] == "mse" and "layout all" in told["what"]
+    assert "82 in int8, 13 in fp32" in told["layers compute in"]
+    assert told["calibrated by"].startswith("mse, 100") and "layout all" in told["what"]
+
+
+def test_exports_say_what_they_were_verified_on(exported: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main([str(exported)]) == 0
+    told = lines(capsys.readouterr().out)
+    assert told["verified"].endswith("8 drawn scenes") and re.match(r"(99\.99|100\.00)\d\d%", told["verified"])
 
 
 def test_engines_are_described_by_their_card(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -48,6 +58,7 @@ def test_engines_are_described_by_their_card(tmp_path: Path, capsys: pytest.Capt
         digest(b"engine"), sha256(graph), "trt-rtx", "1.7", ("8.6", "8.9"), None, False, False, {"fp16": 0.75}, metadata
     )
     card.write(engine)
+    assert EngineCard.path(engine).read_text().count("\n") < 80  # a colour on one line
     assert main([str(engine)]) == 0
     told = lines(capsys.readouterr().out)
     assert told["layers compute in"] == "fp16 75%" and "8.6, 8.9" in told["for"]

@@ -49,7 +49,7 @@ def test_a_whole_data_set(scenes: Path, tmp_path: Path, capsys: pytest.CaptureFi
     drawn = cv2.imread(str(picture))
     assert drawn.shape[1] > 1500
     colors = np.unique(drawn.reshape(-1, 3) @ np.array([1, 1 << 8, 1 << 16])).tolist()  # 0xRRGGBB
-    assert {red << 16 | green << 8 | blue for red, green, blue in CAMVID.colors} <= set(colors)  # the legend
+    assert {red << 16 | green << 8 | blue for red, green, blue in CAMVID.overlay_colors} <= set(colors)  # the legend
 
 
 def relink(path: Path, target: str) -> None:

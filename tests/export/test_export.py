@@ -15,7 +15,7 @@ import numpy as np
 import onnx
 import pytest
 import torch
-from helpers import ROOT, SIZE, one_line
+from helpers import ROOT, SIZE, TEMPERATURE, one_line
 from torch import Tensor, nn
 
 from enet_deploy import Runner, open_runner
@@ -52,6 +52,7 @@ OPERATIONS = {
     *("Conv", "Max", "LeakyRelu", "Relu", "Add", "MaxPool", "Concat", "ConvTranspose", "Mul"),  # the network
     *("Resize", "Equal"),  # unpooling
     *("ArgMax", "Reshape", "Squeeze", "Unsqueeze"),
+    *("Exp", "Reciprocal", "ReduceMax", "ReduceSum"),  # confidences
 }
 
 # --- the deploy form -------------------------------------------------------------------------------------------
@@ -238,7 +239,8 @@ def test_int64_is_nowhere_but_in_argmax_and_shapes(model: onnx.ModelProto) -> No
     computed = {value.name for value in graph.value_info if value.type.tensor_type.elem_type == INT64}
     assert computed == {node.output[0] for node in graph.node if node.op_type == "ArgMax"}
     constants = {i.name for i in graph.initializer if i.data_type == INT64}
-    assert {node.op_type for node in graph.node if constants & set(node.input)} <= {"Reshape", "Squeeze", "Unsqueeze"}
+    takers = {node.op_type for node in graph.node if constants & set(node.input)}
+    assert takers <= {"Reshape", "Squeeze", "Unsqueeze", "ReduceMax", "ReduceSum"}
 
 
 def test_file_tells_nothing_of_the_machine_it_was_made_on(exported: Path) -> None:
@@ -260,6 +262,9 @@ def test_file_carries_the_metadata_of_its_weights(weights: Path, model: onnx.Mod
     metadata = Metadata.from_text(entry.value, "the graph")
     versions = metadata.details.pop("versions")
     assert versions["torch"] == torch.__version__
+    assert metadata.details.pop("confidence") == {"temperature": TEMPERATURE}
+    verified = metadata.details.pop("verified")
+    assert verified["agreement"] >= 0.9999 and (verified["frames"], verified["on"]) == (8, "drawn scenes")
     expected = dataclasses.replace(load_weights(weights)[1], size=SIZE, weights_sha256=sha256(weights))
     assert metadata == expected
 
@@ -277,6 +282,7 @@ def test_any_batch(model: onnx.ModelProto, runner: Runner, reference: Runner) ->
         "frames": ("batch", height, width, 3),
         "labels": ("batch", height, width),
         "logits": ("batch", 11, height, width),
+        "confidence": ("batch", height, width),
     }
     for batch in (1, 3):
         frames = scenes_of(batch)

@@ -7,6 +7,7 @@ import os
 import sys
 import zlib
 from collections.abc import Iterator, Sequence
+from fractions import Fraction
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -33,6 +34,7 @@ sys.path.insert(0, str(ROOT / "examples" / "ros2_node"))
 from enet_segmentation.health import ERROR, OK, WARN, Health, Limits
 from enet_segmentation.segmentation import Segmentation, label_info
 
+from enet_deploy.media.bag_video import DEFINITIONS, FOXGLOVE, VIDEO_TYPES, PacketDecoder
 from enet_deploy.media.bags import Bag
 
 TOPIC = "/camera/image_raw"
@@ -423,3 +425,76 @@ def test_compressed_image_of_a_kilobyte_does_not_take_all_memory() -> None:
     message = SimpleNamespace(format="png", data=np.frombuffer(bomb, np.uint8))
     with pytest.raises(DataError, match=r"^compressed image of .*'png' .*32000x32000"):
         to_bgr(message)
+
+
+def coded_drive(path: Path, kind: str, codec: str, storage: str) -> Path:
+    """A bag whose images are the packets of a video without frames that wait for later ones."""
+    av = pytest.importorskip("av")
+    types = message_types(False)
+    types.register(DEFINITIONS)
+    encoder = av.CodecContext.create(codec, "w")
+    encoder.width, encoder.height, encoder.pix_fmt, encoder.time_base = SIZE[1], SIZE[0], "yuv420p", Fraction(1, 25)
+    encoder.options = {"preset": "ultrafast", "tune": "zerolatency", "qp": "0"}
+    packets = [
+        packet for frame in FRAMES for packet in encoder.encode(av.VideoFrame.from_ndarray(frame, format="bgr24"))
+    ]
+    packets += encoder.encode(None)
+    time, header = types.types["builtin_interfaces/msg/Time"], types.types["std_msgs/msg/Header"]
+    with rosbag2.Writer(path, version=9, storage_plugin=rosbag2.StoragePlugin[storage]) as writer:
+        topic = writer.add_connection(TOPIC, kind, typestore=types)
+        for index, packet in enumerate(packets):
+            stamp, data = time(sec=index + 1, nanosec=7), np.frombuffer(bytes(packet), np.uint8)
+            if kind == FOXGLOVE:
+                message = types.types[kind](timestamp=stamp, frame_id="front", data=data, format="h264")
+            else:
+                about = {"width": SIZE[1], "height": SIZE[0], "encoding": "libx264;yuv420p;bgr8;bgr8", "pts": index}
+                about |= {"flags": int(packet.is_keyframe), "is_bigendian": False}
+                message = types.types[kind](header=header(stamp=stamp, frame_id="front"), data=data, **about)
+            writer.write(topic, SECONDS[index], types.serialize_cdr(message, kind))
+    return path
+
+
+@pytest.mark.parametrize("storage", ["MCAP", "SQLITE3"])
+@pytest.mark.parametrize("kind", VIDEO_TYPES)
+def test_video_in_messages_is_decoded(tmp_path: Path, kind: str, storage: str) -> None:
+    found = frames_of(Bag(coded_drive(tmp_path / "drive", kind, "libx264", storage), None))
+    assert [(frame.time, frame.stamp, frame.frame_id) for frame in found] == [
+        (second, (second + 1) * 10**9 + 7, "front") for second in range(3)
+    ]
+    for frame, picture in zip(found, FRAMES, strict=True):
+        assert np.abs(frame.image.astype(int) - picture).mean() < 12  # colours are kept for 2x2 pixels
+
+
+def test_video_of_an_unknown_format_and_a_drive_that_begins_between_key_frames() -> None:
+    decoder = PacketDecoder()
+    with pytest.raises(DataError, match="'theora'"):
+        decoder.decode(SimpleNamespace(format="theora", data=b"abc"), 0)
+    with pytest.raises(DataError, match="key frame"):
+        decoder.decode(SimpleNamespace(format="h264", data=b"abc"), 0)
+
+
+@pytest.mark.parametrize(
+    ("profile", "encoding", "name"),
+    [
+        ("ros1", "ros1", "ROS 1 messages"),
+        ("", "protobuf", "Protobuf"),
+        ("", "json", "JSON"),
+        ("x-own", None, "'x-own'"),
+    ],
+)
+def test_mcap_of_other_messages_is_called_what_it_is(
+    tmp_path: Path, profile: str, encoding: str | None, name: str
+) -> None:
+    def text(value: str) -> bytes:
+        return len(value).to_bytes(4, "little") + value.encode()
+
+    def record(kind: int, content: bytes) -> bytes:
+        return bytes([kind]) + len(content).to_bytes(8, "little") + content
+
+    channel = bytes(4) + text(TOPIC) + text(encoding or "") + bytes(4)
+    content = record(0x01, text(profile) + text("a recorder")) + (record(0x04, channel) if encoding else b"")
+    magic = b"\x89MCAP0\r\n"
+    (tmp_path / "drive.mcap").write_bytes(magic + content + record(0x02, bytes(20)) + magic)
+    with pytest.raises(DataError) as error:
+        Bag(tmp_path / "drive.mcap", None)
+    assert name in str(error.value) and "drive.mcap" in str(error.value)

@@ -356,7 +356,7 @@ def silent(runner: Runner, patch: pytest.MonkeyPatch, rows: int) -> None:
     patch.setattr(runner, "_run", run)
     # the backends with a stream of their own
     done = SimpleNamespace(start_async=lambda: None, wait=lambda: None)
-    patch.setattr("enet_deploy.runners.openvino_runner._create_request", lambda *_: done)
+    patch.setattr("enet_deploy.runners.openvino_runner._create_request", lambda *_, **__: done)
     patch.setattr("enet_deploy.runners.tensorrt.lane.Lane.finish", lambda lane: None)
 
 

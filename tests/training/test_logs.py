@@ -126,4 +126,4 @@ def test_example_pictures_are_small_and_show_image_truth_and_prediction() -> Non
     picture = example_picture(example, CAMVID)
     assert picture.shape[1] == 3 * PICTURE_SIDE and picture.dtype == np.uint8
     row = picture[-10, PICTURE_SIDE // 2 :: PICTURE_SIDE]
-    assert row.tolist() == [[77] * 3, list(CAMVID.colors[3][::-1]), list(CAMVID.colors[5][::-1])]
+    assert row.tolist() == [[77] * 3, list(CAMVID.overlay_colors[3][::-1]), list(CAMVID.overlay_colors[5][::-1])]

@@ -8,9 +8,7 @@ import time
 from typing import Any
 
 from diagnostic_msgs.msg import DiagnosticArray, DiagnosticStatus, KeyValue
-from rclpy.event_handler import SubscriptionEventCallbacks
 from rclpy.node import Node
-from rclpy.parameter import Parameter
 from rclpy.qos import DurabilityPolicy, QoSProfile, ReliabilityPolicy
 from rclpy.qos_overriding_options import QoSOverridingOptions
 from sensor_msgs.msg import CompressedImage, Image
@@ -22,6 +20,10 @@ from .health import ERROR, Health, Limits
 from .parameters import declare
 from .segmentation import Segmentation, label_info
 
+try:
+    from rclpy.event_handler import SubscriptionEventCallbacks
+except ModuleNotFoundError:  # Humble
+    from rclpy.qos_event import SubscriptionEventCallbacks
 try:
     from vision_msgs.msg import LabelInfo, VisionClass
 except ModuleNotFoundError:  # not part of a small ROS installation
@@ -55,7 +57,6 @@ class SegmentationNode(Node):
         self.get_logger().info(_describe(self.runner.spec))
         self.segmentation = Segmentation(self.runner, given["alpha"])
         self.health = Health(self._limits(), time.monotonic())
-        self.add_post_set_parameters_callback(self._apply)
         outputs = ["labels", "overlay", "color_mask", *["confidence"] * self.runner.spec.has_confidence]
         overridable = QoSOverridingOptions.with_default_policies()
         self._outputs = {
@@ -120,6 +121,7 @@ class SegmentationNode(Node):
         stamp = message.header.stamp.sec * 10**9 + message.header.stamp.nanosec
         if self.health.arrived(stamp, start):
             self._warn(_LOST)
+        self.segmentation.alpha = self.get_parameter("alpha").value  # may be set at any time
         wanted = [name for name, publisher in self._outputs.items() if publisher.get_subscription_count()]
         try:
             outputs = self.segmentation(message, wanted)
@@ -148,12 +150,8 @@ class SegmentationNode(Node):
     def _limits(self) -> Limits:
         return Limits(*(self.get_parameter(name).value for name in ("dark_level", "frozen_after", "stale_after")))
 
-    def _apply(self, changed: list[Parameter[Any]]) -> None:
-        """Use parameters that were set; ROS has refused those that are read-only or out of range."""
-        self.segmentation.alpha = self.get_parameter("alpha").value
-        self.health.limits = self._limits()
-
     def _diagnose(self) -> None:
+        self.health.limits = self._limits()
         cameras = self.count_publishers(self._subscription.topic_name)
         report = self.health.report(time.monotonic(), self.segmentation.range_warning(), cameras)
         if cameras and report.level == ERROR:

@@ -1,0 +1,150 @@
+"""Exact unpooling in graphs of other programs: equal to the original in ONNX Runtime, and TensorRT takes them."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+import onnxruntime
+import pytest
+import torch
+from onnx import TensorProto, helper, numpy_helper
+from test_unpool import SegNet
+
+from enet_deploy.errors import ArtifactError, InputError, ParityError
+from enet_deploy.export import cli
+from enet_deploy.export.rewrite import rewrite_unpool
+from enet_deploy.export.to_onnx import quiet
+
+UNDEPLOYABLE = {"MaxUnpool", "ScatterND", "ScatterElements"}
+
+
+def pooling(kernel: list[int], indices: list[onnx.NodeProto], opset: int = 11) -> onnx.ModelProto:
+    """A SegNet of one level as legacy exporters write it: Conv, MaxPool with indices, Conv, MaxUnpool."""
+    rng = np.random.default_rng(1)
+    weights = {name: rng.integers(-1, 2, (4, c, 3, 3)).astype(np.float32) / 4 for name, c in (("down", 3), ("up", 4))}
+    same = {"kernel_shape": [3, 3], "pads": [1, 1, 1, 1]}
+    size = {"kernel_shape": kernel, "strides": kernel}
+    nodes = [
+        helper.make_node("Conv", ["x", "down"], ["a"], **same),
+        helper.make_node("Relu", ["a"], ["b"]),
+        helper.make_node("MaxPool", ["b"], ["pooled", "indices"], "encoder/pool", **size),
+        *indices,
+        helper.make_node("Conv", ["pooled", "up"], ["c"], **same),
+        helper.make_node(
+            "MaxUnpool", ["c", indices[-1].output[0] if indices else "indices"], ["y"], "decoder/unpool", **size
+        ),
+    ]
+    ports = [helper.make_tensor_value_info("x", TensorProto.FLOAT, (2, 3, 12, 12))]
+    results = [helper.make_tensor_value_info("y", TensorProto.FLOAT, (2, 4, 12, 12))]
+    constants = [numpy_helper.from_array(values, name) for name, values in weights.items()]
+    graph = helper.make_graph(nodes, "segnet", ports, results, constants)
+    return helper.make_model(graph, opset_imports=[helper.make_opsetid("", opset)], ir_version=8)
+
+
+def run(path: Path, x: np.ndarray) -> np.ndarray:
+    session = onnxruntime.InferenceSession(path, providers=["CPUExecutionProvider"])
+    (y,) = session.run(None, {session.get_inputs()[0].name: x})
+    return np.asarray(y)
+
+
+def operations(path: Path) -> set[str]:
+    return {node.op_type for node in onnx.load(path).graph.node}
+
+
+def tie_rich(*shape: int) -> np.ndarray:
+    return (np.random.default_rng(7).integers(-2, 3, shape) / 4).astype(np.float32)
+
+
+def test_max_unpool_as_legacy_exporters_write_it(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    onnx.save(pooling([2, 2], []), tmp_path / "segnet.onnx")
+    assert cli.main([str(tmp_path / "segnet.onnx"), "--rewrite-unpool", "--out", str(tmp_path)]) == 0
+    assert "1 unpoolings rewritten" in capsys.readouterr().out
+    exact = tmp_path / "segnet-exact.onnx"
+    assert not operations(exact) & UNDEPLOYABLE
+    assert all(len(node.output) == 1 for node in onnx.load(exact).graph.node)
+    x = tie_rich(2, 3, 12, 12)
+    y = run(exact, x)
+    assert np.array_equal(y, run(tmp_path / "segnet.onnx", x)) and (y != 0).mean() > 0.05
+
+
+@pytest.fixture(scope="module")
+def scattering(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Any]:
+    """A SegNet of two levels by PyTorch's exporter, which makes ScatterND of the unpooling; and the network."""
+    torch.manual_seed(0)
+    net = SegNet().eval()
+    with torch.no_grad():
+        for parameter in net.parameters():
+            parameter.copy_(torch.randint(-1, 2, parameter.shape) / 4)
+    path = tmp_path_factory.mktemp("scattering") / "segnet.onnx"
+    with quiet():
+        program = torch.onnx.export(net, (torch.zeros(1, 3, 16, 24),), dynamo=True, opset_version=18, verbose=False)
+    assert program is not None
+    onnx.save(program.model_proto, path)
+    return path, net
+
+
+@pytest.mark.slow
+def test_scatters_as_the_current_exporter_writes_them(scattering: tuple[Path, Any], tmp_path: Path) -> None:
+    path, net = scattering
+    assert operations(path) & UNDEPLOYABLE
+    done = rewrite_unpool(path, tmp_path / "exact.onnx")
+    assert (len(done.pools), len(done.unpools)) == (2, 2) and done.ties > 0.2
+    assert not operations(tmp_path / "exact.onnx") & (UNDEPLOYABLE | {"Unsqueeze", "ConstantOfShape"})
+    x = tie_rich(1, 3, 16, 24)
+    y = run(tmp_path / "exact.onnx", x)
+    assert np.array_equal(y, run(path, x))
+    with torch.inference_mode():
+        assert np.array_equal(y, net(torch.from_numpy(x)).numpy())
+
+
+@pytest.mark.slow
+def test_tensorrt_takes_what_it_refused(scattering: tuple[Path, Any], tmp_path: Path) -> None:
+    trt = pytest.importorskip("tensorrt_rtx")
+    rewrite_unpool(scattering[0], tmp_path / "exact.onnx")
+    logger = trt.Logger(trt.Logger.ERROR)
+    builder = trt.Builder(logger)
+    network = builder.create_network(1 << int(trt.NetworkDefinitionCreationFlag.STRONGLY_TYPED))
+    parser = trt.OnnxParser(network, logger)
+    assert parser.parse((tmp_path / "exact.onnx").read_bytes()), parser.get_error(0)
+    config = builder.create_builder_config()
+    config.num_compute_capabilities = 1
+    config.set_compute_capability(trt.ComputeCapability.SM86, 0)
+    assert builder.build_serialized_network(network, config) is not None
+    quiet_logger, empty = trt.Logger(trt.Logger.INTERNAL_ERROR), builder.create_network(0)
+    refused = trt.OnnxParser(empty, quiet_logger)
+    assert not refused.parse(pooling([2, 2], []).SerializeToString())
+
+
+@pytest.mark.parametrize(
+    ("kernel", "opset", "named"),
+    [([3, 3], 11, "encoder/pool"), ([2, 3], 11, "decoder/unpool"), ([2, 2], 10, "opset 10")],
+)
+def test_what_cannot_be_rewritten_is_named(kernel: list[int], opset: int, named: str, tmp_path: Path) -> None:
+    onnx.save(pooling(kernel, [], opset), tmp_path / "a.onnx")
+    with pytest.raises(InputError, match=named):
+        rewrite_unpool(tmp_path / "a.onnx", tmp_path / "b.onnx")
+    assert not (tmp_path / "b.onnx").exists()
+
+
+def test_other_results_than_the_originals_are_refused(tmp_path: Path) -> None:
+    """Indices relative to each plane, as an exporter makes them for itself: MaxUnpool reads them otherwise."""
+    nodes = [helper.make_node("Mod", ["indices", "plane"], ["relative"])]
+    model = pooling([2, 2], nodes)
+    model.graph.initializer.append(numpy_helper.from_array(np.array(144), "plane"))
+    onnx.save(model, tmp_path / "a.onnx")
+    with pytest.raises(ParityError, match="'y'"):
+        rewrite_unpool(tmp_path / "a.onnx", tmp_path / "b.onnx")
+    assert not (tmp_path / "b.onnx").exists()
+
+
+def test_files_without_unpooling(exported: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(InputError, match="MaxUnpool"):
+        rewrite_unpool(exported, tmp_path / "b.onnx")
+    (tmp_path / "a.onnx").write_bytes(b"no graph")
+    with pytest.raises(ArtifactError, match=r"a\.onnx"):
+        rewrite_unpool(tmp_path / "a.onnx", tmp_path / "b.onnx")
+    assert cli.main(["--rewrite-unpool"]) == 2 and "MODEL.onnx" in capsys.readouterr().err
+    assert cli.main([str(exported), "--rewrite-unpool", "--fp16"]) == 2 and "--fp16" in capsys.readouterr().err
