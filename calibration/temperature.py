@@ -11,13 +11,13 @@ from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
-import cv2
 import numpy as np
 import numpy.typing as npt
 import onnx
 
 from enet_deploy.artifacts import save_graph
 from enet_deploy.data import DataSet
+from enet_deploy.fit import fit_labels
 from enet_deploy.images import UInt8Array
 from enet_deploy.reliability import Reliability
 from enet_deploy.runners import Runner, open_runner
@@ -83,8 +83,8 @@ def fit_temperature(logits: Floats, labels: UInt8Array) -> float:
 def _sample(runner: Runner, image: UInt8Array, truth: UInt8Array) -> tuple[Floats, UInt8Array]:
     """Return the logits (K, C) and true labels (K) of a grid of pixels that have a label."""
     logits = runner.logits(runner.preprocess(image))[0]
-    height, width = runner.spec.size
-    labels = cv2.resize(truth, (width, height), interpolation=cv2.INTER_NEAREST)[::STEP, ::STEP]
+    spec = runner.spec
+    labels = fit_labels(truth, spec.size, spec.fit, spec.classes.void)[::STEP, ::STEP]
     grid = np.moveaxis(logits[:, ::STEP, ::STEP], 0, -1)
     known = labels < len(runner.spec.classes)
     return grid[known], labels[known].astype(np.uint8)

@@ -8,8 +8,11 @@ import os
 import shutil
 import signal
 
-if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:  # as in a shell's background jobs, whose children ignore it too
+# A shell's background jobs ignore the first, `nohup` the second, and so would all child processes of the tests
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
     signal.signal(signal.SIGINT, signal.default_int_handler)
+if signal.getsignal(signal.SIGHUP) is signal.SIG_IGN:
+    signal.signal(signal.SIGHUP, signal.SIG_DFL)
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # networks this small lose more to threads that wait for each other
 
 from collections.abc import Callable

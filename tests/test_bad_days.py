@@ -638,7 +638,7 @@ def test_reader_who_leaves_costs_no_file(scenes: Path, tmp_path: Path) -> None:
     ]
     with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE) as child:
         child.stdout.close()
-        assert (child.stderr.read(), child.wait(30)) == (b"", 0)
+        assert (child.stderr.read(), child.wait(300)) == (b"", 0)
     assert json.loads((tmp_path / "a.json").read_text())["schema"] == 1
 
 

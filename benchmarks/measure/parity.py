@@ -14,7 +14,8 @@ import numpy.typing as npt
 
 from enet_deploy.classes import ClassList
 from enet_deploy.errors import ParityError
-from enet_deploy.images import UInt8Array, resize_labels
+from enet_deploy.fit import unfit_labels
+from enet_deploy.images import UInt8Array
 from enet_deploy.metrics import ConfusionMatrix
 from enet_deploy.reliability import Reliability
 from enet_deploy.runners import Spec
@@ -270,6 +271,7 @@ def _compare_one(
             parity.against_truth.update(truth, own)
             if confidence is not None:
                 known = truth < len(runner.spec.classes)
-                parity.reliability.update(resize_labels(confidence[0], size)[known], (own == truth)[known])
+                shown = unfit_labels(confidence[0], size, runner.spec.fit, 0)
+                parity.reliability.update(shown[known], (own == truth)[known])
         if logits is not None and scores is not None:
             parity.add_logits(runner.spec, scores, logits)

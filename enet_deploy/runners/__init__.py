@@ -221,7 +221,10 @@ def _is_installed(backend: str) -> bool:
     """Whether a backend's package is here. It is not imported."""
     if backend == "opencv":
         return hasattr(cv2.dnn, "ENGINE_NEW")  # since version 5
-    return find_spec(_REGISTRY[backend].package) is not None
+    try:
+        return find_spec(_REGISTRY[backend].package) is not None
+    except ValueError:  # imported already, and made by hand: it has no spec
+        return True
 
 
 def _with_suffix(suffix: str) -> tuple[str, ...]:

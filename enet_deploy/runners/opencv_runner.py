@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import numpy.typing as npt
 
-from ..artifacts import check_graph
+from ..artifacts import check_digest
 from ..errors import ArtifactError, BackendError, is_out_of_memory
 from ..images import UInt8Array
 from .base import Operation, Runner, Spec
@@ -28,7 +28,8 @@ class OpenCvRunner(Runner):
     """Runs an exported graph (.onnx) in fp32 or fp16 in the engine that OpenCV has since version 5.
 
     Args:
-        artifact: a file that enet-export wrote, not an int8 graph.
+        artifact: a file that enet-export or `save_graph` wrote, not an int8 graph. Others may be damaged, and OpenCV's
+            reader crashes on some of those.
         device: "cpu".
         threads: the number of threads that OpenCV may use, in all that this process does with it: OpenCV has one number
             for the whole process. 0 leaves it as it is.
@@ -51,7 +52,7 @@ class OpenCvRunner(Runner):
                 "pip install 'opencv-python>=5', or use backend 'openvino' or 'ort'"
             )
         content = self.artifact.read_bytes()
-        check_graph(content, self.artifact)
+        has_digest = check_digest(content, self.artifact)
         metadata = read_metadata(content, self.artifact)
         if "int8" in metadata.precision:
             raise BackendError(
@@ -60,6 +61,11 @@ class OpenCvRunner(Runner):
             )
         signature = read_signature(content, self.artifact)
         batch = check_signature(signature, metadata, self.artifact)
+        if not has_digest:
+            raise ArtifactError(
+                f"{self.artifact} has no digest of its content, expected one, because damaged graphs crash opencv; "
+                "export it again, or save your edit of it with enet_deploy.artifacts.save_graph"
+            )
         try:
             # The bytes that were checked, and not the path: the file may have changed meanwhile
             net = cv2.dnn.readNetFromONNX(np.frombuffer(content, np.uint8), engine=cv2.dnn.ENGINE_NEW)
@@ -78,7 +84,8 @@ class OpenCvRunner(Runner):
         if self._threads:
             cv2.setNumThreads(self._threads)
             log.info("OpenCV uses %d threads in this process from now on", self._threads)
-        self._net, self._outputs = net, [name for name in signature if name != "frames"]
+        self._net = net
+        self._outputs = [name for name in signature if name != "frames"]
         return self._make_spec(metadata, batch, "logits" in signature, has_confidence="confidence" in signature)
 
     def _run(self, frames: UInt8Array, out: UInt8Array) -> None:
@@ -91,7 +98,7 @@ class OpenCvRunner(Runner):
 
     def _run_confidence(self, frames: UInt8Array, labels: UInt8Array, confidence: UInt8Array) -> None:
         self._net.setInput(frames, "frames")
-        found = dict(zip(self._outputs, self._net.forward(self._outputs), strict=True))  # one of them, or all
+        found = dict(zip(self._outputs, self._net.forward(self._outputs), strict=True))  # OpenCV gives all or one
         for name, out in (("labels", labels), ("confidence", confidence)):
             np.copyto(out, self._checked_output(name, found[name], out.shape, out.dtype))
 
@@ -105,10 +112,11 @@ class OpenCvRunner(Runner):
     def _checked_output(
         self, output: str, array: npt.NDArray[Any], shape: tuple[int, ...], dtype: np.dtype[Any]
     ) -> npt.NDArray[Any]:
-        if (array.shape, array.dtype) != (shape, dtype):
+        found = getattr(array, "dtype", None), getattr(array, "shape", None)  # it may return None
+        if found != (dtype, shape):
             raise BackendError(
-                f"opencv gave {output} of {self.artifact} as {array.dtype} of shape {array.shape}, expected {dtype} of "
-                f"shape {shape}; export the graph again"
+                f"opencv gave {output} of {self.artifact} as {found[0]} of shape {found[1]}, expected {dtype} of shape "
+                f"{shape}; export the graph again"
             )
         return array
 

@@ -41,6 +41,7 @@ from enet_deploy.data import open_data
 from enet_deploy.data.scenes import street_scene
 from enet_deploy.environment import processor
 from enet_deploy.errors import ParityError
+from enet_deploy.files import sha256
 from enet_deploy.images import UInt8Array
 from enet_deploy.metrics import evaluate
 from enet_deploy.runners import Operation
@@ -109,6 +110,7 @@ def test_result_holds_what_the_readme_says(run: dict[str, Any], weights: Path, e
     for result, artifact in zip(run["results"], (weights, *(exported for _ in ON_GRAPHS)), strict=True):
         assert (result["artifact"], result["precision"], result["batch"]) == (str(artifact), "fp32", 1)
         assert result["size"] == list(SIZE) and result["model_bytes"] == artifact.stat().st_size
+        assert result["artifact_sha256"] == sha256(artifact) and result["trained_on"] == 0
         assert result["blocks"] == [2] * 5 and len(result["samples_ms"]) == 10 and min(result["samples_ms"]) > 0
         assert len(result["stream_ms"]) == 5 and result["stream_fps"] > 0 and result["warm_up"]["calls"] >= 10
         assert result["speed"]["low"] <= result["speed"]["ratio"] <= result["speed"]["high"]
@@ -360,6 +362,7 @@ def test_graphs_run_on_all_that_is_installed_and_weights_on_torch(monkeypatch: p
     assert backends("a.onnx") == ["ort", "openvino"]
     assert choose_backends(Path("a.onnx"), None, None, "bf16") == ["openvino"]
     assert choose_backends(Path("a.onnx"), ["ort"], None, "bf16") == []
+    assert choose_backends(Path("a.safetensors"), ["torch", "openvino"], None, "bf16") == ["torch"]
     assert backends("a.onnx", device="cuda") == ["ort"]
     assert backends("a.onnx", ["openvino", "torch"]) == ["openvino"] and backends("a.onnx", ["torch"]) == []
     assert backends("a.onnx", ["trt"]) == backends("a.engine") == ["trt"]
@@ -385,20 +388,19 @@ def test_without_artifact_the_weights_are_exported_at_each_size(tmp_path: Path, 
     assert all(result["parity"]["agreement"] >= 0.9 and result["accuracy"] is None for result in run["results"])
 
 
-def test_rows_in_bf16(exported: Path, weights: Path, tmp_path: Path) -> None:
+@pytest.mark.slow
+def test_rows_in_bf16(exported: Path, tmp_path: Path) -> None:
     pytest.importorskip("openvino")
     if not {"avx512_bf16", "amx_bf16"} & set(processor()[1].split()):
         pytest.skip("this CPU has neither AVX512_BF16 nor AMX")
     path = tmp_path / "out.json"
-    options = ["--backend", "openvino", "--backend", "torch", "--frames", "5", "--precision", "bf16"]
-    assert cli.main([str(exported), str(weights), *options, "--json", str(path)]) == 0
+    options = ["--backend", "openvino", "--threads", "1", "--frames", "5", "--precision", "bf16"]
+    assert cli.main([str(exported), *options, "--json", str(path)]) == 0
     run = json.loads(path.read_text())
-    names = ["openvino fp32", "openvino bf16", "torch fp32", "torch bf16"]
-    assert [result["name"] for result in run["results"]] == names
-    assert [result["options"].get("precision") for result in run["results"]] == [None, "bf16"] * 2
-    plain, half, reference, half_of_reference = (result["parity"] for result in run["results"])
-    assert plain["agreement"] > 0.9999 > half["agreement"] > 0.97 and reference["agreement"] == 1
-    assert 0.97 < half_of_reference["agreement"] < 1
+    assert [result["name"] for result in run["results"]] == ["openvino fp32", "openvino bf16"]
+    assert [result["options"].get("precision") for result in run["results"]] == [None, "bf16"]
+    plain, half = (result["parity"] for result in run["results"])
+    assert plain["agreement"] > 0.9999 > half["agreement"] > 0.97
     assert plain["unpool_flips"] is not None and half["unpool_flips"] is None  # no backend shows them
     assert run["verdict"][0]["call"].startswith("open_runner(")
 
@@ -424,7 +426,10 @@ def test_gate(exported: Path, weights: Path, scenes: Path, tmp_path: Path, capsy
     command = [str(exported), "--backend", "ort", "--frames", "5"]
     command += ["--data", str(scenes), "--json", str(out)]
     assert cli.main([*command, "--require", "miou_drop<=0.3,model_mb<1,fps>=1e9"]) == 1
-    error = capsys.readouterr().err
+    printed = capsys.readouterr()
+    error, table = printed.err, printed.out[printed.out.index("Measured against required") :]
+    for figure, held in (("miou_drop .* <= 0.3", "holds"), ("model_mb .* < 1", "does not hold")):
+        assert re.search(rf"ort fp32 +{figure} +{held}", table), table  # also what holds
     assert re.fullmatch(
         r"enet-bench: error: ort fp32 has model_mb 1\.5\d*, required model_mb<1; "
         r"ort fp32 has fps \S+, required fps>=1e\+09\n",

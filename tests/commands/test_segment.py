@@ -286,7 +286,7 @@ def test_signal_finishes_the_files(here: Path, exported: Path, number: signal.Si
         time.sleep(0.2)
         child.send_signal(number)
         told = child.stderr.read().decode()
-        assert child.wait(30) == code, told
+        assert child.wait(300) == code, told
     assert len(list(here.glob("ids/0*.png"))) == 4
     assert len(read(here / "out.mp4")) == len(Path("out.jsonl").read_text().splitlines()) == 4
     assert "4 frames of standard input" in told and "wrote out.mp4" in told
@@ -299,14 +299,14 @@ def test_closed_pipe_finishes_the_files(here: Path, exported: Path) -> None:
     with subprocess.Popen(arguments, stdout=subprocess.PIPE, stderr=subprocess.PIPE) as child:
         child.stdout.read(1)
         child.stdout.close()
-        assert child.wait(30) == 128 + signal.SIGPIPE, child.stderr.read()
+        assert child.wait(300) == 128 + signal.SIGPIPE, child.stderr.read()
     assert len(Path("lines").read_text().splitlines()) >= 1
     arguments = command(str(exported), "a.mp4", "--json", "-", "--out", "out.mp4")
     with subprocess.Popen(arguments, stdout=subprocess.PIPE, stderr=subprocess.PIPE) as child:
         assert json.loads(child.stdout.readline())["frame"] == "000000"
         child.stdout.close()
         told = child.stderr.read().decode()
-        assert child.wait(30) == 128 + signal.SIGPIPE and "wrote out.mp4" in told and told.count("\n") == 1, told
+        assert child.wait(300) == 128 + signal.SIGPIPE and "wrote out.mp4" in told and told.count("\n") == 1, told
     assert 1 <= len(read(here / "out.mp4")) < 240
     done = subprocess.run(
         ["sh", "-c", '"$@" >&-', "sh", *command(str(exported), "a.mp4", "--json", "-")],
@@ -322,7 +322,7 @@ def test_signal_before_the_first_frame_leaves_what_was_there(here: Path, exporte
         wait_for(child, lambda: bool(list(here.glob(".enet-*/out.mp4"))))
         time.sleep(0.2)
         child.send_signal(signal.SIGTERM)
-        assert child.wait(30) == 143
+        assert child.wait(300) == 143
     assert [path.name for path in here.iterdir()] == ["out.mp4"] and Path("out.mp4").read_text() == "of yesterday"
 
 

@@ -9,10 +9,12 @@ from pathlib import Path
 from types import ModuleType
 
 import cv2
+import onnx
 import pytest
 from helpers import ROOT, write_graph
 
 from enet_deploy import BackendError, InputError, open_runner
+from enet_deploy.artifacts import save_graph
 from enet_deploy.benchmarks.run import Run
 from enet_deploy.runners import FASTEST_ON_CPU, backend_for, installed_backends
 
@@ -82,6 +84,7 @@ def test_choice_is_logged_and_a_named_backend_is_not_replaced(
         pytest.skip(f"OpenCV {cv2.__version__} is older than version 5")
     install(monkeypatch, "opencv5")
     graph = write_graph(tmp_path / "a.onnx")
+    save_graph(onnx.load(graph), graph)
     caplog.set_level(logging.INFO, "enet_deploy")
     with open_runner(graph, "opencv"):
         assert not caplog.messages
