@@ -556,6 +556,7 @@ def test_metadata_that_is_no_text(backend: str, tmp_path: Path) -> None:
         open_runner(path, backend)
 
 
+@pytest.mark.slow
 def test_openvinos_cache_is_of_the_graph_and_not_of_its_name_or_time(exported: Path, tmp_path: Path) -> None:
     pytest.importorskip("openvino")
     path, cache, frame = tmp_path / "enet.onnx", tmp_path / "cache", np.full((1, *SIZE, 3), 90, np.uint8)
@@ -594,6 +595,7 @@ def harmful_run() -> dict[str, Any]:
     return run
 
 
+@pytest.mark.slow
 @pytest.mark.filterwarnings("ignore:constrained_layout")  # names as long as these leave a chart no room
 def test_results_whose_names_are_markup_and_escapes(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     first, second = tmp_path / "first.json", tmp_path / "second.json"

@@ -39,6 +39,7 @@ def test_frames_far_from_the_calibration_are_found(scenes: Path) -> None:
             assert known.flaw(change(image), SIZE), change
 
 
+@pytest.mark.slow
 def test_enet_segment_tells_of_them_for_int8_alone(
     exported: Path, quantized_graph: Path, scenes: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

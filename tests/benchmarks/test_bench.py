@@ -192,6 +192,7 @@ def test_parity_counts_every_differing_pixel() -> None:
     assert of_reference.figures() is None
 
 
+@pytest.mark.slow
 def test_unpool_flips_are_counted_by_stage(exported: Path, weights: Path, tmp_path: Path) -> None:
     onnx = pytest.importorskip("onnx")
     model = onnx.load(exported)
@@ -306,6 +307,7 @@ def test_video_is_read_over_and_over(video: Path) -> None:
         assert min(calls) > 0 and calls[-1] == pytest.approx(sum(calls[:-1]))
 
 
+@pytest.mark.slow
 def test_memory_is_that_of_the_runners_process(exported: Path) -> None:
     ballast = np.ones(600_000_000, np.uint8)
     with Processes() as processes:

@@ -85,6 +85,7 @@ ENDS = {
 }
 
 
+@pytest.mark.slow
 def test_a_step_that_goes_wrong_is_reported_and_the_next_one_runs(tmp_path: Path) -> None:
     out = tmp_path / "out"
     for folder in ("steps", "logs"):
@@ -346,6 +347,7 @@ def stand_in_build(run: Run, flavour: str, precision: str, size: Any, *_: Any, d
     return SimpleNamespace(path=path, card=EngineCard.read(path), bytes=path.stat().st_size, seconds=1.0)
 
 
+@pytest.mark.slow
 def test_engines_run_and_are_compared_with_pytorch(work: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(Run, "build", stand_in_build)
     monkeypatch.setattr(inference, "IMAGES", 2)

@@ -43,6 +43,7 @@ def test_baselines_give_the_same_labels(weights: Path, tmp_path: Path, monkeypat
             assert (labels == expected).mean() >= least, name
 
 
+@pytest.mark.slow
 def test_every_row_has_its_calls(
     weights: Path, exported: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -91,6 +92,7 @@ def refuse() -> Callable[[], object]:
     raise ArtifactError("none.onnx does not exist")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("make", "message"),
     [

@@ -119,6 +119,7 @@ def test_all_methods_are_tried_and_the_best_is_kept(
     assert "agreement with fp32" in printed
 
 
+@pytest.mark.slow
 def test_sensitivity_and_a_budget(
     scenes: Path,
     least: onnx.ModelProto,

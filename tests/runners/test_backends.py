@@ -141,6 +141,7 @@ def skip_without_bf16() -> None:
         pytest.skip("this CPU has neither AVX512_BF16 nor AMX")
 
 
+@pytest.mark.slow
 def test_openvino_computes_what_int8_leaves_in_bf16(graphs: dict[str, Path], batches: list[UInt8Array]) -> None:
     pytest.importorskip("openvino")
     skip_without_bf16()

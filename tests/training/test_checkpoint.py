@@ -39,6 +39,7 @@ from enet_deploy.training.trainer import Trainer
 from enet_deploy.weights import load_weights, save_weights
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("owner", "name", "call"),
     [
@@ -289,6 +290,7 @@ CHANGES: dict[str, Callable[[dict[str, Any]], object]] = {
 }  # fmt: skip
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("change", CHANGES.values(), ids=CHANGES.keys())
 def test_checkpoint_with_a_wrong_field(
     finished: Path, scenes: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], change: Any

@@ -33,6 +33,7 @@ def memory_for(monkeypatch: pytest.MonkeyPatch) -> Callable[[int, bool], None]:
     return limit
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("gpu", "largest", "advice"),
     [

@@ -137,6 +137,7 @@ def test_weights_of_another_width_are_refused(
     assert_refused(code, capsys, "width 2", "last.safetensors", "--width 1")
 
 
+@pytest.mark.slow
 def test_teachers_and_runs_of_other_classes_are_refused_before_an_image_is_read(
     finished: Path,
     room: Path,
