@@ -33,12 +33,16 @@ def benchmark(
         artifacts: weights, graphs, engines or names of bundled weights; the first is the baseline. Without any,
             `weights` and their exports.
         weights: parity is measured against these.
-        precisions, calibration: of the exports, and the record for int8.
+        precisions: of the exports; by default fp32.
+        calibration: record for their int8; by default that of the bundled weights.
         backends: by default all that are installed, except "trt".
-        device, threads: as `open_runner` takes them.
-        size, batch: of the frames, (height, width), and how many per call; by default the artifacts' own.
+        device: by default each backend's own.
+        threads: of the CPU; 0 for each backend's choice.
+        size: (height, width) of the frames; by default the artifacts' own.
+        batch: frames per call; by default the artifacts' own.
         frames: the least that is timed of each runner.
-        data, split: data set, for real images and accuracy; by default drawn street scenes.
+        data: data set, for real images and accuracy; by default drawn street scenes.
+        split: of `data`.
 
     Returns the run: `run.results` has the figures of each runner, `run.write(path)` writes it as `--json` does.
     Raises as `enet-bench` ends: InputError, ArtifactError, BackendError or DataError.

@@ -31,7 +31,8 @@ def calibrate(
         out: the JSON file to write.
         weights: a file of enet-train, or the name of bundled weights.
         method: "minmax", "percentile", "entropy", "mse", or "auto" for the best of them on val.
-        images, split: how many images to measure on, spread over this split.
+        images: how many to measure on, spread over the split.
+        split: of `data`.
         size: (height, width) of the frames; by default as the weights were trained.
         sensitivity: a folder, to quantise each layer alone and write table and plot there.
         max_drop: points that int8 may cost; the most sensitive layers stay in float until it does not cost more.

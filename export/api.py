@@ -34,7 +34,8 @@ def export(
 
     Args:
         weights: a file of enet-train, or the name of bundled weights.
-        out, name: folder, and beginning of the file's name.
+        out: folder to write to.
+        name: beginning of the file's name.
         precision: "fp32", "fp16", "int8" or "fp16-int8".
         target: backend that int8 is laid out for; "all" runs on every one.
         calibration: record of `calibrate`, for int8; by default that of the bundled weights.
@@ -42,7 +43,8 @@ def export(
         batch: frames per call; None for any number.
         logits: the graph also returns the logits.
         fit: how runners make frames of images; by default as the weights were trained.
-        data, split: images to compare labels on; by default drawn street scenes.
+        data: data set with images to compare labels on; by default drawn street scenes.
+        split: of `data`.
         max_disagreement: share of pixels that may get another label than in PyTorch.
         engine: also build an engine, "trt" for this machine's GPU or "trt-rtx".
         compute_capability: GPUs of "trt-rtx", such as ["8.6"].

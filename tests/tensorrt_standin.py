@@ -21,6 +21,7 @@ import weakref
 from collections import Counter, deque
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
+from importlib.machinery import ModuleSpec
 from pathlib import Path
 from typing import Any
 
@@ -389,6 +390,7 @@ DataType = enum.Enum("DataType", ["FLOAT", "HALF", "INT8", "INT32", "UINT8"])
 def tensorrt(gpu: Gpu, flavour: str = "trt") -> types.ModuleType:
     """The module of a flavour; TensorRT-RTX has a runtime configuration and cache."""
     trt: Any = types.ModuleType(FLAVOURS[flavour])
+    trt.__spec__ = ModuleSpec(FLAVOURS[flavour], None)  # torch looks for it
     trt.__version__, trt.DataType = VERSIONS[flavour], DataType
 
     class ILogger:

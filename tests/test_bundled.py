@@ -63,6 +63,7 @@ def test_progress_is_lines_where_there_is_no_terminal(
     capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     clock = itertools.count()
+    monkeypatch.setattr(console, "FIRST_LINE", 4.0)
     monkeypatch.setattr(console.time, "monotonic", lambda: float(next(clock)))  # a second per item
     assert list(console.progress(range(40), "comparing")) == list(range(40))
     lines = capsys.readouterr().err.splitlines()

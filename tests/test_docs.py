@@ -39,6 +39,8 @@ FOREIGN = {
     "cat",
     "cd",
     "colcon",
+    "export",
+    "nvidia-smi",
     "docker",
     "eval",
     "ffmpeg",
@@ -49,7 +51,17 @@ FOREIGN = {
     "nvpmodel",
 }
 FOREIGN |= {"pip", "pytest", "ros2", "ruff", "scp", "source", "tegrastats", "tensorboard", "./segment"}
-FOREIGN_OPTIONS = {"--gpus", "--runtime", "--system-site-packages", "--base-steps", "--steps", "--folds", "--seeds"}
+FOREIGN_OPTIONS = {
+    "--gpus",
+    "--ipc",
+    "--pid",
+    "--runtime",
+    "--system-site-packages",
+    "--base-steps",
+    "--steps",
+    "--folds",
+    "--seeds",
+}
 # Words of other tools that the parsers take, and an option of `enet` alone
 FOREIGN_OPTIONS |= {"--half", "--batch-size", "--output", "--print-completion"}
 ABLATION = "enet_deploy.benchmarks.ablation"  # in the history, as the pages say

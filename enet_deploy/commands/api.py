@@ -66,9 +66,13 @@ def evaluate(
     """Score an artifact on a split of a data set, at the size of the label maps, as `enet-eval` does.
 
     Args:
-        artifact, backend, device, precision, fit: as `open_runner` takes them.
+        artifact: as `open_runner` takes it.
         data: folder with SPLIT/ and SPLITannot/.
         split: "train", "val" or "test".
+        backend: as `open_runner` takes it, like the next three.
+        device: by default the backend's own.
+        precision: by default the artifact's own.
+        fit: by default the artifact's own.
         void_counts: count void pixels as mistakes.
 
     Raises DataError if the data set is unusable or has other classes, and as `open_runner`.
@@ -97,14 +101,19 @@ def segment(
     """Label every frame of a source and write the result, as `enet-segment` does. For one array: `Runner.segment`.
 
     Args:
-        artifact, backend, device, precision, fit: as `open_runner` takes them.
+        artifact: as `open_runner` takes it.
         source: an image or several, a folder or pattern of images, a video, a camera's number, a URL, a ROS bag, or
             "sample". A live source ends with the program.
-        out, labels, masks: overlays, class ids, and labels in the classes' colours; by suffix a video, an image or a
-            folder. Without any output, an overlay in the current folder.
+        out: overlays, by suffix a video, an image or a folder. Without any output, an overlay in the current folder.
+        labels: class ids, as `out`.
+        masks: labels in the classes' colours, as `out`.
         json: a file with a line of JSON per frame.
         legend: whether overlays have a legend.
         every: label every N-th frame only.
+        backend: as `open_runner` takes it, like the next three.
+        device: by default the backend's own.
+        precision: by default the artifact's own.
+        fit: by default the artifact's own.
 
     Raises DataError if there is nothing to read, InputError for outputs that are read, and as `open_runner`.
     """

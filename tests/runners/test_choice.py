@@ -25,6 +25,8 @@ def install(patch: pytest.MonkeyPatch, *packages: str) -> None:
         module = ModuleType(package)
         module.__spec__ = ModuleSpec(package, None)
         patch.setitem(sys.modules, package, module if package in packages else None)
+    for package in ("tensorrt", "tensorrt_rtx"):
+        patch.setitem(sys.modules, package, None)
     if "opencv5" in packages:
         patch.setattr(cv2.dnn, "ENGINE_NEW", 2, raising=False)
     else:
