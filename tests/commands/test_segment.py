@@ -516,3 +516,14 @@ def test_same_stem_twice_in_a_glob(here: Path, exported: Path, capsys: pytest.Ca
         cv2.imwrite(f"{folder}/1.png", FRAMES[0])
     assert main([str(exported), "*/1.png"]) == 2
     assert "a/1.png and b/1.png have the same stem" in capsys.readouterr().err
+
+
+def test_confidences_are_written_as_grey_pictures(exported: Path, scenes: Path, tmp_path: Path) -> None:
+    out = tmp_path / "sure"
+    assert main([str(exported), str(scenes / "val"), "--confidence", str(out)]) == 0
+    source = sorted((scenes / "val").iterdir())[0]
+    with open_runner(exported) as runner:
+        expected = runner.segment_with_confidence(cv2.imread(str(source)))[1]
+    assert np.array_equal(cv2.imread(str(out / f"{source.stem}.png"), cv2.IMREAD_UNCHANGED), expected)
+    lossy = str(tmp_path / "sure.jpg")
+    assert main([str(exported), str(scenes / "val"), "--confidence", lossy]) == 2
