@@ -464,6 +464,7 @@ def name_other_file(tensor: onnx.TensorProto, location: str) -> None:
     tensor.ClearField("raw_data")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("location", ["../secret.bin", "/etc/hostname", "link.bin"])
 def test_graph_that_names_other_files(location: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     folder = tmp_path / "graphs"

@@ -54,6 +54,7 @@ def test_enet_segment_tells_of_them_for_int8_alone(
     assert "1 unlike those that int8 was calibrated on (contrast " in told["int8"]
 
 
+@pytest.mark.slow
 def test_the_monitor_changes_no_labels(quantized_graph: Path, scenes: Path) -> None:
     image = dark(read_image(find_images(scenes, "val")[0]))
     with open_runner(quantized_graph) as runner:

@@ -317,6 +317,7 @@ def test_memory_is_that_of_the_runners_process(exported: Path) -> None:
     assert 30e6 < alone < four < ballast.nbytes
 
 
+@pytest.mark.slow
 def test_load_beside_a_run_is_seen() -> None:
     with watched() as load:
         begun, used = time.perf_counter(), time.process_time()
@@ -423,6 +424,7 @@ def test_sweep_of_batches_on_a_video(
     assert "2 x 96x128" in printed and "1 x 96x128" in printed and "overlay" in printed
 
 
+@pytest.mark.slow
 def test_gate(exported: Path, weights: Path, scenes: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     out = tmp_path / "out.json"
     command = [str(exported), "--backend", "ort", "--frames", "5"]
@@ -501,6 +503,7 @@ def strangers(exported: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("options", "message"),
     [

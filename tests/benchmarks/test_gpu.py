@@ -307,6 +307,7 @@ def test_rows_of_torch_compile_say_why_it_does_not_work(
         assert all(row["skipped"].endswith("no C compiler") for row in found["findings"])
 
 
+@pytest.mark.slow
 def test_rehearsal_compiles_an_engine_ahead_of_time(work: Path) -> None:
     pytest.importorskip("tensorrt_rtx")
     code, found = step("engine-fp32", SHORT, work)

@@ -69,6 +69,7 @@ def test_rows_without_a_call_are_left_out() -> None:
     assert speed.measurable(rows, {"a", "c"}) == [speed.Row(("a",), ("c",)), speed.Row(("a",), ("c",), least=2)]
 
 
+@pytest.mark.slow
 def test_labelling_a_video_is_timed_to_its_last_frame(exported: Path, tmp_path: Path) -> None:
     pytest.importorskip("openvino")
     pytest.importorskip("av")

@@ -100,6 +100,7 @@ def test_from_images_to_an_int8_graph(
     assert metadata.details["calibration"] == {**calibration, "target": "ort"}
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("least")
 def test_all_methods_are_tried_and_the_best_is_kept(
     scenes: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]

@@ -322,6 +322,7 @@ def test_closed_pipe_finishes_the_files(here: Path, exported: Path) -> None:
     assert done.returncode == 2 and b"standard output is closed" in done.stderr
 
 
+@pytest.mark.slow
 def test_signal_before_the_first_frame_leaves_what_was_there(here: Path, exported: Path) -> None:
     Path("out.mp4").write_text("of yesterday")
     arguments = command(str(exported), "-", "--raw", "96x128", "--out", "out.mp4", "--json", "out.jsonl")
@@ -518,6 +519,7 @@ def test_same_stem_twice_in_a_glob(here: Path, exported: Path, capsys: pytest.Ca
     assert "a/1.png and b/1.png have the same stem" in capsys.readouterr().err
 
 
+@pytest.mark.slow
 def test_confidences_are_written_as_grey_pictures(exported: Path, scenes: Path, tmp_path: Path) -> None:
     out = tmp_path / "sure"
     assert main([str(exported), str(scenes / "val"), "--confidence", str(out)]) == 0

@@ -87,6 +87,7 @@ def test_cuda_is_refused_without_a_gpu(scenes: Path, tmp_path: Path, capsys: pyt
     assert_refused(code, capsys, "device 'cuda'", "0 CUDA devices")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("options", "values"),
     [

@@ -405,6 +405,7 @@ assert masks == {(core,)}, masks
 """
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not hasattr(os, "sched_setaffinity") or (os.cpu_count() or 1) < 2, reason="no mask is possible")
 @pytest.mark.parametrize("backend", ["ort", "openvino", "opencv"])
 def test_threads_stay_on_the_cores_that_they_may_use(exported: Path, backend: str) -> None:

@@ -220,6 +220,7 @@ def test_interrupted_run_with_every_loss_resumes_to_the_same_bits(
     assert_same_tensors(*(tensors(tmp_path / run / "last.safetensors") for run in ("whole", "broken")))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("lost", ["optimizer", "identity", "net"])
 def test_checkpoint_that_lacks_a_part(
     finished: Path, scenes: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], lost: str
@@ -334,6 +335,7 @@ def test_optimizers_memory_is_its_own(finished: Path) -> None:
     assert optimizer.param_groups[0]["lr"] == 0.1
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("change", ["", "image", "label map", "val"])
 def test_data_is_known_by_its_content(
     finished: Path, scenes: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], change: str

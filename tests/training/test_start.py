@@ -91,6 +91,7 @@ def test_correction_is_saved_and_undone(finished: Path) -> None:
     torch.testing.assert_close(plain.fullconv.bias.data, state["ema"]["fullconv.bias"])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "broken",
     ["0.5", {"alpha": 0.5}, {"alpha": "x", "class_weights": [1.0] * 11}, {"alpha": 0.5, "class_weights": [1.0, 2.0]},
