@@ -84,7 +84,8 @@ class OpenCvRunner(Runner):
         if self._threads:
             cv2.setNumThreads(self._threads)
             log.info("OpenCV uses %d threads in this process from now on", self._threads)
-        self._net, self._outputs = net, [name for name in signature if name != "frames"]
+        self._net = net
+        self._outputs = [name for name in signature if name != "frames"]
         return self._make_spec(metadata, batch, "logits" in signature, has_confidence="confidence" in signature)
 
     def _run(self, frames: UInt8Array, out: UInt8Array) -> None:
@@ -97,7 +98,7 @@ class OpenCvRunner(Runner):
 
     def _run_confidence(self, frames: UInt8Array, labels: UInt8Array, confidence: UInt8Array) -> None:
         self._net.setInput(frames, "frames")
-        found = dict(zip(self._outputs, self._net.forward(self._outputs), strict=True))  # one of them, or all
+        found = dict(zip(self._outputs, self._net.forward(self._outputs), strict=True))  # OpenCV gives all or one
         for name, out in (("labels", labels), ("confidence", confidence)):
             np.copyto(out, self._checked_output(name, found[name], out.shape, out.dtype))
 

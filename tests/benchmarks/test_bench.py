@@ -192,6 +192,7 @@ def test_parity_counts_every_differing_pixel() -> None:
     assert of_reference.figures() is None
 
 
+@pytest.mark.slow
 def test_unpool_flips_are_counted_by_stage(exported: Path, weights: Path, tmp_path: Path) -> None:
     onnx = pytest.importorskip("onnx")
     model = onnx.load(exported)
@@ -306,6 +307,7 @@ def test_video_is_read_over_and_over(video: Path) -> None:
         assert min(calls) > 0 and calls[-1] == pytest.approx(sum(calls[:-1]))
 
 
+@pytest.mark.slow
 def test_memory_is_that_of_the_runners_process(exported: Path) -> None:
     ballast = np.ones(600_000_000, np.uint8)
     with Processes() as processes:
@@ -315,6 +317,7 @@ def test_memory_is_that_of_the_runners_process(exported: Path) -> None:
     assert 30e6 < alone < four < ballast.nbytes
 
 
+@pytest.mark.slow
 def test_load_beside_a_run_is_seen() -> None:
     with watched() as load:
         begun, used = time.perf_counter(), time.process_time()
@@ -421,6 +424,7 @@ def test_sweep_of_batches_on_a_video(
     assert "2 x 96x128" in printed and "1 x 96x128" in printed and "overlay" in printed
 
 
+@pytest.mark.slow
 def test_gate(exported: Path, weights: Path, scenes: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     out = tmp_path / "out.json"
     command = [str(exported), "--backend", "ort", "--frames", "5"]
@@ -503,6 +507,7 @@ def strangers(exported: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("options", "message"),
     [

@@ -161,6 +161,7 @@ def test_narrow_terminals_break_no_figure(
     assert printed.count("left out at") == sum("--csv" in line for line in printed.splitlines()) > 0
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("counts", "told", "mark"),
     [

@@ -29,6 +29,7 @@ def shell(redirections: str, module: str, *arguments: object) -> subprocess.Comp
     )
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "closed", [*(pytest.param(one, marks=pytest.mark.slow) for one in ("2>&-", "<&-", ">&-")), "<&- >&- 2>&-"]
 )
@@ -45,6 +46,7 @@ def test_standard_streams_may_be_closed(scenes: Path, exported: Path, tmp_path: 
     assert (done.returncode, done.stdout) == (2, b"")  # no message in the data
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("number", [signal.SIGHUP, signal.SIGTERM])
 @pytest.mark.parametrize("again", [False, True])
 def test_signals_end_orderly(exported: Path, tmp_path: Path, number: signal.Signals, again: bool) -> None:
@@ -185,6 +187,7 @@ def test_paths_that_are_not_utf8(exported: Path, weights: Path, scenes: Path, tm
     assert {path.suffix for path in place.glob("new*")} == {".json", ".png", ".html", ".csv", ".md"}
 
 
+@pytest.mark.slow
 def test_every_text_file_says_its_encoding(scenes: Path, tmp_path: Path) -> None:
     from training_runs import arguments
 
@@ -202,6 +205,7 @@ def test_every_text_file_says_its_encoding(scenes: Path, tmp_path: Path) -> None
         assert (done.returncode, ours) == (0, [])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("variables", [{"LOCAL_RANK": "0"}, {"LOCAL_RANK": "1", "RANK": "1"}])
 def test_local_rank_alone_is_no_torchrun(
     scenes: Path,

@@ -218,6 +218,7 @@ def test_equal_weights_in_two_layers_have_each_their_own_int8(exported: Path) ->
     onnx.checker.check_model(quantize(model, Record.read(BUNDLED_RECORD)), full_check=True)
 
 
+@pytest.mark.slow
 def test_int8_of_a_graph_without_its_weights(
     exported: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
