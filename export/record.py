@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from enet_deploy.artifacts import BUNDLED_WEIGHTS, check_size, check_temperature, with_digest, without_digest
+from enet_deploy.bundled import NAMES, weights_file
 from enet_deploy.errors import ArtifactError, InputError
 from enet_deploy.files import atomic_write, digest, parse_json
 from enet_deploy.frame_range import FrameRange
@@ -17,7 +18,7 @@ from enet_deploy.frame_range import FrameRange
 SCHEMA = 2
 METHODS = ("minmax", "percentile", "entropy", "mse")  # explained in `calibration.ranges.find_ranges`
 BUNDLED_RECORD = BUNDLED_WEIGHTS.with_suffix(".json")
-BUNDLED_RECORDS = (BUNDLED_RECORD, BUNDLED_RECORD.with_name("enet-camvid-train.json"))  # each of the weights beside it
+BUNDLED_RECORDS = tuple(weights_file(name).with_suffix(".json") for name in NAMES)
 
 
 @dataclass(frozen=True)

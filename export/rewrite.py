@@ -126,7 +126,7 @@ class _Graph:
         self.count = 0
 
     def shape(self, name: str) -> list[int | None]:
-        """The sides of a tensor; None for an open one, and for all of four if the rank is unknown."""
+        """Return the sides of a tensor, None for an open one; [None] if the number of sides is unknown."""
         if name not in self.types or not self.types[name].HasField("shape"):
             return [None]
         return [side.dim_value if side.HasField("dim_value") else None for side in self.types[name].shape.dim]
