@@ -80,8 +80,6 @@ def _read_dataclass(kind: Any, value: Any, place: str) -> Any:
     hints = _hints(kind)
     read = {}
     for field, name in _stored(kind):
-        if name not in value and _is_later(field):
-            continue
         if name not in value:
             if field.default is not MISSING:  # what earlier versions did not measure
                 continue

@@ -27,7 +27,7 @@ from typing import Any
 import numpy as np
 import onnx
 import pytest
-from helpers import SIZE, least_graph, stored, write_graph
+from helpers import SIZE, TEMPERATURE, least_graph, stored, write_graph
 
 from enet_deploy import open_runner
 from enet_deploy.artifacts import BUNDLED_WEIGHTS, graph_metadata, save_graph, without_digest
@@ -208,10 +208,9 @@ def built_already(path: str) -> None:
 
 @pytest.mark.slow
 def test_graph_is_built_the_same_again(exported: Path, tmp_path: Path) -> None:
-    from enet_deploy.export.to_onnx import build_graph
+    from enet_deploy.export.to_onnx import to_onnx
 
-    graph = build_graph(BUNDLED_WEIGHTS, "fp32", SIZE, None, logits=True)
-    save_graph(graph, tmp_path / "again.onnx")
+    to_onnx(BUNDLED_WEIGHTS, tmp_path / "again.onnx", size=SIZE, batch=None, logits=True, confidence=TEMPERATURE)
     assert (tmp_path / "again.onnx").read_bytes() == exported.read_bytes()
 
 
@@ -464,6 +463,7 @@ def name_other_file(tensor: onnx.TensorProto, location: str) -> None:
     tensor.ClearField("raw_data")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("location", ["../secret.bin", "/etc/hostname", "link.bin"])
 def test_graph_that_names_other_files(location: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     folder = tmp_path / "graphs"
@@ -556,6 +556,7 @@ def test_metadata_that_is_no_text(backend: str, tmp_path: Path) -> None:
         open_runner(path, backend)
 
 
+@pytest.mark.slow
 def test_openvinos_cache_is_of_the_graph_and_not_of_its_name_or_time(exported: Path, tmp_path: Path) -> None:
     pytest.importorskip("openvino")
     path, cache, frame = tmp_path / "enet.onnx", tmp_path / "cache", np.full((1, *SIZE, 3), 90, np.uint8)
@@ -594,6 +595,7 @@ def harmful_run() -> dict[str, Any]:
     return run
 
 
+@pytest.mark.slow
 @pytest.mark.filterwarnings("ignore:constrained_layout")  # names as long as these leave a chart no room
 def test_results_whose_names_are_markup_and_escapes(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     first, second = tmp_path / "first.json", tmp_path / "second.json"

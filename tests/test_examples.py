@@ -25,6 +25,7 @@ def run(*command: str | Path, stdin: bytes = b"") -> subprocess.CompletedProcess
     return subprocess.run([str(part) for part in command], input=stdin, capture_output=True, timeout=120)
 
 
+@pytest.mark.slow
 def test_camera_loop(exported: Path, tmp_path: Path) -> None:
     for index, frame in enumerate(FRAMES):
         cv2.imwrite(str(tmp_path / f"{index}.png"), frame)

@@ -39,6 +39,7 @@ def test_frames_far_from_the_calibration_are_found(scenes: Path) -> None:
             assert known.flaw(change(image), SIZE), change
 
 
+@pytest.mark.slow
 def test_enet_segment_tells_of_them_for_int8_alone(
     exported: Path, quantized_graph: Path, scenes: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -53,6 +54,7 @@ def test_enet_segment_tells_of_them_for_int8_alone(
     assert "1 unlike those that int8 was calibrated on (contrast " in told["int8"]
 
 
+@pytest.mark.slow
 def test_the_monitor_changes_no_labels(quantized_graph: Path, scenes: Path) -> None:
     image = dark(read_image(find_images(scenes, "val")[0]))
     with open_runner(quantized_graph) as runner:

@@ -79,6 +79,7 @@ def label_in_child(artifact: Path, backend: str) -> bytes:
         return runner.infer(FRAMES).tobytes()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("method", ["fork", "spawn"])
 @pytest.mark.parametrize("backend", ["ort", "openvino"])
 def test_child_process_opens_its_own(exported: Path, method: str, backend: str) -> None:

@@ -93,6 +93,7 @@ def test_pixels_are_summed_over_the_data_set_not_averaged_over_images() -> None:
     assert counted(first, second).scores().pixel_accuracy == pytest.approx(10 / 11)
 
 
+@pytest.mark.slow
 @settings(max_examples=50, deadline=None)
 @given(hnp.arrays(np.uint8, (2, 40), elements=st.integers(0, len(CAMVID))), st.booleans())
 def test_agrees_with_scikit_learn(maps: np.ndarray, void_counts: bool) -> None:

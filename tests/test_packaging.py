@@ -252,6 +252,7 @@ def test_console_scripts(wheel: Path) -> None:
         assert f"usage: {script.name}" in python(code, wheel)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("editable", [True, False])
 def test_script_beside_a_clone_named_like_the_package(wheel: Path, tmp_path: Path, editable: bool) -> None:
     """Python puts the script's folder first; the clone's folder in it is a namespace package of the same name."""

@@ -26,6 +26,7 @@ def texts(path: Path) -> list[str]:
     return re.findall(r"<(?:text|tspan)[^>]*>([^<]+)</", path.read_text(encoding="utf-8"))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("name", "start"), [("a.png", b"\x89PNG"), ("a.SVG", b"<?xml")])
 def test_pictures_are_whole_and_alone(tmp_path: Path, name: str, start: bytes) -> None:
     pytest.importorskip("matplotlib")

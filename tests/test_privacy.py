@@ -39,6 +39,7 @@ def left_in(home: Path) -> list[Path]:
     return [path for path in home.rglob("*") if path.is_file()]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("backend", ["ort", "openvino"])
 def test_backends_open_without_telemetry(backend: str, exported: Path, tmp_path: Path) -> None:
     pytest.importorskip({"ort": "onnxruntime"}.get(backend, backend))

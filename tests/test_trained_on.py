@@ -64,6 +64,7 @@ def test_damaged_hashes_are_refused(value: object) -> None:
         Metadata.from_text(json.dumps(stored), "a.onnx")
 
 
+@pytest.mark.slow
 def test_training_writes_it_and_scores_say_it(
     scenes: Path, finished: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -79,6 +80,7 @@ def test_training_writes_it_and_scores_say_it(
     assert told(weights, again, "train", tmp_path) == 8
 
 
+@pytest.mark.slow
 def test_what_the_start_was_trained_on_counts_too(scenes: Path, finished: Path, tmp_path: Path) -> None:
     data = tmp_path / "data"  # the splits the other way round
     for here, there in (("train", "val"), ("val", "train")):
@@ -109,6 +111,7 @@ def test_graphs_carry_it_and_stay_small(exported: Path, scenes: Path, tmp_path: 
     assert told(exported, scenes, "val", tmp_path) == 0
 
 
+@pytest.mark.slow
 def test_old_weights_are_marked(scenes: Path, finished: Path, tmp_path: Path) -> None:
     weights = tmp_path / "weights.safetensors"
     shutil.copy(finished / "last.safetensors", weights)
@@ -119,6 +122,7 @@ def test_old_weights_are_marked(scenes: Path, finished: Path, tmp_path: Path) ->
     assert all(bool((after[name] == tensors[name]).all()) for name in tensors)
 
 
+@pytest.mark.slow
 def test_bundled_weights_know_camvid(camvid: Path) -> None:
     for name, of_val in (("enet-camvid", 101), ("enet-camvid-train", 0)):
         _, metadata = load_weights(BUNDLED_WEIGHTS.with_name(f"{name}.safetensors"))

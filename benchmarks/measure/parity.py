@@ -20,7 +20,7 @@ from enet_deploy.metrics import ConfusionMatrix
 from enet_deploy.reliability import Reliability
 from enet_deploy.runners import Spec
 
-from ..typed_json import from_json
+from ..typed_json import LATER, from_json
 
 LOGIT_FRAMES = 8  # logits are compared on the first few frames only: they are 44 times as large as the labels
 BAND = 3  # pixels on either side of an edge between two labels
@@ -82,7 +82,7 @@ class Accuracy:
     absent: tuple[str, ...]
     void_counts: bool
     confusion: tuple[tuple[int, ...], ...] | None
-    confidence: Honesty | None = None
+    confidence: Honesty | None = field(default=None, metadata=LATER)
 
     @property
     def ious(self) -> npt.NDArray[np.float64]:

@@ -9,29 +9,25 @@ from __future__ import annotations
 
 import argparse
 import tempfile
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Container, Sequence
+from dataclasses import dataclass, replace
 from functools import partial
-from itertools import repeat
 from pathlib import Path
 from statistics import median
 from typing import Any
 
-import numpy as np
-import numpy.typing as npt
 import torch
 
 from enet_deploy import console
-from enet_deploy.artifacts import BUNDLED_WEIGHTS, Metadata, QdqLayout
+from enet_deploy.artifacts import BUNDLED_WEIGHTS, QdqLayout
 from enet_deploy.commands import cli
-from enet_deploy.data.scenes import street_scene
 from enet_deploy.environment import environment
+from enet_deploy.errors import BackendError
 from enet_deploy.export.deploy import to_deploy
 from enet_deploy.export.int8 import quantize
 from enet_deploy.export.record import record_for
 from enet_deploy.export.to_onnx import to_onnx
 from enet_deploy.files import require_outputs, sha256, write_json
-from enet_deploy.images import UInt8Array
 from enet_deploy.markdown import markdown_table
 from enet_deploy.runners import open_runner
 from enet_deploy.weights import load_weights
@@ -40,10 +36,25 @@ from ..measure.processes import Processes
 from ..measure.timing import times
 from ..statistics import spread
 from ..verdict import UNSTABLE
-from .unpool_forms import CHAIN, EQUALITY, FORMS, KEPT, Graph, export, in_form, onnxruntime_call, openvino_call
+from .calls import (
+    CAMERA,
+    FRAMES,
+    Call,
+    Size,
+    frames_of,
+    in_openvino,
+    in_runner,
+    labelling_a_video,
+    matrix_product,
+    plain_graph,
+    plain_pytorch,
+    segmenting,
+    streaming,
+    with_all_streams,
+    write_video,
+)
+from .unpool_forms import CHAIN, EQUALITY, FORMS, KEPT, export, in_form, onnxruntime_call, openvino_call
 
-Size = tuple[int, int]
-Call = Callable[[], object]
 Maker = Callable[[], Call]
 
 SMALL, LARGE = (360, 480), (720, 960)
@@ -54,8 +65,11 @@ SCATTER = "plain export (scatter) in ONNX Runtime, numpy around it"
 SLICES = "4-slice unpooling in OpenVINO, numpy around it"
 EXACT, MASK = "exact unpooling in OpenVINO", "equality mask in OpenVINO"
 AT = "{} openvino at {}x{}"
-CAMERA = (720, 1280)
 SEGMENT, STREAM = (f"int8 openvino, {way} of {CAMERA[0]}x{CAMERA[1]}" for way in ("segment()", "stream()"))
+LIMIT = "the network's multiply-adds as one matrix product in numpy"
+THROUGHPUT = "int8 openvino, stream() with the hint throughput"
+VIDEO = f"enet-segment's pipeline: {FRAMES} frames of H.264 at {CAMERA[0]}x{CAMERA[1]} to JSON"
+ALONE = f"int8 openvino at {SMALL[0]}x{SMALL[1]}, {FRAMES} times"
 
 
 @dataclass(frozen=True)
@@ -75,78 +89,26 @@ class Row:
 
 CALLS = 12  # in a block
 BACKENDS = ("openvino", "ort")
-FP32, INT8 = (tuple(f"{precision} {backend}" for backend in BACKENDS) for precision in ("fp32", "int8"))
+FP32 = tuple(f"fp32 {backend}" for backend in BACKENDS)
+FASTEST = ("bf16 openvino", "int8 openvino", "bf16-int8 openvino")
 ROWS = (
-    Row((TORCH,), FP32, least=5.0),
+    Row((TORCH,), FP32, least=6.0),
+    Row((TORCH,), FASTEST, least=10.0),
+    Row(("fp32 openvino",), (LIMIT,), most=1.5),
     Row((RUNNER,), FP32),
     Row((SCATTER,), FP32, least=3.3),
     Row((SLICES,), ("fp32 openvino",), least=1.9),
+    Row(("fp32 openvino",), ("bf16 openvino",)),
     Row(("fp32 openvino",), ("int8 openvino",), least=1.7),
-    Row((TORCH,), INT8, least=8.5),
-    Row(("fp32 ort",), ("int8 ort",), least=1.3),
+    Row(("fp32 openvino",), ("bf16-int8 openvino",)),
+    Row(("fp32 ort",), ("int8 ort",), least=1.4),
+    Row(("int8 openvino",), (THROUGHPUT,), least=1.25),
     Row((EXACT,), (MASK,), most=1.10),
     Row((AT.format("fp32", *LARGE),), (AT.format("fp32", *SMALL),), most=4.4),
     Row((SEGMENT,), (AT.format("int8", *SMALL),), most=1 / 0.85),  # resizing at both ends, 15 % of the whole
     Row((STREAM,), (AT.format("int8", *SMALL),), most=1 / 0.85),
+    Row((VIDEO,), (ALONE,), most=1 / 0.85),
 )
-
-
-def with_numpy(graph: Graph, metadata: Metadata, size: Size) -> Call:
-    """A call of a graph that takes normalised images and gives logits."""
-    frames = frames_of(size)
-    mean, std = (np.array(values, np.float32) for values in (metadata.mean, metadata.std))
-
-    def call() -> UInt8Array:
-        images = np.ascontiguousarray(((frames - mean) / std).transpose(0, 3, 1, 2))
-        labels: UInt8Array = graph(images).argmax(axis=1).astype(np.uint8)
-        return labels
-
-    return call
-
-
-def frames_of(size: Size) -> UInt8Array:
-    """The input of every call: one synthetic scene, (1, H, W, 3) uint8 BGR."""
-    return street_scene(0, size)[0][None]
-
-
-def plain_pytorch(weights: Path, size: Size) -> Call:
-    """The network as it was trained: eager and in the default layout."""
-    net, metadata = load_weights(weights)
-
-    def graph(images: npt.NDArray[Any]) -> npt.NDArray[Any]:
-        with torch.inference_mode():
-            logits: npt.NDArray[Any] = net(torch.from_numpy(images)).numpy()
-        return logits
-
-    return with_numpy(graph, metadata, size)
-
-
-def plain_graph(load: Callable[[str], Graph], path: str, weights: Path, size: Size) -> Call:
-    """An export of the network as it was trained."""
-    return with_numpy(load(path), load_weights(weights)[1], size)
-
-
-def in_openvino(path: str, size: Size) -> Call:
-    """An export that takes frames."""
-    return partial(openvino_call(path), frames_of(size))
-
-
-def in_runner(path: Path, backend: str, size: Size) -> Call:
-    """`Runner.infer`, which a robot calls."""
-    options: dict[str, Any] = {"size": size} if backend == "torch" else {}
-    return partial(open_runner(path, backend, **options).open().infer, frames_of(size))
-
-
-def segmenting(path: Path) -> Call:
-    """`Runner.segment`: a camera's frame in, labels of its size out."""
-    return partial(open_runner(path, "openvino").open().segment, frames_of(CAMERA)[0])
-
-
-def streaming(path: Path) -> Call:
-    """The same through `Runner.stream`, one frame's labels per call, with the next frame in flight."""
-    runner = open_runner(path, "openvino").open()
-    batches = runner.stream(map(runner.preprocess, repeat(frames_of(CAMERA)[0])))
-    return lambda: runner.postprocess(next(batches)[0], CAMERA)
 
 
 def plain_makers(weights: Path, size: Size, folder: str) -> dict[str, Maker]:
@@ -183,21 +145,47 @@ def our_makers(weights: Path, size: Size, folder: str) -> dict[str, Maker]:
         to_onnx(weights, path, size=size, quantize=change, max_disagreement=None if qdq_layout is None else 1.0)
         return Path(path)
 
-    float_graph = exported("fp32", size)
+    float_graph, int8_graph = exported("fp32", size), exported("int8-openvino", size, "openvino")
     makers: dict[str, Maker] = {
         RUNNER: partial(in_runner, weights, "torch", size),
         "fp32 openvino": partial(in_runner, float_graph, "openvino", size),
         "fp32 ort": partial(in_runner, float_graph, "ort", size),
-        "int8 openvino": partial(in_runner, exported("int8", size, "all"), "openvino", size),
+        "int8 openvino": partial(in_runner, int8_graph, "openvino", size),
+        THROUGHPUT: partial(with_all_streams, int8_graph, size),
+        LIMIT: partial(matrix_product, weights, size),
         "int8 ort": partial(in_runner, exported("int8-ort", size, "ort"), "ort", size),
     }
+    if _computes_bf16(float_graph):
+        for name, graph in (("bf16", float_graph), ("bf16-int8", int8_graph)):
+            makers[f"{name} openvino"] = partial(in_runner, graph, "openvino", size, "bf16")
     for other in (SMALL, LARGE):
         graph = exported(f"fp32-{other[0]}", other)
         makers[AT.format("fp32", *other)] = partial(in_runner, graph, "openvino", other)
-    graph = exported(f"int8-{SMALL[0]}", SMALL, "all")
+    graph = exported(f"int8-{SMALL[0]}", SMALL, "openvino")
     makers[AT.format("int8", *SMALL)] = partial(in_runner, graph, "openvino", SMALL)
     makers[SEGMENT], makers[STREAM] = partial(segmenting, graph), partial(streaming, graph)
+    makers[VIDEO] = partial(labelling_a_video, graph, write_video(Path(folder, "drive.mp4")))
+    makers[ALONE] = partial(in_runner, graph, "openvino", SMALL, times=FRAMES)
     return makers
+
+
+def _computes_bf16(graph: Path) -> bool:
+    try:
+        open_runner(graph, "openvino", precision="bf16").close()
+    except BackendError as error:
+        print(f"without the rows of bf16: {error}")
+        return False
+    return True
+
+
+def measurable(rows: Sequence[Row], names: Container[str]) -> list[Row]:
+    """Return the rows of which both sides have a call, with the calls that there are."""
+    kept = []
+    for row in rows:
+        slower, faster = (tuple(name for name in side if name in names) for side in (row.slower, row.faster))
+        if slower and faster:
+            kept.append(replace(row, slower=slower, faster=faster))
+    return kept
 
 
 def evaluate_row(row: Row, blocks: dict[str, list[float]]) -> dict[str, Any]:
@@ -241,8 +229,6 @@ def _measure(args: argparse.Namespace) -> None:
             for some in (plain_makers, mask_makers, our_makers)
             for name, maker in some(args.weights, args.size, folder).items()
         }
-        missing = {name for row in ROWS for name in (*row.slower, *row.faster)} - makers.keys()
-        assert not missing, missing  # before minutes of measuring
         samples: dict[str, list[list[float]]] = {name: [] for name in makers}
         with Processes() as processes:
             for name, maker in makers.items():
@@ -251,7 +237,7 @@ def _measure(args: argparse.Namespace) -> None:
                 for name, own in samples.items():
                     own.append(processes.ask(name, times, CALLS))
     blocks = {name: [median(block) for block in own] for name, own in samples.items()}
-    rows = [evaluate_row(row, blocks) for row in ROWS]
+    rows = [evaluate_row(row, blocks) for row in measurable(ROWS, blocks)]
     if args.json is not None:
         result = {"schema": 1, "environment": machine, "size": list(args.size), "rows": rows, "samples_ms": samples}
         write_json(args.json, result)

@@ -90,6 +90,7 @@ def segment(
     out: str | Path | None = None,
     labels: str | Path | None = None,
     masks: str | Path | None = None,
+    confidence: str | Path | None = None,
     json: str | Path | None = None,
     legend: bool = False,
     every: int = 1,
@@ -107,6 +108,7 @@ def segment(
         out: overlays, by suffix a video, an image or a folder. Without any output, an overlay in the current folder.
         labels: class ids, as `out`.
         masks: labels in the classes' colours, as `out`.
+        confidence: confidences from 0 to 255, as `out`; of an artifact that was exported with them.
         json: a file with a line of JSON per frame.
         legend: whether overlays have a legend.
         every: label every N-th frame only.
@@ -118,7 +120,7 @@ def segment(
     Raises DataError if there is nothing to read, InputError for outputs that are read, and as `open_runner`.
     """
     sources = [source] if isinstance(source, str | Path) else source
-    paths = {"out": out, "labels": labels, "masks": masks, "json": json}
+    paths = {"out": out, "labels": labels, "masks": masks, "confidence": confidence, "json": json}
     values = {name: None if path is None else str(path) for name, path in paths.items()}
     where = {"backend": backend, "device": device, "precision": precision, "fit": fit}
     segment_command.run(

@@ -18,6 +18,7 @@ from contextlib import ExitStack, contextmanager, redirect_stderr, redirect_stdo
 from pathlib import Path
 from typing import Any, NoReturn, TextIO, TypeVar, cast
 
+from ..arrays import check_count
 from ..artifacts import check_size, require_file
 from ..bundled import NAMES, weights_file
 from ..console import did_you_mean, escaped, printable, synonym
@@ -311,7 +312,17 @@ def call_with(parser: Parser, words: Sequence[str | Path], **values: Any) -> arg
 
     Args:
         words: the positional arguments that the command requires.
+
+    Raises InputError for a value that the option would not take: not one of its choices, or not a number from 1.
     """
+    for name, value in values.items():
+        actions = [action for action in parser._actions if action.dest == name]
+        choices = [choice for action in actions for choice in action.choices or ()]
+        if value is not None and any(action.type is positive for action in actions):
+            check_count(name, value)
+        for each in value if isinstance(value, list | tuple) else [value]:
+            if choices and each is not None and each not in choices:
+                raise InputError(f"{name} {each!r:.60}, expected one of {', '.join(map(str, dict.fromkeys(choices)))}")
     args = parser.parse_args(["--", *map(str, words)] if words else [])
     vars(args).update(values)
     return args

@@ -43,7 +43,8 @@ class Spec:
 
     Attributes:
         artifact: the file that it runs.
-        backend, device: for example "ort" and "cpu".
+        backend: for example "ort".
+        device: for example "cpu".
         precision: what it computes in: the graph's own precision, for example "fp32", or what was asked for: "bf16" of
             fp32 weights or an fp32 graph, "bf16-int8" of an int8 graph whose float layers are computed in bf16.
         size: (height, width) of the frames in pixels.

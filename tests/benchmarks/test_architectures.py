@@ -55,6 +55,7 @@ def test_padding_before_a_pooling_is_ceil_mode() -> None:
     assert torch.equal(F.max_pool2d(_even(x), 2), F.max_pool2d(x, 2, ceil_mode=True))
 
 
+@pytest.mark.slow
 def test_multiply_adds_of_a_known_network() -> None:
     assert multiply_adds(torch.nn.Conv2d(3, 8, 3, padding=1), (10, 20)) == 10 * 20 * 8 * 27
 

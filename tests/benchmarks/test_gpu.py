@@ -85,6 +85,7 @@ ENDS = {
 }
 
 
+@pytest.mark.slow
 def test_a_step_that_goes_wrong_is_reported_and_the_next_one_runs(tmp_path: Path) -> None:
     out = tmp_path / "out"
     for folder in ("steps", "logs"):
@@ -306,6 +307,7 @@ def test_rows_of_torch_compile_say_why_it_does_not_work(
         assert all(row["skipped"].endswith("no C compiler") for row in found["findings"])
 
 
+@pytest.mark.slow
 def test_rehearsal_compiles_an_engine_ahead_of_time(work: Path) -> None:
     pytest.importorskip("tensorrt_rtx")
     code, found = step("engine-fp32", SHORT, work)
@@ -346,6 +348,7 @@ def stand_in_build(run: Run, flavour: str, precision: str, size: Any, *_: Any, d
     return SimpleNamespace(path=path, card=EngineCard.read(path), bytes=path.stat().st_size, seconds=1.0)
 
 
+@pytest.mark.slow
 def test_engines_run_and_are_compared_with_pytorch(work: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(Run, "build", stand_in_build)
     monkeypatch.setattr(inference, "IMAGES", 2)

@@ -100,6 +100,7 @@ def test_from_images_to_an_int8_graph(
     assert metadata.details["calibration"] == {**calibration, "target": "ort"}
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("least")
 def test_all_methods_are_tried_and_the_best_is_kept(
     scenes: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
@@ -119,6 +120,7 @@ def test_all_methods_are_tried_and_the_best_is_kept(
     assert "agreement with fp32" in printed
 
 
+@pytest.mark.slow
 def test_sensitivity_and_a_budget(
     scenes: Path,
     least: onnx.ModelProto,

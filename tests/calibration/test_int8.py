@@ -257,6 +257,7 @@ def test_ort_layout_is_for_float32(tmp_path: Path) -> None:
         quantize(model, small_record(model), qdq_layout="ort")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("backend", ["ort", "openvino"])
 def test_int8_gives_the_labels_of_fp32(
     model: onnx.ModelProto, record: Record, quantized: onnx.ModelProto, tmp_path: Path, backend: str

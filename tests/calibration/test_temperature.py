@@ -40,6 +40,7 @@ def test_temperature_is_found_again(temperature: float) -> None:
     assert found == pytest.approx(temperature, rel=0.05)
 
 
+@pytest.mark.slow
 def test_temperature_goes_from_images_into_the_graph(scenes: Path, tmp_path: Path) -> None:
     model = build_graph(BUNDLED_WEIGHTS, size=SIZE, logits=True)
     found = fit_confidence(model, open_data(scenes, "val"))

@@ -33,6 +33,7 @@ def shell(redirections: str, module: str, *arguments: object) -> subprocess.Comp
     )
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "closed", [*(pytest.param(one, marks=pytest.mark.slow) for one in ("2>&-", "<&-", ">&-")), "<&- >&- 2>&-"]
 )
@@ -49,6 +50,7 @@ def test_standard_streams_may_be_closed(scenes: Path, exported: Path, tmp_path: 
     assert (done.returncode, done.stdout) == (2, b"")  # no message in the data
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("number", [signal.SIGHUP, signal.SIGTERM])
 @pytest.mark.parametrize("again", [False, True])
 def test_signals_end_orderly(exported: Path, tmp_path: Path, number: signal.Signals, again: bool) -> None:
@@ -196,6 +198,7 @@ def test_paths_that_are_not_utf8(weights: Path, tmp_path: Path, capsys: pytest.C
     assert (place / "run" / "last.safetensors").exists()
 
 
+@pytest.mark.slow
 def test_every_text_file_says_its_encoding(scenes: Path, tmp_path: Path) -> None:
     from training_runs import arguments
 
@@ -234,6 +237,7 @@ def test_interrupt_that_a_library_turns_into_an_error(
     assert one_line(capsys) == "it: error: broken\n"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("variables", [{"LOCAL_RANK": "0"}, {"LOCAL_RANK": "1", "RANK": "1"}])
 def test_local_rank_alone_is_no_torchrun(
     scenes: Path,

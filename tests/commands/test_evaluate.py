@@ -74,6 +74,7 @@ def test_figures_of_weights_and_an_absent_class(
     assert sky == 0 or (sky is None and result["accuracy"]["absent"] == ["sky"])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("void_counts", [False, True])
 def test_corruptions(
     void_counts: bool,

@@ -37,6 +37,7 @@ def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return tmp_path
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("suffix", [".mp4", ".mov", ".mkv", ".webm"])
 def test_overlay_video_keeps_the_time_of_each_frame_and_no_sound(here: Path, exported: Path, suffix: str) -> None:
     ticks = [0, 40, 200, 1000]  # a camera that stuttered
@@ -118,6 +119,7 @@ def test_video_of_uneven_times_by_its_address_is_whole(
     assert "4 frames" in (told := capsys.readouterr().err) and "decoded" not in told
 
 
+@pytest.mark.slow
 def test_video_cut_short_gives_what_is_there(here: Path, exported: Path, capsys: pytest.CaptureFixture[str]) -> None:
     video = write_video(here / "a.mkv", pictures=FRAMES * 10)
     video.write_bytes(video.read_bytes()[: video.stat().st_size // 2])  # as a robot that lost power leaves it
@@ -159,6 +161,7 @@ def write_pictures(folder: Path) -> dict[str, UInt8Array]:
     }
 
 
+@pytest.mark.slow
 def test_images_of_every_kind(here: Path, exported: Path, capsys: pytest.CaptureFixture[str]) -> None:
     shown = write_pictures(here / "pictures")
     for path in sorted((here / "pictures").iterdir()):
@@ -224,6 +227,7 @@ def test_label_maps_of_the_source_are_not_written_over(
     assert {path: path.read_bytes() for path in (here / "data" / "valannot").iterdir()} == before
 
 
+@pytest.mark.slow
 def test_compare_of_links_and_of_cityscapes(
     here: Path, scenes: Path, exported: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -263,6 +267,7 @@ def command(*arguments: str) -> list[str]:
     return [sys.executable, "-m", "enet_deploy.commands.segment", *arguments]
 
 
+@pytest.mark.slow
 def test_raw_frames_from_pipe_to_pipe(exported: Path) -> None:
     raw = b"".join(frame.tobytes() for frame in FRAMES) + b"torn"
     done = subprocess.run(
@@ -275,6 +280,7 @@ def test_raw_frames_from_pipe_to_pipe(exported: Path) -> None:
     assert b"standard input ended 4 bytes into a frame of 36864" in done.stderr
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
 def test_signal_finishes_the_files(here: Path, exported: Path, number: signal.Signals, code: int) -> None:
     """The pipe stays open, so the signal ends the command while it waits for a frame."""
@@ -293,6 +299,7 @@ def test_signal_finishes_the_files(here: Path, exported: Path, number: signal.Si
     assert not list(here.glob(".*"))
 
 
+@pytest.mark.slow
 def test_closed_pipe_finishes_the_files(here: Path, exported: Path) -> None:
     write_video(here / "a.mp4", pictures=FRAMES * 60)  # their JSON is longer than a pipe holds
     arguments = command(str(exported), "a.mp4", "--out", "-", "--json", "lines")  # both have what was shown last
@@ -315,6 +322,7 @@ def test_closed_pipe_finishes_the_files(here: Path, exported: Path) -> None:
     assert done.returncode == 2 and b"standard output is closed" in done.stderr
 
 
+@pytest.mark.slow
 def test_signal_before_the_first_frame_leaves_what_was_there(here: Path, exported: Path) -> None:
     Path("out.mp4").write_text("of yesterday")
     arguments = command(str(exported), "-", "--raw", "96x128", "--out", "out.mp4", "--json", "out.jsonl")
@@ -336,6 +344,11 @@ def contents(folder: Path) -> dict[str, bytes]:
     return {path.name: path.read_bytes() for path in sorted(folder.glob("[!.]*"))}
 
 
+def empty(folder: Path) -> None:
+    for path in folder.iterdir():
+        shutil.rmtree(path) if path.is_dir() else path.unlink()  # a killed process leaves folders
+
+
 @pytest.mark.slow
 def test_kill_at_any_moment_leaves_whole_files_or_none(here: Path, exported: Path) -> None:
     write_video(here / "a.mkv", pictures=FRAMES * 6)
@@ -343,8 +356,9 @@ def test_kill_at_any_moment_leaves_whole_files_or_none(here: Path, exported: Pat
     assert main(arguments) == 0
     expected = contents(here / "ids")
     assert len(expected) == 24
-    for path in (Path("out.mp4"), Path("out.jsonl"), *(here / "ids").iterdir()):
+    for path in (Path("out.mp4"), Path("out.jsonl")):
         path.unlink()
+    empty(here / "ids")
     for seen in (0, 1, 5, 20):
         with subprocess.Popen(command(*arguments), stderr=subprocess.PIPE) as child:
             wait_for(child, lambda: len(contents(here / "ids")) >= seen)  # noqa: B023  used before the next round
@@ -352,12 +366,12 @@ def test_kill_at_any_moment_leaves_whole_files_or_none(here: Path, exported: Pat
         there = contents(here / "ids")
         assert there.items() <= expected.items()
         assert not Path("out.mp4").exists() and not Path("out.jsonl").exists()
-        for path in (here / "ids").iterdir():
-            path.unlink()
+        empty(here / "ids")
     assert main(arguments) == 0  # what was left behind is in nobody's way
     assert contents(here / "ids") == expected and len(read(here / "out.mp4")) == 24
 
 
+@pytest.mark.slow
 def test_full_disk_is_reported_and_leaves_no_file(here: Path, exported: Path) -> None:
     write_video(here / "a.mkv", pictures=FRAMES * 6)
     outputs = ["--out=out.mp4", "--labels=ids", "--json=out.jsonl"]
@@ -508,3 +522,15 @@ def test_same_stem_twice_in_a_glob(here: Path, exported: Path, capsys: pytest.Ca
         cv2.imwrite(f"{folder}/1.png", FRAMES[0])
     assert main([str(exported), "*/1.png"]) == 2
     assert "a/1.png and b/1.png have the same stem" in capsys.readouterr().err
+
+
+@pytest.mark.slow
+def test_confidences_are_written_as_grey_pictures(exported: Path, scenes: Path, tmp_path: Path) -> None:
+    out = tmp_path / "sure"
+    assert main([str(exported), str(scenes / "val"), "--confidence", str(out)]) == 0
+    source = sorted((scenes / "val").iterdir())[0]
+    with open_runner(exported) as runner:
+        expected = runner.segment_with_confidence(cv2.imread(str(source)))[1]
+    assert np.array_equal(cv2.imread(str(out / f"{source.stem}.png"), cv2.IMREAD_UNCHANGED), expected)
+    lossy = str(tmp_path / "sure.jpg")
+    assert main([str(exported), str(scenes / "val"), "--confidence", lossy]) == 2

@@ -60,6 +60,7 @@ def test_smallest_crops_that_train(scenes: Path, tmp_path: Path, batch: str) -> 
     assert enet_train(scenes, tmp_path, "--batch", batch, "--crop", "8x16" if batch == "1" else "8x8", epochs=1) == 0
 
 
+@pytest.mark.slow
 def test_second_training_in_a_folder_is_refused(
     scenes: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -86,6 +87,7 @@ def test_cuda_is_refused_without_a_gpu(scenes: Path, tmp_path: Path, capsys: pyt
     assert_refused(code, capsys, "device 'cuda'", "0 CUDA devices")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("options", "values"),
     [
@@ -133,6 +135,7 @@ def test_more_images_from_another_folder(scenes: Path, room: Path, tmp_path: Pat
     assert_refused(code, capsys, "sky, ", "floor, wall, door")
 
 
+@pytest.mark.slow
 def test_report_preset_is_changed_by_options(scenes: Path, tmp_path: Path) -> None:
     """The size is not the data set's, as in the report."""
     options = ["--preset", "report", "--size", "64x96", "--crop", "32x32", "--epochs", "1"]

@@ -168,6 +168,7 @@ def test_rewriting_leaves_the_original_alone(segnet: SegNet) -> None:
     assert torch.equal(rewritten(x), segnet(x))
 
 
+@pytest.mark.slow
 def test_any_network_exports_and_stays_exact_in_onnxruntime(segnet: SegNet) -> None:
     x = quarters(2, 3, 24, 32)
     rewritten = with_exportable_unpooling(segnet)

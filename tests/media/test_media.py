@@ -55,6 +55,7 @@ def test_video_is_read_whatever_its_codec(
         assert apart(frame.image, picture) <= (3 if near is None else near)
 
 
+@pytest.mark.slow
 def test_whole_videos_are_not_called_cut_short(tmp_path: Path) -> None:
     videos = [write_video(tmp_path / f"short{suffix}") for suffix in (".mp4", ".mkv", ".mov")]
     videos += [write_video(tmp_path / "short.avi", "mpeg4"), write_video(tmp_path / "long.avi", pictures=FRAMES * 10)]
@@ -119,7 +120,7 @@ class Camera(BaseHTTPRequestHandler):
 def camera() -> Iterator[str]:
     Camera.connections = 0
     with ThreadingHTTPServer(("127.0.0.1", 0), Camera) as server:
-        threading.Thread(target=server.serve_forever, daemon=True).start()
+        threading.Thread(target=server.serve_forever, args=(0.01,), daemon=True).start()
         yield f"http://127.0.0.1:{server.server_port}/video.mjpg"
         server.shutdown()
 
@@ -228,7 +229,7 @@ def test_list_at_a_url_opens_no_other_address(
             pass
 
     with ThreadingHTTPServer(("127.0.0.1", 0), Handler) as server:
-        threading.Thread(target=server.serve_forever, daemon=True).start()
+        threading.Thread(target=server.serve_forever, args=(0.01,), daemon=True).start()
         base = f"http://127.0.0.1:{server.server_port}"
         for opened in (lambda: open_source(f"{base}/{name}", Stop()), lambda: VideoFile(f"{base}/{name}")):
             with pytest.raises(DataError, match=name):
@@ -258,6 +259,7 @@ def test_of_a_live_source_only_the_newest_frame_counts() -> None:
     assert [int(item.frame.name) for item in pipeline.run()] == list(range(20)) and pipeline.dropped == 0
 
 
+@pytest.mark.slow
 def test_pipeline_keeps_few_frames_and_raises_what_its_threads_raise() -> None:
     alive = 0
 

@@ -88,6 +88,7 @@ def messages(path: Path, topic: str) -> Iterator[tuple[int, Any]]:
             yield received, reader.deserialize(data, connection.msgtype)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("source", ["drive.bag", "drive.mcap", "drive"])
 @pytest.mark.parametrize("result", ["labels.bag", "labels.mcap"])
 def test_labels_of_a_bag_have_its_stamps(exported: Path, tmp_path: Path, source: str, result: str) -> None:

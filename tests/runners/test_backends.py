@@ -141,6 +141,7 @@ def skip_without_bf16() -> None:
         pytest.skip("this CPU has neither AVX512_BF16 nor AMX")
 
 
+@pytest.mark.slow
 def test_openvino_computes_what_int8_leaves_in_bf16(graphs: dict[str, Path], batches: list[UInt8Array]) -> None:
     pytest.importorskip("openvino")
     skip_without_bf16()
@@ -404,6 +405,7 @@ assert masks == {(core,)}, masks
 """
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not hasattr(os, "sched_setaffinity") or (os.cpu_count() or 1) < 2, reason="no mask is possible")
 @pytest.mark.parametrize("backend", ["ort", "openvino", "opencv"])
 def test_threads_stay_on_the_cores_that_they_may_use(exported: Path, backend: str) -> None:

@@ -76,6 +76,7 @@ def test_changed_weights_are_refused_by_all_that_read_them(
         opened(changed)
 
 
+@pytest.mark.slow
 def test_files_without_a_digest_are_read(weights: Path, exported: Path, tmp_path: Path, frames: UInt8Array) -> None:
     """Files of earlier versions, and graphs that onnx saved after our function has set their metadata."""
     with open_runner(exported) as runner:
@@ -96,6 +97,7 @@ def test_a_file_without_our_metadata_cannot_be_sealed() -> None:
     assert sealed(b"other") == b"other" and not check_digest(b"other", "file")
 
 
+@pytest.mark.slow
 def test_changed_records_and_cards_are_refused(exported: Path, tmp_path: Path) -> None:
     """A changed magnitude gives other labels, a changed name of a class a wrong name; both are sound JSON."""
     engine, record = tmp_path / "a.engine", tmp_path / "record.json"

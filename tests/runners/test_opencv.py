@@ -95,6 +95,7 @@ def test_opencv_refuses_a_graph_with_operations_that_it_lacks(tmp_path: Path) ->
         open_runner(sealed_graph(tmp_path / "a.onnx", unknown_operation=True), "opencv")
 
 
+@pytest.mark.slow
 @needs_engine
 def test_opencv_agrees_in_half_precision(graphs: dict[str, Path], tmp_path: Path) -> None:
     half = tmp_path / "half.onnx"

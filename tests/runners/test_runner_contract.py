@@ -523,6 +523,7 @@ def test_runner_closed_under_a_stream(make: Callable[[], Runner], batches: list[
         list(stream)
 
 
+@pytest.mark.slow
 def test_stream_ended_by_the_garbage_collector_blocks_no_call(
     make: Callable[[], Runner], batches: list[UInt8Array]
 ) -> None:

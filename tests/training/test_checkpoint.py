@@ -39,6 +39,7 @@ from enet_deploy.training.trainer import Trainer
 from enet_deploy.weights import load_weights, save_weights
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("owner", "name", "call"),
     [
@@ -219,6 +220,7 @@ def test_interrupted_run_with_every_loss_resumes_to_the_same_bits(
     assert_same_tensors(*(tensors(tmp_path / run / "last.safetensors") for run in ("whole", "broken")))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("lost", ["optimizer", "identity", "net"])
 def test_checkpoint_that_lacks_a_part(
     finished: Path, scenes: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], lost: str
@@ -289,6 +291,7 @@ CHANGES: dict[str, Callable[[dict[str, Any]], object]] = {
 }  # fmt: skip
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("change", CHANGES.values(), ids=CHANGES.keys())
 def test_checkpoint_with_a_wrong_field(
     finished: Path, scenes: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], change: Any
@@ -332,6 +335,7 @@ def test_optimizers_memory_is_its_own(finished: Path) -> None:
     assert optimizer.param_groups[0]["lr"] == 0.1
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("change", ["", "image", "label map", "val"])
 def test_data_is_known_by_its_content(
     finished: Path, scenes: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], change: str

@@ -112,6 +112,7 @@ def test_training_goes_on_if_a_curve_cannot_be_written(
     assert str(curve) in caplog.text and (tmp_path / "run/last.safetensors").exists()
 
 
+@pytest.mark.slow
 def test_learning_curve_is_drawn(finished: Path, scenes: Path, tmp_path: Path) -> None:
     pytest.importorskip("matplotlib")
     (tmp_path / "checkpoint.pt").write_bytes((finished / "checkpoint.pt").read_bytes())

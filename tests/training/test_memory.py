@@ -33,6 +33,7 @@ def memory_for(monkeypatch: pytest.MonkeyPatch) -> Callable[[int, bool], None]:
     return limit
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("gpu", "largest", "advice"),
     [
@@ -57,6 +58,7 @@ def test_out_of_memory_names_the_batch_that_fits(
         assert enet_train(scenes, tmp_path, batch=largest - largest % 2, epochs=1) == 0  # the advice is good
 
 
+@pytest.mark.slow
 def test_out_of_memory_in_a_later_epoch(
     finished: Path, scenes: Path, tmp_path: Path, memory_for: Callable[[int, bool], None], capsys: Any
 ) -> None:

@@ -91,6 +91,7 @@ def test_correction_is_saved_and_undone(finished: Path) -> None:
     torch.testing.assert_close(plain.fullconv.bias.data, state["ema"]["fullconv.bias"])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "broken",
     ["0.5", {"alpha": 0.5}, {"alpha": "x", "class_weights": [1.0] * 11}, {"alpha": 0.5, "class_weights": [1.0, 2.0]},
@@ -137,6 +138,7 @@ def test_weights_of_another_width_are_refused(
     assert_refused(code, capsys, "width 2", "last.safetensors", "--width 1")
 
 
+@pytest.mark.slow
 def test_teachers_and_runs_of_other_classes_are_refused_before_an_image_is_read(
     finished: Path,
     room: Path,

@@ -48,7 +48,8 @@ from enet_deploy.weights import load_weights
 
 
 def test_run_leaves_weights_checkpoint_and_log(finished: Path) -> None:
-    assert sorted(path.name for path in finished.iterdir()) == FILES
+    names = (path.name for path in finished.iterdir())
+    assert sorted(name for name in names if not name.startswith(".")) == FILES  # others may hold its lock
     log = rows(finished)
     assert [*log[0]] == [
         "epoch", "loss", "lr", "seconds", "val_miou", "val_pixel_accuracy", "val_dice", "val_class_average",
@@ -195,6 +196,7 @@ def steps(monkeypatch: pytest.MonkeyPatch) -> list[tuple[Any, dict[str, Any]]]:
     return seen
 
 
+@pytest.mark.slow
 def test_average_of_the_weights_is_what_is_saved(
     scenes: Path, tmp_path: Path, steps: list[tuple[Any, dict[str, Any]]]
 ) -> None:
