@@ -532,7 +532,8 @@ def of_sinks(folder: Path) -> dict[str, Target]:
         items, out = changed
         home = Path(tempfile.mkdtemp(dir=folder))
         source = Listed([item.frame for item in items])
-        outputs = Outputs(*(str(home / name) for name in (out, "labels/", "masks/", "lines.json")))
+        named = {"labels": "labels/", "masks": "masks/", "json": "lines.json"}
+        outputs = Outputs(out=str(home / out), **{option: str(home / name) for option, name in named.items()})
         outputs.require_usable(source, reads=[])
         with ExitStack() as stack:
             for sink in outputs.open(stack, source, FrameRenderer(CAMVID, 0.5, True), 1, Stop()):

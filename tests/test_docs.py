@@ -288,6 +288,14 @@ def test_messages_of_troubleshooting_are_in_the_code() -> None:
     assert [message for message in messages if message not in code] == []
 
 
+def test_tests_that_security_names_exist() -> None:
+    tests = "\n".join(path.read_text(encoding="utf-8") for path in (ROOT / "tests").rglob("*.py"))
+    named = set(CODE.findall((ROOT / "SECURITY.md").read_text(encoding="utf-8"))) - {"test_", "opt_in_out"}
+    named = {name for name in named if re.fullmatch("[a-z0-9]+(_[a-z0-9]+)+", name)}
+    assert len(named) > 50
+    assert [name for name in sorted(named) if f"def test_{name}(" not in tests and f"def {name}(" not in tests] == []
+
+
 def test_readme_is_a_page_and_every_command_is_documented() -> None:
     assert len((ROOT / "README.md").read_text(encoding="utf-8").splitlines()) <= 150
     quickstart = (ROOT / "docs" / "quickstart.md").read_text(encoding="utf-8")

@@ -127,6 +127,16 @@ def test_no_other_way_to_start_python() -> None:
     assert {path.name for path in files if "sys.executable" in path.read_text(encoding="utf-8")} == {"child.py"}
 
 
+def test_no_code_comes_with_a_file() -> None:
+    """No call that loads a library of operations for a graph, or code from weights, is written anywhere."""
+    root = Path(__file__).parent.parent
+    loads = r"register_custom_ops_library|add_extension|load_library|plugin_registry|pickle\.load|jit\.load"
+    loads += "|weights_only=False"
+    for folder in ("enet_deploy", "export", "calibration", "benchmarks"):
+        for path in root.glob(f"{folder}/**/*.py"):
+            assert not re.search(loads, path.read_text(encoding="utf-8")), path
+
+
 def test_user_without_a_home_opens_openvino(monkeypatch: pytest.MonkeyPatch) -> None:
     def no_home() -> Path:
         raise RuntimeError("Could not determine home directory.")

@@ -48,6 +48,10 @@ class Site:
         if self.busy[path] > 0:
             self.busy[path] -= 1
             handler.send_error(503)
+        elif path.startswith("/moved"):
+            handler.send_response(302)
+            handler.send_header("Location", path.removeprefix("/moved"))
+            handler.end_headers()
         elif path not in self.files:
             handler.send_error(404)
         else:
@@ -92,6 +96,11 @@ def site(monkeypatch: pytest.MonkeyPatch) -> Iterator[Site]:
     server.shutdown()
     server.server_close()
     thread.join()
+
+
+def test_redirect_is_followed(site: Site, tmp_path: Path) -> None:
+    camvid.fetch_camvid(tmp_path, ["val"], f"{site.url}/moved")
+    assert len(open_data(tmp_path, "val")) == 1 and site.requests["/moved/val.txt"] == site.requests["/val.txt"] == 1
 
 
 def test_fetches_the_whole_data_set_and_says_whether_the_pixels_are_the_known_ones(

@@ -302,6 +302,7 @@ def nameless() -> zipfile.ZipInfo:
         ([("a.png", b"x"), ("A.png", b"x"), ("./a.png", b"x")], "is in it twice"),
         ([("a", b"x"), ("a/b.png", b"x")], "member 'a', which is a file and a folder"),
         ([(nameless(), b"x")], "member '', which has no name"),
+        ([("./.", b"x")], "member './.', which has no name"),
     ],
 )
 @pytest.mark.filterwarnings("ignore:Duplicate name")

@@ -55,6 +55,12 @@ def test_video_is_read_whatever_its_codec(
         assert apart(frame.image, picture) <= (3 if near is None else near)
 
 
+def test_title_and_brand_need_not_be_utf8(tmp_path: Path) -> None:
+    path = write_video(tmp_path / "a.mp4")
+    path.write_bytes(path.read_bytes().replace(b"ftypisom", b"ftyp\xe9som", 1))
+    assert b"\xe9som" in path.read_bytes() and len(read(path)) == 4
+
+
 @pytest.mark.slow
 def test_whole_videos_are_not_called_cut_short(tmp_path: Path) -> None:
     videos = [write_video(tmp_path / f"short{suffix}") for suffix in (".mp4", ".mkv", ".mov")]
