@@ -39,6 +39,25 @@ LARGEST = 8192  # pixels per side, more than any camera has: a damaged file must
 QdqLayout = Literal["all", "openvino", "ort"]  # backends that an int8 graph is laid out for; see `export.int8`
 
 
+def require_file(path: Path, expected: str = "a file written by enet-train or enet-export") -> None:
+    """Raise ArtifactError that names `path`, and what was expected, unless an ordinary file is there."""
+    try:
+        if path.is_file():
+            return
+        why = "is a folder or a device" if path.exists() else "does not exist"
+    except OSError as error:
+        why = f"cannot be reached ({error.strerror})"
+    raise ArtifactError(f"{path} {why}; expected {expected}")
+
+
+def read_artifact(path: Path) -> bytes:
+    """Return the content of a file. Raises ArtifactError that names it if it cannot be read."""
+    try:
+        return path.read_bytes()
+    except OSError as error:
+        raise ArtifactError(f"{path} cannot be read ({error.strerror}); expected a file that you may read") from None
+
+
 def check_size(size: tuple[int, int]) -> None:
     """Raise InputError unless both sides are positive multiples of 8 and at most `LARGEST`.
 

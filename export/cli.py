@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, get_args
 
 import numpy as np
 
-from enet_deploy.artifacts import BUNDLED_WEIGHTS, PRECISIONS, QdqLayout, graph_metadata
+from enet_deploy.artifacts import BUNDLED_WEIGHTS, PRECISIONS, QdqLayout, graph_metadata, require_file
 from enet_deploy.cache import cache_folder
 from enet_deploy.classes import read_classes
 from enet_deploy.commands import cli
@@ -245,9 +245,11 @@ def _export(args: argparse.Namespace) -> None:
 
 
 def _require_model(args: argparse.Namespace) -> None:
-    if args.model is not None and (not args.model.is_file() or args.model.suffix != ".onnx"):
-        problem = "is no .onnx file" if args.model.exists() else "does not exist"
-        raise ArtifactError(f"{args.model} {problem}; expected a graph of enet-export, or --weights WEIGHTS")
+    if args.model is not None:
+        expected = "a graph of enet-export (.onnx), or --weights WEIGHTS"
+        require_file(args.model, expected)
+        if args.model.suffix != ".onnx":
+            raise ArtifactError(f"{args.model} is no .onnx file; expected {expected}")
 
 
 def _rewrite_unpool(args: argparse.Namespace) -> Path:

@@ -20,6 +20,7 @@ import onnxruntime
 from onnx import helper, numpy_helper
 from onnx.external_data_helper import load_external_data_for_model
 
+from enet_deploy.artifacts import read_artifact
 from enet_deploy.errors import ArtifactError, InputError, ParityError
 from enet_deploy.files import atomic_write
 from enet_deploy.runners.graph import parse_graph
@@ -86,7 +87,7 @@ def rewrite_unpool(model: str | Path, out: str | Path) -> Rewritten:
 
 def _loaded(path: Path) -> onnx.ModelProto:
     """Read a graph, with the weights that PyTorch's exporter keeps in a file beside it. Raises ArtifactError."""
-    model = parse_graph(path.read_bytes(), path)
+    model = parse_graph(read_artifact(path), path)
     try:
         load_external_data_for_model(model, str(path.parent))
         onnx.checker.check_model(model)

@@ -19,10 +19,10 @@ from pathlib import Path
 from typing import Any, NoReturn, TextIO, TypeVar, cast
 
 from ..arrays import check_count
-from ..artifacts import check_size
+from ..artifacts import check_size, require_file
 from ..bundled import NAMES, weights_file
 from ..console import did_you_mean, escaped, printable, synonym
-from ..errors import EXTRAS, ArtifactError, EnetError, InputError, is_out_of_memory, missing
+from ..errors import EXTRAS, EnetError, InputError, is_out_of_memory, missing
 from ..fit import FITS
 from ..images import silence_opencv
 from ..runners import BACKENDS, ON_REQUEST
@@ -320,10 +320,7 @@ def call_with(parser: Parser, words: Sequence[str | Path], **values: Any) -> arg
 
 def require_weights(path: Path) -> None:
     """Raise ArtifactError before the long work unless --weights names a file."""
-    if not path.is_file():
-        raise ArtifactError(
-            f"--weights {path} is not a file; expected a .safetensors file of enet-train, or {' or '.join(NAMES)}"
-        )
+    require_file(path, f"for --weights a .safetensors file of enet-train, or {' or '.join(NAMES)}")
 
 
 def weights(text: str) -> Path:

@@ -31,9 +31,9 @@ def unzip(path: str | Path, folder: str | Path) -> int:
     cannot be written.
     """
     folder = Path(folder).resolve()
-    if not Path(path).is_file():
-        raise DataError(f"{path} is not a file, expected a zip file")
     try:
+        if not Path(path).is_file():
+            raise DataError(f"{path} is not a file, expected a zip file")
         with zipfile.ZipFile(path) as archive:
             _require_harmless(Path(path), archive.infolist())
             members = [member for member in archive.infolist() if not member.is_dir()]

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import numpy.typing as npt
 
-from ..artifacts import check_digest
+from ..artifacts import check_digest, read_artifact
 from ..errors import ArtifactError, BackendError, is_out_of_memory
 from ..images import UInt8Array
 from .base import Operation, Runner, Spec
@@ -51,7 +51,7 @@ class OpenCvRunner(Runner):
                 f"opencv {cv2.__version__} lacks the engine that runs these graphs, expected version 5 or later; "
                 "pip install 'opencv-python>=5', or use backend 'openvino' or 'ort'"
             )
-        content = self.artifact.read_bytes()
+        content = read_artifact(self.artifact)
         has_digest = check_digest(content, self.artifact)
         metadata = read_metadata(content, self.artifact)
         if "int8" in metadata.precision:
