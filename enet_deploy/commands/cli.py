@@ -204,13 +204,23 @@ def _run(
     except BrokenPipeError:  # the reader of the only output has left, which is no error
         discard_output()
         return 0
-    except (EnetError, OSError, ModuleNotFoundError) as error:
+    except BaseException as error:
+        interrupt = _interrupt_behind(error)
+        if interrupt is not None:
+            print(f"{parser.prog}: interrupted" + "; ".join(["", *map(str, interrupt.args)]), file=sys.stderr)
+            return INTERRUPTED
+        if not isinstance(error, EnetError | OSError | ModuleNotFoundError):
+            raise
         print(f"{parser.prog}: error: {printable(_explained(error))}", file=sys.stderr)
         return error.exit_code if isinstance(error, EnetError) else 2
-    except KeyboardInterrupt as interrupt:
-        print(f"{parser.prog}: interrupted" + "; ".join(["", *map(str, interrupt.args)]), file=sys.stderr)
-        return INTERRUPTED
     return 0
+
+
+def _interrupt_behind(error: BaseException | None) -> KeyboardInterrupt | None:
+    """The interrupt that an error is, or during which it was raised: libraries turn one into errors of their own."""
+    while error is not None and not isinstance(error, KeyboardInterrupt):
+        error = error.__context__
+    return error
 
 
 class _Output:

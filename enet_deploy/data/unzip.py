@@ -92,7 +92,7 @@ def _require_short(path: Path, members: list[zipfile.ZipInfo]) -> None:
 def _flaw(member: zipfile.ZipInfo) -> str:
     """What makes a member unsafe to unpack; "" if nothing does."""
     name, kind = member.filename, stat.S_IFMT(member.external_attr >> 16)
-    if not name:
+    if posixpath.normpath(name) == ".":
         return "has no name"
     if ".." in name.split("/") or name.startswith("/"):
         return "leads out of the folder"

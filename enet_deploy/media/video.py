@@ -43,7 +43,12 @@ class VideoFile(FrameSource):
         options = {"correct_ts_overflow": "0"}  # else a clock that begins again jumps by 26 hours; see `_unwrapped`
         try:
             options |= {"format_whitelist": URL_FORMATS} if is_url else {}
-            self._container = av.open(address, timeout=TIMEOUT_MS / 1000 if is_url else None, options=options)
+            self._container = av.open(
+                address,
+                timeout=TIMEOUT_MS / 1000 if is_url else None,
+                options=options,
+                metadata_errors="backslashreplace",  # titles and brands need not be UTF-8
+            )
         except av.error.FFmpegError as error:
             raise DataError(f"{path} is neither an image nor a video that can be read: {error.strerror}") from None
         stream = self._container.streams.best("video")  # not the cover picture

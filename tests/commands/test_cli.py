@@ -14,9 +14,11 @@ from pathlib import Path
 
 import onnx
 import pytest
-from helpers import ROOT, stored, write_graph, write_scenes
+from helpers import ROOT, one_line, stored, write_graph, write_scenes
 
 from enet_deploy.artifacts import save_graph
+from enet_deploy.commands import cli
+from enet_deploy.errors import DataError
 from enet_deploy.files import _remove_unfinished
 
 DATA, SEGMENT, EVAL, TRAIN = (f"enet_deploy.commands.{name}" for name in ("data", "segment", "evaluate", "train"))
@@ -212,6 +214,27 @@ def test_every_text_file_says_its_encoding(scenes: Path, tmp_path: Path) -> None
             if line.startswith(f"{ROOT}/") and "site-packages" not in line
         ]
         assert (done.returncode, ours) == (0, [])
+
+
+@pytest.mark.parametrize("kind", [RuntimeError, DataError, ModuleNotFoundError])
+def test_interrupt_that_a_library_turns_into_an_error(
+    kind: type[Exception], capsys: pytest.CaptureFixture[str]
+) -> None:
+    """As PyTorch's exporter does if the interrupt comes while it imports modules."""
+
+    def command(_: object) -> None:
+        try:
+            raise KeyboardInterrupt
+        except KeyboardInterrupt:
+            raise kind("broken") from ValueError("in a library")
+
+    def broken(_: object) -> None:
+        raise DataError("broken")
+
+    assert cli.run(cli.Parser("it"), command, []) == 130
+    assert one_line(capsys) == "it: interrupted\n"
+    assert cli.run(cli.Parser("it"), broken, []) == 2
+    assert one_line(capsys) == "it: error: broken\n"
 
 
 @pytest.mark.slow
