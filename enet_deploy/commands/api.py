@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import logging
+import signal
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -125,14 +126,17 @@ def segment(
         precision: by default the artifact's own.
         fit: by default the artifact's own.
 
-    Raises DataError if there is nothing to read, InputError for outputs that are read, and as `open_runner`.
+    Raises DataError if there is nothing to read, InputError for outputs that are read, KeyboardInterrupt on Ctrl-C once
+    the files are finished, and as `open_runner`.
     """
     sources = [source] if isinstance(source, str | Path) else source
     paths = {"out": out, "labels": labels, "masks": masks, "confidence": confidence, "json": json}
     values = {name: None if path is None else str(path) for name, path in paths.items()}
     where = {"backend": backend, "device": device, "precision": precision, "fit": fit}
-    segment_command.run(
-        cli.call_with(
-            segment_command.make_parser(), [artifact, *sources], **values, **where, legend=legend, every=every
-        )
-    )
+    parser = segment_command.make_parser()
+    try:
+        segment_command.run(cli.call_with(parser, [artifact, *sources], **values, **where, legend=legend, every=every))
+    except SystemExit as stopped:
+        if stopped.code != 128 + signal.SIGINT:
+            raise
+        raise KeyboardInterrupt from None  # what Ctrl-C is in Python; the files are finished
