@@ -47,6 +47,7 @@ def benchmark(
         split: of `data`.
 
     Returns the run: `run.results` has the figures of each runner, `run.write(path)` writes it as `--json` does.
+    Ctrl-C ends it early, and `run.partial` is then True; before the first whole round it raises KeyboardInterrupt.
     Raises as `enet-bench` ends: InputError, ArtifactError, BackendError or DataError.
     """
     for each in precisions:

@@ -27,6 +27,7 @@ _NEAR = {
     "--dtype": "--precision", "--dynamic": "--dynamic-batch", "--gpu": "--device", "--iterations": "--frames",
     "--model": "--weights", "--checkpoint": "--init", "--pretrained": "--init", "--dataset": "--data",
     "--save-dir": "--out", "--output-dir": "--out", "--log-dir": "--tensorboard",
+    "--half": "--precision", "--fp16": "--precision", "--int8": "--precision",
     "--provider": "--backend", "--runtime": "--backend", "--framework": "--backend",
 }  # fmt: skip
 
@@ -53,9 +54,10 @@ def synonym(word: str, known: Container[Any]) -> str:
 
 def did_you_mean(word: str, known: Iterable[str]) -> str:
     """Return "; did you mean KNOWN?" for a word that is near a known one, else ""."""
-    known = sorted(known)
-    near = _NEAR.get(word.lower(), "")
-    found = [near] if near in known else get_close_matches(synonym(word, known).lower(), known, 1)
+    known, word = sorted(known), word.lower()
+    near = _NEAR.get(word, "")
+    longer = [name for name in known if len(word) > 2 and name.startswith(word)]
+    found = [near] if near in known else longer[:1] or get_close_matches(synonym(word, known).lower(), known, 1)
     return f"; did you mean {found[0]}?" if found else ""
 
 

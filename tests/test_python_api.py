@@ -79,3 +79,12 @@ def test_every_argument_is_explained(function: Callable[..., object]) -> None:
     explained = inspect.getdoc(function) or ""
     arguments = explained[explained.index("Args:") :].split("\n\n")[0]
     assert [name for name in inspect.signature(function).parameters if name not in arguments] == []
+
+
+def test_ctrl_c_in_segment_is_an_interrupt(exported: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def interrupted(_: object) -> None:
+        raise SystemExit(130)
+
+    monkeypatch.setattr("enet_deploy.commands.segment.run", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        segment(exported, "sample", out=tmp_path / "a.png")

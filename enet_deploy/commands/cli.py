@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any, NoReturn, TextIO, TypeVar, cast
 
 from ..arrays import check_count
-from ..artifacts import check_size, require_file
+from ..artifacts import PRECISIONS, check_size, require_file
 from ..bundled import NAMES, weights_file
 from ..console import did_you_mean, escaped, printable, synonym
 from ..errors import EXTRAS, EnetError, InputError, is_out_of_memory, missing
@@ -56,7 +56,8 @@ class Parser(argparse.ArgumentParser):
         self.add_argument("--version", action="version", version=__version__)
 
     def format_help(self) -> str:
-        return super().format_help() + "".join(["\nexamples:\n", *(f"  {line}\n" for line in self.examples)])
+        heading = "\nexamples:\n" if self.examples else ""
+        return super().format_help() + "".join([heading, *(f"  {line}\n" for line in self.examples)])
 
     def parse_known_args(self, args: Any = None, namespace: Any = None) -> Any:
         words = [*(sys.argv[1:] if args is None else args)]
@@ -340,7 +341,17 @@ def weights(text: str) -> Path:
 
 def add_precision(parser: argparse.ArgumentParser) -> None:
     """Add --precision, which `open_runner` takes."""
-    parser.add_argument("--precision", choices=ON_REQUEST, help="compute in it (default: the artifact's own)")
+    help_ = "compute in it (default: the artifact's own)"
+    parser.add_argument("--precision", type=_on_request, choices=ON_REQUEST, help=help_)
+
+
+def _on_request(text: str) -> str:
+    """argparse type: a precision to compute in. Others are properties of a file, so the error says how to make one."""
+    word = synonym(text, PRECISIONS)
+    if word in PRECISIONS:
+        possible, remedy = " or ".join(ON_REQUEST), f"files have the others: enet-export --precision {word}"
+        raise argparse.ArgumentTypeError(f"'{text}', expected {possible}; {remedy}")
+    return text
 
 
 def size(text: str) -> tuple[int, int]:

@@ -12,7 +12,7 @@ import numpy as np
 import numpy.typing as npt
 
 from ..classes import CAMVID, CITYSCAPES, ClassList, LabelValues, is_cityscapes
-from ..console import progress
+from ..console import counted, progress
 from ..errors import DataError, InputError
 from ..image_headers import PALETTE
 from ..images import IMAGE_SUFFIXES, read_content, require_readable
@@ -159,7 +159,7 @@ def _no_label_maps(root: Path) -> str:
     seen = ", ".join(f"{name} ({count} images)" for name, count in counts.items())
     itself = len(Part(root).by_stem()) if root.is_dir() else 0
     return (
-        f"{root} has no label maps in trainannot/, valannot/ or testannot/; there are {seen or 'no folders'}"
-        + (f" and {itself} images beside them" if itself else "")
+        f"{root} has no label maps in trainannot/, valannot/ or testannot/; it holds {seen or 'no folders'}"
+        + (f", and {counted(itself, 'image')} outside folders" if itself else "")
         + "; move images to train/ and val/, and their label maps to trainannot/ and valannot/"
     )

@@ -154,11 +154,15 @@ def _say_choice(runner: Runner) -> None:
         why = f"without {lacking}, which would be faster (pip install 'enet-deploy[cpu]')"
     else:
         why = "the fastest for it"
-    log.info("%s runs on %s, %s; name another with --backend or backend=", runner.artifact, runner.backend, why)
+    log.info("%s runs on %s, %s; name another with --backend or backend=", runner.artifact.name, runner.backend, why)
 
 
 def artifact_files(artifact: str | Path) -> list[Path]:
-    """The files that opening an artifact reads: itself, an engine's card, and all that a name may stand for."""
+    """The files that opening an artifact reads: itself, an engine's card, and all that a name may stand for.
+
+    Raises InputError if no backend runs files of this suffix.
+    """
+    backends_for(artifact)
     if str(artifact) in NAMES:
         return [weights_file(artifact), graph_file(artifact)]
     return [Path(artifact), *([Path(f"{artifact}.json")] if Path(artifact).suffix == ".engine" else [])]
@@ -177,7 +181,8 @@ def backends_for(artifact: str | Path, precision: str | None = None) -> tuple[st
     if not backends:
         expected = ", ".join(f"{suffix} ({', '.join(_with_suffix(suffix))})" for suffix in SUFFIXES)
         names = ", ".join(NAMES)
-        raise InputError(f"{artifact} has the suffix '{suffix}', expected {expected}, or a name: {names}")
+        hint = did_you_mean(str(artifact), NAMES)
+        raise InputError(f"{artifact} has the suffix '{suffix}', expected {expected}, or a name: {names}{hint}")
     able = tuple(backend for backend in backends if precision in (None, *_REGISTRY[backend].precisions))
     if not able:
         raise InputError(f"precision '{precision}' for {artifact}, expected no precision: the file's own")

@@ -163,6 +163,7 @@ def test_names_that_the_locale_does_not_have(exported: Path, tmp_path: Path, var
     assert "val_iou_Fußweg" in (tmp_path / "run" / "log.csv").read_text(encoding="utf-8")
 
 
+@pytest.mark.slow
 def test_paths_that_are_not_utf8(weights: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """A library that takes no such path is named; all others read and write there."""
     from training_runs import arguments

@@ -505,6 +505,16 @@ def test_bad_argument_is_explained_and_leaves_no_file(
     assert sorted(here.rglob("*")) == before
 
 
+@pytest.mark.parametrize(
+    ("artifact", "message"),
+    [(".", r"^enet-segment: error: \. has the suffix ''"), ("enet-camvid-trian", r"mean enet-camvid-train\?$")],
+)
+def test_artifact_of_no_kind(here: Path, capsys: pytest.CaptureFixture[str], artifact: str, message: str) -> None:
+    cv2.imwrite("a.png", FRAMES[0])
+    assert main([artifact, "a.png"]) == 2
+    assert re.search(message, capsys.readouterr().err.strip())
+
+
 def test_expanded_globs_and_folders_with_dots(here: Path, exported: Path) -> None:
     for name in ("1", "2"):
         cv2.imwrite(f"{name}.png", FRAMES[0])

@@ -61,6 +61,8 @@ def test_exact_words_of_other_tools_are_taken(line: str, field: str, value: obje
         ("enet-export", "--engin trt", "--engine"),
         ("enet-segment", "a.onnx b.png --backend openvin", "openvino"),
         ("enet-bench", "--precision fp61", "fp16"),
+        ("enet-segment", "a.onnx b.png --half", "--precision"),
+        ("enet-segment", "a.onnx b.png --conf 0.5", "--confidence"),
         ("enet-data", "chek DATA", "check"),
         ("enet-data", "scenes DIR --cuont 3", "--count"),
     ],
@@ -73,6 +75,12 @@ def test_near_words_are_suggested(script: str, line: str, meant: str, capsys: py
 def test_no_suggestion_for_a_word_that_is_near_none(capsys: pytest.CaptureFixture[str]) -> None:
     said = refusal(SCRIPTS["enet-export"], "--xyzzy", capsys)
     assert "--xyzzy" in said and "did you mean" not in said
+
+
+@pytest.mark.parametrize("word", ["fp16", "INT8", "half"])
+def test_precision_of_a_file_is_not_computed_on_request(word: str, capsys: pytest.CaptureFixture[str]) -> None:
+    said = refusal(SCRIPTS["enet-segment"], f"a.onnx b.png --precision {word}", capsys)
+    assert f"'{word}', expected bf16" in said and "enet-export --precision" in said and "did you mean" not in said
 
 
 def test_backend_of_other_tools() -> None:
