@@ -5,10 +5,12 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
+from enet_deploy.arrays import check_count
 from enet_deploy.artifacts import BUNDLED_WEIGHTS
 from enet_deploy.commands import cli
+from enet_deploy.errors import InputError
 
-from .cli import make_parser, measured
+from .cli import PRECISIONS, make_parser, measured
 from .run import Run
 
 
@@ -45,8 +47,14 @@ def benchmark(
         split: of `data`.
 
     Returns the run: `run.results` has the figures of each runner, `run.write(path)` writes it as `--json` does.
+    Ctrl-C ends it early, and `run.partial` is then True; before the first whole round it raises KeyboardInterrupt.
     Raises as `enet-bench` ends: InputError, ArtifactError, BackendError or DataError.
     """
+    for each in precisions:
+        if each not in PRECISIONS:
+            raise InputError(f"precision {each!r:.60}, expected one of {', '.join(PRECISIONS)}")
+    if batch is not None:
+        check_count("batch", batch)
     values = {
         "artifacts": [*map(Path, artifacts)],
         "weights": cli.weights(str(weights)),

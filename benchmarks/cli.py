@@ -98,7 +98,7 @@ def _judge(found: Mapping[str, Mapping[str, float | None]], requirements: Sequen
 
 
 def measured(args: argparse.Namespace) -> Run:
-    """Return what the command measures; nothing is printed or written."""
+    """Return what the command measures. The result is not printed and no file is written."""
     options = BenchOptions(**{each.name: getattr(args, each.name) for each in fields(BenchOptions)})
     weights_sha256 = _require(options, {}, [])
     return _run(options, weights_sha256, open_inputs(options), environment(), [], False)[0]

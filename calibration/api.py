@@ -6,8 +6,7 @@ from pathlib import Path
 
 from enet_deploy.artifacts import BUNDLED_WEIGHTS
 from enet_deploy.commands import cli
-from enet_deploy.errors import InputError
-from enet_deploy.export.record import METHODS, Record
+from enet_deploy.export.record import Record
 
 from .cli import make_parser, run
 
@@ -40,8 +39,6 @@ def calibrate(
     Returns what was written. Raises DataError for an unusable data set, ArtifactError for unusable weights, InputError
     for impossible values, or if no choice of layers keeps `max_drop`.
     """
-    if method not in ("auto", *METHODS):
-        raise InputError(f"method '{method}', expected one of auto, {', '.join(METHODS)}")
     values = {
         "weights": cli.weights(str(weights)),
         "method": method,

@@ -19,7 +19,7 @@ from enet_deploy.data import spread
 from enet_deploy.errors import InputError
 from enet_deploy.fit import Fit, fit_image
 from enet_deploy.frame_range import measure
-from enet_deploy.images import UInt8Array, read_image
+from enet_deploy.images import UInt8Array, read_content, read_image
 
 PERCENTILE = 99.99  # share of the magnitudes inside the range, in percent
 BINS = {"percentile": 2048, "entropy": 512}  # the entropy search is quadratic in them, in Python
@@ -44,7 +44,7 @@ def digest(images: Iterable[Path]) -> str:
     """Return the SHA-256 over names and contents of these files, in hex."""
     total = hashlib.sha256()
     for image in images:
-        total.update(os.fsencode(image.name) + b"\0" + hashlib.sha256(image.read_bytes()).digest())
+        total.update(os.fsencode(image.name) + b"\0" + hashlib.sha256(read_content(image)).digest())
     return total.hexdigest()
 
 

@@ -24,7 +24,7 @@ from enet_deploy.runners import Runner, open_runner
 
 from .scoring import Pair
 
-STEP = 5  # every STEP-th row and column is looked at: neighbours say the same
+STEP = 5  # only every STEP-th row and column is used: neighbouring pixels are nearly the same
 _RANGE = (0.05, 20.0)  # of temperatures
 
 Floats = npt.NDArray[np.float32]

@@ -14,6 +14,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal, get_args
 
+from .bundled import weights_file
 from .classes import ClassList
 from .errors import ArtifactError, InputError
 from .files import digest, parse_json
@@ -25,7 +26,7 @@ from .trained_on import TrainedOn
 METADATA_KEY = "enet_deploy"  # the only key in the metadata of safetensors and ONNX files; its value is JSON
 SCHEMA = 1
 
-BUNDLED_WEIGHTS = Path(__file__).parent / "weights" / "enet-camvid.safetensors"
+BUNDLED_WEIGHTS = weights_file("enet-camvid")
 
 # How the digest stands in the file: in JSON, in safetensors files in JSON inside JSON. Its own digits count as zeros
 _DIGEST = re.compile(rb'(content_sha256\\*": \\*")([0-9a-f]{64})')
@@ -36,6 +37,25 @@ PRECISIONS = ("fp32", "fp16", "int8", "fp16-int8")
 LARGEST = 8192  # pixels per side, more than any camera has: a damaged file must not claim all memory
 
 QdqLayout = Literal["all", "openvino", "ort"]  # backends that an int8 graph is laid out for; see `export.int8`
+
+
+def require_file(path: Path, expected: str = "a file written by enet-train or enet-export") -> None:
+    """Raise ArtifactError that names `path`, and what was expected, unless an ordinary file is there."""
+    try:
+        if path.is_file():
+            return
+        why = "is a folder or a device" if path.exists() else "does not exist"
+    except OSError as error:
+        why = f"cannot be reached ({error.strerror})"
+    raise ArtifactError(f"{path} {why}; expected {expected}")
+
+
+def read_artifact(path: Path) -> bytes:
+    """Return the content of a file. Raises ArtifactError that names it if it cannot be read."""
+    try:
+        return path.read_bytes()
+    except OSError as error:
+        raise ArtifactError(f"{path} cannot be read ({error.strerror}); expected a file that you may read") from None
 
 
 def check_size(size: tuple[int, int]) -> None:
@@ -193,7 +213,7 @@ def set_graph_metadata(model: Any, metadata: Metadata) -> None:
 
 def sealed(content: bytes) -> bytes:
     """Put the digest of a file's content into its metadata; see `check_digest`."""
-    blank, _ = _without_digest(content)
+    blank, _ = _blanked(content)
     return _DIGEST.sub(lambda found: found[1] + digest(blank).encode(), blank, count=1)
 
 
@@ -202,7 +222,7 @@ def check_digest(content: bytes, source: str | Path) -> bool:
 
     Raises ArtifactError that names `source` if the content has another digest: a bit in it has changed.
     """
-    blank, expected = _without_digest(content)
+    blank, expected = _blanked(content)
     if expected == _NO_DIGEST:
         return False
     if digest(blank) != expected:
@@ -214,7 +234,8 @@ def check_digest(content: bytes, source: str | Path) -> bool:
     return True
 
 
-def _without_digest(content: bytes) -> tuple[bytes, str]:
+def _blanked(content: bytes) -> tuple[bytes, str]:
+    """Return the content with zeros in place of its digest, and the digest; zeros if it has none."""
     found = _DIGEST.search(content)
     if found is None:
         return content, _NO_DIGEST

@@ -286,9 +286,13 @@ class Declaration(NamedTuple):
 def read_declaration(root: str | Path) -> Declaration:
     """Read a data set's classes.json; without one, take Cityscapes' or CamVid's by its layout. Raises DataError."""
     path = Path(root) / "classes.json"
-    stems = ("*_leftImg8bit", "*_gtFine_labelIds") if is_cityscapes(root) else ("*", "*")
-    if not path.exists():
-        if is_cityscapes(root):
+    try:
+        has_file, has_cityscapes = path.exists(), is_cityscapes(root)
+    except OSError as error:
+        raise DataError(f"{root} cannot be read ({error.strerror}); expected a folder that you may read") from None
+    stems = ("*_leftImg8bit", "*_gtFine_labelIds") if has_cityscapes else ("*", "*")
+    if not has_file:
+        if has_cityscapes:
             return Declaration(CITYSCAPES, LabelValues.of(CITYSCAPES, CITYSCAPES_VALUES), *stems)
         return Declaration(CAMVID, LabelValues.of(CAMVID), *stems)
     try:

@@ -21,7 +21,7 @@ SYNONYMS = {
     "int8-fp16": "fp16-int8", "int8-bf16": "bf16-int8",
     "--half": "--fp16", "--batch-size": "--batch", "--output": "--out",
 }  # fmt: skip
-# and words for which ours is near, or needs other values
+# Words of other tools that are close to ours, but do not mean exactly the same: an error suggests ours
 _NEAR = {
     "--imgsz": "--size", "--img-size": "--size", "--input-size": "--size", "--shape": "--size",
     "--dtype": "--precision", "--dynamic": "--dynamic-batch", "--gpu": "--device", "--iterations": "--frames",

@@ -1,15 +1,9 @@
 """What an image file says of itself, read from its header without decoding it.
 
 Every format that is decoded has its parser here, so that the size is known before any pixel takes memory, and so that
-the number of pictures, the orientation and the largest value are read and not guessed. Pillow does not replace them:
-
-    PNG             it decodes the picture to find an orientation behind it, and refuses checksums that OpenCV accepts
-    JPEG            it does not tell where the data ends
-    JPEG 2000, WebP it does not tell whether the file is lossless, how many bits it has, whether it is whole
-    TIFF, EXIF      it opens no RGB of floating-point numbers, and it reads every value of every tag
-    GIF             it tells no size without a first picture
-    AVIF, HEIF      it reads them with some builds and plugins only
-    PNM             it reads no PAM and tells no largest value
+the number of pictures, the orientation and the largest value are read and not guessed. Pillow does not replace them: it
+decodes a PNG to find an orientation behind the picture, does not tell where a JPEG's data ends, or whether a JPEG 2000
+or WebP is lossless and whole, opens no TIFF of floating-point RGB, no PAM, and AVIF and HEIF in some builds only.
 """
 
 from __future__ import annotations
@@ -17,19 +11,26 @@ from __future__ import annotations
 import re
 import struct
 from collections.abc import Callable, Iterator
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from .exif import directories, exif_orientation, orientation_of
 
 PNG_SIGNATURE = b"\x89PNG\r\n\x1a\n"
 GREY, PALETTE, GREY_ALPHA, RGB_ALPHA = 0, 3, 4, 6  # colour types of PNG
 
-_REDUCED, _WIDTH, _HEIGHT, _BITS, _COMPRESSION = 254, 256, 257, 258, 259  # tags of TIFF
+_REDUCED, _WIDTH, _HEIGHT, _BITS, _COMPRESSION, _COLORS = 254, 256, 257, 258, 259, 262  # tags of TIFF
 _MAX_SAMPLE, _TILE_WIDTH, _TILE_HEIGHT, _SAMPLE_FORMAT = 281, 322, 323, 339
+_FLOATS = "floating-point numbers, whose brightest value it does not state"
+_UNREAD_SAMPLES = {2: "numbers with a sign", 3: _FLOATS}  # sample formats of TIFF that OpenCV takes for others
+_UNREAD_COLORS = {8: "CIELab", 9: "CIELab", 10: "CIELab", 32803: "raw sensor", 32844: "CIE LogL", 32845: "CIE LogLuv"}
 _LOSSY_TIFF = {6, 7, 34712, 50001}  # JPEG, JPEG 2000 and WebP inside TIFF
 _MAX_PARTS = 1 << 20  # of a file: chunks, blocks, directories; more make no image
+_MAX_JOINED = 1 << 16  # pictures that are counted
 _SWAPPED = {1: 2, 3: 4, 6: 5, 8: 7}  # an orientation that turns -> the one that swaps left and right afterwards
 _HALF_TURN = {1: 3, 3: 1, 6: 8, 8: 6}
+_GAP = rb"(?:\s|#[^\n]*\n)"  # in PNM's header
+
+Content = bytes | memoryview
 
 
 class Header(NamedTuple):
@@ -42,9 +43,11 @@ class Header(NamedTuple):
         orientation: how to turn the pixels, 1 to 8 as in EXIF; 1 if the file does not say.
         maximum: the largest value of a sample, if the file states one that its pixel type does not; else None.
         is_lossy: whether the values of pixels may have changed when the file was written.
-        is_float: whether the samples are floating-point numbers.
+        unread: what its values are if they cannot be read as what they are, such as floats; "" if they can.
+        end: position in the file behind the first picture, all of them if they are in one structure; None if unknown.
         is_whole: False if the file ends before its picture does.
-        data_end, is_progressive: of JPEG: position of the end marker; whether it comes in several scans.
+        is_raw: whether the file holds the pixels as they are, so that zeros are black and no sign of damage.
+        is_progressive: of JPEG: whether it comes in several scans.
         bits: of PNG: per sample, 1 to 16.
         color_type: of PNG: 0 grey, 2 RGB, 3 palette, 4 grey with alpha, 6 RGB with alpha.
     """
@@ -56,9 +59,10 @@ class Header(NamedTuple):
     orientation: int = 1
     maximum: int | None = None
     is_lossy: bool = False
-    is_float: bool = False
+    unread: str = ""
+    end: int | None = None
     is_whole: bool = True
-    data_end: int | None = None
+    is_raw: bool = False
     is_progressive: bool = False
     bits: int = 8
     color_type: int | None = None
@@ -68,62 +72,68 @@ def read_header(content: bytes) -> Header | None:
     """Read the header of an image file's content. None if the format is unknown or the header is damaged."""
     for signature, parse in _PARSERS:
         if re.match(signature, content):
-            try:
-                return parse(content)
-            except (struct.error, IndexError, KeyError, ValueError, OverflowError):
-                return None
+            header = _parsed(parse, content)
+            return header and _with_joined(header, content, signature, parse)
     return None
 
 
-def _png(content: bytes) -> Header:
+def _parsed(parse: Callable[[Any], Header], content: Content) -> Header | None:
+    try:
+        return parse(content)
+    except (struct.error, IndexError, KeyError, ValueError, OverflowError):
+        return None
+
+
+def _with_joined(header: Header, content: bytes, signature: bytes, parse: Callable[[Any], Header]) -> Header:
+    """Add the pictures of the same format that follow the first ones, as `cat` joins files."""
+    is_jpeg, pictures, rest = header.format == "JPEG", header.pictures, memoryview(content)
+    find = re.compile(signature).search if is_jpeg else re.compile(signature).match  # cameras pad between JPEGs
+    last: Header | None = header
+    while last and last.end and pictures < _MAX_JOINED and (found := find(rest, last.end)):
+        rest = rest[found.start() :]
+        last = _parsed(parse, rest)
+        if last and (not is_jpeg or last[:3] == header[:3]):  # phones add smaller JPEGs, no pictures of their own
+            pictures += last.pictures
+    return header._replace(pictures=pictures)
+
+
+def _png(content: Content) -> Header:
     width, height, bits, color_type = struct.unpack(">IIBB", content[16:26])
-    pictures, orientation, position = 1, 1, 8
+    pictures, orientation, position, end = 1, 1, 8, None
     for _ in range(_MAX_PARTS):
         chunk = content[position : position + 8]
-        if len(chunk) < 8:
+        if len(chunk) < 8 or end is not None:
             break
         length, kind = struct.unpack(">I4s", chunk)
         body = position + 8
         if kind == b"acTL" and length >= 4:
             pictures = max(1, int.from_bytes(content[body : body + 4], "big"))
         elif kind == b"eXIf":
-            orientation = exif_orientation(content[body : body + length])
+            orientation = exif_orientation(bytes(content[body : body + length]))
         position = body + length + 4
-    return Header("PNG", height, width, pictures, orientation, bits=bits, color_type=color_type)
+        end = position if kind == b"IEND" else None
+    return Header("PNG", height, width, pictures, orientation, end=end, bits=bits, color_type=color_type)
 
 
-def _jpeg(content: bytes) -> Header:
-    first = _jpeg_at(content, 0)
-    # more of this size, as of a stereo camera; a phone adds smaller ones, which are no pictures of their own
-    pictures, last = 1, first
-    while last.data_end is not None and (start := content.find(b"\xff\xd8\xff", last.data_end + 2)) >= 0:
-        try:
-            last = _jpeg_at(content, start)
-        except (struct.error, IndexError, ValueError):
-            break
-        pictures += last[:3] == first[:3]
-    return first._replace(pictures=pictures)
-
-
-def _jpeg_at(content: bytes, position: int) -> Header:
+def _jpeg(content: Content) -> Header:
     size: tuple[int, int] = (0, 0)
     orientation, is_progressive = 1, False
-    for marker, start, end in _jpeg_segments(content, position + 2):
-        if marker == 0xE1 and content.startswith(b"Exif\0\0", start):
-            orientation = exif_orientation(content[start + 6 : end])
+    for marker, start, end in _jpeg_segments(content, 2):
+        if marker == 0xE1 and content[start : start + 6] == b"Exif\0\0":
+            orientation = exif_orientation(bytes(content[start:end]))
         elif 0xC0 <= marker <= 0xCF and marker not in (0xC4, 0xC8, 0xCC):
             size = struct.unpack(">HH", content[start + 1 : start + 5])
             is_progressive = marker not in (0xC0, 0xC1)
         elif marker == 0xDA:
-            data_end = _jpeg_data_end(content, end)
+            data_end = _jpeg_end(content, end)
             return Header(
-                "JPEG", *size, orientation=orientation, is_lossy=True, is_progressive=is_progressive, data_end=data_end,
+                "JPEG", *size, orientation=orientation, is_lossy=True, is_progressive=is_progressive, end=data_end,
                 is_whole=data_end is not None,
             )  # fmt: skip
     raise ValueError
 
 
-def _jpeg_segments(content: bytes, position: int) -> Iterator[tuple[int, int, int]]:
+def _jpeg_segments(content: Content, position: int) -> Iterator[tuple[int, int, int]]:
     """The segments of a JPEG before its data, with that of the first scan: marker, start and end of the body."""
     while content[position] == 0xFF:
         marker = content[position + 1]
@@ -135,13 +145,13 @@ def _jpeg_segments(content: bytes, position: int) -> Iterator[tuple[int, int, in
         position += 2 + length
 
 
-def _jpeg_data_end(content: bytes, start: int) -> int | None:
-    """The position of a JPEG's end marker, from `start` in its entropy-coded data on; None without one."""
+def _jpeg_end(content: Content, start: int) -> int | None:
+    """The position behind a JPEG's end marker, from `start` in its entropy-coded data on; None without one."""
     for match in re.compile(rb"\xff+([^\x00\xd0-\xd7\xff])").finditer(content, start):
         if match.start() < start:
             continue
         if match[1] == b"\xd9":
-            return match.end() - 2
+            return match.end()
         if len(content) < match.end() + 2:
             return None
         start = match.end() + int.from_bytes(content[match.end() : match.end() + 2], "big")  # past tables, next scan
@@ -166,6 +176,7 @@ def _tiff(content: bytes) -> Header:
     pictures = sum(1 for page in pages if not page.get(_REDUCED, (0,))[0] & 5)
     bits = first.get(_BITS, (1,))[0]
     stated = first.get(_MAX_SAMPLE, ((1 << bits) - 1,))[0]
+    colors = _UNREAD_COLORS.get(first.get(_COLORS, (1,))[0])
     return Header(
         "TIFF",
         max(first[_HEIGHT][0], first.get(_TILE_HEIGHT, (0,))[0]),
@@ -174,19 +185,25 @@ def _tiff(content: bytes) -> Header:
         orientation_of(first),
         stated if 8 < bits <= 16 and 0xFF < stated < 0xFFFF else None,
         first.get(_COMPRESSION, (1,))[0] in _LOSSY_TIFF,
-        first.get(_SAMPLE_FORMAT, (1,))[0] == 3,
+        _UNREAD_SAMPLES.get(first.get(_SAMPLE_FORMAT, (1,))[0]) or (f"{colors} colours" if colors else ""),
     )
 
 
-def _bmp(content: bytes) -> Header:
-    if struct.unpack("<I", content[14:18])[0] == 12:
-        width, height = struct.unpack("<HH", content[18:22])
-    else:
-        width, height = struct.unpack("<ii", content[18:26])
-    return Header("BMP", abs(height), abs(width))
+def _bmp(content: Content) -> Header:
+    start, head = struct.unpack("<II", content[10:18])
+    width, height, _, bits = struct.unpack("<HHHH" if head == 12 else "<iiHH", content[18 : 26 if head == 12 else 30])
+    is_raw = head == 12 or content[30] in (0, 3, 6)
+    end = start + abs(height) * ((abs(width) * bits + 31) // 32 * 4)
+    return _raw("BMP", abs(height), abs(width), content, end if is_raw else None)
 
 
-def _gif(content: bytes) -> Header:
+def _raw(format: str, height: int, width: int, content: Content, end: int | None, maximum: int | None = None) -> Header:
+    """Of a file with the pixels as they are up to `end`, or None if it is compressed. Padding at its end may miss."""
+    is_whole = end is None or len(content) + 3 >= end
+    return Header(format, height, width, maximum=maximum, end=end, is_whole=is_whole, is_raw=end is not None)
+
+
+def _gif(content: Content) -> Header:
     width, height, flags = struct.unpack("<HHB", content[6:11])
     position, pictures = 13 + (6 << (flags & 7) if flags & 0x80 else 0), 0
     for _ in range(_MAX_PARTS):
@@ -201,18 +218,19 @@ def _gif(content: bytes) -> Header:
         while position < len(content) and content[position]:
             position += 1 + content[position]
         position += 1
-    return Header("GIF", height, width, max(1, pictures))
+    end = position + 1 if content[position : position + 1] == b"\x3b" else None
+    return Header("GIF", height, width, max(1, pictures), end=end)
 
 
-def _webp(content: bytes) -> Header:
+def _webp(content: Content) -> Header:
     size, pictures, orientation, is_lossy = (0, 0), 0, 1, False
-    position = 12
+    position, end = 12, 8 + int.from_bytes(content[4:8], "little")
     for _ in range(_MAX_PARTS):
         chunk = content[position : position + 8]
-        if len(chunk) < 8:
+        if len(chunk) < 8 or position >= end:
             break
         kind, length = struct.unpack("<4sI", chunk)
-        body = content[position + 8 : position + 8 + min(length, 1 << 16)]
+        body = bytes(content[position + 8 : position + 8 + min(length, 1 << 16)])
         if kind == b"VP8X":
             size = int.from_bytes(body[7:10], "little") + 1, int.from_bytes(body[4:7], "little") + 1
         elif kind == b"ANMF":
@@ -231,9 +249,8 @@ def _webp(content: bytes) -> Header:
     if not all(size):
         raise ValueError
     # compressed data never ends so: a power loss leaves zeros
-    end = 8 + int.from_bytes(content[4:8], "little")
     is_whole = end <= len(content) and content[end - 64 : end] != bytes(64)
-    return Header("WebP", *size, max(1, pictures), orientation, is_lossy=is_lossy, is_whole=is_whole)
+    return Header("WebP", *size, max(1, pictures), orientation, is_lossy=is_lossy, end=end, is_whole=is_whole)
 
 
 def _boxes(data: bytes, start: int, end: int) -> Iterator[tuple[bytes, int, int]]:
@@ -287,28 +304,36 @@ def _heif(content: bytes) -> Header:
     )  # fmt: skip
 
 
-def _pnm(content: bytes) -> Header:
-    kind = content[:2]
-    text = re.sub(rb"#[^\n]*", b"", content[2 : 1 << 16])
+def _pnm(content: Content) -> Header:
+    head = bytes(content[: 1 << 16])
+    kind, samples = head[:2], {b"P6": 3, b"PF": 3}.get(head[:2], 1)
     if kind == b"P7":
-        fields = dict(re.findall(rb"(WIDTH|HEIGHT|MAXVAL)\s+(\d{1,10})\s", text.split(b"ENDHDR")[0]))
-        width, height, maximum = (int(fields[name]) for name in (b"WIDTH", b"HEIGHT", b"MAXVAL"))
+        stop = head.index(b"ENDHDR\n") + 7
+        fields = dict(re.findall(rb"(WIDTH|HEIGHT|DEPTH|MAXVAL)\s+(\d{1,10})\s", re.sub(rb"#[^\n]*", b"", head[:stop])))
+        width, height, samples, maximum = (int(fields[name]) for name in (b"WIDTH", b"HEIGHT", b"DEPTH", b"MAXVAL"))
     else:
-        numbers = text.split(maxsplit=3)
-        width, height = int(numbers[0]), int(numbers[1])
-        maximum = 1 if kind in (b"P1", b"P4") else 0 if kind in (b"PF", b"Pf") else int(numbers[2])
+        count = 2 if kind in (b"P1", b"P4", b"PF", b"Pf") else 3
+        numbers = re.match(rb"P." + (_GAP + rb"+(\d{1,10})") * count + rb"(?=\s|#)" + _GAP, head)
+        if numbers is None:
+            raise ValueError
+        stop, (width, height, *rest) = numbers.end(), map(int, numbers.groups())
+        maximum = rest[0] if rest else 1
     if min(width, height) < 1:
         raise ValueError
+    if kind in (b"PF", b"Pf"):
+        return Header("PNM", height, width, unread=_FLOATS)
     stated = maximum if maximum not in (0, 1, 0xFF, 0xFFFF) else None
-    return Header("PNM", height, width, maximum=stated, is_float=kind in (b"PF", b"Pf"))
+    row = (width + 7) // 8 if kind == b"P4" else width * samples * (2 if maximum > 0xFF else 1)
+    return _raw("PNM", height, width, content, None if kind in (b"P1", b"P2", b"P3") else stop + height * row, stated)
 
 
-def _sun(content: bytes) -> Header:
-    width, height = struct.unpack(">II", content[4:12])
-    return Header("Sun raster", height, width)
+def _sun(content: Content) -> Header:
+    width, height, depth, _, kind, _, colors = struct.unpack(">7I", content[4:32])
+    end = 32 + colors + height * ((width * depth + 15) // 16 * 2)
+    return _raw("Sun raster", height, width, content, None if kind == 2 else end)
 
 
-_PARSERS: tuple[tuple[bytes, Callable[[bytes], Header]], ...] = (
+_PARSERS: tuple[tuple[bytes, Callable[[Any], Header]], ...] = (
     (re.escape(PNG_SIGNATURE), _png),
     (rb"\xff\xd8\xff", _jpeg),
     (rb"\x00\x00\x00\x0cjP  \r\n\x87\n|\xff\x4f\xff\x51", _jpeg2000),
@@ -319,6 +344,6 @@ _PARSERS: tuple[tuple[bytes, Callable[[bytes], Header]], ...] = (
     (rb"[\x00-\xff]{4}ftyp(avif|avis|mif1|msf1|hei[cmsx]|hev[cmsx])", _heif),
     (rb"P[1-7Ff]\s", _pnm),
     (rb"\x59\xa6\x6a\x95", _sun),
-    (rb"#\?(RADIANCE|RGBE)", lambda _: Header("Radiance HDR", 0, 0, is_float=True)),
-    (rb"\x76\x2f\x31\x01", lambda _: Header("OpenEXR", 0, 0, is_float=True)),
+    (rb"#\?(RADIANCE|RGBE)", lambda _: Header("Radiance HDR", 0, 0, unread=_FLOATS)),
+    (rb"\x76\x2f\x31\x01", lambda _: Header("OpenEXR", 0, 0, unread=_FLOATS)),
 )

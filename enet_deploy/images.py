@@ -35,6 +35,7 @@ IMAGE_SUFFIXES = {
 MAX_PIXELS = 1 << 28  # 16384x16384, 0.8 GB decoded; a file of one kilobyte can claim more than any memory holds
 MAX_BYTES = 1 << 30
 
+_BLOCK = 4096  # bytes: of most file systems, which fill with zeros what they lost
 _FILLER = bytes(range(1, 255, 4))  # any data; without 0xFF, which would be a marker
 _MEDIA_TYPES = {".png": "image/png", ".jpg": "image/jpeg", ".svg": "image/svg+xml"}
 
@@ -62,7 +63,8 @@ def decode(name: Path | str, content: bytes, flags: int) -> npt.NDArray[Any]:
     if header.format == "HEIF":
         return _decode_heif(name, content)
     pixels = _imdecode(name, content, flags | cv2.IMREAD_IGNORE_ORIENTATION)
-    if header.data_end is not None and _lacks_data(content, pixels, header.is_progressive, header.data_end):
+    end = header.end if header.format == "JPEG" else None
+    if end is not None and _lacks_data(content, pixels, header.is_progressive, end - 2):
         raise DataError(f"{name} is damaged: its data ends before its picture does, and the rest would be grey")
     # OpenCV turns a TIFF whatever the flags say
     return pixels if header.format == "TIFF" else turned(pixels, header.orientation)
@@ -86,10 +88,8 @@ def require_readable(name: Path | str, content: bytes) -> Header:
             f"{name} cannot be decoded as an image: it {'has no known header' if content else 'is empty'}; expected a "
             "whole PNG, JPEG, TIFF, BMP, WebP, AVIF, HEIC, GIF, JPEG 2000, PNM or Sun raster file"
         )
-    if header.is_float:
-        raise DataError(
-            f"{name} holds floating-point numbers, whose brightest value it does not state; convert it to 8 bits"
-        )
+    if header.unread:
+        raise DataError(f"{name} holds {header.unread}; convert it to RGB or grey of 8 bits")
     if header.height * header.width > MAX_PIXELS:
         raise DataError(
             f"{name} claims to be {header.height}x{header.width} (height x width), expected at most {MAX_PIXELS} "
@@ -253,6 +253,10 @@ def load_image(path: str | Path) -> LoadedImage:
     notes = []
     if has_alpha and (pixels[..., 3] < np.iinfo(pixels.dtype).max).any():
         notes.append("transparent pixels, of which the colours behind are read")
+    if header.is_raw and not any(content[-_BLOCK:]):
+        notes.append(
+            f"only zeros in its last {_BLOCK} bytes, which are read as pixels; see whether it was copied whole"
+        )
     image, scale = eight_bits(Path(path), np.ascontiguousarray(pixels[..., :3]), header.maximum)
     return LoadedImage(image, header, "; ".join(filter(None, [*notes, scale])))
 

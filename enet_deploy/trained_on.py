@@ -74,7 +74,10 @@ def joined(parts: Sequence[TrainedOn | None]) -> TrainedOn:
 
 
 def count(known: TrainedOn | None, hashes: Sequence[str]) -> int | None:
-    """How many of these images were trained on; None if the weights do not say, or not all and none is known."""
+    """Return how many of these images the weights were trained on.
+
+    None if the weights do not say. None too if they name only a part of their images, and none of these is in it.
+    """
     if known is None:
         return None
     found = sum(each in known.hashes for each in hashes)

@@ -23,6 +23,7 @@ def export(
     size: tuple[int, int] | None = None,
     batch: int | None = 1,
     logits: bool = False,
+    confidence: bool = False,
     fit: Fit | None = None,
     data: str | Path | None = None,
     split: str = "val",
@@ -38,10 +39,11 @@ def export(
         name: beginning of the file's name.
         precision: "fp32", "fp16", "int8" or "fp16-int8".
         target: backend that int8 is laid out for; "all" runs on every one.
-        calibration: record of `calibrate`, for int8; by default that of the bundled weights.
+        calibration: record of `calibrate`, for int8 or confidences; by default that of the bundled weights.
         size: (height, width) of the frames; by default as the weights were trained.
         batch: frames per call; None for any number.
         logits: the graph also returns the logits.
+        confidence: the graph also returns confidences, with the temperature in the calibration record.
         fit: how runners make frames of images; by default as the weights were trained.
         data: data set with images to compare labels on; by default drawn street scenes.
         split: of `data`.
@@ -63,6 +65,7 @@ def export(
         "batch": batch,
         "dynamic_batch": batch is None,
         "logits": logits,
+        "confidence": confidence,
         "fit": fit,
         "data": None if data is None else str(data),
         "split": split,

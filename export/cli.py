@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, get_args
 
 import numpy as np
 
-from enet_deploy.artifacts import BUNDLED_WEIGHTS, PRECISIONS, QdqLayout, graph_metadata
+from enet_deploy.artifacts import BUNDLED_WEIGHTS, PRECISIONS, QdqLayout, graph_metadata, require_file
 from enet_deploy.cache import cache_folder
 from enet_deploy.classes import read_classes
 from enet_deploy.commands import cli
@@ -97,12 +97,11 @@ def _from_weights(args: argparse.Namespace) -> Path:
 
 def _record(args: argparse.Namespace, weights_sha256: str) -> Record | None:
     """Return the record that --int8 or --confidence needs; None if it has none, as confidences can do without."""
-    from .record import BUNDLED_RECORD, Record, record_for
+    from .record import bundled_record, record_for
 
     if args.int8 or (args.confidence and args.calibration is not None):
         return record_for(weights_sha256, args.calibration)
-    bundled = Record.read(BUNDLED_RECORD) if args.confidence else None
-    return bundled if bundled is not None and bundled.weights_sha256 == weights_sha256 else None
+    return bundled_record(weights_sha256) if args.confidence else None
 
 
 def _note_size(record: Record, size: tuple[int, int]) -> None:
@@ -234,8 +233,6 @@ def _settle_precision(args: argparse.Namespace) -> None:
     """Let --precision set --fp16 and --int8. Raises InputError if they were given and say something else."""
     if args.precision is None:
         return
-    if args.precision not in PRECISIONS:
-        raise InputError(f"precision '{args.precision}', expected one of {', '.join(PRECISIONS)}")
     parts = args.precision.split("-")
     for name in ("fp16", "int8"):
         if getattr(args, name) and name not in parts:
@@ -248,9 +245,11 @@ def _export(args: argparse.Namespace) -> None:
 
 
 def _require_model(args: argparse.Namespace) -> None:
-    if args.model is not None and (not args.model.is_file() or args.model.suffix != ".onnx"):
-        problem = "is no .onnx file" if args.model.exists() else "does not exist"
-        raise ArtifactError(f"{args.model} {problem}; expected a graph of enet-export, or --weights WEIGHTS")
+    if args.model is not None:
+        expected = "a graph of enet-export (.onnx), or --weights WEIGHTS"
+        require_file(args.model, expected)
+        if args.model.suffix != ".onnx":
+            raise ArtifactError(f"{args.model} is no .onnx file; expected {expected}")
 
 
 def _rewrite_unpool(args: argparse.Namespace) -> Path:

@@ -234,8 +234,9 @@ def confidence_of(scores: Tensor, temperature: float) -> Tensor:
     A confidence is 255 times the softmax probability of the label. The largest logit over the sum is written as one
     over the sum of exp(logit - largest), so that the only divisions are at the end, one for each pixel.
     """
-    below = scores - scores.amax(dim=2, keepdim=True)
-    total = (below * (1 / temperature)).exp().sum(dim=2)
+    four = scores.flatten(0, 1)  # OpenVINO takes eight times as long to reduce five dimensions
+    below = four - four.amax(dim=1, keepdim=True)
+    total = (below * (1 / temperature)).exp().sum(dim=1).reshape(-1, 4, *four.shape[2:])
     return interleave((255 / total + 0.5).to(torch.int32)).to(torch.uint8)
 
 

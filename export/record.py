@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from enet_deploy.artifacts import BUNDLED_WEIGHTS, check_size, check_temperature, with_digest, without_digest
+from enet_deploy.bundled import NAMES, weights_file
 from enet_deploy.errors import ArtifactError, InputError
 from enet_deploy.files import atomic_write, digest, parse_json
 from enet_deploy.frame_range import FrameRange
@@ -17,7 +18,7 @@ from enet_deploy.frame_range import FrameRange
 SCHEMA = 2
 METHODS = ("minmax", "percentile", "entropy", "mse")  # explained in `calibration.ranges.find_ranges`
 BUNDLED_RECORD = BUNDLED_WEIGHTS.with_suffix(".json")
-BUNDLED_RECORDS = (BUNDLED_RECORD, BUNDLED_RECORD.with_name("enet-camvid-train.json"))  # each of the weights beside it
+BUNDLED_RECORDS = tuple(weights_file(name).with_suffix(".json") for name in NAMES)
 
 
 @dataclass(frozen=True)
@@ -157,9 +158,14 @@ def cache_header(version: str) -> str:
 
 def record_for(weights_sha256: str, path: str | Path | None = None) -> Record:
     """Read the record at `path`, or the bundled one of these weights. Raises ArtifactError if it is of others."""
-    if path is None:
-        fitting = (each for each in BUNDLED_RECORDS if Record.read(each).weights_sha256 == weights_sha256)
-        path = next(fitting, BUNDLED_RECORD)
-    record = Record.read(path)
-    record.require_weights(weights_sha256, path)
+    record = bundled_record(weights_sha256) if path is None else None
+    if record is None:
+        path = BUNDLED_RECORD if path is None else path
+        record = Record.read(path)
+        record.require_weights(weights_sha256, path)
     return record
+
+
+def bundled_record(weights_sha256: str) -> Record | None:
+    """Return the bundled record of these weights; None if there is none."""
+    return next((each for each in map(Record.read, BUNDLED_RECORDS) if each.weights_sha256 == weights_sha256), None)

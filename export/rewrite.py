@@ -18,8 +18,10 @@ import numpy.typing as npt
 import onnx
 import onnxruntime
 from onnx import helper, numpy_helper
+from onnx.external_data_helper import load_external_data_for_model
 
-from enet_deploy.errors import InputError, ParityError
+from enet_deploy.artifacts import read_artifact
+from enet_deploy.errors import ArtifactError, InputError, ParityError
 from enet_deploy.files import atomic_write
 from enet_deploy.runners.graph import parse_graph
 
@@ -57,10 +59,11 @@ def rewrite_unpool(model: str | Path, out: str | Path) -> Rewritten:
         model: the ONNX file. Height and width of what is pooled must be fixed; the batch may be open.
         out: the file to write, atomically.
 
-    Raises ArtifactError if the file is no ONNX file, InputError if it has nothing to rewrite, or indices that are not
-    of 2x2 windows with stride 2, ParityError if the new graph gives other outputs. Then nothing is written.
+    Raises ArtifactError if the file is no whole ONNX graph, or if ONNX Runtime cannot run it, InputError if it has
+    nothing to rewrite, or indices that are not of 2x2 windows with stride 2, ParityError if the new graph gives other
+    outputs. Then nothing is written.
     """
-    original = parse_graph(Path(model).read_bytes(), Path(model))
+    original = _loaded(Path(model))
     new = onnx.ModelProto()
     new.CopyFrom(original)
     graph = _Graph(new, Path(model))
@@ -80,6 +83,21 @@ def rewrite_unpool(model: str | Path, out: str | Path) -> Rewritten:
         onnx.save(new, temporary)
     pools = tuple(dict.fromkeys(_name(pool) for _, pool in pairs))
     return Rewritten(Path(out), pools, tuple(_name(scatter) for scatter, _ in pairs), inputs, ties)
+
+
+def _loaded(path: Path) -> onnx.ModelProto:
+    """Read a graph, with the weights that PyTorch's exporter keeps in a file beside it. Raises ArtifactError."""
+    model = parse_graph(read_artifact(path), path)
+    try:
+        load_external_data_for_model(model, str(path.parent))
+        onnx.checker.check_model(model)
+    except (OSError, ValueError, onnx.checker.ValidationError) as error:
+        raise ArtifactError(f"{path} is no whole ONNX graph: {_line(error)}; export it again") from None
+    return model
+
+
+def _line(error: Exception) -> str:
+    return " ".join(str(error).split())[:300]
 
 
 def _name(node: onnx.NodeProto) -> str:
@@ -108,7 +126,7 @@ class _Graph:
         self.count = 0
 
     def shape(self, name: str) -> list[int | None]:
-        """The sides of a tensor; None for an open one, and for all of four if the rank is unknown."""
+        """Return the sides of a tensor, None for an open one; [None] if the number of sides is unknown."""
         if name not in self.types or not self.types[name].HasField("shape"):
             return [None]
         return [side.dim_value if side.HasField("dim_value") else None for side in self.types[name].shape.dim]
@@ -271,7 +289,7 @@ def _compare(old: onnx.ModelProto, new: onnx.ModelProto, path: Path, pooled: lis
     seen.CopyFrom(old)
     names = [output.name for output in old.graph.output]
     seen.graph.output.extend(onnx.ValueInfoProto(name=name) for name in dict.fromkeys(pooled) if name not in names)
-    sessions = [_session(seen), _session(new)]
+    sessions = [_session(seen, path), _session(new, path)]
     tied: list[float] = []
     inputs = list(_tie_rich(old))
     for feed in inputs:
@@ -287,11 +305,17 @@ def _compare(old: onnx.ModelProto, new: onnx.ModelProto, path: Path, pooled: lis
     return len(inputs), float(np.mean(tied))
 
 
-def _session(model: onnx.ModelProto) -> onnxruntime.InferenceSession:
+def _session(model: onnx.ModelProto, path: Path) -> onnxruntime.InferenceSession:
+    """Open a graph. Raises ArtifactError that names `path` if ONNX Runtime cannot run it."""
     options = onnxruntime.SessionOptions()
     options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL  # the same kernels in both
     options.log_severity_level = 3
-    return onnxruntime.InferenceSession(model.SerializeToString(), options, ["CPUExecutionProvider"])
+    try:
+        return onnxruntime.InferenceSession(model.SerializeToString(), options, ["CPUExecutionProvider"])
+    except Exception as error:  # noqa: BLE001  onnxruntime raises a dozen types
+        raise ArtifactError(
+            f"{path} cannot be compared: onnxruntime {onnxruntime.__version__} does not run it: {_line(error)}"
+        ) from None
 
 
 def _tie_rich(model: onnx.ModelProto) -> Iterator[dict[str, npt.NDArray[np.generic]]]:

@@ -80,7 +80,7 @@ from enet_deploy.runners.tensorrt.card import EngineCard
 from enet_deploy.weights import Weights, load_weights, save_weights
 
 PACKAGE = str(Path(enet_deploy.__file__).parent)
-EXAMPLES = 30  # of a target, before the next has its turn
+EXAMPLES = 10  # of a target, before the next has its turn
 TRACED = 10  # of so many inputs, one: tracing is slow
 PATIENCE = 60  # seconds that one example may take
 MEMORY = 8 << 30
@@ -533,7 +533,7 @@ def of_sinks(folder: Path) -> dict[str, Target]:
         home = Path(tempfile.mkdtemp(dir=folder))
         source = Listed([item.frame for item in items])
         outputs = Outputs(*(str(home / name) for name in (out, "labels/", "masks/", "lines.json")))
-        outputs.require_usable(source)
+        outputs.require_usable(source, reads=[])
         with ExitStack() as stack:
             for sink in outputs.open(stack, source, FrameRenderer(CAMVID, 0.5, True), 1, Stop()):
                 for item in items:

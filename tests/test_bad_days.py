@@ -27,7 +27,7 @@ from typing import Any
 import numpy as np
 import onnx
 import pytest
-from helpers import SIZE, least_graph, stored, write_graph
+from helpers import SIZE, TEMPERATURE, least_graph, stored, write_graph
 
 from enet_deploy import open_runner
 from enet_deploy.artifacts import BUNDLED_WEIGHTS, graph_metadata, save_graph, without_digest
@@ -208,10 +208,9 @@ def built_already(path: str) -> None:
 
 @pytest.mark.slow
 def test_graph_is_built_the_same_again(exported: Path, tmp_path: Path) -> None:
-    from enet_deploy.export.to_onnx import build_graph
+    from enet_deploy.export.to_onnx import to_onnx
 
-    graph = build_graph(BUNDLED_WEIGHTS, "fp32", SIZE, None, logits=True)
-    save_graph(graph, tmp_path / "again.onnx")
+    to_onnx(BUNDLED_WEIGHTS, tmp_path / "again.onnx", size=SIZE, batch=None, logits=True, confidence=TEMPERATURE)
     assert (tmp_path / "again.onnx").read_bytes() == exported.read_bytes()
 
 

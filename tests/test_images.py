@@ -128,6 +128,50 @@ def test_several_pictures_in_a_file_are_counted_and_reported(
     assert [record.args[1] for record in caplog.records if record.args] == [3]
 
 
+@pytest.mark.parametrize("suffix", [".ppm", ".pgm", ".pbm", ".pam", ".png", ".bmp", ".ras", ".webp", ".gif", ".jpg"])
+def test_pictures_that_follow_each_other_are_counted_and_reported(
+    tmp_path: Path, suffix: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    pixels = PICTURE[..., 1] & 128 if suffix in (".pgm", ".pbm") else PICTURE
+    (tmp_path / f"a{suffix}").write_bytes(cv2.imencode(suffix, pixels)[1].tobytes() * 3)
+    assert read_image(tmp_path / f"a{suffix}").shape == PICTURE.shape
+    assert [record.args[1] for record in caplog.records if record.args] == [3]
+
+
+@pytest.mark.parametrize("suffix", [".ppm", ".pgm", ".pbm", ".pam", ".bmp", ".ras"])
+def test_picture_without_compression_that_is_cut_or_zeros(
+    tmp_path: Path, suffix: str, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr("enet_deploy.console._said", set())
+    shape = (300, 256) if suffix in (".pgm", ".pbm") else (300, 256, 3)
+    pixels = np.full(shape, 0 if suffix == ".pbm" else 128, np.uint8)  # in which a bit of 1 is black
+    whole, path = cv2.imencode(suffix, pixels)[1].tobytes(), tmp_path / f"a{suffix}"
+    path.write_bytes(whole)
+    assert read_image(path).shape == (300, 256, 3) and not caplog.records
+    path.write_bytes(whole[:-4])
+    with pytest.raises(DataError, match=rf"a\{suffix} cannot be decoded whole"):
+        read_image(path)
+    path.write_bytes(whole[:-4096] + bytes(4096))
+    read_image(path)
+    assert "a" + suffix in caplog.text and "4096" in caplog.text
+
+
+@pytest.mark.parametrize(("tag", "value"), [(262, 8), (339, 2)])
+def test_tiff_of_other_colors_or_numbers_is_refused(tmp_path: Path, tag: int, value: int) -> None:
+    """CIELab; numbers with a sign."""
+    content = io.BytesIO()
+    Image.fromarray(PICTURE).save(content, "TIFF", tiffinfo={339: (1, 1, 1)})
+    whole = content.getvalue()
+    at = next(at for at in range(len(whole)) if whole[at : at + 3] == struct.pack("<HB", tag, 3))
+    entry = bytearray(whole)
+    struct.pack_into("<HIHH", entry, at + 2, 3, 1, value, 0)
+    (tmp_path / "a.tif").write_bytes(whole)
+    assert read_image(tmp_path / "a.tif").shape == PICTURE.shape
+    (tmp_path / "a.tif").write_bytes(entry)
+    with pytest.raises(DataError, match=r"a\.tif holds (CIELab|numbers with a sign)"):
+        read_image(tmp_path / "a.tif")
+
+
 def test_reduced_copy_of_a_page_is_no_second_picture() -> None:
     content = io.BytesIO()
     Image.fromarray(image(16, 24)).save(content, "TIFF", save_all=True, append_images=[Image.fromarray(image())])

@@ -239,7 +239,7 @@ def write_nothing(path: Path, net: ENet) -> None:
 @pytest.mark.parametrize(
     ("write", "message"),
     [
-        (write_nothing, "is not a file; expected weights"),
+        (write_nothing, "does not exist; expected weights"),
         (write_pickle, "is not a whole safetensors file"),
         (write_torch_checkpoint, "is not a whole safetensors file"),
         (write_truncated, "is not a whole safetensors file"),

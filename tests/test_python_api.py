@@ -44,9 +44,15 @@ def test_the_notebook_runs_and_holds_no_outputs(tmp_path: Path, monkeypatch: pyt
     [
         (lambda data, out: train(data, out, Recipe(batch=99)), "99"),
         (lambda data, out: export(out=out, precision="int7"), "int7"),
+        (lambda data, out: export(out=out, precision="int8", target="tpu"), "tpu"),  # type: ignore[arg-type]
+        (lambda data, out: export(out=out, batch=0), "batch 0"),
         (lambda data, out: calibrate(data, out / "a.json", method="best"), "best"),
         (lambda data, out: benchmark(["enet-camvid"], precisions=["fp16"]), "precision"),
+        (lambda data, out: benchmark(precisions=["int4"]), "int4"),
+        (lambda data, out: benchmark(frames=0), "frames 0"),
+        (lambda data, out: benchmark(batch=0), "batch 0"),
         (lambda data, out: evaluate("enet-camvid", data, backend="tensorflow"), "tensorflow"),
+        (lambda data, out: segment("enet-camvid", "sample", out=out / "a.png", every=0), "every 0"),
         (lambda data, out: segment("enet-camvid", "sample", out=out / "a.png", backend="tensorflow"), "tensorflow"),
     ],
 )
@@ -73,3 +79,12 @@ def test_every_argument_is_explained(function: Callable[..., object]) -> None:
     explained = inspect.getdoc(function) or ""
     arguments = explained[explained.index("Args:") :].split("\n\n")[0]
     assert [name for name in inspect.signature(function).parameters if name not in arguments] == []
+
+
+def test_ctrl_c_in_segment_is_an_interrupt(exported: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def interrupted(_: object) -> None:
+        raise SystemExit(130)
+
+    monkeypatch.setattr("enet_deploy.commands.segment.run", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        segment(exported, "sample", out=tmp_path / "a.png")

@@ -13,7 +13,7 @@ import pytest
 from training_runs import enet_train
 
 from enet_deploy.artifacts import BUNDLED_WEIGHTS, Metadata
-from enet_deploy.commands import evaluate
+from enet_deploy.commands import api, evaluate
 from enet_deploy.data import open_data
 from enet_deploy.data.scenes import street_scene
 from enet_deploy.errors import ArtifactError
@@ -109,6 +109,23 @@ def test_graphs_carry_it_and_stay_small(exported: Path, scenes: Path, tmp_path: 
     known = graph_metadata(onnx.load(exported), exported).trained_on
     assert known is not None and len(known.hashes) == 540 and len(json.dumps(known.to_json())) < 5_000
     assert told(exported, scenes, "val", tmp_path) == 0
+
+
+def test_the_python_function_says_it(
+    exported: Path, scenes: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    import onnx
+
+    from enet_deploy.artifacts import graph_metadata, save_graph, set_graph_metadata
+
+    seen = TrainedOn(frozenset(pixel_hash(image) for image, _ in open_data(scenes, "val")))
+    model = onnx.load(exported)
+    metadata = graph_metadata(model, exported)
+    set_graph_metadata(model, dataclasses.replace(metadata, details={**metadata.details, KEY: seen.to_json()}))
+    save_graph(model, tmp_path / "seen.onnx")
+    scores = [api.evaluate(path, scenes, backend="ort") for path in (exported, tmp_path / "seen.onnx")]
+    assert scores[0] == scores[1]
+    assert [record.message.split(" images")[0] for record in caplog.records] == ["TRAINED ON: 4 of the 4"]
 
 
 @pytest.mark.slow

@@ -133,7 +133,7 @@ def speed(run: Run, backend: str) -> None:
 
 
 def throughput(run: Run, precision: str) -> None:
-    """Measure what batches gain with TensorRT in another precision. `speed` shows what copies cost."""
+    """Measure how the speed of TensorRT grows with the batch in this precision, with arrays of the host."""
     run.require("trt")
     for size in run.settings.sizes:
         _batches(run, "trt", precision, size, zero_copy=False)

@@ -237,6 +237,11 @@ def _fitting_batch(case: Case, cases: Sequence[Case], specs: dict[str, Spec]) ->
             f"{case.shown} knows the classes {', '.join(names)}, but {first.shown} {', '.join(names_of_first)}: one "
             "run has one class list"
         )
+    if spec.fit != specs[first.name].fit:
+        raise InputError(
+            f"{case.shown} has fit {spec.fit}, but {first.shown} {specs[first.name].fit}: one run shows the same "
+            "frames to all; give --fit"
+        )
     if spec.size != size:
         raise InputError(
             f"{case.shown} takes frames of {spec.size[0]}x{spec.size[1]}, expected {size[0]}x{size[1]}; export it "

@@ -3,18 +3,23 @@
 from __future__ import annotations
 
 import dataclasses
+import logging
+import signal
 from collections.abc import Sequence
 from pathlib import Path
 
-from .. import console, metrics
-from ..data import open_data, require_same_classes
+from .. import trained_on
+from ..data import open_data
 from ..fit import Fit
 from ..metrics import Scores
 from ..runners import open_runner
 from ..training.recipe import Recipe
 from . import cli
+from . import evaluate as evaluate_command
 from . import segment as segment_command
 from . import train as train_command
+
+log = logging.getLogger(__name__)
 
 
 def train(
@@ -65,6 +70,8 @@ def evaluate(
 ) -> Scores:
     """Score an artifact on a split of a data set, at the size of the label maps, as `enet-eval` does.
 
+    Logs a warning if the artifact was trained on some of the images.
+
     Args:
         artifact: as `open_runner` takes it.
         data: folder with SPLIT/ and SPLITannot/.
@@ -79,8 +86,10 @@ def evaluate(
     """
     images = open_data(data, split)
     with open_runner(artifact, backend, device, precision, fit=fit) as runner:
-        require_same_classes(runner.spec.classes, images.classes, data, f"{runner.artifact} knows")
-        return metrics.evaluate(runner.segment, console.progress(images, split), images.classes).scores(void_counts)
+        confusion, known = evaluate_command.score(runner, images, data, split)
+    if known:
+        log.warning(trained_on.in_words(known, len(images)))
+    return confusion.scores(void_counts)
 
 
 def segment(
@@ -90,6 +99,7 @@ def segment(
     out: str | Path | None = None,
     labels: str | Path | None = None,
     masks: str | Path | None = None,
+    confidence: str | Path | None = None,
     json: str | Path | None = None,
     legend: bool = False,
     every: int = 1,
@@ -107,6 +117,7 @@ def segment(
         out: overlays, by suffix a video, an image or a folder. Without any output, an overlay in the current folder.
         labels: class ids, as `out`.
         masks: labels in the classes' colours, as `out`.
+        confidence: confidences from 0 to 255, as `out`; of an artifact that was exported with them.
         json: a file with a line of JSON per frame.
         legend: whether overlays have a legend.
         every: label every N-th frame only.
@@ -115,14 +126,17 @@ def segment(
         precision: by default the artifact's own.
         fit: by default the artifact's own.
 
-    Raises DataError if there is nothing to read, InputError for outputs that are read, and as `open_runner`.
+    Raises DataError if there is nothing to read, InputError for outputs that are read, KeyboardInterrupt on Ctrl-C once
+    the files are finished, and as `open_runner`.
     """
     sources = [source] if isinstance(source, str | Path) else source
-    paths = {"out": out, "labels": labels, "masks": masks, "json": json}
+    paths = {"out": out, "labels": labels, "masks": masks, "confidence": confidence, "json": json}
     values = {name: None if path is None else str(path) for name, path in paths.items()}
     where = {"backend": backend, "device": device, "precision": precision, "fit": fit}
-    segment_command.run(
-        cli.call_with(
-            segment_command.make_parser(), [artifact, *sources], **values, **where, legend=legend, every=every
-        )
-    )
+    parser = segment_command.make_parser()
+    try:
+        segment_command.run(cli.call_with(parser, [artifact, *sources], **values, **where, legend=legend, every=every))
+    except SystemExit as stopped:
+        if stopped.code != 128 + signal.SIGINT:
+            raise
+        raise KeyboardInterrupt from None  # what Ctrl-C is in Python; the files are finished

@@ -18,10 +18,11 @@ from contextlib import ExitStack, contextmanager, redirect_stderr, redirect_stdo
 from pathlib import Path
 from typing import Any, NoReturn, TextIO, TypeVar, cast
 
-from ..artifacts import PRECISIONS, check_size
+from ..arrays import check_count
+from ..artifacts import PRECISIONS, check_size, require_file
 from ..bundled import NAMES, weights_file
 from ..console import did_you_mean, escaped, printable, synonym
-from ..errors import EXTRAS, ArtifactError, EnetError, InputError, is_out_of_memory, missing
+from ..errors import EXTRAS, EnetError, InputError, is_out_of_memory, missing
 from ..fit import FITS
 from ..images import silence_opencv
 from ..runners import BACKENDS, ON_REQUEST
@@ -204,13 +205,23 @@ def _run(
     except BrokenPipeError:  # the reader of the only output has left, which is no error
         discard_output()
         return 0
-    except (EnetError, OSError, ModuleNotFoundError) as error:
+    except BaseException as error:
+        interrupt = _interrupt_behind(error)
+        if interrupt is not None:
+            print(f"{parser.prog}: interrupted" + "; ".join(["", *map(str, interrupt.args)]), file=sys.stderr)
+            return INTERRUPTED
+        if not isinstance(error, EnetError | OSError | ModuleNotFoundError):
+            raise
         print(f"{parser.prog}: error: {printable(_explained(error))}", file=sys.stderr)
         return error.exit_code if isinstance(error, EnetError) else 2
-    except KeyboardInterrupt as interrupt:
-        print(f"{parser.prog}: interrupted" + "; ".join(["", *map(str, interrupt.args)]), file=sys.stderr)
-        return INTERRUPTED
     return 0
+
+
+def _interrupt_behind(error: BaseException | None) -> KeyboardInterrupt | None:
+    """The interrupt that an error is, or during which it was raised: libraries turn one into errors of their own."""
+    while error is not None and not isinstance(error, KeyboardInterrupt):
+        error = error.__context__
+    return error
 
 
 class _Output:
@@ -302,7 +313,17 @@ def call_with(parser: Parser, words: Sequence[str | Path], **values: Any) -> arg
 
     Args:
         words: the positional arguments that the command requires.
+
+    Raises InputError for a value that the option would not take: not one of its choices, or not a number from 1.
     """
+    for name, value in values.items():
+        actions = [action for action in parser._actions if action.dest == name]
+        choices = [choice for action in actions for choice in action.choices or ()]
+        if value is not None and any(action.type is positive for action in actions):
+            check_count(name, value)
+        for each in value if isinstance(value, list | tuple) else [value]:
+            if choices and each is not None and each not in choices:
+                raise InputError(f"{name} {each!r:.60}, expected one of {', '.join(map(str, dict.fromkeys(choices)))}")
     args = parser.parse_args(["--", *map(str, words)] if words else [])
     vars(args).update(values)
     return args
@@ -310,10 +331,7 @@ def call_with(parser: Parser, words: Sequence[str | Path], **values: Any) -> arg
 
 def require_weights(path: Path) -> None:
     """Raise ArtifactError before the long work unless --weights names a file."""
-    if not path.is_file():
-        raise ArtifactError(
-            f"--weights {path} is not a file; expected a .safetensors file of enet-train, or {' or '.join(NAMES)}"
-        )
+    require_file(path, f"for --weights a .safetensors file of enet-train, or {' or '.join(NAMES)}")
 
 
 def weights(text: str) -> Path:

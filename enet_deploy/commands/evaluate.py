@@ -12,7 +12,7 @@ from ..data import DataSet, files_of, open_data, require_same_classes
 from ..data.corruptions import CORRUPTIONS
 from ..environment import environment
 from ..files import require_outputs, write_json
-from ..metrics import Scores, evaluate
+from ..metrics import ConfusionMatrix, Scores, evaluate
 from ..plots import draw_confusion, require_plot
 from ..runners import Runner, artifact_files, open_runner
 from . import cli
@@ -20,9 +20,16 @@ from . import cli
 SCHEMA = 1
 
 
-def require_classes(runner: Runner, data: DataSet, folder: str) -> None:
-    """Raise DataError unless the data set has the classes that the artifact was trained on."""
+def score(runner: Runner, data: DataSet, folder: str | Path, split: str) -> tuple[ConfusionMatrix, int | None]:
+    """Label every image of a split of a data set, and count the pixels.
+
+    Returns the counts, and how many of the images were trained on, as `trained_on.count`. Raises DataError unless the
+    data set has the classes that the artifact was trained on.
+    """
     require_same_classes(runner.spec.classes, data.classes, folder, f"{runner.artifact} knows")
+    hashes: list[str] = []
+    pairs = trained_on.hashing(console.progress(data, split), hashes)
+    return evaluate(runner.segment, pairs, data.classes), trained_on.count(runner.spec.trained_on, hashes)
 
 
 def as_text(scores: Scores) -> str:
@@ -66,15 +73,10 @@ def _evaluate(args: argparse.Namespace) -> None:
     machine = environment()
     data = open_data(args.data, args.split)
     with open_runner(args.artifact, args.backend, args.device, args.precision, fit=args.fit) as runner:
-        require_classes(runner, data, args.data)
         precision = runner.spec.precision
-        hashes: list[str] = []
-        confusion = evaluate(
-            runner.segment, trained_on.hashing(console.progress(data, args.split), hashes), data.classes
-        )
+        confusion, known = score(runner, data, args.data, args.split)
         scores = confusion.scores(args.void_counts)
-        known = trained_on.count(runner.spec.trained_on, hashes)
-        told = trained_on.in_words(known, len(hashes))
+        told = trained_on.in_words(known, len(data))
         title = f"{args.artifact} in {precision} on {runner.backend}, {len(data)} images of {args.split}"
         print(f"{title}\n{told}\n{as_text(scores)}", flush=True)
         if args.confusion is not None:

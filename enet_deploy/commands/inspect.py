@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from ..artifacts import Metadata, check_digest, graph_metadata
+from ..artifacts import Metadata, check_digest, graph_metadata, read_artifact, require_file
 from ..bundled import graph_file
 from ..console import counted, printable
 from ..errors import ArtifactError
@@ -26,10 +26,7 @@ def describe(path: Path) -> Lines:
 
     Raises ArtifactError if the file is missing, damaged, or no artifact of this package.
     """
-    if not path.is_file():
-        raise ArtifactError(
-            f"{path} is not a file; expected weights (.safetensors), a graph (.onnx) or an engine (.engine)"
-        )
+    require_file(path, "weights (.safetensors), a graph (.onnx) or an engine (.engine)")
     if path.suffix == ".safetensors":
         own, metadata = _weights(path)
     elif path.suffix == ".onnx":
@@ -52,7 +49,7 @@ def _weights(path: Path) -> tuple[Lines, Metadata]:
 
 
 def _graph(path: Path) -> tuple[Lines, Metadata]:
-    content = path.read_bytes()
+    content = read_artifact(path)
     check_digest(content, path)
     model = parse_graph(content, path)
     with reading_text(path):

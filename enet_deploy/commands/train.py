@@ -135,7 +135,7 @@ def _report(args: argparse.Namespace, trainer: Trainer, board: TensorBoard | Non
         if board is not None:
             board.write(trainer.history, trainer.examples)
     except (ArtifactError, OSError) as error:  # a failed picture must not end a night's training
-        logging.warning(f"no learning curve this time: {error}")
+        log.warning(f"no learning curve this time: {error}")
 
 
 def _device(args: argparse.Namespace) -> torch.device:

@@ -42,7 +42,7 @@ DIGESTS = {
 
 THREADS = 8
 TIMEOUT = 30.0  # seconds without an answer
-LONGEST = 300.0  # seconds until a file is there
+LONGEST = 300.0  # seconds that a file may take
 LARGEST = 4 << 20  # bytes of a file; CamVid's largest has under 1 MB
 RETRY_WAITS = (1.0, 2.0, 4.0)  # seconds before the second, third and fourth attempt
 LONGEST_WAIT = 60.0  # seconds; if a server asks for more (Retry-After), stop until the next run

@@ -137,7 +137,7 @@ def _declare_colors(colors: list[int]) -> tuple[dict[str, Any], dict[str, str | 
 
 def _declare_ids(ids: list[int], palette: dict[int, int]) -> tuple[dict[str, Any], dict[str, str | None]]:
     own = [value for value in ids if value != VOID]
-    is_mask = ids == [0, VOID]  # a mask of one thing, whose 255 is no void
+    is_mask = ids == [0, VOID]  # a mask of one class: here 255 is that class and not void
     own = ids if is_mask else own
     known = _known_names(palette[value] for value in own) if palette.keys() >= set(own) else {}
     names = [known.get(palette.get(value, -1), f"class{value}") for value in own]

@@ -31,9 +31,9 @@ def unzip(path: str | Path, folder: str | Path) -> int:
     cannot be written.
     """
     folder = Path(folder).resolve()
-    if not Path(path).is_file():
-        raise DataError(f"{path} is not a file, expected a zip file")
     try:
+        if not Path(path).is_file():
+            raise DataError(f"{path} is not a file, expected a zip file")
         with zipfile.ZipFile(path) as archive:
             _require_harmless(Path(path), archive.infolist())
             members = [member for member in archive.infolist() if not member.is_dir()]
@@ -92,7 +92,7 @@ def _require_short(path: Path, members: list[zipfile.ZipInfo]) -> None:
 def _flaw(member: zipfile.ZipInfo) -> str:
     """What makes a member unsafe to unpack; "" if nothing does."""
     name, kind = member.filename, stat.S_IFMT(member.external_attr >> 16)
-    if not name:
+    if posixpath.normpath(name) == ".":
         return "has no name"
     if ".." in name.split("/") or name.startswith("/"):
         return "leads out of the folder"

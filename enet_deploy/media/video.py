@@ -19,6 +19,7 @@ from .frames import TIMEOUT_MS, URL_FORMATS, Clock, Frame, Frames, FrameSource
 log = logging.getLogger(__name__)
 
 BT709, UNSPECIFIED = 1, 2  # colour matrices, in FFmpeg's numbers
+TS_TICKS = 1 << 33  # after which the clock of an MPEG transport stream begins again
 NO_TIMES = 0x80  # FFmpeg's flag of bare streams, whose frames have no times
 SD_HEIGHT, HD_WIDTH = 576, 1280  # without a declared matrix, a picture higher or as wide is taken for BT.709, as by mpv
 
@@ -39,10 +40,15 @@ class VideoFile(FrameSource):
         super().__init__(str(path))
         is_url = not isinstance(path, Path)
         address = self.name if is_url else f"file:{self.name}"  # a name with a colon would be read as a protocol
-        options = {"correct_ts_overflow": "0"}  # else a clock that begins again jumps by 26 hours
+        options = {"correct_ts_overflow": "0"}  # else a clock that begins again jumps by 26 hours; see `_unwrapped`
         try:
             options |= {"format_whitelist": URL_FORMATS} if is_url else {}
-            self._container = av.open(address, timeout=TIMEOUT_MS / 1000 if is_url else None, options=options)
+            self._container = av.open(
+                address,
+                timeout=TIMEOUT_MS / 1000 if is_url else None,
+                options=options,
+                metadata_errors="backslashreplace",  # titles and brands need not be UTF-8
+            )
         except av.error.FFmpegError as error:
             raise DataError(f"{path} is neither an image nor a video that can be read: {error.strerror}") from None
         stream = self._container.streams.best("video")  # not the cover picture
@@ -68,6 +74,7 @@ class VideoFile(FrameSource):
             self._seconds = (self._container.duration or 0) / 1_000_000
         self.total = self._stream.frames or round(self._seconds * self.rate) or None
         self._count, self._end = 0, 0.0
+        self._ticks = self._stream.start_time or 0
 
     def frames(self) -> Frames:
         from av.error import FFmpegError
@@ -100,6 +107,7 @@ class VideoFile(FrameSource):
         stated = picture.pts
         if self._has_times_by_packet:
             stated = self._packet_times.popleft() if self._packet_times else None
+        stated = self._unwrapped(stated)
         if picture.is_corrupt:
             return DataError(f"{self.name}: frame {index} is damaged")
         started = Fraction(self._container.start_time or 0, 1_000_000)
@@ -114,6 +122,13 @@ class VideoFile(FrameSource):
         # some containers count their duration from 0, whatever the time of their first frame
         self._end = float(due + started + (picture.duration or 0) * (picture.time_base or 0))
         return Frame(np.ascontiguousarray(image), f"{index:06}", due)
+
+    def _unwrapped(self, stated: int | None) -> int | None:
+        """A time in ticks that goes on when the clock of an MPEG transport stream, of 33 bits, overflows."""
+        if stated is None or self._container.format.name != "mpegts":
+            return stated
+        self._ticks = stated + round((self._ticks - stated) / TS_TICKS) * TS_TICKS
+        return self._ticks
 
 
 def matrix_for(picture: Any) -> int | None:

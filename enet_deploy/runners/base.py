@@ -18,7 +18,7 @@ import numpy as np
 import numpy.typing as npt
 
 from ..arrays import check_count, check_image, check_label_map, described, is_uint8
-from ..artifacts import Metadata
+from ..artifacts import Metadata, require_file
 from ..classes import ClassList
 from ..errors import ArtifactError, BackendError, InputError, is_out_of_memory
 from ..fit import Fit, fit_image, unfit_labels
@@ -143,9 +143,7 @@ class Runner(ABC):
             self._require_open()  # raises; without the lock, which a thread of the parent may have held at the fork
         with self._lock:
             if self._spec is None:
-                if not self.artifact.is_file():
-                    why = "is a folder or a device" if self.artifact.exists() else "does not exist"
-                    raise ArtifactError(f"{self.artifact} {why}; expected a file written by enet-train or enet-export")
+                require_file(self.artifact)
                 with self._failures():
                     spec = self._open()
                 self._spec = spec if self.fit is None else replace(spec, fit=self.fit)

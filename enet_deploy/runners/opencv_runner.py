@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import numpy.typing as npt
 
-from ..artifacts import check_digest
+from ..artifacts import check_digest, read_artifact
 from ..errors import ArtifactError, BackendError, is_out_of_memory
 from ..images import UInt8Array
 from .base import Operation, Runner, Spec
@@ -51,7 +51,7 @@ class OpenCvRunner(Runner):
                 f"opencv {cv2.__version__} lacks the engine that runs these graphs, expected version 5 or later; "
                 "pip install 'opencv-python>=5', or use backend 'openvino' or 'ort'"
             )
-        content = self.artifact.read_bytes()
+        content = read_artifact(self.artifact)
         has_digest = check_digest(content, self.artifact)
         metadata = read_metadata(content, self.artifact)
         if "int8" in metadata.precision:
@@ -66,8 +66,19 @@ class OpenCvRunner(Runner):
                 f"{self.artifact} has no digest of its content, expected one, because damaged graphs crash opencv; "
                 "export it again, or save your edit of it with enet_deploy.artifacts.save_graph"
             )
+        net = self._read_net(content)
+        if self._threads:
+            cv2.setNumThreads(self._threads)
+            log.info("OpenCV uses %d threads in this process from now on", self._threads)
+        self._net = net
+        self._outputs = [name for name in signature if name != "frames"]
+        return self._make_spec(metadata, batch, "logits" in signature, has_confidence="confidence" in signature)
+
+    def _read_net(self, content: bytes) -> Any:
+        """Read the bytes that were checked, and not the file, which may have changed. Raises ArtifactError."""
+        import cv2
+
         try:
-            # The bytes that were checked, and not the path: the file may have changed meanwhile
             net = cv2.dnn.readNetFromONNX(np.frombuffer(content, np.uint8), engine=cv2.dnn.ENGINE_NEW)
         except cv2.error as error:
             if is_out_of_memory(error):
@@ -81,12 +92,7 @@ class OpenCvRunner(Runner):
             raise ArtifactError(
                 f"{self.artifact} has operations that opencv {cv2.__version__} lacks; use backend 'openvino' or 'ort'"
             )
-        if self._threads:
-            cv2.setNumThreads(self._threads)
-            log.info("OpenCV uses %d threads in this process from now on", self._threads)
-        self._net = net
-        self._outputs = [name for name in signature if name != "frames"]
-        return self._make_spec(metadata, batch, "logits" in signature, has_confidence="confidence" in signature)
+        return net
 
     def _run(self, frames: UInt8Array, out: UInt8Array) -> None:
         np.copyto(out, self._forward("labels", frames, out.shape, out.dtype))

@@ -17,7 +17,7 @@ import numpy as np
 import numpy.typing as npt
 
 from .. import cache
-from ..artifacts import check_digest, check_graph
+from ..artifacts import check_digest, check_graph, read_artifact
 from ..control_groups import quota_threads
 from ..environment import processor
 from ..errors import ArtifactError, BackendError, EnetError, InputError, is_out_of_memory
@@ -120,7 +120,7 @@ class OpenVinoRunner(Runner):
                 cache.private_folder(self._cache)
             except ArtifactError as error:
                 raise InputError(str(error)) from None
-        content = self.artifact.read_bytes()
+        content = read_artifact(self.artifact)
         check_graph(content, self.artifact)
         # All that the graph computes is in this file only if it has a digest: others may name further files
         self._content = digest(content) if check_digest(content, self.artifact) else ""

@@ -18,7 +18,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from ..artifacts import METADATA_KEY, Metadata, check_graph
+from ..artifacts import METADATA_KEY, Metadata, check_graph, read_artifact
 from ..control_groups import allowed_threads
 from ..errors import ArtifactError, BackendError, InputError, is_out_of_memory
 from ..files import utf8_path
@@ -68,7 +68,7 @@ class OrtRunner(Runner):
         _require_provider(ort, wanted, self.device)
         if wanted != _CPU:
             _preload_libraries(ort)
-        check_graph(self.artifact.read_bytes(), self.artifact)
+        check_graph(read_artifact(self.artifact), self.artifact)
         session = self._load(ort, wanted)
         if session.get_providers()[0] != wanted:
             raise BackendError(

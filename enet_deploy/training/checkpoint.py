@@ -16,7 +16,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..artifacts import Metadata
+from ..artifacts import Metadata, require_file
 from ..data import DataSet, read_ahead
 from ..errors import ArtifactError
 from ..files import atomic_write
@@ -131,8 +131,7 @@ class Checkpoint:
         Raises ArtifactError if there is none, or if it is damaged or of another version.
         """
         path = Path(out) / CHECKPOINT
-        if not path.is_file():
-            raise ArtifactError(f"{path} does not exist; there is no run to resume in {out}: leave out --resume")
+        require_file(path, "the state of a run to resume; leave out --resume")
         with reading(Path(out)):
             with zipfile.ZipFile(path) as archive:  # torch.load does not check the sums in it
                 damaged = archive.testzip()

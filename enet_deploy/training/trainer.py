@@ -240,7 +240,7 @@ class Trainer:
         return evaluation.examples(self._corrected(), self.val, self.metadata)
 
     def _corrected(self) -> ENet:
-        """A copy of the network, as it is evaluated and saved."""
+        """Return a copy of the network with the prior correction: this copy is evaluated and saved."""
         return prior.corrected(self.step.averaged(), self.class_weights, self.recipe.prior_correction)
 
     def _save_weights(self, name: str, figures: dict[str, float]) -> None:

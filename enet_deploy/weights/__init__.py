@@ -10,7 +10,7 @@ import safetensors.torch
 from safetensors import SafetensorError
 from torch import Tensor
 
-from ..artifacts import METADATA_KEY, Metadata, check_digest, sealed
+from ..artifacts import METADATA_KEY, Metadata, check_digest, read_artifact, require_file, sealed
 from ..errors import ArtifactError
 from ..files import atomic_write, digest, parse_json
 from ..model import ENet
@@ -46,10 +46,10 @@ class Weights:
         path = Path(path)
         _check_file(path)
         try:
-            content = path.read_bytes()  # once: the file may be replaced, and its path need not be UTF-8
+            content = read_artifact(path)  # once: the file may be replaced, and its path need not be UTF-8
             state = safetensors.torch.load(content)
             header = parse_json(content[8 : 8 + int.from_bytes(content[:8], "little")].decode())
-        except (SafetensorError, OSError, KeyError, ValueError) as error:
+        except (SafetensorError, KeyError, ValueError) as error:
             raise ArtifactError(f"{path} is not a whole safetensors file: {error}; train or copy it again") from None
         metadata = Metadata.from_text(header.get("__metadata__", {}).get(METADATA_KEY), path)
         check_digest(content, path)
@@ -73,8 +73,7 @@ def save_weights(path: str | Path, net: ENet, metadata: Metadata) -> None:
 
 
 def _check_file(path: Path) -> None:
-    if not path.is_file():
-        raise ArtifactError(f"{path} is not a file; expected weights, a .safetensors file written by enet-train")
+    require_file(path, "weights, a .safetensors file written by enet-train")
     if path.suffix != ".safetensors":
         raise ArtifactError(
             f"{path} has the suffix '{path.suffix}', expected .safetensors; take best.safetensors of the run"

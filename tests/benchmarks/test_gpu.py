@@ -393,6 +393,7 @@ def test_a_card_that_tensorrt_refuses_is_no_failure(work: Path, monkeypatch: pyt
     assert "9.0" in found["skipped"]
 
 
+@pytest.mark.slow
 def test_error_of_an_attempt_is_in_its_row_and_in_the_exit_code(
     work: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -10,6 +10,7 @@ import pytest
 from enet_deploy.benchmarks.measure import training
 
 
+@pytest.mark.slow
 def test_training_speed(scenes: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     out = tmp_path / "speed.json"
     options = ["--crop", "32x32", "--batch", "2", "--seconds", "0.1", "--turns", "1"]

@@ -18,7 +18,7 @@ from enet_deploy.export.int8 import (
     output_tensors,
     quantize,
 )
-from enet_deploy.export.record import BUNDLED_RECORD, Record, record_for
+from enet_deploy.export.record import BUNDLED_RECORD, BUNDLED_RECORDS, Record, bundled_record, record_for
 from enet_deploy.files import sha256
 
 
@@ -84,6 +84,13 @@ def test_missing_record_and_record_of_other_weights(tmp_path: Path) -> None:
         record_for("f" * 64, tmp_path / "record.json")
     with pytest.raises(ArtifactError, match=r"enet-camvid\.json .*ffffffffffff"):
         record_for("f" * 64)
+
+
+def test_each_bundled_network_has_its_record() -> None:
+    for path in BUNDLED_RECORDS:
+        weights_sha256 = sha256(path.with_suffix(".safetensors"))
+        assert bundled_record(weights_sha256) == record_for(weights_sha256) == Record.read(path)
+    assert bundled_record("f" * 64) is None
 
 
 def test_bundled_record_is_of_the_bundled_network(exported: Path, tmp_path: Path) -> None:

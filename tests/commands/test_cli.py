@@ -12,9 +12,13 @@ import sys
 import time
 from pathlib import Path
 
+import onnx
 import pytest
-from helpers import ROOT, stored, write_scenes
+from helpers import ROOT, one_line, stored, write_graph, write_scenes
 
+from enet_deploy.artifacts import save_graph
+from enet_deploy.commands import cli
+from enet_deploy.errors import DataError
 from enet_deploy.files import _remove_unfinished
 
 DATA, SEGMENT, EVAL, TRAIN = (f"enet_deploy.commands.{name}" for name in ("data", "segment", "evaluate", "train"))
@@ -160,31 +164,39 @@ def test_names_that_the_locale_does_not_have(exported: Path, tmp_path: Path, var
 
 
 @pytest.mark.slow
-def test_paths_that_are_not_utf8(exported: Path, weights: Path, scenes: Path, tmp_path: Path) -> None:
+def test_paths_that_are_not_utf8(weights: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """A library that takes no such path is named; all others read and write there."""
     from training_runs import arguments
 
+    from enet_deploy.benchmarks import cli as bench
+    from enet_deploy.commands import evaluate, inspect, train
+
     pytest.importorskip("openvino")
     place = tmp_path / os.fsdecode(b"l\xe4")
-    shutil.copytree(scenes, place / "data")
+    data = write_scenes(place / "data", {"train": 2, "val": 1})
     graph, other = (place / os.fsdecode(name) for name in (b"m\xff.onnx", b"w\xfe.safetensors"))
-    shutil.copy(exported, graph)
-    shutil.copy(weights, other)
     (place / "run.json").write_text(json.dumps(stored()))
-    data, new = place / "data", place / os.fsdecode(b"new\xe9")
-    for expected, command in (
-        ("", ["enet_deploy.commands.inspect", graph, other]),
-        ("", [EVAL, other, "--data", data, "--json", f"{new}.json", "--confusion", f"{new}.png"]),
-        ("", [EVAL, graph, "--backend", "openvino", "--data", data]),
-        ("onnxruntime takes no other paths", [EVAL, graph, "--backend", "ort", "--data", data]),
-        ("", [BENCH, graph, "--backend", "openvino", "--frames", "5", "--html", f"{new}.html", "--csv", f"{new}.csv"]),
-        ("", [BENCH, "show", place / "run.json", "--html", f"{new}.html", "--markdown", f"{new}.md"]),
-        ("tensorboard takes no other paths", [TRAIN, *arguments(data, place / "run"), "--tensorboard", new]),
+    save_graph(onnx.load(write_graph(tmp_path / "a.onnx")), graph)
+    shutil.copy(weights, other)
+    new = place / os.fsdecode(b"new\xe9")
+    on_openvino = ["--backend", "openvino"]
+    one_step = arguments(data, place / "run", batch=2, epochs=1)
+    for expected, main, words in (
+        ("", inspect.main, [graph, other]),
+        (
+            "",
+            evaluate.main,
+            [graph, *on_openvino, "--data", data, "--json", f"{new}.json", "--confusion", f"{new}.png"],
+        ),
+        ("onnxruntime takes no other paths", evaluate.main, [graph, "--backend", "ort", "--data", data]),
+        ("", bench.main, ["show", place / "run.json", "--html", f"{new}.html", "--markdown", f"{new}.md"]),
+        ("tensorboard takes no other paths", train.main, [*one_step, "--tensorboard", new]),
+        ("", train.main, one_step),
     ):
-        done = subprocess.run([sys.executable, "-m", *map(str, command)], capture_output=True, env=ENVIRONMENT)
-        told = done.stderr.decode()
-        assert done.returncode == (2 if expected else 0) and expected in told and "Traceback" not in told, told
-    assert {path.suffix for path in place.glob("new*")} == {".json", ".png", ".html", ".csv", ".md"}
+        code, told = main([*map(str, words)]), capsys.readouterr().err
+        assert code == (2 if expected else 0) and expected in told, told
+    assert {path.suffix for path in place.glob("new*")} == {".json", ".png", ".html", ".md"}
+    assert (place / "run" / "last.safetensors").exists()
 
 
 @pytest.mark.slow
@@ -203,6 +215,27 @@ def test_every_text_file_says_its_encoding(scenes: Path, tmp_path: Path) -> None
             if line.startswith(f"{ROOT}/") and "site-packages" not in line
         ]
         assert (done.returncode, ours) == (0, [])
+
+
+@pytest.mark.parametrize("kind", [RuntimeError, DataError, ModuleNotFoundError])
+def test_interrupt_that_a_library_turns_into_an_error(
+    kind: type[Exception], capsys: pytest.CaptureFixture[str]
+) -> None:
+    """As PyTorch's exporter does if the interrupt comes while it imports modules."""
+
+    def command(_: object) -> None:
+        try:
+            raise KeyboardInterrupt
+        except KeyboardInterrupt:
+            raise kind("broken") from ValueError("in a library")
+
+    def broken(_: object) -> None:
+        raise DataError("broken")
+
+    assert cli.run(cli.Parser("it"), command, []) == 130
+    assert one_line(capsys) == "it: interrupted\n"
+    assert cli.run(cli.Parser("it"), broken, []) == 2
+    assert one_line(capsys) == "it: error: broken\n"
 
 
 @pytest.mark.slow

@@ -249,6 +249,7 @@ def test_folder_without_a_data_set_is_exit_code_2(tmp_path: Path, capsys: pytest
     assert "classes.json: a class list is" in capsys.readouterr().err
 
 
+@pytest.mark.slow
 def test_the_picture_bears_any_name(data: Path, tmp_path: Path) -> None:
     (data / "train" / "scene0000.png").rename(data / "train" / "$x^$.png")
     (data / "trainannot" / "scene0000.png").rename(data / "trainannot" / "$x^$.png")

@@ -133,7 +133,7 @@ def test_size_is_read_from_the_header_of_every_format(suffix: str) -> None:
 @pytest.mark.parametrize(("side", "is_refused"), [(12_000, False), (16_384, False), (16_385, True)])
 def test_size_limit_is_ours_not_pillows(side: int, is_refused: bool) -> None:
     """Pillow warns of images over 89 million pixels and refuses those over 179 million."""
-    content = f"P6\n{side} {side}\n255\n".encode()
+    content = f"P2\n{side} {side}\n255\n".encode()
     if is_refused:
         with pytest.raises(DataError, match=rf"a\.ppm .*{side}x{side}"):
             require_readable("a.ppm", content)

@@ -118,7 +118,7 @@ def test_half_graph_is_half_from_normalisation_to_argmax(graphs: dict[str, Path]
         if node.op_type not in ("Cast", "Equal", "ArgMax") and node.output[0] in types
     }
     floats = {name for name, type_ in computed.items() if type_ == TensorProto.FLOAT}
-    assert floats == {"Transpose", "Sub", "Div"}  # of the frames
+    assert floats == {"Transpose", "Sub", "Div", "ReduceMax", "ReduceSum"}  # of the frames, and of confidences
     weights = {i.data_type for i in model.graph.initializer if i.name.endswith(("weight", "bias", "slope"))}
     assert weights == {TensorProto.FLOAT16}
     for node in model.graph.node:  # the winners are found on the very tensor that is pooled

@@ -70,6 +70,19 @@ def test_max_unpool_as_legacy_exporters_write_it(tmp_path: Path, capsys: pytest.
     assert np.array_equal(y, run(tmp_path / "segnet.onnx", x)) and (y != 0).mean() > 0.05
 
 
+def test_weights_in_a_file_beside_the_graph(tmp_path: Path) -> None:
+    """PyTorch's exporter writes them so. The new file holds them itself."""
+    model = pooling([2, 2], [])
+    onnx.save(model, tmp_path / "whole.onnx")
+    onnx.save(model, tmp_path / "a.onnx", save_as_external_data=True, size_threshold=0, location="a.data")
+    rewrite_unpool(tmp_path / "a.onnx", tmp_path / "b.onnx")
+    (tmp_path / "a.data").unlink()
+    x = tie_rich(2, 3, 12, 12)
+    assert np.array_equal(run(tmp_path / "b.onnx", x), run(tmp_path / "whole.onnx", x))
+    with pytest.raises(ArtifactError, match=r"a\.onnx .*a\.data"):
+        rewrite_unpool(tmp_path / "a.onnx", tmp_path / "b.onnx")
+
+
 @pytest.fixture(scope="module")
 def scattering(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Any]:
     """A SegNet of two levels by PyTorch's exporter, which makes ScatterND of the unpooling; and the network."""
@@ -136,6 +149,17 @@ def test_other_results_than_the_originals_are_refused(tmp_path: Path) -> None:
     model.graph.initializer.append(numpy_helper.from_array(np.array(144), "plane"))
     onnx.save(model, tmp_path / "a.onnx")
     with pytest.raises(ParityError, match="'y'"):
+        rewrite_unpool(tmp_path / "a.onnx", tmp_path / "b.onnx")
+    assert not (tmp_path / "b.onnx").exists()
+
+
+def test_operations_that_onnx_runtime_lacks(tmp_path: Path) -> None:
+    model = pooling([2, 2], [])
+    model.opset_import.append(helper.make_opsetid("elsewhere", 1))
+    model.graph.node.append(helper.make_node("Foo", ["y"], ["z"], domain="elsewhere"))
+    model.graph.output.append(helper.make_tensor_value_info("z", TensorProto.FLOAT, (2, 4, 12, 12)))
+    onnx.save(model, tmp_path / "a.onnx")
+    with pytest.raises(ArtifactError, match=r"a\.onnx .*elsewhere:Foo"):
         rewrite_unpool(tmp_path / "a.onnx", tmp_path / "b.onnx")
     assert not (tmp_path / "b.onnx").exists()
 

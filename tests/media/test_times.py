@@ -49,6 +49,23 @@ def test_joined_recordings_go_on(tmp_path: Path, caplog: pytest.LogCaptureFixtur
     assert "begins again" in caplog.text
 
 
+def test_overflow_of_a_transport_streams_clock_is_no_new_clock(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Its 33 bits last for 26.5 hours. The times after it are the source's, also at a rate that varies."""
+    options, ticks = {"mpegts_copyts": "1"}, [0, 3600, 7200, 18000, 21600, 36000]
+    with av.open(str(tmp_path / "a.ts"), "w", format="mpegts", options=options) as container:
+        stream = container.add_stream("mpeg2video", rate=25)
+        stream.height, stream.width, stream.pix_fmt = 96, 128, "yuv420p"
+        pictures = [av.VideoFrame.from_ndarray(FRAMES[index % 4], format="bgr24") for index in range(len(ticks))]
+        packets = [packet for picture in (*pictures, None) for packet in stream.encode(picture)]
+        for packet, tick in zip(packets, ticks, strict=True):
+            packet.time_base, packet.pts, packet.dts = Fraction(1, 90000), 2**33 - 9000 + tick, 2**33 - 9000 + tick
+            container.mux(packet)
+    assert [frame.time for frame in read(tmp_path / "a.ts")] == [Fraction(tick, 90000) for tick in ticks]
+    assert not caplog.records
+
+
 @pytest.mark.parametrize(
     ("name", "codec", "pix_fmt", "rate"),
     [("a.h264", "libx264", "yuv420p", 10), ("a.m4v", "mpeg4", "yuv420p", 10), ("a.mjpeg", "mjpeg", "yuvj420p", None)],

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import enum
+import io
 import json
 import os
 import subprocess
@@ -19,6 +20,7 @@ from helpers import SIZE, write_graph
 
 from enet_deploy.artifacts import graph_metadata, set_graph_metadata, without_digest
 from enet_deploy.cache import read_entry
+from enet_deploy.commands import cli
 from enet_deploy.errors import ArtifactError, BackendError, InputError, ParityError
 from enet_deploy.files import sha256
 from enet_deploy.runners.tensorrt.builder import BuildOptions, configure, require_buildable, to_engine
@@ -26,7 +28,7 @@ from enet_deploy.runners.tensorrt.card import EngineCard
 from enet_deploy.runners.tensorrt.cuda import Gpu
 from enet_deploy.runners.tensorrt.inspection import precision_shares
 from enet_deploy.runners.tensorrt.library import import_tensorrt, make_logger
-from enet_deploy.runners.tensorrt.monitor import _share
+from enet_deploy.runners.tensorrt.monitor import _share, progress_bar
 
 AHEAD = BuildOptions("trt-rtx", ("8.6",))
 BUILDER = sys.modules[to_engine.__module__]
@@ -60,7 +62,6 @@ def gpu_of(capability: str) -> Callable[[], Gpu]:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("capability", ["8.6", "7.5", "8.9", "12.0"])
 @pytest.mark.parametrize("precision", ["fp32", "fp16", "int8", "fp16-int8"])
 def test_every_precision_compiles_for_every_rtx_generation(
     rtx: Any,
@@ -69,18 +70,18 @@ def test_every_precision_compiles_for_every_rtx_generation(
     monkeypatch: pytest.MonkeyPatch,
     capfd: pytest.CaptureFixture[str],
     precision: str,
-    capability: str,
 ) -> None:
     monkeypatch.setattr(BUILDER, "find_gpu", no_gpu)
+    capabilities = ("7.5", "8.6", "8.9", "12.0")
 
-    built = to_engine(graphs[precision], engine, BuildOptions("trt-rtx", (capability,)))
+    built = to_engine(graphs[precision], engine, BuildOptions("trt-rtx", capabilities))
 
     assert sorted(file.name for file in engine.parent.iterdir()) == ["enet.engine", "enet.engine.json"]
     assert built.path == engine and built.bytes == engine.stat().st_size > 1_000_000 and built.seconds > 0
     card = EngineCard.read(engine)
     assert card == built.card
     assert (card.engine_sha256, card.onnx_sha256) == (sha256(engine), sha256(graphs[precision]))
-    assert (card.flavour, card.version, card.compute_capabilities) == ("trt-rtx", rtx.__version__, (capability,))
+    assert (card.flavour, card.version, card.compute_capabilities) == ("trt-rtx", rtx.__version__, capabilities)
     assert card.gpu is None and card.precision_shares is None  # nothing here to load it
     assert (card.metadata.size, card.metadata.precision) == (SIZE, precision)
     assert ("calibration" in card.metadata.details) == ("int8" in precision)
@@ -641,6 +642,21 @@ def test_inspector_that_tells_no_types_is_not_a_missing_gpu(
 
 def test_phase_without_steps_is_no_error() -> None:
     assert _share([(0, 0), (1, 2)]) == 0.5
+
+
+def test_progress_bar_of_a_command_moves_on_a_terminal(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A command escapes control characters on standard error; the bar needs them to return to the line's start."""
+    pytest.importorskip("tqdm")
+    terminal = io.StringIO()
+    monkeypatch.setattr(terminal, "isatty", lambda: True)
+    monkeypatch.setattr(sys, "stderr", terminal)
+
+    def build(_: object) -> None:
+        with progress_bar("building") as show:
+            show("tactics", 0.5)
+
+    assert cli.run(cli.Parser("enet-test"), build, []) == 0
+    assert "\rbuilding" in terminal.getvalue() and "\\r" not in terminal.getvalue()
 
 
 def test_engine_that_does_not_load_on_the_gpu_that_built_it(

@@ -114,7 +114,7 @@ def engine(exported: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator
         assert (gpu.alive(), gpu.complaints) == ({}, [])
 
 
-SLOW = ("torch", "openvino")  # test_backends.py has quick tests of both
+SLOW = ("torch", "torch-bf16", "openvino", "openvino-bf16")  # test_backends.py has quick tests of both backends
 
 
 @pytest.fixture(

@@ -20,6 +20,7 @@ from enet_deploy.training.recipe import Recipe
 from enet_deploy.weights import load_weights, save_weights
 
 
+@pytest.mark.slow
 def test_init_continues_from_weights(finished: Path, scenes: Path, tmp_path: Path) -> None:
     start = finished / "last.safetensors"
     # at a rate of zero only the running statistics move

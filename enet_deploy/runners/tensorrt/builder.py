@@ -17,7 +17,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ...artifacts import Metadata, check_digest, graph_metadata, require_finite
+from ...artifacts import Metadata, check_digest, graph_metadata, read_artifact, require_finite
 from ...cache import cache_folder, private_folder_if_possible, read_entry, write_entry
 from ...console import printable
 from ...errors import ArtifactError, BackendError, EnetError, InputError
@@ -172,10 +172,7 @@ def read_graph(path: Path) -> tuple[bytes, Metadata]:
     Raises ArtifactError if the file is missing, damaged, foreign, refers to other files, or is laid out for ONNX
     Runtime; BackendError if the package onnx is not installed.
     """
-    try:
-        content = path.read_bytes()
-    except OSError as error:
-        raise ArtifactError(f"{path} cannot be read ({error.strerror}); expected a graph of enet-export") from None
+    content = read_artifact(path)
     check_digest(content, path)
     model = parse_graph(content, path)
     if _names_other_files(model):  # TensorRT would open them, wherever they are

@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import signal
+import sys
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
+
+from ...console import unfiltered
 
 Progress = Callable[[str, float], None]  # called with the name of the phase and the finished share in [0, 1]
 
@@ -68,7 +71,8 @@ def progress_bar(title: str) -> Iterator[Progress]:
         yield lambda _phase, _share: None
         return
     form = "{desc}: {percentage:3.0f}%|{bar:20}| {elapsed}{postfix}"
-    with tqdm(total=1.0, desc=title, leave=False, disable=None, bar_format=form) as bar:
+    stream = unfiltered(sys.stderr)
+    with tqdm(total=1.0, desc=title, leave=False, disable=None, bar_format=form, file=stream) as bar:
 
         def show(phase: str, share: float) -> None:
             bar.set_postfix_str(phase, refresh=False)

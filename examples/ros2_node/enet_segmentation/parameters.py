@@ -16,7 +16,7 @@ _TRANSPORTS = ("raw", "compressed")
 # name -> (default, description, range or choices, whether it may change while the node runs)
 _PARAMETERS: dict[str, tuple[Any, str, tuple[Any, ...], bool]] = {
     "artifact": ("", "weights, a graph (.onnx) or an engine", (), False),
-    "backend": ("", "by default the one for the artifact's suffix", ("", *BACKENDS), False),
+    "backend": ("", "by default the fastest that is installed", ("", *BACKENDS), False),
     "device": ("", "cpu, cuda or cuda:N; by default the backend's own", (), False),
     "image_transport": ("raw", "compressed subscribes to ~/image/compressed", _TRANSPORTS, False),
     "reliability": ("auto", "of the subscription; auto is the camera's own", _RELIABILITY, False),
