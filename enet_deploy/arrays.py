@@ -25,6 +25,8 @@ def described(value: Any, kind: type[Any] = np.ndarray) -> str:
 
 def check_image(image: Any) -> None:
     """Raise InputError unless `image` is (h, w, 3) uint8 with at least one pixel."""
+    if image is None:
+        raise InputError("image is None, expected a picture; cv2.imread returns None for a file that it cannot read")
     if not is_uint8(image) or image.ndim != 3 or image.shape[2] != 3:
         raise InputError(f"image is {described(image)}, expected uint8 of shape (height, width, 3) in BGR order")
     if 0 in image.shape:

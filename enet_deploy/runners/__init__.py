@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import itertools
 import logging
+from collections.abc import Iterable
 from contextlib import suppress
 from importlib import import_module
 from importlib.util import find_spec
+from inspect import signature
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -115,6 +117,7 @@ def open_runner(
         raise InputError(f"{artifact} for backend '{chosen}', expected a {' or '.join(known.suffixes)} file")
     _require_precision(precision, chosen)
     runner_class = getattr(import_module(f".{known.module}", __name__), known.runner)
+    _require_options(options, runner_class, chosen)
     try:
         asked = {"device": device, "precision": precision}
         runner: Runner = runner_class(artifact, **{key: value for key, value in asked.items() if value}, **options)
@@ -140,6 +143,14 @@ def _require_precision(precision: str | None, backend: str) -> None:
             f"precision '{precision}' for backend '{backend}', expected {'; '.join(possible)}; leave it out to compute "
             "in the file's own"
         )
+
+
+def _require_options(options: Iterable[str], runner_class: type[Runner], backend: str) -> None:
+    known = [name for name in signature(runner_class).parameters if name not in ("artifact", "device", "precision")]
+    for name in options:
+        if name not in known:
+            hint = did_you_mean(name, known)
+            raise InputError(f"option '{name}' for backend '{backend}', expected {', '.join(known) or 'none'}{hint}")
 
 
 def _say_choice(runner: Runner) -> None:
@@ -185,7 +196,7 @@ def backends_for(artifact: str | Path, precision: str | None = None) -> tuple[st
         raise InputError(f"{artifact} has the suffix '{suffix}', expected {expected}, or a name: {names}{hint}")
     able = tuple(backend for backend in backends if precision in (None, *_REGISTRY[backend].precisions))
     if not able:
-        raise InputError(f"precision '{precision}' for {artifact}, expected no precision: the file's own")
+        raise InputError(f"precision '{precision}' for {artifact}; leave it out to compute in the file's own")
     return able
 
 

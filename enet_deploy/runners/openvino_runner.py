@@ -17,7 +17,7 @@ import numpy as np
 import numpy.typing as npt
 
 from .. import cache
-from ..artifacts import METADATA_KEY, Metadata, check_digest, check_graph, read_artifact
+from ..artifacts import check_digest, check_graph, read_artifact
 from ..control_groups import quota_threads
 from ..environment import processor
 from ..errors import ArtifactError, BackendError, EnetError, InputError, is_out_of_memory
@@ -25,6 +25,7 @@ from ..files import digest
 from ..images import UInt8Array
 from .base import Operation, Runner, Spec, unwritten
 from .graph import Signature, check_signature, check_threads, reading_text
+from .onnx_file import read_metadata
 
 _MILLISECOND = timedelta(milliseconds=1)
 _HINTS = ("latency", "throughput")
@@ -123,6 +124,7 @@ class OpenVinoRunner(Runner):
         check_graph(content, self.artifact)
         # All that the graph computes is in this file only if it has a digest: others may name further files
         self._content = digest(content) if check_digest(content, self.artifact) else ""
+        metadata = read_metadata(content, self.artifact)  # first: OpenVINO asks its readers of other formats too
         try:
             with reading_text(self.artifact):
                 model = ov.Core().read_model(self.artifact)
@@ -132,11 +134,8 @@ class OpenVinoRunner(Runner):
             raise ArtifactError(
                 f"{self.artifact} is no ONNX file that openvino {ov.__version__} can load: {error}"
             ) from None
-        key = ["framework", METADATA_KEY]  # where OpenVINO keeps the metadata of an ONNX file
         with reading_text(self.artifact):
-            text = model.get_rt_info(key).value if model.has_rt_info(key) else None
             signature = _signature(model)
-        metadata = Metadata.from_text(text, self.artifact)
         precision = self._computed_in(metadata.precision)
         batch = check_signature(signature, metadata, self.artifact)
         self._with_labels = self._compile(model, "labels")

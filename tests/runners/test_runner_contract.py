@@ -574,7 +574,7 @@ def test_segment_resizes_bilinear_in_and_nearest_out(runner: Runner, batches: li
         (np.zeros((50, 70, 3), np.uint16), "image is uint16 of shape"),
         (np.zeros((1, 50, 70, 3), np.uint8), r"image is uint8 of shape \(1, 50, 70, 3\)"),
         (np.zeros((0, 70, 3), np.uint8), r"image has shape \(0, 70, 3\)"),
-        (None, "image is a NoneType, expected uint8"),  # what cv2.imread gives for a file that is not there
+        (None, "image is None, .*cv2.imread"),  # what cv2.imread gives for a file that is not there
     ],
 )
 def test_bad_images_are_refused(runner: Runner, image: Any, message: str) -> None:
@@ -705,8 +705,8 @@ def test_open_runner_chooses_by_suffix(exported: Path, weights: Path) -> None:
         ("exported", {"backend": "torch"}, InputError, r"onnx for backend 'torch', expected a \.safetensors file"),
         ("weights", {"backend": "ort"}, InputError, r"safetensors for backend 'ort', expected a \.onnx file"),
         ("weights", {"backend": "openvino"}, InputError, r"safetensors for backend 'openvino', expected a \.onnx file"),
-        ("exported", {"backend": "ort", "speed": 9}, InputError, r"options \['speed'\] for backend 'ort': .*speed"),
-        ("weights", {"threads": 1}, InputError, r"options \['threads'\] for backend 'torch'"),
+        ("exported", {"backend": "ort", "speed": 9}, InputError, r"option 'speed' .*, expected threads, provider"),
+        ("weights", {"threads": 1}, InputError, r"option 'threads' for backend 'torch', expected size"),
         ("weights", {"size": (90, 128)}, InputError, "size 90x128.*88x128"),
         ("exported", {"device": "tpu"}, BackendError, "device 'tpu' for onnxruntime"),
         ("exported", {"backend": "opencv", "device": "cuda"}, BackendError, "device 'cuda' for opencv, expected cpu"),
