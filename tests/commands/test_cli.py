@@ -164,6 +164,7 @@ def test_names_that_the_locale_does_not_have(exported: Path, tmp_path: Path, var
 
 
 @pytest.mark.slow
+@pytest.mark.slow
 def test_paths_that_are_not_utf8(weights: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """A library that takes no such path is named; all others read and write there."""
     from training_runs import arguments
