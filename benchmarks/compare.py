@@ -53,8 +53,10 @@ class Change:
         found: dict[str, float | None] = dict.fromkeys(FIGURES)
         if self.speed is not None:
             found |= {"speedup": self.speed.ratio, "speedup_low": self.speed.low, "speedup_high": self.speed.high}
-        if self.old.accuracy is not None and self.new.accuracy is not None:
-            found["miou_drop"] = 100 * (self.old.accuracy.miou - self.new.accuracy.miou)
+        old, new = self.old.accuracy, self.new.accuracy
+        # an interrupted run may have scored fewer images
+        if old is not None and new is not None and old.pixels == new.pixels:
+            found["miou_drop"] = 100 * (old.miou - new.miou)
         if self.old.parity is not None and self.new.parity is not None:
             found["agreement_drop"] = 100 * (self.old.parity.agreement - self.new.parity.agreement)
         return found

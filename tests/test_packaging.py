@@ -10,6 +10,7 @@ import os
 import shutil
 import subprocess
 import sys
+import sysconfig
 import zipfile
 from collections.abc import Iterator
 from pathlib import Path
@@ -267,7 +268,10 @@ def test_script_beside_a_clone_named_like_the_package(wheel: Path, tmp_path: Pat
     else:
         shutil.copytree(wheel, site)
     code = f"import site, sys; sys.path.insert(0, {str(tmp_path)!r}); site.addsitedir({str(site)!r})\n"
+    code += (
+        f"sys.path.append({sysconfig.get_path('purelib')!r})\n"  # after -S, so that no .pth in it adds this checkout
+    )
     code += "from enet_deploy import open_runner; from enet_deploy.export import cli; print(cli.__file__)"
-    done = subprocess.run([sys.executable, "-I", "-c", code], cwd="/", capture_output=True, text=True)
+    done = subprocess.run([sys.executable, "-IS", "-c", code], cwd="/", capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     assert done.stdout.strip() == f"{clone if editable else site}/enet_deploy/export/cli.py"

@@ -89,6 +89,11 @@ class Accuracy:
         """(classes,) IoU of each class; NaN for one that has none."""
         return np.array([each.iou for each in self.per_class.values()], float)
 
+    @property
+    def pixels(self) -> int | None:
+        """Number of pixels that were scored, void among them; None in old files."""
+        return None if self.confusion is None else sum(map(sum, self.confusion))
+
     def __post_init__(self) -> None:
         side = len(self.per_class) + 1
         if not self.per_class:

@@ -132,7 +132,7 @@ def run(args: argparse.Namespace) -> None:
         renderer = FrameRenderer(classes, 0.5 if args.alpha is None else args.alpha, args.legend)
         monitor = RangeMonitor(runner.spec)
         if args.confidence and not runner.spec.has_confidence:
-            raise ArtifactError(f"{args.artifact} has no output 'confidence'; export it with --confidence")
+            raise ArtifactError(f"{args.artifact} has no output 'confidence'; make one with enet-export --confidence")
         label: Callable[[UInt8Array], Labels] = runner.segment_with_confidence if args.confidence else runner.segment
         pipeline = Pipeline(source, monitor.watched(label), stopped, args.every)
         start = time.perf_counter()

@@ -39,7 +39,7 @@ def draw_check(path: str | Path, report: Report) -> None:
             axes.set_title(report.names([file])[0].split("/")[-1][-40:], fontsize=8, parse_math=False)
             axes.set_anchor("N")
         _draw_shares(row[-1], split, report.classes)
-        row[-1].set_title(f"{name}: {len(split.pairs)} sound pairs, % of pixels", fontsize=8)
+        row[-1].set_title(f"{name}: {len(split.pairs)} images with labels, % of pixels", fontsize=8)
     save_figure(figure, path)
 
 

@@ -218,10 +218,17 @@ def backend_for(artifact: str | Path, device: str | None = None, precision: str 
 
 
 def installed_backends(artifact: str | Path, device: str | None = None) -> list[str]:
-    """Return the backends that are installed and run an artifact on a device. Raises as `backend_for`."""
-    fitting = backends_for(artifact)
+    """Return the backends that are installed and run an artifact on a device. Raises as `backend_for`.
+
+    OpenCV is left out for graphs in a precision that it refuses.
+    """
+    fitting = [backend for backend in backends_for(artifact) if backend != "opencv" or _opencv_runs(artifact)]
     on_device = [backend for backend in fitting if device in (None, "cpu") or _REGISTRY[backend].on_cuda]
     return [backend for backend in on_device if _is_installed(backend)]
+
+
+def _opencv_runs(graph: str | Path) -> bool:
+    return "opencv" in FASTEST_ON_CPU[_precision_of(graph_file(graph))]
 
 
 def _precision_of(graph: Path) -> str:

@@ -198,7 +198,7 @@ class Runner(ABC):
         """
         frames = self._checked(frames)
         if not self.spec.has_confidence:
-            raise ArtifactError(f"{self.artifact} has no output 'confidence'; export it with --confidence")
+            raise ArtifactError(f"{self.artifact} has no output 'confidence'; make one with enet-export --confidence")
         labels = unwritten(frames.shape[:3])
         confidence = np.zeros(frames.shape[:3], np.uint8)
         with self._lock:

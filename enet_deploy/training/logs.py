@@ -47,8 +47,7 @@ def log_correction_sweep(mious: Mapping[float, float], metadata: Metadata) -> No
     """Log the result of `evaluation.correction_sweep` for weights with this metadata."""
     figures = "  ".join(f"{alpha:g}: {miou:.4f}" for alpha, miou in mious.items())
     starts = [str(metadata.details.get(name, {}).get("split", "")) for name in ("init", "teacher")]
-    # "a val", because it may be another one than this run's
-    doubt = " (the weights it started from were trained on a val)" if any("val" in s for s in starts) else ""
+    doubt = " (fit, if the weights it started from were trained on this val)" if any("val" in s for s in starts) else ""
     log.info(f"val mIoU of the last weights by --prior-correction{doubt}: {figures}")
 
 

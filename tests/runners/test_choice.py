@@ -66,6 +66,7 @@ def test_best_of_what_is_installed(
     assert backend_for(graph, precision="bf16") == "openvino"
     assert backend_for(graph, "cuda") == "ort"
     assert installed_backends(graph, "cuda") == (["ort"] if "onnxruntime" in packages else [])
+    assert ("opencv" in installed_backends(graph)) == ("opencv5" in packages and precision != "int8")
     assert backend_for("a.safetensors") == backend_for("a.safetensors", precision="bf16") == "torch"
     assert backend_for("a.engine") == "trt"
     with pytest.raises(InputError, match="bf16"):
