@@ -268,9 +268,7 @@ def test_script_beside_a_clone_named_like_the_package(wheel: Path, tmp_path: Pat
     else:
         shutil.copytree(wheel, site)
     code = f"import site, sys; sys.path.insert(0, {str(tmp_path)!r}); site.addsitedir({str(site)!r})\n"
-    code += (
-        f"sys.path.append({sysconfig.get_path('purelib')!r})\n"  # after -S, so that no .pth in it adds this checkout
-    )
+    code += f"sys.path.append({sysconfig.get_path('purelib')!r})\n"  # with -S no .pth in it is read
     code += "from enet_deploy import open_runner; from enet_deploy.export import cli; print(cli.__file__)"
     done = subprocess.run([sys.executable, "-IS", "-c", code], cwd="/", capture_output=True, text=True)
     assert done.returncode == 0, done.stderr

@@ -118,7 +118,7 @@ def _common(metadata: Metadata) -> Lines:
     lines["recognises"] = (
         "no image that it was trained on: the weights do not say"
         if known is None
-        else f"{counted(len(known.hashes), 'image')} by their pixels: of its training, and of the weights that it started from"
+        else f"{counted(len(known.hashes), 'image')} by their pixels: of its training, and of what it started from"
         + ("" if known.is_complete else "; the weights that it started from do not say theirs")
     )
     figures = details.get("figures")

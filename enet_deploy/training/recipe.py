@@ -21,8 +21,8 @@ class Recipe:
 
     Attributes:
         size: (height, width) that images are resized to, before augmentation and for evaluation.
-        fit: how images of another shape get this size: "stretch" distorts them, "letterbox" puts grey beside them, "crop"
-            takes their middle; the weights keep it.
+        fit: how images of another shape get this size: "stretch" distorts them, "letterbox" puts grey beside them,
+            "crop" takes their middle; the weights keep it.
         crop: (height, width) of a training crop.
         final_crop: (height, width) of a training crop in the last part of the training.
         final_from: share of the training after which crops have the final size; 1 for never.
