@@ -190,7 +190,7 @@ def _run(
 def _exports(options: BenchOptions, weights_sha256: str, folder: Path) -> Iterator[Artifact]:
     """The weights, and a graph of them in each precision for each point if a backend runs graphs."""
     weights = options.weights
-    shown = weights.name if weights.parent == BUNDLED_WEIGHTS.parent else str(weights)
+    shown = weights.name if weights == BUNDLED_WEIGHTS else str(weights)
     yield Artifact(weights, shown, options.points)
     if "bf16" in options.precisions:
         yield Artifact(weights, shown, options.points, "bf16")

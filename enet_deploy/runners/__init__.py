@@ -68,7 +68,8 @@ SUFFIXES = tuple(dict.fromkeys(suffix for backend in _REGISTRY.values() for suff
 ON_REQUEST = tuple(dict.fromkeys(name for backend in _REGISTRY.values() for name in backend.precisions))
 
 # Precision of a graph -> the backends that run it on a CPU, fastest first: the order of their times in
-# benchmarks/results/cpu-360x480.json, in which both layouts of int8 agree. OpenCV is behind them, and refuses int8
+# benchmarks/results/cpu-360x480.json, in which both layouts of int8 agree. OpenCV is behind them, and refuses int8.
+# A backend that is in the first list and not in another refuses graphs of that precision
 FASTEST_ON_CPU = {
     "fp32": ("openvino", "ort", "opencv"),
     "fp16": ("openvino", "ort", "opencv"),
@@ -218,25 +219,21 @@ def backend_for(artifact: str | Path, device: str | None = None, precision: str 
 
 
 def installed_backends(artifact: str | Path, device: str | None = None) -> list[str]:
-    """Return the backends that are installed and run an artifact on a device. Raises as `backend_for`.
-
-    OpenCV is left out for graphs in a precision that it refuses.
-    """
-    fitting = [backend for backend in backends_for(artifact) if backend != "opencv" or _opencv_runs(artifact)]
+    """Return the backends that are installed and run an artifact on a device. Raises as `backend_for`."""
+    fitting = backends_for(artifact)
     on_device = [backend for backend in fitting if device in (None, "cpu") or _REGISTRY[backend].on_cuda]
-    return [backend for backend in on_device if _is_installed(backend)]
+    refusing = {*FASTEST_ON_CPU["fp32"]}.difference(FASTEST_ON_CPU[_precision_of(graph_file(artifact))])
+    return [backend for backend in on_device if backend not in refusing and _is_installed(backend)]
 
 
-def _opencv_runs(graph: str | Path) -> bool:
-    return "opencv" in FASTEST_ON_CPU[_precision_of(graph_file(graph))]
-
-
-def _precision_of(graph: Path) -> str:
-    """Return the precision of a graph; "fp32" if the file does not say, as opening it will tell why."""
+def _precision_of(artifact: Path) -> str:
+    """Return the precision of a graph; "fp32" for other files, and if a graph does not say, as opening it tells why."""
     from .onnx_file import read_metadata
 
+    if artifact.suffix != ".onnx":
+        return "fp32"
     with suppress(OSError, EnetError):
-        return read_metadata(graph.read_bytes(), graph).precision
+        return read_metadata(artifact.read_bytes(), artifact).precision
     return "fp32"
 
 
