@@ -23,6 +23,8 @@ from enet_deploy.images import UInt8Array, read_image
 from enet_deploy.runners.tensorrt.card import EngineCard
 from enet_deploy.runners.tensorrt.library import FLAVOURS
 
+from . import triton
+
 if TYPE_CHECKING:
     from enet_deploy.artifacts import Metadata
     from enet_deploy.runners.tensorrt.builder import BuildOptions
@@ -123,8 +125,10 @@ def _from_graph(args: argparse.Namespace) -> Path:
     if not args.int8:
         if args.data is not None or args.max_disagreement is not None:
             raise InputError("--data and --max-disagreement compare a new graph with the old one, expected --int8 too")
-        if args.engine is None:
-            raise InputError(f"nothing to do with {model}, expected --int8 or --engine {' or '.join(FLAVOURS)}")
+        if args.engine is None and args.triton is None:
+            raise InputError(
+                f"nothing to do with {model}, expected --int8, --triton DIR or --engine {' or '.join(FLAVOURS)}"
+            )
         _require_outputs(args, None, model)
         return model
 
@@ -167,8 +171,8 @@ def _report(done: Export, args: argparse.Namespace, reference: str) -> None:
     )
 
 
-def _build_engine(graph: Path, args: argparse.Namespace, options: BuildOptions) -> None:
-    """Build GRAPH.engine, or GRAPH-rtx.engine, in --out."""
+def _build_engine(graph: Path, args: argparse.Namespace, options: BuildOptions) -> Path:
+    """Build GRAPH.engine, or GRAPH-rtx.engine, in --out; return its path."""
     from enet_deploy.runners.tensorrt.builder import to_engine
 
     path = Path(args.out) / EngineCard.engine_name(graph, options.flavour)
@@ -182,6 +186,7 @@ def _build_engine(graph: Path, args: argparse.Namespace, options: BuildOptions) 
         f"{path}  {build.bytes / 1e6:.2f} MB in {build.seconds:.1f} s, {FLAVOURS[card.flavour]} {card.version} for "
         f"compute capability {', '.join(card.compute_capabilities)}; layers: {layers}"
     )
+    return path
 
 
 def _engine_if_possible(graph: Path, args: argparse.Namespace) -> None:
@@ -209,6 +214,8 @@ def _options(args: argparse.Namespace) -> BuildOptions | None:
         return _build_options(args, args.engine)
     for name in ENGINE_OPTIONS:
         value = getattr(args, name)
+        if name == "max_batch" and args.triton is not None:
+            continue
         if value not in (None, ()) and value is not False:
             raise InputError(f"--{name.replace('_', '-')} without an engine to build, expected --engine too")
     return None
@@ -279,6 +286,7 @@ def exported(args: argparse.Namespace) -> Path:
     _settle_precision(args)
     args.engine = None if args.engine == "onnx" else args.engine  # of --format: a graph is always written
     _require_model(args)
+    triton.check_options(args)
     options = _options(args)
     if args.calibration is not None and not (args.int8 or args.confidence):
         raise InputError(f"--calibration {args.calibration} without --int8 or --confidence, expected one of them too")
@@ -297,10 +305,13 @@ def exported(args: argparse.Namespace) -> Path:
             read_graph(args.model)
         require_buildable(options)
     graph = _from_weights(args) if args.model is None else _from_graph(args)
+    engine = None
     if options is not None:
-        _build_engine(graph, args, options)
+        engine = _build_engine(graph, args, options)
     elif args.qdq_layout == "all" and (args.fp16 or args.int8):
         _engine_if_possible(graph, args)
+    if args.triton is not None:
+        triton.write(args, graph, engine)
     return graph
 
 
@@ -327,6 +338,7 @@ def make_parser() -> cli.Parser:
     parser.add_argument("--rewrite-unpool", action="store_true", help=exact)
     _add_graph_options(parser.add_argument_group("graph"))
     _add_engine_options(parser.add_argument_group("engine"))
+    triton.add_options(parser.add_argument_group("server"))
     return parser
 
 
