@@ -59,9 +59,8 @@ def write(args: argparse.Namespace, graph: Path, engine: Path | None) -> None:
     """Do what --triton says with a graph and, for the backend tensorrt, with its engine; print what was written."""
     served = engine if args.triton_backend == "tensorrt" else None
     version = write_repository(args.triton, graph, args.triton_backend, served, args.max_batch or MAX_BATCH)
-    print(
-        f"{version}  for Triton's backend {args.triton_backend}; serve it with tritonserver --model-repository {args.triton}"
-    )
+    backend = args.triton_backend
+    print(f"{version}  for Triton's backend {backend}; serve it: tritonserver --model-repository {args.triton}")
 
 
 def _interface(graph: Path) -> tuple[Metadata, Signature]:
