@@ -26,6 +26,7 @@ SPOKES = {"export", "calibration", "benchmarks"}  # folders of the checkout, ins
 RUBBISH = shutil.ignore_patterns(".*", "__pycache__", "*.egg-info", "build", "dist", "demo", "runs")
 NOT_INSTALLED = f"{HUB}.benchmarks.studies"
 HEAVY = ["torch", "onnx", "onnxruntime", "openvino", "tensorrt", "tensorrt_rtx", "pycuda", "cuda", "safetensors", "PIL"]
+HEAVY += ["ray", "pyarrow", "fsspec", "tritonclient"]
 
 CONFIG = configparser.ConfigParser()
 CONFIG.read(ROOT / "setup.cfg")

@@ -11,7 +11,8 @@ import sys
 import threading
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
-from typing import Any, NamedTuple
+from dataclasses import dataclass
+from typing import Any
 
 from ..errors import BackendError, EnetError, InputError
 from .labeller import Labeller, Task, opens
@@ -31,11 +32,12 @@ CONNECT_SECONDS = 20  # to wait for a cluster's answer
 MAX_BLOCKS = 2000  # tasks of a run; each costs the driver some memory
 
 
-class Workers(NamedTuple):
-    """How many actors a run has, and what each takes."""
+@dataclass(frozen=True)
+class Workers:
+    """How many actors a run has, and how many GPUs each takes, 0 or 1."""
 
     count: int
-    gpus: int  # of each, 0 or 1
+    gpus: int
 
 
 @contextmanager

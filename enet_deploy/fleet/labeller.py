@@ -146,8 +146,11 @@ class Labeller:
         from ..media.bags import Bag
 
         bag: FrameSource = Bag(path, self._task.topic)
+        frame = None
         for frame in bag.frames():
             yield (None, frame) if isinstance(frame, DataError) else (frame.name, (frame.image, None))
+        if frame is None:
+            yield None, DataError(f"{path} holds no frame, expected at least one")
 
     def _labelled(self, image: UInt8Array) -> tuple[Row, UInt8Array]:
         """Return a row's figures of an image (h, w, 3), and its labels (h, w)."""
