@@ -18,7 +18,8 @@ from ..bundled import NAMES, artifact_file, graph_file, weights_file
 from ..console import did_you_mean
 from ..errors import EXTRAS, BackendError, EnetError, InputError, missing
 from ..fit import Fit, check_fit
-from .base import Operation, Runner, Spec, cuda_index
+from .base import Runner, cuda_index
+from .spec import Operation, Spec
 
 __all__ = [
     "BACKENDS",
