@@ -79,7 +79,9 @@ async function show(bitmap, from) {
   await ready;
   if (mine !== turn) return bitmap.close();
   if (!camera) say("Working ...");
-  const answer = await ask({ bitmap }, [bitmap]);
+  const answer = await ask({ bitmap }, [bitmap]).catch((error) => {
+    if (mine === turn) throw error; // else nobody waits for this picture any more
+  });
   if (mine !== turn) return;
   result = answer;
   name = from;
@@ -254,6 +256,7 @@ async function main() {
   element("save").onclick = guarded(save);
   element("alpha").oninput = draw;
   device.onchange = guarded(async () => {
+    turn++;
     stopCamera();
     complain("");
     await restart(device.value);
