@@ -21,8 +21,8 @@ from enet_deploy.files import require_outputs
 from enet_deploy.fit import FITS, fit_image
 from enet_deploy.images import UInt8Array, read_image
 from enet_deploy.runners.tensorrt.card import EngineCard
-from enet_deploy.runners.tensorrt.fleet import add_to_fleet, manifest_path, read_fleet
 from enet_deploy.runners.tensorrt.library import FLAVOURS
+from enet_deploy.runners.tensorrt.manifest import add_to_manifest, manifest_path, read_manifest
 
 if TYPE_CHECKING:
     from enet_deploy.artifacts import Metadata
@@ -166,7 +166,7 @@ def _require_outputs(args: argparse.Namespace, graph: Path | None, source: Path)
 def _is_of_fleet(args: argparse.Namespace) -> bool:
     """Whether the engine gets an entry in fleet.json. Raises ArtifactError if one is there and damaged."""
     if manifest_path(args.out).exists():
-        read_fleet(args.out)
+        read_manifest(args.out)
         return True
     return bool(args.compute_capability)
 
@@ -195,7 +195,7 @@ def _build_engine(graph: Path, args: argparse.Namespace, options: BuildOptions) 
         f"compute capability {', '.join(card.compute_capabilities)}; layers: {layers}"
     )
     if _is_of_fleet(args):
-        print(f"{add_to_fleet(path)}  says which engine is for which GPU; open_runner takes the folder")
+        print(f"{add_to_manifest(path)}  says which engine is for which GPU; open_runner takes the folder")
 
 
 def _page_runtime(args: argparse.Namespace) -> WebRuntime | None:

@@ -15,8 +15,8 @@ from ..errors import ArtifactError
 from ..files import digest, sha256
 from ..runners.graph import parse_graph, reading_text
 from ..runners.tensorrt.card import EngineCard
-from ..runners.tensorrt.fleet import FleetEngine, read_fleet
 from ..runners.tensorrt.library import FLAVOURS
+from ..runners.tensorrt.manifest import ListedEngine, read_manifest
 from . import cli
 
 Lines = dict[str, str]
@@ -106,7 +106,7 @@ def _engine(path: Path) -> tuple[Lines, Metadata]:
 
 
 def _fleet(folder: Path) -> Lines:
-    engines = read_fleet(folder)
+    engines = read_manifest(folder)
     lines = {"what": f"fleet of {counted(len(engines), 'engine')}, as fleet.json says"}
     for index, engine in enumerate(engines, 1):
         height, width = engine.size
@@ -117,7 +117,7 @@ def _fleet(folder: Path) -> Lines:
     return lines
 
 
-def _damage(folder: Path, engine: FleetEngine) -> str:
+def _damage(folder: Path, engine: ListedEngine) -> str:
     """What is wrong with a file of a fleet, in words; "" if it is the one that the manifest lists."""
     path = folder / engine.file
     if not path.is_file():

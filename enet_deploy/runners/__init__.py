@@ -111,7 +111,7 @@ def open_runner(
         ArtifactError: the file is missing, damaged or foreign.
     """
     if Path(artifact).is_dir() and backend in (None, "trt"):
-        artifact = _engine_of_fleet(Path(artifact), device)
+        artifact = _engine_of_folder(Path(artifact), device)
     chosen = backend_for(artifact, device, precision) if backend is None else backend
     if chosen not in _REGISTRY:
         hint = did_you_mean(str(chosen), BACKENDS)
@@ -141,13 +141,13 @@ def open_runner(
     return runner
 
 
-def _engine_of_fleet(folder: Path, device: str | None) -> Path:
-    from .tensorrt.fleet import fleet_engine
+def _engine_of_folder(folder: Path, device: str | None) -> Path:
+    from .tensorrt.manifest import engine_for_gpu
 
     index = cuda_index(device or "cuda")
     if index is None:
         raise BackendError(f"device '{device}' for the engines in {folder}, expected cuda or cuda:N")
-    return fleet_engine(folder, index)
+    return engine_for_gpu(folder, index)
 
 
 def _require_precision(precision: str | None, backend: str) -> None:
@@ -189,9 +189,9 @@ def artifact_files(artifact: str | Path) -> list[Path]:
     """
     backends_for(artifact)
     if Path(artifact).is_dir():
-        from .tensorrt.fleet import manifest_path, read_fleet
+        from .tensorrt.manifest import manifest_path, read_manifest
 
-        engines = [Path(artifact) / engine.file for engine in read_fleet(artifact)]
+        engines = [Path(artifact) / engine.file for engine in read_manifest(artifact)]
         return [manifest_path(artifact), *(path for engine in engines for path in artifact_files(engine))]
     if str(artifact) in NAMES:
         return [weights_file(artifact), graph_file(artifact)]

@@ -25,7 +25,7 @@ log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
-class FleetEngine:
+class ListedEngine:
     """An engine of a fleet, as the manifest describes it.
 
     Attributes:
@@ -66,7 +66,7 @@ class FleetEngine:
         check_size(self.size)
 
     @classmethod
-    def of(cls, engine: Path) -> FleetEngine:
+    def of(cls, engine: Path) -> ListedEngine:
         """Describe an engine by its card. Raises ArtifactError as `EngineCard.load`."""
         card, content = EngineCard.load(engine)
         names = {field.name for field in dataclasses.fields(cls)}
@@ -77,7 +77,7 @@ class FleetEngine:
         )  # fmt: skip
 
     @classmethod
-    def from_json(cls, value: dict[str, Any]) -> FleetEngine:
+    def from_json(cls, value: dict[str, Any]) -> ListedEngine:
         lists = {name: tuple(value[name]) for name in ("compute_capabilities", "size")}
         return cls(**{**value, **lists})
 
@@ -90,7 +90,7 @@ def manifest_path(folder: str | Path) -> Path:
     return Path(folder) / "fleet.json"
 
 
-def read_fleet(folder: str | Path) -> tuple[FleetEngine, ...]:
+def read_manifest(folder: str | Path) -> tuple[ListedEngine, ...]:
     """Read the manifest of a folder. Raises ArtifactError if it is missing or damaged."""
     path = manifest_path(folder)
     again = "make it again: enet-export GRAPH --engine trt-rtx --compute-capability LIST --out FOLDER"
@@ -98,7 +98,7 @@ def read_fleet(folder: str | Path) -> tuple[FleetEngine, ...]:
         value = without_digest(parse_json(path.read_text(encoding="utf-8")))
         if value["schema"] != SCHEMA:
             raise ValueError(f"schema {value['schema']!r:.20}, expected {SCHEMA}")
-        engines = tuple(map(FleetEngine.from_json, value["engines"]))
+        engines = tuple(map(ListedEngine.from_json, value["engines"]))
         if not engines or len({engine.file for engine in engines}) < len(engines):
             raise ValueError("expected at least one engine, and each file once")
     except FileNotFoundError:
@@ -111,20 +111,20 @@ def read_fleet(folder: str | Path) -> tuple[FleetEngine, ...]:
     return engines
 
 
-def add_to_fleet(engine: Path) -> Path:
+def add_to_manifest(engine: Path) -> Path:
     """Write an engine into the manifest of its folder, in place of an earlier one of its name. Returns the manifest.
 
     Raises ArtifactError if the engine's card does not describe it, or the manifest is damaged or cannot be written.
     """
-    new, path = FleetEngine.of(engine), manifest_path(engine.parent)
+    new, path = ListedEngine.of(engine), manifest_path(engine.parent)
     with file_lock(engine.parent):
-        others = read_fleet(engine.parent) if path.exists() else ()
+        others = read_manifest(engine.parent) if path.exists() else ()
         engines = sorted([new, *(each for each in others if each.file != new.file)], key=lambda each: each.file)
         write_json(path, with_digest({"schema": SCHEMA, "engines": [dataclasses.asdict(each) for each in engines]}))
     return path
 
 
-def fleet_engine(folder: Path, index: int) -> Path:
+def engine_for_gpu(folder: Path, index: int) -> Path:
     """Return the engine for the GPU of this index, after a check that it is the one in the manifest.
 
     An engine is code, so its hash must be that of its card and that of the manifest.
@@ -133,7 +133,7 @@ def fleet_engine(folder: Path, index: int) -> Path:
         ArtifactError: no engine, or more than one, is for this GPU; the manifest or the engine is missing or damaged.
         BackendError: there is no GPU.
     """
-    engines = read_fleet(folder)
+    engines = read_manifest(folder)
     gpu = find_gpu(index)
     fitting = [engine for engine in engines if gpu.compute_capability in engine.compute_capabilities]
     if not fitting:
@@ -152,7 +152,7 @@ def fleet_engine(folder: Path, index: int) -> Path:
     return path
 
 
-def _missing(folder: Path, engines: Sequence[FleetEngine], gpu: Gpu) -> str:
+def _missing(folder: Path, engines: Sequence[ListedEngine], gpu: Gpu) -> str:
     known = sorted({name for engine in engines for name in engine.compute_capabilities}, key=_number)
     ahead = next((engine for engine in engines if engine.flavour == "trt-rtx"), engines[0])
     all_of_it = (*ahead.compute_capabilities, gpu.compute_capability)
@@ -166,7 +166,7 @@ def _number(capability: str) -> tuple[int, ...]:
     return tuple(map(int, capability.split(".")))
 
 
-def _command(folder: Path, engine: FleetEngine, capabilities: Sequence[str]) -> str:
+def _command(folder: Path, engine: ListedEngine, capabilities: Sequence[str]) -> str:
     """The command that makes the engine of a fleet for these GPUs; it is named after its graph."""
     graph = Path(engine.file).stem.removesuffix("-rtx") + ".onnx"
     named = f" --compute-capability {','.join(capabilities)}" if engine.flavour == "trt-rtx" else ""

@@ -21,7 +21,7 @@ from enet_deploy.export import cli
 from enet_deploy.files import sha256
 from enet_deploy.runners import artifact_files
 from enet_deploy.runners.tensorrt.card import EngineCard
-from enet_deploy.runners.tensorrt.fleet import add_to_fleet, manifest_path, read_fleet
+from enet_deploy.runners.tensorrt.manifest import add_to_manifest, manifest_path, read_manifest
 
 
 @pytest.fixture
@@ -41,7 +41,7 @@ def fleet(exported: Path, tmp_path: Path) -> Path:
         engine = write_engine(
             exported, folder / f"{name}.engine", "trt-rtx", compute_capabilities=capabilities, gpu=None
         )
-        add_to_fleet(engine)
+        add_to_manifest(engine)
     return folder
 
 
@@ -65,13 +65,13 @@ def test_the_engine_for_this_gpu_runs(fleet: Path, exported: Path) -> None:
 
 
 def test_the_manifest_says_what_is_in_the_folder(fleet: Path, exported: Path) -> None:
-    others, ours = read_fleet(fleet)
+    others, ours = read_manifest(fleet)
     assert (others.file, others.compute_capabilities) == ("others-rtx.engine", ("7.5", "8.9"))
     assert (ours.engine_sha256, ours.onnx_sha256) == (sha256(fleet / ours.file), sha256(exported))
     assert (ours.bytes, ours.size, ours.precision) == ((fleet / ours.file).stat().st_size, SIZE, "fp32")
     write_engine(exported, fleet / ours.file, "trt-rtx", compute_capabilities=("12.0",), gpu=None)
-    add_to_fleet(fleet / ours.file)
-    assert [each.compute_capabilities for each in read_fleet(fleet)] == [("7.5", "8.9"), ("12.0",)]
+    add_to_manifest(fleet / ours.file)
+    assert [each.compute_capabilities for each in read_manifest(fleet)] == [("7.5", "8.9"), ("12.0",)]
 
 
 def replaced(fleet: Path, exported: Path) -> None:
@@ -91,7 +91,7 @@ def changed(fleet: Path, exported: Path) -> None:
 
 
 def twice(fleet: Path, exported: Path) -> None:
-    add_to_fleet(write_engine(exported, fleet / "half-rtx.engine", "trt-rtx", gpu=None))
+    add_to_manifest(write_engine(exported, fleet / "half-rtx.engine", "trt-rtx", gpu=None))
 
 
 def without_ours(fleet: Path, exported: Path) -> None:
@@ -163,7 +163,7 @@ def test_the_command_writes_the_manifest(tmp_path: Path, capsys: pytest.CaptureF
         options = ["--engine", "trt-rtx", "--compute-capability", capabilities, "--out", str(out)]
         assert cli.main([str(graph), *options]) == 0
         assert "fleet.json" in capsys.readouterr().out
-    engines = {each.file: each for each in read_fleet(out)}
+    engines = {each.file: each for each in read_manifest(out)}
     assert {file: each.compute_capabilities for file, each in engines.items()} == {
         "large-rtx.engine": ("8.9",),
         "small-rtx.engine": ("12.0",),
