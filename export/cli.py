@@ -22,6 +22,7 @@ from enet_deploy.fit import FITS, fit_image
 from enet_deploy.images import UInt8Array, read_image
 from enet_deploy.runners.tensorrt.card import EngineCard
 from enet_deploy.runners.tensorrt.library import FLAVOURS
+from enet_deploy.runners.tensorrt.manifest import add_to_manifest, manifest_path, read_manifest
 
 from . import triton
 
@@ -29,6 +30,7 @@ if TYPE_CHECKING:
     from enet_deploy.artifacts import Metadata
     from enet_deploy.runners.tensorrt.builder import BuildOptions
 
+    from .html import WebRuntime
     from .record import Record
     from .to_onnx import Export
 
@@ -125,10 +127,15 @@ def _from_graph(args: argparse.Namespace) -> Path:
     if not args.int8:
         if args.data is not None or args.max_disagreement is not None:
             raise InputError("--data and --max-disagreement compare a new graph with the old one, expected --int8 too")
+<<<<<<< HEAD
         if args.engine is None and args.triton is None:
             raise InputError(
                 f"nothing to do with {model}, expected --int8, --triton DIR or --engine {' or '.join(FLAVOURS)}"
             )
+=======
+        if args.engine is None and args.html is None:
+            raise InputError(f"nothing to do with {model}, expected --int8, --html or --engine {' or '.join(FLAVOURS)}")
+>>>>>>> main
         _require_outputs(args, None, model)
         return model
 
@@ -160,7 +167,17 @@ def _require_outputs(args: argparse.Namespace, graph: Path | None, source: Path)
     engines = [EngineCard.engine_name(graph or source, flavour) for flavour in flavours]
     files = [path for name in engines for path in (Path(args.out) / name, EngineCard.path(Path(args.out) / name))]
     data = [] if args.data is None else files_of(args.data, args.split)
-    require_outputs([graph, *files], [source, args.calibration, *data])
+    if engines and _is_of_fleet(args):
+        files.append(manifest_path(args.out))
+    require_outputs([graph, args.html, *files], [source, args.calibration, *data])
+
+
+def _is_of_fleet(args: argparse.Namespace) -> bool:
+    """Whether the engine gets an entry in fleet.json. Raises ArtifactError if one is there and damaged."""
+    if manifest_path(args.out).exists():
+        read_manifest(args.out)
+        return True
+    return bool(args.compute_capability)
 
 
 def _report(done: Export, args: argparse.Namespace, reference: str) -> None:
@@ -186,7 +203,32 @@ def _build_engine(graph: Path, args: argparse.Namespace, options: BuildOptions) 
         f"{path}  {build.bytes / 1e6:.2f} MB in {build.seconds:.1f} s, {FLAVOURS[card.flavour]} {card.version} for "
         f"compute capability {', '.join(card.compute_capabilities)}; layers: {layers}"
     )
+<<<<<<< HEAD
     return path
+=======
+    if _is_of_fleet(args):
+        print(f"{add_to_manifest(path)}  says which engine is for which GPU; open_runner takes the folder")
+
+
+def _page_runtime(args: argparse.Namespace) -> WebRuntime | None:
+    """Return what --html needs, None without it. Called before the export, which takes long."""
+    if args.html is None:
+        if args.npm is not None:
+            raise InputError(f"--npm {args.npm} without a page to write, expected --html FILE too")
+        return None
+    if args.html.suffix != ".html":
+        raise InputError(f"--html {args.html}, expected a name that ends in .html, as browsers open pages")
+    from .html import find_runtime
+
+    return find_runtime(args.npm)
+
+
+def _write_page(graph: Path, page: Path, runtime: WebRuntime) -> None:
+    from .html import write_page
+
+    size = write_page(graph, page, runtime)
+    print(f"{page}  {size / 1e6:.1f} MB, {graph.name} with ONNX Runtime Web {runtime.version}; open it in a browser")
+>>>>>>> main
 
 
 def _engine_if_possible(graph: Path, args: argparse.Namespace) -> None:
@@ -286,8 +328,12 @@ def exported(args: argparse.Namespace) -> Path:
     _settle_precision(args)
     args.engine = None if args.engine == "onnx" else args.engine  # of --format: a graph is always written
     _require_model(args)
+<<<<<<< HEAD
     triton.check_options(args)
     options = _options(args)
+=======
+    options, web = _options(args), _page_runtime(args)
+>>>>>>> main
     if args.calibration is not None and not (args.int8 or args.confidence):
         raise InputError(f"--calibration {args.calibration} without --int8 or --confidence, expected one of them too")
     if args.qdq_layout != "all" and not args.int8:
@@ -310,8 +356,13 @@ def exported(args: argparse.Namespace) -> Path:
         engine = _build_engine(graph, args, options)
     elif args.qdq_layout == "all" and (args.fp16 or args.int8):
         _engine_if_possible(graph, args)
+<<<<<<< HEAD
     if args.triton is not None:
         triton.write(args, graph, engine)
+=======
+    if web is not None:
+        _write_page(graph, args.html, web)
+>>>>>>> main
     return graph
 
 
@@ -338,7 +389,11 @@ def make_parser() -> cli.Parser:
     parser.add_argument("--rewrite-unpool", action="store_true", help=exact)
     _add_graph_options(parser.add_argument_group("graph"))
     _add_engine_options(parser.add_argument_group("engine"))
+<<<<<<< HEAD
     triton.add_options(parser.add_argument_group("server"))
+=======
+    _add_page_options(parser.add_argument_group("page"))
+>>>>>>> main
     return parser
 
 
@@ -383,6 +438,13 @@ def _add_engine_options(group: argparse._ArgumentGroup) -> None:
     timing = group.add_mutually_exclusive_group()
     timing.add_argument("--timing-cache", type=Path, metavar="DIR", help=timings)
     timing.add_argument("--no-timing-cache", action="store_true", help="measure all kernels again")
+
+
+def _add_page_options(group: argparse._ArgumentGroup) -> None:
+    page = "also write a page that runs the graph in a browser, without a server; needs npm install onnxruntime-web"
+    npm = "where that npm package is (default: node_modules here or above)"
+    group.add_argument("--html", type=Path, metavar="FILE", help=page)
+    group.add_argument("--npm", type=Path, metavar="DIR", help=npm)
 
 
 def main(argv: Sequence[str] | None = None) -> int:

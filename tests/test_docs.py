@@ -40,6 +40,7 @@ FOREIGN = {
     "cd",
     "colcon",
     "export",
+    "npm",
     "nvidia-smi",
     "docker",
     "eval",
