@@ -127,15 +127,9 @@ def _from_graph(args: argparse.Namespace) -> Path:
     if not args.int8:
         if args.data is not None or args.max_disagreement is not None:
             raise InputError("--data and --max-disagreement compare a new graph with the old one, expected --int8 too")
-<<<<<<< HEAD
-        if args.engine is None and args.triton is None:
-            raise InputError(
-                f"nothing to do with {model}, expected --int8, --triton DIR or --engine {' or '.join(FLAVOURS)}"
-            )
-=======
-        if args.engine is None and args.html is None:
-            raise InputError(f"nothing to do with {model}, expected --int8, --html or --engine {' or '.join(FLAVOURS)}")
->>>>>>> main
+        if args.engine is None and args.html is None and args.triton is None:
+            expected = f"--int8, --html FILE, --triton DIR or --engine {' or '.join(FLAVOURS)}"
+            raise InputError(f"nothing to do with {model}, expected {expected}")
         _require_outputs(args, None, model)
         return model
 
@@ -203,11 +197,9 @@ def _build_engine(graph: Path, args: argparse.Namespace, options: BuildOptions) 
         f"{path}  {build.bytes / 1e6:.2f} MB in {build.seconds:.1f} s, {FLAVOURS[card.flavour]} {card.version} for "
         f"compute capability {', '.join(card.compute_capabilities)}; layers: {layers}"
     )
-<<<<<<< HEAD
-    return path
-=======
     if _is_of_fleet(args):
         print(f"{add_to_manifest(path)}  says which engine is for which GPU; open_runner takes the folder")
+    return path
 
 
 def _page_runtime(args: argparse.Namespace) -> WebRuntime | None:
@@ -228,7 +220,6 @@ def _write_page(graph: Path, page: Path, runtime: WebRuntime) -> None:
 
     size = write_page(graph, page, runtime)
     print(f"{page}  {size / 1e6:.1f} MB, {graph.name} with ONNX Runtime Web {runtime.version}; open it in a browser")
->>>>>>> main
 
 
 def _engine_if_possible(graph: Path, args: argparse.Namespace) -> None:
@@ -328,12 +319,8 @@ def exported(args: argparse.Namespace) -> Path:
     _settle_precision(args)
     args.engine = None if args.engine == "onnx" else args.engine  # of --format: a graph is always written
     _require_model(args)
-<<<<<<< HEAD
     triton.check_options(args)
-    options = _options(args)
-=======
     options, web = _options(args), _page_runtime(args)
->>>>>>> main
     if args.calibration is not None and not (args.int8 or args.confidence):
         raise InputError(f"--calibration {args.calibration} without --int8 or --confidence, expected one of them too")
     if args.qdq_layout != "all" and not args.int8:
@@ -356,13 +343,10 @@ def exported(args: argparse.Namespace) -> Path:
         engine = _build_engine(graph, args, options)
     elif args.qdq_layout == "all" and (args.fp16 or args.int8):
         _engine_if_possible(graph, args)
-<<<<<<< HEAD
     if args.triton is not None:
         triton.write(args, graph, engine)
-=======
     if web is not None:
         _write_page(graph, args.html, web)
->>>>>>> main
     return graph
 
 
@@ -389,11 +373,8 @@ def make_parser() -> cli.Parser:
     parser.add_argument("--rewrite-unpool", action="store_true", help=exact)
     _add_graph_options(parser.add_argument_group("graph"))
     _add_engine_options(parser.add_argument_group("engine"))
-<<<<<<< HEAD
     triton.add_options(parser.add_argument_group("server"))
-=======
     _add_page_options(parser.add_argument_group("page"))
->>>>>>> main
     return parser
 
 
