@@ -12,16 +12,29 @@ from typing import Any
 import numpy as np
 
 from ..console import warn_once
-from ..errors import DataError
+from ..errors import DataError, InputError
 from ..images import UInt8Array, eight_bits
 from .frames import TIMEOUT_MS, URL_FORMATS, Clock, Frame, Frames, FrameSource
 
 log = logging.getLogger(__name__)
 
 BT709, UNSPECIFIED = 1, 2  # colour matrices, in FFmpeg's numbers
+MIN_PYAV = 17  # as in setup.cfg
 TS_TICKS = 1 << 33  # after which the clock of an MPEG transport stream begins again
 NO_TIMES = 0x80  # FFmpeg's flag of bare streams, whose frames have no times
 SD_HEIGHT, HD_WIDTH = 576, 1280  # without a declared matrix, a picture higher or as wide is taken for BT.709, as by mpv
+
+
+def pyav() -> Any:
+    """Import PyAV. Raises InputError if it is older than 17: then it decodes BT.709 as BT.601, and full range wrong."""
+    import av
+
+    if int(av.__version__.split(".")[0]) < MIN_PYAV:
+        raise InputError(
+            f"PyAV {av.__version__} changes the colours of videos, expected version {MIN_PYAV} or later; "
+            f"pip install 'av>={MIN_PYAV}'"
+        )
+    return av
 
 
 class VideoFile(FrameSource):
@@ -35,8 +48,7 @@ class VideoFile(FrameSource):
     """
 
     def __init__(self, path: Path | str) -> None:
-        import av
-
+        av = pyav()
         super().__init__(str(path))
         is_url = not isinstance(path, Path)
         address = self.name if is_url else f"file:{self.name}"  # a name with a colon would be read as a protocol
