@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import os
 import struct
 from pathlib import Path
 from typing import Any
@@ -73,6 +74,15 @@ def test_size_of_every_format_is_known_before_it_is_decoded(kind: str, monkeypat
 def test_content_of_no_known_header_is_not_decoded(content: bytes) -> None:
     with pytest.raises(DataError, match="cannot be decoded as an image"):
         require_readable("a", content)
+
+
+def test_huge_file_and_pipe_are_not_read(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "pipe.png")
+    with (tmp_path / "huge.png").open("wb") as file:
+        file.truncate((1 << 30) + 1)
+    for name, message in (("pipe.png", "a folder or a device"), ("huge.png", "1073741825 bytes")):
+        with pytest.raises(DataError, match=rf"{name} .*{message}"):
+            read_image(tmp_path / name)
 
 
 @pytest.mark.parametrize("orientation", range(1, 9))
