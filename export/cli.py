@@ -22,11 +22,15 @@ from enet_deploy.fit import FITS, fit_image
 from enet_deploy.images import UInt8Array, read_image
 from enet_deploy.runners.tensorrt.card import EngineCard
 from enet_deploy.runners.tensorrt.library import FLAVOURS
+from enet_deploy.runners.tensorrt.manifest import add_to_manifest, manifest_path, read_manifest
+
+from . import triton
 
 if TYPE_CHECKING:
     from enet_deploy.artifacts import Metadata
     from enet_deploy.runners.tensorrt.builder import BuildOptions
 
+    from .html import WebRuntime
     from .record import Record
     from .to_onnx import Export
 
@@ -123,8 +127,9 @@ def _from_graph(args: argparse.Namespace) -> Path:
     if not args.int8:
         if args.data is not None or args.max_disagreement is not None:
             raise InputError("--data and --max-disagreement compare a new graph with the old one, expected --int8 too")
-        if args.engine is None:
-            raise InputError(f"nothing to do with {model}, expected --int8 or --engine {' or '.join(FLAVOURS)}")
+        if args.engine is None and args.html is None and args.triton is None:
+            expected = f"--int8, --html FILE, --triton DIR or --engine {' or '.join(FLAVOURS)}"
+            raise InputError(f"nothing to do with {model}, expected {expected}")
         _require_outputs(args, None, model)
         return model
 
@@ -156,7 +161,17 @@ def _require_outputs(args: argparse.Namespace, graph: Path | None, source: Path)
     engines = [EngineCard.engine_name(graph or source, flavour) for flavour in flavours]
     files = [path for name in engines for path in (Path(args.out) / name, EngineCard.path(Path(args.out) / name))]
     data = [] if args.data is None else files_of(args.data, args.split)
-    require_outputs([graph, *files], [source, args.calibration, *data])
+    if engines and _is_of_fleet(args):
+        files.append(manifest_path(args.out))
+    require_outputs([graph, args.html, *files], [source, args.calibration, *data])
+
+
+def _is_of_fleet(args: argparse.Namespace) -> bool:
+    """Whether the engine gets an entry in fleet.json. Raises ArtifactError if one is there and damaged."""
+    if manifest_path(args.out).exists():
+        read_manifest(args.out)
+        return True
+    return bool(args.compute_capability)
 
 
 def _report(done: Export, args: argparse.Namespace, reference: str) -> None:
@@ -167,8 +182,8 @@ def _report(done: Export, args: argparse.Namespace, reference: str) -> None:
     )
 
 
-def _build_engine(graph: Path, args: argparse.Namespace, options: BuildOptions) -> None:
-    """Build GRAPH.engine, or GRAPH-rtx.engine, in --out."""
+def _build_engine(graph: Path, args: argparse.Namespace, options: BuildOptions) -> Path:
+    """Build GRAPH.engine, or GRAPH-rtx.engine, in --out; return its path."""
     from enet_deploy.runners.tensorrt.builder import to_engine
 
     path = Path(args.out) / EngineCard.engine_name(graph, options.flavour)
@@ -182,6 +197,29 @@ def _build_engine(graph: Path, args: argparse.Namespace, options: BuildOptions) 
         f"{path}  {build.bytes / 1e6:.2f} MB in {build.seconds:.1f} s, {FLAVOURS[card.flavour]} {card.version} for "
         f"compute capability {', '.join(card.compute_capabilities)}; layers: {layers}"
     )
+    if _is_of_fleet(args):
+        print(f"{add_to_manifest(path)}  says which engine is for which GPU; open_runner takes the folder")
+    return path
+
+
+def _page_runtime(args: argparse.Namespace) -> WebRuntime | None:
+    """Return what --html needs, None without it. Called before the export, which takes long."""
+    if args.html is None:
+        if args.npm is not None:
+            raise InputError(f"--npm {args.npm} without a page to write, expected --html FILE too")
+        return None
+    if args.html.suffix != ".html":
+        raise InputError(f"--html {args.html}, expected a name that ends in .html, as browsers open pages")
+    from .html import find_runtime
+
+    return find_runtime(args.npm)
+
+
+def _write_page(graph: Path, page: Path, runtime: WebRuntime) -> None:
+    from .html import write_page
+
+    size = write_page(graph, page, runtime)
+    print(f"{page}  {size / 1e6:.1f} MB, {graph.name} with ONNX Runtime Web {runtime.version}; open it in a browser")
 
 
 def _engine_if_possible(graph: Path, args: argparse.Namespace) -> None:
@@ -209,6 +247,8 @@ def _options(args: argparse.Namespace) -> BuildOptions | None:
         return _build_options(args, args.engine)
     for name in ENGINE_OPTIONS:
         value = getattr(args, name)
+        if name == "max_batch" and args.triton is not None:
+            continue
         if value not in (None, ()) and value is not False:
             raise InputError(f"--{name.replace('_', '-')} without an engine to build, expected --engine too")
     return None
@@ -279,7 +319,8 @@ def exported(args: argparse.Namespace) -> Path:
     _settle_precision(args)
     args.engine = None if args.engine == "onnx" else args.engine  # of --format: a graph is always written
     _require_model(args)
-    options = _options(args)
+    triton.check_options(args)
+    options, web = _options(args), _page_runtime(args)
     if args.calibration is not None and not (args.int8 or args.confidence):
         raise InputError(f"--calibration {args.calibration} without --int8 or --confidence, expected one of them too")
     if args.qdq_layout != "all" and not args.int8:
@@ -297,10 +338,15 @@ def exported(args: argparse.Namespace) -> Path:
             read_graph(args.model)
         require_buildable(options)
     graph = _from_weights(args) if args.model is None else _from_graph(args)
+    engine = None
     if options is not None:
-        _build_engine(graph, args, options)
+        engine = _build_engine(graph, args, options)
     elif args.qdq_layout == "all" and (args.fp16 or args.int8):
         _engine_if_possible(graph, args)
+    if args.triton is not None:
+        triton.write(args, graph, engine)
+    if web is not None:
+        _write_page(graph, args.html, web)
     return graph
 
 
@@ -327,6 +373,8 @@ def make_parser() -> cli.Parser:
     parser.add_argument("--rewrite-unpool", action="store_true", help=exact)
     _add_graph_options(parser.add_argument_group("graph"))
     _add_engine_options(parser.add_argument_group("engine"))
+    triton.add_options(parser.add_argument_group("server"))
+    _add_page_options(parser.add_argument_group("page"))
     return parser
 
 
@@ -371,6 +419,13 @@ def _add_engine_options(group: argparse._ArgumentGroup) -> None:
     timing = group.add_mutually_exclusive_group()
     timing.add_argument("--timing-cache", type=Path, metavar="DIR", help=timings)
     timing.add_argument("--no-timing-cache", action="store_true", help="measure all kernels again")
+
+
+def _add_page_options(group: argparse._ArgumentGroup) -> None:
+    page = "also write a page that runs the graph in a browser, without a server; needs npm install onnxruntime-web"
+    npm = "where that npm package is (default: node_modules here or above)"
+    group.add_argument("--html", type=Path, metavar="FILE", help=page)
+    group.add_argument("--npm", type=Path, metavar="DIR", help=npm)
 
 
 def main(argv: Sequence[str] | None = None) -> int:

@@ -40,6 +40,7 @@ FOREIGN = {
     "cd",
     "colcon",
     "export",
+    "npm",
     "nvidia-smi",
     "docker",
     "eval",
@@ -50,7 +51,20 @@ FOREIGN = {
     "mypy",
     "nvpmodel",
 }
-FOREIGN |= {"pip", "pytest", "ros2", "ruff", "scp", "source", "tegrastats", "tensorboard", "./segment"}
+FOREIGN |= {
+    "pip",
+    "pytest",
+    "ray",
+    "ros2",
+    "ruff",
+    "scp",
+    "source",
+    "srun",
+    "tegrastats",
+    "tensorboard",
+    "tritonserver",
+}
+FOREIGN |= {"./segment"}
 FOREIGN_OPTIONS = {
     "--gpus",
     "--ipc",
@@ -63,6 +77,7 @@ FOREIGN_OPTIONS = {
     "--seeds",
 }
 # Words of other tools that the parsers take, and an option of `enet` alone
+FOREIGN_OPTIONS |= {"--http-port", "--grpc-port", "--exit-on-error", "--model-control-mode"}
 FOREIGN_OPTIONS |= {"--half", "--batch-size", "--output", "--print-completion"}
 ABLATION = "enet_deploy.benchmarks.ablation"  # in the history, as the pages say
 
