@@ -6,6 +6,7 @@ content security policy lets it load nothing, so no picture can leave the browse
 
 from __future__ import annotations
 
+import argparse
 import base64
 import gzip
 import hashlib
@@ -16,9 +17,7 @@ from importlib import resources
 from pathlib import Path
 from typing import Any
 
-import jinja2
-
-from enet_deploy.errors import ArtifactError, BackendError
+from enet_deploy.errors import ArtifactError, BackendError, InputError
 from enet_deploy.files import atomic_write, parse_json
 from enet_deploy.runners import Spec, open_runner
 
@@ -45,6 +44,32 @@ class WebRuntime:
     code: str
     wasm: str
     licence: str
+
+
+def add_options(group: argparse._ArgumentGroup) -> None:
+    page = "also write a page that runs the graph in a browser, without a server; needs npm install onnxruntime-web"
+    npm = "where that npm package is (default: node_modules here or above)"
+    group.add_argument("--html", type=Path, metavar="FILE", help=page)
+    group.add_argument("--npm", type=Path, metavar="DIR", help=npm)
+
+
+def check_options(args: argparse.Namespace) -> WebRuntime | None:
+    """Return what --html needs, None without it. Called before the export, which takes long."""
+    if args.html is None:
+        if args.npm is not None:
+            raise InputError(f"--npm {args.npm} without a page to write, expected --html FILE too")
+        return None
+    if args.html.suffix != ".html":
+        raise InputError(f"--html {args.html}, expected a name that ends in .html, as browsers open pages")
+    import jinja2  # noqa: F401  told before the export if it is not installed
+
+    return find_runtime(args.npm)
+
+
+def write(args: argparse.Namespace, graph: Path, runtime: WebRuntime) -> None:
+    """Do what --html says with a graph; print what was written."""
+    size = write_page(graph, args.html, runtime)
+    print(f"{args.html}  {size / 1e6:.1f} MB, {graph.name} with {PACKAGE} {runtime.version}; open it in a browser")
 
 
 def find_runtime(folder: Path | None = None) -> WebRuntime:
@@ -125,6 +150,8 @@ def write_page(graph: str | Path, path: str | Path, runtime: WebRuntime) -> int:
 
 
 def _page(name: str, spec: Spec, graph: bytes, runtime: WebRuntime) -> str:
+    import jinja2
+
     files = resources.files(__package__) / "page"
     style, script, worker, template = (
         (files / file).read_text(encoding="utf-8") for file in ("page.css", "page.js", "worker.js", "page.html.j2")

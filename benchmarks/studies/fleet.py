@@ -12,13 +12,13 @@ import argparse
 import re
 import statistics
 import subprocess
-import sys
 from collections.abc import Sequence
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
 import cv2
 
+from enet_deploy.child import python_main
 from enet_deploy.commands import cli
 from enet_deploy.data.scenes import street_scene
 from enet_deploy.errors import RequirementError
@@ -31,7 +31,7 @@ COMMANDS = {"enet-segment": ("segment", "--labels"), "enet-fleet": ("fleet",)}
 def seconds_of(command: str, artifact: Path, images: Path, out: Path) -> float:
     """Label the images with a command; return how long it says that took. Raises RequirementError if it fails."""
     module, *option = COMMANDS[command]
-    words = [sys.executable, "-m", f"enet_deploy.commands.{module}", f"{artifact}", f"{images}", *option, f"{out}"]
+    words = python_main(f"enet_deploy.commands.{module}", f"{artifact}", f"{images}", *option, f"{out}")
     done = subprocess.run(words, capture_output=True, text=True)
     found = re.search(r" in ([\d.]+) s \(", done.stderr)
     if done.returncode or found is None:

@@ -12,7 +12,7 @@ from ..artifacts import Metadata, check_digest, graph_metadata, read_artifact, r
 from ..bundled import graph_file
 from ..console import counted, printable
 from ..errors import ArtifactError
-from ..files import digest, sha256
+from ..files import digest, is_folder, sha256
 from ..runners.graph import parse_graph, reading_text
 from ..runners.tensorrt.card import EngineCard
 from ..runners.tensorrt.library import FLAVOURS
@@ -27,7 +27,7 @@ def describe(path: Path) -> Lines:
 
     Raises ArtifactError if the file is missing, damaged, or no artifact of this package.
     """
-    if path.is_dir():
+    if is_folder(path):
         return _fleet(path)
     require_file(path, "weights (.safetensors), a graph (.onnx), an engine (.engine) or a folder with fleet.json")
     if path.suffix == ".safetensors":

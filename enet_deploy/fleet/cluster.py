@@ -14,6 +14,7 @@ from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from typing import Any
 
+from ..child import python_main
 from ..errors import BackendError, EnetError, InputError
 from .labeller import Labeller, Task, opens
 from .output import Output
@@ -85,7 +86,7 @@ def _require_answer(address: str) -> None:
     host, _, port = address.rpartition(":")
     if not (host and port.isdecimal()) or "/" in address:
         raise InputError(f"--address {address}, expected HOST:PORT of the cluster's head, such as 10.0.0.1:6379")
-    command = [sys.executable, "-m", "ray.scripts.scripts", "health-check", "--address", address]
+    command = python_main("ray.scripts.scripts", "health-check", "--address", address)
     with suppress(subprocess.TimeoutExpired):
         if subprocess.run(command, capture_output=True, timeout=CONNECT_SECONDS).returncode == 0:
             return

@@ -17,6 +17,7 @@ import cv2
 from ..bundled import NAMES, artifact_file, graph_file, weights_file
 from ..console import did_you_mean
 from ..errors import EXTRAS, BackendError, EnetError, InputError, missing
+from ..files import is_folder
 from ..fit import Fit, check_fit
 from .base import Runner, cuda_index
 from .spec import Operation, Spec
@@ -110,7 +111,7 @@ def open_runner(
         BackendError: the backend's package, the device or the precision is not available.
         ArtifactError: the file is missing, damaged or foreign.
     """
-    if Path(artifact).is_dir() and backend in (None, "trt"):
+    if is_folder(artifact) and backend in (None, "trt"):
         artifact = _engine_of_folder(Path(artifact), device)
     chosen = backend_for(artifact, device, precision) if backend is None else backend
     if chosen not in _REGISTRY:
@@ -188,7 +189,7 @@ def artifact_files(artifact: str | Path) -> list[Path]:
     Raises InputError if no backend runs files of this suffix, ArtifactError if a folder holds no fleet of engines.
     """
     backends_for(artifact)
-    if Path(artifact).is_dir():
+    if is_folder(artifact):
         from .tensorrt.manifest import manifest_path, read_manifest
 
         engines = [Path(artifact) / engine.file for engine in read_manifest(artifact)]
@@ -206,7 +207,7 @@ def backends_for(artifact: str | Path, precision: str | None = None) -> tuple[st
     if str(artifact) in NAMES:
         of_weights = () if precision else backends_for(weights_file(artifact))
         return (*backends_for(graph_file(artifact), precision), *of_weights)
-    suffix = ".engine" if Path(artifact).is_dir() else Path(artifact).suffix  # a fleet of engines
+    suffix = ".engine" if is_folder(artifact) else Path(artifact).suffix  # a fleet of engines
     backends = _with_suffix(suffix)
     if not backends:
         expected = ", ".join(f"{suffix} ({', '.join(_with_suffix(suffix))})" for suffix in SUFFIXES)
