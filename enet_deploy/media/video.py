@@ -29,12 +29,16 @@ def pyav() -> Any:
     """Import PyAV. Raises InputError if it is older than 17: then it decodes BT.709 as BT.601, and full range wrong."""
     import av
 
-    if int(av.__version__.split(".")[0]) < MIN_PYAV:
+    if _major(av) < MIN_PYAV:
         raise InputError(
             f"PyAV {av.__version__} changes the colours of videos, expected version {MIN_PYAV} or later; "
             f"pip install 'av>={MIN_PYAV}'"
         )
     return av
+
+
+def _major(av: Any) -> int:
+    return int(av.__version__.split(".")[0])
 
 
 class VideoFile(FrameSource):
@@ -52,6 +56,8 @@ class VideoFile(FrameSource):
         super().__init__(str(path))
         is_url = not isinstance(path, Path)
         address = self.name if is_url else f"file:{self.name}"  # a name with a colon would be read as a protocol
+        # titles and brands need not be UTF-8; since PyAV 19 that is no error
+        errors = {"metadata_errors": "backslashreplace"} if _major(av) < 19 else {}
         options = {"correct_ts_overflow": "0"}  # else a clock that begins again jumps by 26 hours; see `_unwrapped`
         try:
             options |= {"format_whitelist": URL_FORMATS} if is_url else {}
@@ -59,7 +65,7 @@ class VideoFile(FrameSource):
                 address,
                 timeout=TIMEOUT_MS / 1000 if is_url else None,
                 options=options,
-                metadata_errors="backslashreplace",  # titles and brands need not be UTF-8
+                **errors,
             )
         except av.error.FFmpegError as error:
             raise DataError(f"{path} is neither an image nor a video that can be read: {error.strerror}") from None
