@@ -51,7 +51,8 @@ def require_file(path: Path, expected: str = "a file written by enet-train or en
 
 
 def read_artifact(path: Path) -> bytes:
-    """Return the content of a file. Raises ArtifactError that names it if it cannot be read."""
+    """Return the content of a file. Raises ArtifactError that names it if it cannot be read, or is no ordinary file."""
+    require_file(path)  # reading a pipe would wait without end
     try:
         return path.read_bytes()
     except OSError as error:

@@ -252,12 +252,13 @@ def installed_backends(artifact: str | Path, device: str | None = None) -> list[
 
 def _precision_of(artifact: Path) -> str:
     """Return the precision of a graph; "fp32" for other files, and if a graph does not say, as opening it tells why."""
+    from ..artifacts import read_artifact
     from .onnx_file import read_metadata
 
     if artifact.suffix != ".onnx":
         return "fp32"
-    with suppress(OSError, EnetError):
-        return read_metadata(artifact.read_bytes(), artifact).precision
+    with suppress(EnetError):
+        return read_metadata(read_artifact(artifact), artifact).precision
     return "fp32"
 
 
