@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import configparser
 import zlib
 from dataclasses import asdict
 from pathlib import Path
@@ -20,6 +21,12 @@ from enet_deploy.benchmarks.statistics import Summary
 from enet_deploy.files import sha256
 
 ROOT = Path(__file__).parent.parent
+
+SETUP = configparser.ConfigParser()
+SETUP.read(ROOT / "setup.cfg")
+CONSOLE_SCRIPTS = dict(
+    line.split(" = ") for line in SETUP["options.entry_points"]["console_scripts"].strip().splitlines()
+)
 
 SIZE = (96, 128)  # of the fixtures: small enough that a test takes milliseconds
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import configparser
 import json
 import re
 import shlex
@@ -17,6 +16,7 @@ import cv2
 import pytest
 from helpers import ROOT
 
+from enet_console import COMMANDS
 from enet_deploy.data.scenes import street_scene
 
 MODEL_CARD = ROOT / "enet_deploy" / "weights" / "README.md"
@@ -108,17 +108,7 @@ class Call(NamedTuple):
     arguments: list[str]
 
 
-def scripts() -> dict[str, str]:
-    """Console script -> module."""
-    setup = configparser.ConfigParser()
-    setup.read(ROOT / "setup.cfg")
-    lines = setup["options.entry_points"]["console_scripts"].strip().splitlines()
-    found = {script: target.split(":")[0] for script, target in (line.split(" = ") for line in lines)}
-    del found["enet"]  # which calls the others
-    return found
-
-
-SCRIPTS = scripts()
+SCRIPTS = {f"enet-{name}": module for name, module in COMMANDS.items()}  # console script -> module
 
 
 def call(words: list[str]) -> Call | None:

@@ -6,11 +6,11 @@ import re
 import shlex
 import subprocess
 from importlib import import_module
-from importlib.metadata import EntryPoint
 
 import pytest
 from test_docs import SCRIPTS
 
+from enet_console import COMMANDS
 from enet_deploy import BACKENDS, InputError, __main__, open_runner
 from enet_deploy.commands import cli
 from enet_deploy.export import cli as export_cli
@@ -95,25 +95,17 @@ def test_precision_that_contradicts_itself(line: str, capsys: pytest.CaptureFixt
     assert line.split()[-1] in capsys.readouterr().err
 
 
-@pytest.fixture
-def commands(monkeypatch: pytest.MonkeyPatch) -> dict[str, EntryPoint]:
-    """The console scripts of this checkout, whether it is installed or not."""
-    found = {n.removeprefix("enet-"): EntryPoint(n, f"{m}:main", "console_scripts") for n, m in SCRIPTS.items()}
-    monkeypatch.setattr(__main__, "_commands", lambda: found)
-    return found
-
-
-def test_umbrella(commands: dict[str, EntryPoint], capsys: pytest.CaptureFixture[str]) -> None:
+def test_umbrella(capsys: pytest.CaptureFixture[str]) -> None:
     assert __main__.main(["--help"]) == 0
     shown = capsys.readouterr().out
-    assert all(f"  enet {name} " in shown for name in commands) and shown.count("\n  enet ") == len(commands) + 2
+    assert all(f"  enet {name} " in shown for name in COMMANDS) and shown.count("\n  enet ") == len(COMMANDS) + 2
     assert __main__.main(["exprot"]) == 2
     assert "did you mean export?" in capsys.readouterr().err
 
 
-def test_bash_completes_options_their_words_and_commands(commands: dict[str, EntryPoint]) -> None:
+def test_bash_completes_options_their_words_and_commands() -> None:
     pytest.importorskip("shtab")
-    script = __main__.completion(commands, "bash")
+    script = __main__.completion("bash")
     for words, expected in {
         "enet ex": "export",
         "enet export --prec": "--precision",
