@@ -95,6 +95,12 @@ def test_precision_that_contradicts_itself(line: str, capsys: pytest.CaptureFixt
     assert line.split()[-1] in capsys.readouterr().err
 
 
+@pytest.mark.parametrize("line", ["scenes SCENES", "CamVid CAMVID", "check INIT", "unzip a.zip Check"])
+def test_a_folder_named_like_a_subcommand_keeps_its_case(line: str) -> None:
+    args = import_module(SCRIPTS["enet-data"]).make_parser().parse_args(line.split())
+    assert str(args.dir) == line.split()[-1]
+
+
 def test_umbrella(capsys: pytest.CaptureFixture[str]) -> None:
     assert __main__.main(["--help"]) == 0
     shown = capsys.readouterr().out
