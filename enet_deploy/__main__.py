@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import shutil
 import sys
 from collections.abc import Sequence
 from importlib import import_module
@@ -11,7 +12,7 @@ from enet_console import COMMANDS
 
 from . import __version__
 from .commands import cli
-from .console import did_you_mean
+from .console import did_you_mean, hanging
 
 PREFIX = "enet-"
 COMPLETION = "--print-completion"
@@ -30,7 +31,9 @@ examples:
 def _help() -> str:
     """Return each command with the first sentence of its module's docstring."""
     about = {name: (import_module(module).__doc__ or "").split("\n")[0] for name, module in COMMANDS.items()}
-    return HELP.format(commands="\n".join(f"  enet {name:<10}{text.split(': ')[-1]}" for name, text in about.items()))
+    columns = shutil.get_terminal_size().columns
+    lines = (hanging(f"  enet {name:<10}", text.split(": ")[-1], columns) for name, text in about.items())
+    return HELP.format(commands="\n".join(lines))
 
 
 def completion(shell: str) -> str:

@@ -318,7 +318,7 @@ def make_parser() -> cli.Parser:
         "enet-export",
         description="Export weights to ONNX (uint8 BGR in, uint8 labels out), compare with PyTorch, build engines.",
         examples=(
-            "enet-export --weights runs/mine/best.safetensors --int8 --calibration mine.json --data DATA --name mine",
+            "enet-export --weights best.safetensors --int8 --calibration mine.json",
             "enet-export enet-fp16.onnx --engine trt-rtx --compute-capability 8.6,8.9",
         ),
     )

@@ -23,9 +23,12 @@ def refusal(module: str, line: str, capsys: pytest.CaptureFixture[str]) -> str:
 
 
 @pytest.mark.parametrize("script", SCRIPTS)
-def test_help_has_two_examples_that_parse_and_a_version(script: str, capsys: pytest.CaptureFixture[str]) -> None:
+def test_help_has_two_examples_that_parse_and_a_version(
+    script: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("COLUMNS", "80")
     parser = import_module(SCRIPTS[script]).make_parser()
-    assert len(parser.examples) >= 2
+    assert len(parser.examples) >= 2 and max(map(len, parser.format_help().splitlines())) <= 80
     shown = parser.format_help().split("\nexamples:\n")[1].splitlines()
     for example, line in zip(parser.examples, shown, strict=True):
         name, *words = shlex.split(example)
@@ -101,9 +104,11 @@ def test_a_folder_named_like_a_subcommand_keeps_its_case(line: str) -> None:
     assert str(args.dir) == line.split()[-1]
 
 
-def test_umbrella(capsys: pytest.CaptureFixture[str]) -> None:
+def test_umbrella(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    monkeypatch.setenv("COLUMNS", "80")
     assert __main__.main(["--help"]) == 0
     shown = capsys.readouterr().out
+    assert max(map(len, shown.splitlines())) <= 80
     assert all(f"  enet {name} " in shown for name in COMMANDS) and shown.count("\n  enet ") == len(COMMANDS) + 2
     assert __main__.main(["exprot"]) == 2
     assert "did you mean export?" in capsys.readouterr().err
