@@ -29,7 +29,7 @@ from enet_deploy.trained_on import count
 
 from . import compare
 from .gate import Requirement, judge, judged_figures, parse_requirements, require_all, require_measurable
-from .measure.comparison import Comparison, compare_runners
+from .measure.comparison import RunnerComparison, compare_runners
 from .measure.plan import (
     Artifact,
     BenchInputs,
@@ -165,7 +165,7 @@ def _run(
             batches = {case.name: case.batch for case in cases}
             timings, complete = measure(processes, batches, options.frames, options.seconds)
             during = load()
-        comparison = Comparison([])
+        comparison = RunnerComparison([])
         if complete:
             if has_reference or options.data is not None:
                 _say(f"comparing labels on {len(inputs.pairs)} images")
@@ -256,7 +256,7 @@ def _export(weights: Weights, path: Path, form: str, point: Point, record: Recor
     )
 
 
-def _results(cases: Sequence[OpenCase], timings: dict[str, Timing], comparison: Comparison) -> list[Result]:
+def _results(cases: Sequence[OpenCase], timings: dict[str, Timing], comparison: RunnerComparison) -> list[Result]:
     """A result of each case; cases of the sweep are not compared."""
     parities, profiles = iter(comparison.parities), iter(comparison.profiles)
     results = []
@@ -296,7 +296,7 @@ def _results(cases: Sequence[OpenCase], timings: dict[str, Timing], comparison: 
     return results
 
 
-def _pictures(run: Run, comparison: Comparison, inputs: BenchInputs) -> list[Picture]:
+def _pictures(run: Run, comparison: RunnerComparison, inputs: BenchInputs) -> list[Picture]:
     """What the advised runner says of a few frames; half of them are those that it differs on most."""
     from .report.page import Picture
 

@@ -63,7 +63,7 @@ class Change:
 
 
 @dataclass(frozen=True)
-class Comparison:
+class RunComparison:
     """What `enet-bench compare` says.
 
     Attributes:
@@ -82,7 +82,7 @@ class Comparison:
     is_one_machine: bool
 
 
-def compare_runs(old: Run, new: Run) -> Comparison:
+def compare_runs(old: Run, new: Run) -> RunComparison:
     """Compare two runs. Raises InputError if their runners saw different images."""
     _require_same_images(old.images, new.images)
     before, after = ([*run.results, *run.sweep] for run in (old, new))
@@ -90,7 +90,7 @@ def compare_runs(old: Run, new: Run) -> Comparison:
     is_one_machine = all(old.environment.get(name) == new.environment.get(name) for name in _MACHINE)
     same = [pair for pair in pairs if _is_same(*pair, old, new)] if is_one_machine else []
     doubts = (f"{which} run: {doubt}" for which, run in (("first", old), ("second", new)) for doubt in _doubts(run))
-    return Comparison(
+    return RunComparison(
         changes=tuple(Change(*pair, pair in same, _speed(pair, same)) for pair in pairs),
         only_first=tuple(each.name for each in before if _counterpart(each, before, after) is None),
         only_second=tuple(each.name for each in after if _counterpart(each, after, before) is None),
@@ -197,7 +197,7 @@ def _notes(old: dict[str, Any], new: dict[str, Any]) -> Iterator[str]:
             yield f"{package} was {was}, is {now}"
 
 
-def as_lines(found: Comparison) -> list[str]:
+def as_lines(found: RunComparison) -> list[str]:
     """The comparison in words: a line for each runner, then what it rests on."""
     lines = [_line(change, bool(found.doubts)) for change in found.changes]
     lines += [f"{name}: only in the {which}" for name, which in _alone(found)]
@@ -207,7 +207,7 @@ def as_lines(found: Comparison) -> list[str]:
     return lines + [f"in doubt: {doubt}" for doubt in found.doubts]
 
 
-def _alone(found: Comparison) -> Iterator[tuple[str, str]]:
+def _alone(found: RunComparison) -> Iterator[tuple[str, str]]:
     yield from ((name, "second") for name in found.only_second)
     yield from ((name, "first") for name in found.only_first)
 
@@ -234,7 +234,7 @@ def _difference(gain: Speed) -> str:
     return in_words(Speed(1 / gain.ratio, 1 / gain.high, 1 / gain.low)).replace("x", "x slower", 1)
 
 
-def _why_not(found: Comparison) -> str:
+def _why_not(found: RunComparison) -> str:
     if not found.is_one_machine:
         return "cannot tell a file's change from the machine's: the runs are of different machines or settings"
     return (
@@ -243,7 +243,7 @@ def _why_not(found: Comparison) -> str:
     )
 
 
-def judged_figures(found: Comparison) -> dict[str, dict[str, float | None]]:
+def judged_figures(found: RunComparison) -> dict[str, dict[str, float | None]]:
     """Runner -> its figures that --require can name; only of the runners that changed.
 
     Raises InputError if there is none, or if the machine's change cannot be told from theirs.

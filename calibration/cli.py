@@ -78,7 +78,7 @@ def _measure(
         images={
             "count": len(sampled),
             "split": args.split,
-            "sha256": ranges.digest(sampled),
+            "sha256": ranges.digest_of_files(sampled),
             "of_outputs": len(few),
             "frames": ranges.frame_range(sampled, metadata.size),
         },

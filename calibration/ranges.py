@@ -40,7 +40,7 @@ def sample(images: Sequence[Path], count: int) -> list[Path]:
     return spread(images, count)
 
 
-def digest(images: Iterable[Path]) -> str:
+def digest_of_files(images: Iterable[Path]) -> str:
     """Return the SHA-256 over names and contents of these files, in hex."""
     total = hashlib.sha256()
     for image in images:

@@ -21,7 +21,7 @@ class NotHere(EnetError):
 
 
 @dataclass(frozen=True)
-class Case:
+class ContractCase:
     """A backend to check.
 
     Attributes:
@@ -50,11 +50,11 @@ def _agrees(labels: UInt8Array, expected: UInt8Array) -> str:
     return f"{share:.5%} equal"
 
 
-def _check_labels(case: Case) -> str:
+def _check_labels(case: ContractCase) -> str:
     return _agrees(case.runner.infer(case.frames[:1]), case.expected[:1])
 
 
-def _check_repeats(case: Case) -> str:
+def _check_repeats(case: ContractCase) -> str:
     first = case.runner.infer(case.frames[:1])
     for _ in range(8):  # the third call and later ones may run as a CUDA graph
         must(np.array_equal(case.runner.infer(case.frames[:1]), first), "another answer to the same frame")
@@ -62,17 +62,17 @@ def _check_repeats(case: Case) -> str:
     return "9 times the same"
 
 
-def _check_batch(case: Case) -> str:
+def _check_batch(case: ContractCase) -> str:
     return _agrees(case.runner.infer(case.frames), case.expected)
 
 
-def _check_out(case: Case) -> str:
+def _check_out(case: ContractCase) -> str:
     out = np.full(case.expected[:2].shape, 255, np.uint8)
     must(case.runner.infer(case.frames[:2], out=out) is out, "infer did not return out")
     return _agrees(out, case.expected[:2])
 
 
-def _check_ownership(case: Case) -> str:
+def _check_ownership(case: ContractCase) -> str:
     first = case.runner.infer(case.frames[:1])
     before = first.copy()
     case.runner.infer(case.frames[1:2])
@@ -80,7 +80,7 @@ def _check_ownership(case: Case) -> str:
     return "kept"
 
 
-def _check_refusals(case: Case) -> str:
+def _check_refusals(case: ContractCase) -> str:
     height, width = case.runner.spec.size
     larger = np.zeros((1, height + 8, width, 3), np.uint8)
     wrong: tuple[Any, ...] = (case.frames.astype(np.float32), case.frames[0], larger)
@@ -93,12 +93,12 @@ def _check_refusals(case: Case) -> str:
     return f"{len(wrong)} refused"
 
 
-def _check_stream(case: Case) -> str:
+def _check_stream(case: ContractCase) -> str:
     found = list(case.runner.stream(frame[None] for frame in case.frames))
     return _agrees(np.concatenate(found), case.expected)
 
 
-def _check_life(case: Case) -> str:
+def _check_life(case: ContractCase) -> str:
     runner = case.open()
     for _ in range(2):
         with runner:
@@ -111,7 +111,7 @@ def _check_life(case: Case) -> str:
     raise RequirementError("a closed runner answered")
 
 
-def _check_zero_copy(case: Case) -> str:
+def _check_zero_copy(case: ContractCase) -> str:
     if case.runner.backend != "trt":
         raise NotHere(f"{case.runner.backend} takes no arrays of the device")
     frames, out = on_device(case.frames[:2])
@@ -119,7 +119,7 @@ def _check_zero_copy(case: Case) -> str:
     return _agrees(out.cpu().numpy(), case.expected[:2])
 
 
-def _check_memory(case: Case) -> str:
+def _check_memory(case: ContractCase) -> str:
     import torch
 
     def use() -> int:
@@ -136,7 +136,7 @@ def _check_memory(case: Case) -> str:
     return f"{max(left, 0) / 1e6:.0f} MB left behind"
 
 
-CHECKS: dict[str, Callable[[Case], str]] = {
+CHECKS: dict[str, Callable[[ContractCase], str]] = {
     "labels are PyTorch's": _check_labels,
     "the same frame again": _check_repeats,
     "several frames in a call": _check_batch,

@@ -15,10 +15,10 @@ from enet_deploy.errors import BackendError
 from enet_deploy.images import UInt8Array
 from enet_deploy.runners import Runner, open_runner
 
-from .contract import CHECKS, Case, NotHere, must, on_device
+from .contract import CHECKS, ContractCase, NotHere, must, on_device
 from .findings import Note, Size
 from .machine import note_smi
-from .run import FRAMES, NEEDS_CARD, Run, in_words, scenes
+from .session import FRAMES, NEEDS_CARD, Session, in_words, scenes
 
 if TYPE_CHECKING:
     import torch
@@ -33,52 +33,52 @@ PRECISIONS = {"torch": ("fp32",), "trt": ("fp16",), "ort": ("fp16", "fp32")}
 FORMS = (("as trained", "float32"), ("deployed", "float32"), ("deployed", "float16"))
 
 
-def contract(run: Run, backend: str) -> None:
+def contract(session: Session, backend: str) -> None:
     """Check what every backend promises, in fp32 on the device."""
-    run.require(backend)
-    size = run.settings.sizes[0]
-    opener = partial(run.open, backend, "fp32", size)
-    frames, expected = scenes(FRAMES, size), run.reference()
-    with run.findings.attempt("contract", backend=backend, check="opens") as note, opener() as runner:
+    session.require(backend)
+    size = session.settings.sizes[0]
+    opener = partial(session.open, backend, "fp32", size)
+    frames, expected = scenes(FRAMES, size), session.reference()
+    with session.findings.attempt("contract", backend=backend, check="opens") as note, opener() as runner:
         note(told=runner.spec.runtime or f"{runner.spec.backend} on {runner.spec.device}")
-        case = Case(opener, runner, frames, expected)
+        case = ContractCase(opener, runner, frames, expected)
         for name, check in CHECKS.items():
-            with run.findings.attempt("contract", backend=backend, check=name) as note_check:
+            with session.findings.attempt("contract", backend=backend, check=name) as note_check:
                 note_check(told=check(case))
 
 
-def engine(run: Run, precision: str) -> None:
+def engine(session: Session, precision: str) -> None:
     """Build an engine of one precision for this card, inspect it, run it, and compare its labels with PyTorch's.
 
     A rehearsal compiles it ahead of time for another card, and does not run it.
     """
     from enet_deploy.runners.tensorrt.library import import_tensorrt
 
-    size, rehearsal = run.settings.sizes[0], run.settings.rehearsal
+    size, rehearsal = session.settings.sizes[0], session.settings.rehearsal
     if rehearsal:
         try:
             import_tensorrt("trt-rtx")
         except BackendError as error:
             raise NotHere(f"{NEEDS_CARD}; and {error}") from None
-    flavour, ahead = ("trt-rtx", (AHEAD_OF_TIME,)) if rehearsal else (run.flavour(), ())
-    with run.findings.attempt("engines", precision=precision, size=in_words(size)) as note:
-        note(**_described(run.build(flavour, precision, size, ahead)))
+    flavour, ahead = ("trt-rtx", (AHEAD_OF_TIME,)) if rehearsal else (session.flavour(), ())
+    with session.findings.attempt("engines", precision=precision, size=in_words(size)) as note:
+        note(**_described(session.build(flavour, precision, size, ahead)))
         if rehearsal:
-            run.findings.skip(f"{NEEDS_CARD}: compiled ahead of time, not run")
+            session.findings.skip(f"{NEEDS_CARD}: compiled ahead of time, not run")
         else:
-            _run_engine(run, precision, size, note)
+            _run_engine(session, precision, size, note)
 
 
-def _run_engine(run: Run, precision: str, size: Size, note: Note) -> None:
+def _run_engine(session: Session, precision: str, size: Size, note: Note) -> None:
     from enet_deploy.export.to_onnx import MAX_DISAGREEMENT
 
     begun = time.perf_counter()
-    with run.open("trt", precision, size, dynamic=False) as runner:
+    with session.open("trt", precision, size, dynamic=False) as runner:
         frames = scenes(1, size)
         runner.infer(frames)
         note(runtime=runner.spec.runtime, first_s=time.perf_counter() - begun)
-        note(**run.timed(partial(runner.infer, frames), 1))
-        against = _parity(run, runner)
+        note(**session.timed(partial(runner.infer, frames), 1))
+        against = _parity(session, runner)
     note(**against)
     least, equal = 1 - MAX_DISAGREEMENT[precision], against["agreement"]
     must(equal >= least, f"{equal:.4%} of the labels are PyTorch's, expected at least {least:.2%}")
@@ -95,9 +95,9 @@ def _described(build: Build) -> dict[str, object]:
     }
 
 
-def _pairs(run: Run, runner: Runner) -> Iterator[tuple[UInt8Array, UInt8Array | None]]:
+def _pairs(session: Session, runner: Runner) -> Iterator[tuple[UInt8Array, UInt8Array | None]]:
     """(image, truth) of the data set. Without one (scene, None): drawn scenes do not measure accuracy."""
-    settings = run.settings
+    settings = session.settings
     if settings.data is None:
         return ((street_scene(seed, runner.spec.size)[0], None) for seed in range(IMAGES))
     data = open_data(settings.data, settings.split)
@@ -105,12 +105,12 @@ def _pairs(run: Run, runner: Runner) -> Iterator[tuple[UInt8Array, UInt8Array | 
     return (data[index] for index in spread(range(len(data)), IMAGES))
 
 
-def _parity(run: Run, runner: Runner) -> dict[str, Any]:
+def _parity(session: Session, runner: Runner) -> dict[str, Any]:
     """Compare labels with PyTorch's on the CPU, and both with the truth if there is one."""
     from ..measure.parity import compare
 
     with open_runner(BUNDLED_WEIGHTS, "torch", size=runner.spec.size) as reference:
-        own, (parity,), _ = compare(reference, [runner], _pairs(run, runner))
+        own, (parity,), _ = compare(reference, [runner], _pairs(session, runner))
     against, truth, of_pytorch = parity.figures(), parity.accuracy(), own.accuracy()
     assert against is not None and against.flips is not None  # there is a reference
     found = {"agreement": against.agreement, "images": len(against.frames), "miou_as_pytorch": against.miou}
@@ -120,78 +120,78 @@ def _parity(run: Run, runner: Runner) -> dict[str, Any]:
     return found
 
 
-def speed(run: Run, backend: str) -> None:
+def speed(session: Session, backend: str) -> None:
     """Measure the latency of one frame, as a robot has it, and then what batches gain, at each frame size."""
-    run.require(backend)
+    session.require(backend)
     precisions = PRECISIONS[backend]
     ways: list[dict[str, bool]] = [{"cuda_graphs": True}, {"cuda_graphs": False}] if backend == "trt" else [{}]
-    for size in run.settings.sizes:
+    for size in session.settings.sizes:
         for precision, options in itertools.product(precisions, ways):
-            _latency(run, backend, precision, size, **options)
-        _batches(run, backend, precisions[0], size, zero_copy=backend == "trt")
-    note_smi(run, f"after {backend}")
+            _latency(session, backend, precision, size, **options)
+        _batches(session, backend, precisions[0], size, zero_copy=backend == "trt")
+    note_smi(session, f"after {backend}")
 
 
-def throughput(run: Run, precision: str) -> None:
+def throughput(session: Session, precision: str) -> None:
     """Measure how the speed of TensorRT grows with the batch in this precision, with arrays of the host."""
-    run.require("trt")
-    for size in run.settings.sizes:
-        _batches(run, "trt", precision, size, zero_copy=False)
+    session.require("trt")
+    for size in session.settings.sizes:
+        _batches(session, "trt", precision, size, zero_copy=False)
 
 
-def _latency(run: Run, backend: str, precision: str, size: Size, **options: Any) -> None:
+def _latency(session: Session, backend: str, precision: str, size: Size, **options: Any) -> None:
     shown = {"backend": backend, "precision": precision, "size": in_words(size), "batch": 1}
     if options:
         shown["graphs"] = "yes" if options["cuda_graphs"] else "no"
     frames = scenes(1, size)
-    opener = partial(run.open, backend, precision, size, dynamic=False, **options)
-    with run.findings.attempt("speed", **shown, memory="host") as note, opener() as runner:
-        note(**run.timed(partial(runner.infer, frames), 1))
-        note(stream_fps=_stream(run, runner, frames))
+    opener = partial(session.open, backend, precision, size, dynamic=False, **options)
+    with session.findings.attempt("speed", **shown, memory="host") as note, opener() as runner:
+        note(**session.timed(partial(runner.infer, frames), 1))
+        note(stream_fps=_stream(session, runner, frames))
         if backend == "trt":
-            _zero_copy(run, runner, frames, "speed", shown)
+            _zero_copy(session, runner, frames, "speed", shown)
 
 
-def _zero_copy(run: Run, runner: Runner, frames: UInt8Array, table: str, shown: dict[str, Any]) -> None:
-    with run.findings.attempt(table, **shown, memory="zero copy") as note:
+def _zero_copy(session: Session, runner: Runner, frames: UInt8Array, table: str, shown: dict[str, Any]) -> None:
+    with session.findings.attempt(table, **shown, memory="zero copy") as note:
         inside, out = on_device(frames)
-        note(**run.timed(partial(runner.infer, inside, out=out), len(frames)))
+        note(**session.timed(partial(runner.infer, inside, out=out), len(frames)))
 
 
-def _stream(run: Run, runner: Runner, frames: UInt8Array) -> float:
+def _stream(session: Session, runner: Runner, frames: UInt8Array) -> float:
     """Frames per second with the next batch in flight."""
-    count = run.calls(partial(runner.infer, frames))
+    count = session.calls(partial(runner.infer, frames))
     begun = time.perf_counter()
     for _ in runner.stream(itertools.repeat(frames, count)):
         pass
     return count * len(frames) / (time.perf_counter() - begun)
 
 
-def _batches(run: Run, backend: str, precision: str, size: Size, *, zero_copy: bool) -> None:
+def _batches(session: Session, backend: str, precision: str, size: Size, *, zero_copy: bool) -> None:
     shown: dict[str, Any] = {"backend": backend, "precision": precision, "size": in_words(size)}
-    first, *more = run.settings.batches
-    opener = partial(run.open, backend, precision, size)
-    with run.findings.attempt("batches", **shown, batch=first, memory="host") as note, opener() as runner:
-        note(**run.timed(partial(runner.infer, scenes(first, size)), first))
+    first, *more = session.settings.batches
+    opener = partial(session.open, backend, precision, size)
+    with session.findings.attempt("batches", **shown, batch=first, memory="host") as note, opener() as runner:
+        note(**session.timed(partial(runner.infer, scenes(first, size)), first))
         for batch in more:
             frames = scenes(batch, size)
-            with run.findings.attempt("batches", **shown, batch=batch, memory="host") as note_batch:
-                note_batch(**run.timed(partial(runner.infer, frames), batch))
+            with session.findings.attempt("batches", **shown, batch=batch, memory="host") as note_batch:
+                note_batch(**session.timed(partial(runner.infer, frames), batch))
             if zero_copy:
-                _zero_copy(run, runner, frames, "batches", {**shown, "batch": batch})
+                _zero_copy(session, runner, frames, "batches", {**shown, "batch": batch})
 
 
-def pytorch(run: Run, forms: Sequence[tuple[str, str]], ways: Sequence[str]) -> None:
+def pytorch(session: Session, forms: Sequence[tuple[str, str]], ways: Sequence[str]) -> None:
     """Time the network in PyTorch, with frames and labels on the device."""
-    run.require("torch")
-    size, expected = run.settings.sizes[0], run.reference()
-    for batch, (form, dtype), how in itertools.product((1, run.settings.batches[-1]), forms, ways):
+    session.require("torch")
+    size, expected = session.settings.sizes[0], session.reference()
+    for batch, (form, dtype), how in itertools.product((1, session.settings.batches[-1]), forms, ways):
         shown = {"form": form, "dtype": dtype, "how": how, "batch": batch, "size": in_words(size)}
-        with run.findings.attempt("pytorch", **shown) as note:
+        with session.findings.attempt("pytorch", **shown) as note:
             if how == "compiled":
-                run.require_compile()
-            network = _network(form, dtype, run.settings.device)
-            _time_network(run, network, how, scenes(batch, size), expected, note)
+                session.require_compile()
+            network = _network(form, dtype, session.settings.device)
+            _time_network(session, network, how, scenes(batch, size), expected, note)
 
 
 def _network(form: str, dtype: str, device: str) -> torch.nn.Module:
@@ -210,11 +210,11 @@ def _network(form: str, dtype: str, device: str) -> torch.nn.Module:
 
 
 def _time_network(
-    run: Run, network: torch.nn.Module, how: str, frames: UInt8Array, expected: UInt8Array, note: Note
+    session: Session, network: torch.nn.Module, how: str, frames: UInt8Array, expected: UInt8Array, note: Note
 ) -> None:
     import torch
 
-    inside = torch.from_numpy(frames).to(run.settings.device)
+    inside = torch.from_numpy(frames).to(session.settings.device)
     labels = torch.empty(frames.shape[:3], dtype=torch.uint8, device=inside.device)
     begun = time.perf_counter()
     with torch.inference_mode(), torch.backends.cudnn.flags(enabled=True, benchmark=True, allow_tf32=False):
@@ -223,13 +223,13 @@ def _time_network(
             call = torch.compile(network, mode="reduce-overhead", dynamic=False)
         once: Callable[[], object] = lambda: labels.copy_(call(inside))  # noqa: E731
         if how == "CUDA graph":
-            once = run.captured(once)
+            once = session.captured(once)
 
         def whole() -> None:
             once()
-            run.wait()
+            session.wait()
 
         whole()
         share = float((labels[: len(expected)].cpu().numpy() == expected[: len(labels)]).mean())
         note(first_s=time.perf_counter() - begun, agreement=share)
-        note(**run.timed(whole, len(frames)))
+        note(**session.timed(whole, len(frames)))

@@ -12,7 +12,7 @@ from functools import partial
 from enet_deploy.errors import BackendError
 
 from .contract import NotHere
-from .run import Run, in_words
+from .session import Session, in_words
 
 # Rates that the estimate needs
 COPY = "copy inside the device, read and written"
@@ -25,34 +25,34 @@ SMI = (
 )  # fmt: skip
 
 
-def facts(run: Run) -> None:
+def facts(session: Session) -> None:
     """The card, the versions of what can use it, and its best rates."""
     from enet_deploy.runners.tensorrt.cuda import find_gpu, open_device
     from enet_deploy.runners.tensorrt.library import FLAVOURS, import_tensorrt
 
-    note_smi(run, "at the start")
-    with run.findings.attempt("machine", what="CUDA device") as note:
-        run.require_card()
+    note_smi(session, "at the start")
+    with session.findings.attempt("machine", what="CUDA device") as note:
+        session.require_card()
         with open_device() as device:
             note(value=f"{find_gpu()}, through {device.package}")
     for flavour in FLAVOURS:
-        with run.findings.attempt("machine", what=f"engine '{flavour}'") as note:
+        with session.findings.attempt("machine", what=f"engine '{flavour}'") as note:
             try:
                 note(value=import_tensorrt(flavour).__version__)
             except BackendError as error:
                 raise NotHere(str(error)) from None
-    run.require("torch")
+    session.require("torch")
     import torch
 
-    with run.findings.attempt("machine", what="PyTorch") as note:
+    with session.findings.attempt("machine", what="PyTorch") as note:
         cudnn = torch.backends.cudnn.version()  # type: ignore[no-untyped-call]
         note(value=f"{torch.__version__}, CUDA {torch.version.cuda}, cuDNN {cudnn}")
-    _rates(run)
+    _rates(session)
 
 
-def note_smi(run: Run, when: str) -> None:
+def note_smi(session: Session, when: str) -> None:
     """Note what the driver's own tool says: which card, how fast its clocks are, how hot it is."""
-    with run.findings.attempt("machine", what=f"nvidia-smi {when}") as note:
+    with session.findings.attempt("machine", what=f"nvidia-smi {when}") as note:
         command = ["nvidia-smi", f"--query-gpu={','.join(SMI)}", "--format=csv,noheader"]
         try:
             done = subprocess.run(command, capture_output=True, encoding="utf-8", errors="replace", timeout=20)
@@ -65,20 +65,20 @@ def note_smi(run: Run, when: str) -> None:
         note(value="; ".join(", ".join(f"{name} {value}" for name, value in card) for card in cards))
 
 
-def _rates(run: Run) -> None:
+def _rates(session: Session) -> None:
     """Measure copies, matrix products and launches. An estimate of a network's time starts from these."""
     import torch
 
-    device, rehearsal = run.settings.device, run.settings.rehearsal
+    device, rehearsal = session.settings.device, session.settings.rehearsal
     size, side = (2**22, 256) if rehearsal else (2**28, 4096)
     here, there = (torch.zeros(size, dtype=torch.uint8, device=device) for _ in range(2))
     host = torch.zeros(size, dtype=torch.uint8, pin_memory=not rehearsal)
 
     def seconds(call: Callable[[], object]) -> float:
-        return seconds_per_call(call, run.wait, run.settings.seconds)
+        return seconds_per_call(call, session.wait, session.settings.seconds)
 
     def rate(what: str, call: Callable[[], object], work: float, unit: str) -> None:
-        with run.findings.attempt("rates", what=what) as note:
+        with session.findings.attempt("rates", what=what) as note:
             note(rate=work / seconds(call), unit=unit)
 
     rate(COPY, lambda: there.copy_(here), 2 * size / 1e9, "GB/s")
@@ -88,10 +88,10 @@ def _rates(run: Run) -> None:
         a = torch.ones(side, side, device=device, dtype=dtype)
         rate(PRODUCT + str(dtype)[6:], partial(torch.mm, a, a), 2 * side**3 / 1e12, "TFLOP/s")
     tiny = torch.zeros(1, device=device)
-    with run.findings.attempt("rates", what="one small operation of eager PyTorch") as note:
+    with session.findings.attempt("rates", what="one small operation of eager PyTorch") as note:
         note(rate=1e6 * seconds(lambda: tiny.add_(1)), unit="us")
-    with run.findings.attempt("rates", what=IN_GRAPH) as note:
-        graph = run.captured(lambda: [tiny.add_(1) for _ in range(500)])
+    with session.findings.attempt("rates", what=IN_GRAPH) as note:
+        graph = session.captured(lambda: [tiny.add_(1) for _ in range(500)])
         note(rate=1e6 * seconds(graph) / 500, unit="us")
 
 
@@ -110,18 +110,18 @@ def seconds_per_call(call: Callable[[], object], wait: Callable[[], None], secon
     return took(count) / count
 
 
-def estimate(run: Run) -> None:
+def estimate(session: Session) -> None:
     """The work of the network, and the time that it would take at the rates of `facts`. Not a measurement."""
     from ..measure.profiling import expected_seconds, kernels
 
-    facts = run.findings.path.with_name("facts.json")
+    facts = session.findings.path.with_name("facts.json")
     rows = json.loads(facts.read_text(encoding="utf-8"))["findings"] if facts.exists() else []
     known = {row["what"]: row.get("rate") for row in rows if row["table"] == "rates"}
-    size = run.settings.sizes[0]
+    size = session.settings.sizes[0]
     for (precision, dtype), merged in itertools.product((("fp32", "float32"), ("fp16", "float16")), (True, False)):
-        work = kernels(run.graph(precision, size), merged)
+        work = kernels(session.graph(precision, size), merged)
         shown = {"precision": precision, "size": in_words(size), "merged": "all that can be" if merged else "nothing"}
-        with run.findings.attempt("estimate", **shown) as note:
+        with session.findings.attempt("estimate", **shown) as note:
             macs = sum(kernel.multiply_adds for kernel in work)
             note(kernels=len(work), gflop=2 * macs / 1e9, mb=sum(kernel.bytes for kernel in work) / 1e6)
             needed = [known[what] for what in (COPY, PRODUCT + dtype, IN_GRAPH) if known.get(what)]

@@ -22,7 +22,7 @@ from .contract import NotHere
 from .findings import Findings, Settings
 from .inference import FORMS, contract, engine, pytorch, speed, throughput
 from .machine import estimate, facts
-from .run import Run
+from .session import Session
 from .training import WAYS, train_minute, train_speed
 
 
@@ -32,7 +32,7 @@ class Step:
 
     title: str
     limit: float
-    run: Callable[[Run], None]
+    run: Callable[[Session], None]
 
 
 # In order of value, because the time may be over before the last one
@@ -60,7 +60,7 @@ def _run(args: argparse.Namespace) -> None:
     settings = Settings.read(args.work)
     findings = Findings(args.findings, args.step, settings.rehearsal)
     try:
-        STEPS[args.step].run(Run(settings, args.work, findings))
+        STEPS[args.step].run(Session(settings, args.work, findings))
     except NotHere as reason:
         findings.skip(str(reason))
     if findings.failures:

@@ -29,7 +29,7 @@ PROFILED = 20  # calls that a profile's medians are taken over
 
 
 @dataclass
-class Comparison:
+class RunnerComparison:
     """What is known of the runners so far, in their order.
 
     Attributes:
@@ -55,13 +55,13 @@ def compare_runners(
     inputs: BenchInputs,
     reference: Path | None,
     options: BenchOptions,
-) -> Comparison:
+) -> RunnerComparison:
     """Compare the open runners, without those of the sweep; Ctrl-C ends it with what is known by then.
 
     Args:
         reference: the weights that all artifacts came from; None if these are not available.
     """
-    found = Comparison([RemoteRunner(processes, case.name, case.spec) for case in cases if not case.swept])
+    found = RunnerComparison([RemoteRunner(processes, case.name, case.spec) for case in cases if not case.swept])
     with suppress(KeyboardInterrupt):
         if reference is not None:
             found.reference = _open_reference(reference, cases[0].spec.size, processes)
@@ -98,7 +98,7 @@ def _profiles(runners: Sequence[RemoteRunner], images: Sequence[UInt8Array], bat
     return found
 
 
-def _add_flips(found: Comparison, reference: RemoteRunner, images: Sequence[UInt8Array]) -> None:
+def _add_flips(found: RunnerComparison, reference: RemoteRunner, images: Sequence[UInt8Array]) -> None:
     """Add the unpool flips of each graph, as ONNX Runtime runs it. An engine does not show its winners, nor does bf16.
 
     They are counted in the reference's process, which has PyTorch loaded.

@@ -4,28 +4,26 @@ from __future__ import annotations
 
 import argparse
 import errno
-import io
 import logging
 import math
 import os
 import re
-import signal
 import sys
-import threading
 import warnings
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import ExitStack, contextmanager, redirect_stderr, redirect_stdout, suppress
+from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any, NoReturn, TextIO, TypeVar, cast
+from typing import Any, NoReturn, TypeVar
 
 from ..arrays import check_count
 from ..artifacts import PRECISIONS, check_size, require_file
 from ..bundled import NAMES, weights_file
-from ..console import did_you_mean, escaped, printable, synonym
+from ..console import did_you_mean, printable, synonym
 from ..errors import EXTRAS, EnetError, InputError, is_out_of_memory, missing
 from ..fit import FITS
 from ..images import silence_opencv
 from ..runners import BACKENDS, ON_REQUEST
+from .signals import ENDING, ignore_hang_up, on_signals
+from .streams import discard_output, standard_streams
 
 Item = TypeVar("Item")
 
@@ -33,8 +31,6 @@ ARTIFACT = f"weights, a graph (.onnx), an engine, or bundled weights by name: {'
 WEIGHTS = f"a .safetensors file of enet-train, or a name: {', '.join(NAMES)}"
 
 INTERRUPTED = 130
-HANG_UP = getattr(signal, "SIGHUP", None)  # which Windows does not have
-ENDING = [signal.SIGTERM] if HANG_UP is None else [signal.SIGTERM, HANG_UP]
 _FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 
@@ -110,7 +106,7 @@ def run(
         ignore_hang_up(number)
         raise KeyboardInterrupt
 
-    with _standard_streams():
+    with standard_streams():
         args = parser.parse_args(argv)
         with on_signals(end, *ENDING):
             code = _run_in_memory(parser, command, args, is_script=argv is None)
@@ -119,62 +115,6 @@ def run(
             except OSError:  # such as a full disk; `_run` has reported it
                 discard_output()
     return 128 + ended[0] if ended and code == INTERRUPTED else code
-
-
-@contextmanager
-def _standard_streams() -> Iterator[None]:
-    """Give a command standard streams that can be written, whatever it was started with.
-
-    A descriptor that is closed would be given to the next file that is opened, and messages would be written into it.
-    """
-    if isinstance(sys.stdout, _Output) or threading.current_thread() is not threading.main_thread():
-        yield
-        return
-    for descriptor in (0, 1, 2):
-        try:
-            os.fstat(descriptor)
-        except OSError:
-            os.open(os.devnull, os.O_RDWR)  # takes the lowest that is free
-    with ExitStack() as stack:
-        if sys.stderr is None:  # as print would write to standard output then
-            stack.enter_context(redirect_stderr(stack.enter_context(Path(os.devnull).open("w", encoding="utf-8"))))
-        for stream in (sys.stdout, sys.stderr):
-            if isinstance(stream, io.TextIOWrapper) and stream.errors != "backslashreplace":
-                stack.callback(stream.reconfigure, errors=stream.errors)
-                stream.reconfigure(errors="backslashreplace")  # for names that its encoding does not have
-        stack.enter_context(redirect_stderr(cast(TextIO, _Output(sys.stderr, is_needed=False))))
-        if sys.stdout is not None:
-            stack.enter_context(redirect_stdout(cast(TextIO, _Output(sys.stdout))))
-        yield
-
-
-@contextmanager
-def on_signals(handler: Callable[[int, Any], None], *numbers: signal.Signals) -> Iterator[Callable[[], None]]:
-    """Handle signals in this block; yields a function that restores the old handlers before the block ends.
-
-    Does nothing outside the main thread, and for signals that are ignored, as under `nohup` or a script's `&`.
-    """
-    before = {}
-    if threading.current_thread() is threading.main_thread():
-        known = {number: signal.getsignal(number) for number in numbers}
-        before = {number: known[number] for number in numbers if known[number] not in (None, signal.SIG_IGN)}
-
-    def restore() -> None:
-        for number, old in before.items():
-            signal.signal(number, old)
-
-    for number in before:
-        signal.signal(number, handler)
-    try:
-        yield restore
-    finally:
-        restore()
-
-
-def ignore_hang_up(number: int) -> None:
-    """Ignore SIGHUP once it came: a terminal that closes sends it, and the shell in it sends it again."""
-    if number == HANG_UP:
-        signal.signal(number, signal.SIG_IGN)
 
 
 def _run_in_memory(
@@ -229,48 +169,6 @@ def _interrupt_behind(error: BaseException | None) -> KeyboardInterrupt | None:
     return error
 
 
-class _Output:
-    """Standard output, or standard error, of a command.
-
-    Control characters are escaped, because names come from foreign files. If the reader leaves, as in
-    `enet-bench ... | head`, or the terminal is gone, later output is discarded. The command continues, because it may
-    have files to write. Writing to `buffer` still raises BrokenPipeError.
-
-    Args:
-        stream: to write to.
-        is_needed: whether other errors, as on a full disk, are raised.
-
-    Attributes:
-        raw: the stream itself.
-    """
-
-    def __init__(self, stream: TextIO, is_needed: bool = True) -> None:
-        self.raw, self._is_needed, self._is_terminal = stream, is_needed, stream.isatty()
-
-    def __getattr__(self, name: str) -> Any:
-        return getattr(self.raw, name)
-
-    def write(self, text: str) -> int:
-        self._unless_gone(lambda: self.raw.write(escaped(text, "\n\t")))
-        return len(text)
-
-    def writelines(self, lines: Iterable[str]) -> None:
-        for line in lines:
-            self.write(line)
-
-    def flush(self) -> None:
-        self._unless_gone(self.raw.flush)
-
-    def _unless_gone(self, do: Callable[[], object]) -> None:
-        try:
-            do()
-        except OSError as error:
-            is_gone = isinstance(error, BrokenPipeError) or (self._is_terminal and error.errno == errno.EIO)
-            if self._is_needed and not is_gone:
-                raise
-            _discard(self.raw)
-
-
 def log_to_stderr(format: str, level: int = logging.WARNING) -> None:
     """Log to the current standard error, unless logging is configured already."""
     logging.basicConfig(level=level, format=format, handlers=[_StderrHandler()])
@@ -280,18 +178,6 @@ class _StderrHandler(logging.Handler):
     def emit(self, record: logging.LogRecord) -> None:
         if sys.stderr is not None:
             print(self.format(record), file=sys.stderr)
-
-
-def discard_output() -> None:
-    """Discard all later output, also Python's last flush, because the reader of standard output has left."""
-    _discard(sys.stdout)
-
-
-def _discard(stream: TextIO) -> None:
-    with suppress(OSError, ValueError):  # a stream without a descriptor
-        descriptor = os.open(os.devnull, os.O_WRONLY)
-        os.dup2(descriptor, stream.fileno())
-        os.close(descriptor)
 
 
 def _explained(error: Exception) -> str:

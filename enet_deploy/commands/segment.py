@@ -26,7 +26,8 @@ from ..media.pipeline import Labels, Pipeline
 from ..media.renderer import FrameRenderer
 from ..media.sinks import Sink
 from ..runners import SUFFIXES, artifact_files, open_runner
-from . import cli
+from . import cli, streams
+from .signals import ENDING, ignore_hang_up, on_signals
 
 
 def open_named_source(args: argparse.Namespace, stopped: Stop) -> FrameSource:
@@ -74,11 +75,11 @@ def until_signalled(stopped: Stop) -> Iterator[list[int]]:
 
     def stop(number: int, _: Any) -> None:
         restore()
-        cli.ignore_hang_up(number)
+        ignore_hang_up(number)
         signals.append(number)
         stopped.set()
 
-    with cli.on_signals(stop, signal.SIGINT, *cli.ENDING) as restore:
+    with on_signals(stop, signal.SIGINT, *ENDING) as restore:
         yield signals
 
 
@@ -104,7 +105,7 @@ def write_frames(
     except BrokenPipeError:
         if only_stdout:
             raise
-        cli.discard_output()
+        streams.discard_output()
         signals.append(signal.SIGPIPE)
     return count
 

@@ -18,7 +18,8 @@ from ..bundled import NAMES, artifact_file, graph_file, weights_file
 from ..console import did_you_mean
 from ..errors import EXTRAS, BackendError, EnetError, InputError, missing
 from ..fit import Fit, check_fit
-from .base import Operation, Runner, Spec
+from .base import Runner
+from .spec import Operation, Spec
 
 __all__ = [
     "BACKENDS",

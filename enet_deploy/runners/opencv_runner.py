@@ -12,9 +12,10 @@ import numpy.typing as npt
 from ..artifacts import check_digest, read_artifact
 from ..errors import ArtifactError, BackendError, is_out_of_memory
 from ..images import UInt8Array
-from .base import Operation, Runner, Spec
+from .base import Runner
 from .graph import check_signature, check_threads
 from .onnx_file import read_metadata, read_signature
+from .spec import Operation, Spec
 
 if TYPE_CHECKING:
     from pathlib import Path

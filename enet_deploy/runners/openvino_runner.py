@@ -23,9 +23,10 @@ from ..environment import processor
 from ..errors import ArtifactError, BackendError, EnetError, InputError, is_out_of_memory
 from ..files import digest
 from ..images import UInt8Array
-from .base import Operation, Runner, Spec, unwritten
+from .base import Runner, unwritten
 from .graph import Signature, check_signature, check_threads, reading_text
 from .onnx_file import read_metadata
+from .spec import Operation, Spec
 
 _MILLISECOND = timedelta(milliseconds=1)
 _HINTS = ("latency", "throughput")

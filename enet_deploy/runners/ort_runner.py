@@ -23,8 +23,9 @@ from ..control_groups import allowed_threads
 from ..errors import ArtifactError, BackendError, InputError, is_out_of_memory
 from ..files import utf8_path
 from ..images import UInt8Array
-from .base import Operation, Runner, Spec, cuda_index
+from .base import Runner, cuda_index
 from .graph import check_signature, check_threads, reading_text
+from .spec import Operation, Spec
 
 log = logging.getLogger(__name__)
 

@@ -20,7 +20,8 @@ from ..control_groups import quota_threads
 from ..environment import processor
 from ..errors import BackendError, InputError
 from ..images import UInt8Array
-from .base import Runner, Spec, cuda_index
+from .base import Runner, cuda_index
+from .spec import Spec
 
 if TYPE_CHECKING:
     import torch

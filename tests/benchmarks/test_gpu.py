@@ -30,7 +30,7 @@ from enet_deploy.benchmarks.gpu import cli as gpu
 from enet_deploy.benchmarks.gpu import contract, inference, machine, steps
 from enet_deploy.benchmarks.gpu import page as gpu_page
 from enet_deploy.benchmarks.gpu.findings import REHEARSAL, Findings, Settings
-from enet_deploy.benchmarks.gpu.run import Run
+from enet_deploy.benchmarks.gpu.session import Session
 from enet_deploy.benchmarks.gpu.training import WAYS
 from enet_deploy.benchmarks.measure import training
 from enet_deploy.benchmarks.measure.profiling import Kernel, expected_seconds, kernels
@@ -284,7 +284,7 @@ def test_training_steps_are_timed_each_way(scenes: Path, tmp_path: Path, monkeyp
     monkeypatch.setattr(training, "usual_loop", lambda *_: None)
     monkeypatch.setattr(training, "measure", lambda *_: {"it": 4.0})
     for name in ("require", "require_compile"):
-        monkeypatch.setattr(Run, name, lambda *_: None)
+        monkeypatch.setattr(Session, name, lambda *_: None)
     settings = dataclasses.replace(ON_STAND_IN, data=str(scenes))
     found = [row for name in ("speed", "compiled") for row in step(f"train-{name}", settings, tmp_path)[1]["findings"]]
     assert [row["step_ms"] for row in found] == [250.0] * len(WAYS)
@@ -299,7 +299,7 @@ def test_rows_of_torch_compile_say_why_it_does_not_work(
         raise RuntimeError("no C compiler\nadvice")
 
     monkeypatch.setattr(torch, "compile", broken)
-    monkeypatch.setattr(Run, "require", lambda *_: None)
+    monkeypatch.setattr(Session, "require", lambda *_: None)
     settings = dataclasses.replace(ON_STAND_IN, data=str(scenes))
     for name in ("train-compiled", "pytorch-compiled"):
         code, found = step(name, settings, tmp_path)
@@ -336,21 +336,21 @@ def test_every_card_is_listed(work: Path, monkeypatch: pytest.MonkeyPatch) -> No
     done = SimpleNamespace(returncode=0, stdout="".join(rows))
     monkeypatch.setattr(machine.subprocess, "run", lambda *_, **__: done)
     found = Findings(work / "a.json", "a", rehearsal=True)
-    machine.note_smi(Run(SHORT, work, found), "now")
+    machine.note_smi(Session(SHORT, work, found), "now")
     (row,) = json.loads(found.path.read_text())["findings"]
     assert "name RTX 1, driver_version 580.1" in row["value"] and "; name RTX 2" in row["value"]
 
 
-def stand_in_build(run: Run, flavour: str, precision: str, size: Any, *_: Any, dynamic: bool = False) -> Any:
+def stand_in_build(session: Session, flavour: str, precision: str, size: Any, *_: Any, dynamic: bool = False) -> Any:
     """Replaces TensorRT's builder, for which there is no stand-in."""
-    graph = run.graph(precision, size, dynamic)
-    path = tensorrt_standin.write_engine(graph, run.work / EngineCard.engine_name(graph, flavour), flavour)
+    graph = session.graph(precision, size, dynamic)
+    path = tensorrt_standin.write_engine(graph, session.work / EngineCard.engine_name(graph, flavour), flavour)
     return SimpleNamespace(path=path, card=EngineCard.read(path), bytes=path.stat().st_size, seconds=1.0)
 
 
 @pytest.mark.slow
 def test_engines_run_and_are_compared_with_pytorch(work: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(Run, "build", stand_in_build)
+    monkeypatch.setattr(Session, "build", stand_in_build)
     monkeypatch.setattr(inference, "IMAGES", 2)
     card = tensorrt_standin.Gpu()
     with tensorrt_standin.installed(card):
@@ -372,7 +372,7 @@ def test_engines_run_and_are_compared_with_pytorch(work: Path, monkeypatch: pyte
 
 
 def test_an_engine_with_other_labels_fails(work: Path, monkeypatch: pytest.MonkeyPatch, capsys: Any) -> None:
-    monkeypatch.setattr(Run, "build", stand_in_build)
+    monkeypatch.setattr(Session, "build", stand_in_build)
     monkeypatch.setattr(inference, "IMAGES", 1)
     monkeypatch.setitem(to_onnx.MAX_DISAGREEMENT, "fp32", -1e-9)  # as if more had to be equal than are
     with tensorrt_standin.installed(tensorrt_standin.Gpu()):
@@ -397,7 +397,7 @@ def test_a_card_that_tensorrt_refuses_is_no_failure(work: Path, monkeypatch: pyt
 def test_error_of_an_attempt_is_in_its_row_and_in_the_exit_code(
     work: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    def wrong(_: contract.Case) -> str:
+    def wrong(_: contract.ContractCase) -> str:
         raise RequirementError("12 % are equal")
 
     monkeypatch.setitem(contract.CHECKS, "several frames in a call", wrong)
@@ -502,7 +502,7 @@ def test_contract_finds_what_is_wrong(runner_class: Callable[[], Runner]) -> Non
     frames = np.random.default_rng(0).integers(0, 256, (8, *SIZE, 3), np.uint8)
     failed = []
     with runner_class().open() as runner:
-        case = contract.Case(lambda: runner_class().open(), runner, frames, frames[..., 2] % len(CAMVID))
+        case = contract.ContractCase(lambda: runner_class().open(), runner, frames, frames[..., 2] % len(CAMVID))
         for name, check in contract.CHECKS.items():
             try:
                 check(case)
@@ -517,7 +517,7 @@ def test_that_trt_refuses_arrays_of_the_device_is_a_failure(monkeypatch: pytest.
     monkeypatch.setattr(contract, "on_device", lambda _: (object(), object()))
     frames = np.zeros((2, *SIZE, 3), np.uint8)
     with Plain().open() as runner:
-        case = contract.Case(Plain, runner, frames, frames[..., 0])
+        case = contract.ContractCase(Plain, runner, frames, frames[..., 0])
         with pytest.raises(contract.NotHere):
             contract.CHECKS["arrays of the device"](case)
         monkeypatch.setattr(runner, "backend", "trt")

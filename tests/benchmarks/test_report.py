@@ -19,7 +19,7 @@ from rich.console import Console
 
 from enet_deploy import BUNDLED_WEIGHTS, CAMVID
 from enet_deploy.benchmarks import cli
-from enet_deploy.benchmarks.compare import Comparison, compare_runs
+from enet_deploy.benchmarks.compare import RunComparison, compare_runs
 from enet_deploy.benchmarks.compare import judged_figures as changed_figures
 from enet_deploy.benchmarks.gate import judge, judged_figures, parse_requirements, require_all
 from enet_deploy.benchmarks.measure.machine import Load
@@ -273,7 +273,7 @@ def hashed(**milliseconds: float) -> dict[str, Any]:
     return run
 
 
-def compared(old: dict[str, Any], new: dict[str, Any]) -> Comparison:
+def compared(old: dict[str, Any], new: dict[str, Any]) -> RunComparison:
     return compare_runs(Run.from_json(old), Run.from_json(new))
 
 

@@ -70,7 +70,7 @@ def test_from_images_to_an_int8_graph(
     made, printed = Record.read(out), capsys.readouterr()
     assert made.weights_sha256 == sha256(weights) and made.method == "minmax"
     frames = ranges.frame_range(images, SIZE)
-    known = {"count": 4, "split": "train", "sha256": ranges.digest(images), "of_outputs": 4, "frames": frames}
+    known = {"count": 4, "split": "train", "sha256": ranges.digest_of_files(images), "of_outputs": 4, "frames": frames}
     assert made.images == known
     assert made.preprocessing["size"] == [*SIZE] and len(made.preprocessing["mean"]) == 3
     assert made.amax == pytest.approx(record.amax, rel=1e-5) and list(made.amax) == list(record.amax)

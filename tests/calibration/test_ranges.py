@@ -40,12 +40,12 @@ def test_digest_is_of_names_and_contents(tmp_path: Path) -> None:
     digests = set()
     for name, content in (("a.png", b"1"), ("b.png", b"1"), ("a.png", b"2")):
         (tmp_path / name).write_bytes(content)
-        digests.add(ranges.digest([tmp_path / name]))
+        digests.add(ranges.digest_of_files([tmp_path / name]))
     assert len(digests) == 3
     (tmp_path / "new").mkdir()
     (tmp_path / "new" / "a.png").write_bytes(b"2")
-    assert ranges.digest([tmp_path / "new" / "a.png"]) in digests  # in whatever folder
-    assert ranges.digest([tmp_path / "a.png", tmp_path / "b.png"]) not in digests
+    assert ranges.digest_of_files([tmp_path / "new" / "a.png"]) in digests  # in whatever folder
+    assert ranges.digest_of_files([tmp_path / "a.png", tmp_path / "b.png"]) not in digests
 
 
 def magnitudes(model: onnx.ModelProto, tensors: list[str], images: list[Path]) -> dict[str, npt.NDArray[np.float32]]:

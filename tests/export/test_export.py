@@ -26,6 +26,7 @@ from enet_deploy.data import open_data
 from enet_deploy.data.scenes import street_scene
 from enet_deploy.errors import ArtifactError, InputError, ParityError
 from enet_deploy.export import cli
+from enet_deploy.export import to_onnx as to_onnx_module
 from enet_deploy.export.deploy import (
     MaxPReLU,
     drop_inactive,
@@ -320,6 +321,33 @@ def test_real_images_get_pytorchs_labels(tmp_path: Path, weights: Path, camvid: 
     with open_runner(path) as runner, open_runner(weights, size=(360, 480)) as reference:
         same = [np.mean(runner.infer(frame[None]) == reference.infer(frame[None])) for frame in frames]
     assert np.mean(same) >= 0.9999
+
+
+def test_only_equal_networks_share_an_export(net: ENet, monkeypatch: pytest.MonkeyPatch) -> None:
+    made: list[object] = []
+
+    def export(*_: object) -> onnx.ModelProto:
+        made.append(None)
+        return onnx.ModelProto(producer_name=f"{len(made)}")
+
+    monkeypatch.setattr(to_onnx_module, "_exported_by_torch", export)
+    monkeypatch.setattr(to_onnx_module, "_exported", {})
+    changed, moved = copy.deepcopy(net), dataclasses.replace(METADATA, mean=(1.0, 2.0, 3.0))
+    changed.fullconv.bias.add_(1e-6)
+    different: list[tuple[ENet, Metadata, bool, float | None, tuple[int, int], int | None]] = [
+        (net, METADATA, False, None, SIZE, 1), (net, METADATA, False, None, SIZE, None),
+        (net, METADATA, False, None, (96, 96), 1), (net, METADATA, True, None, SIZE, 1),
+        (net, METADATA, False, 1.0, SIZE, 1), (net, METADATA, False, 1.5, SIZE, 1),
+        (changed, METADATA, False, None, SIZE, 1), (net, moved, False, None, SIZE, 1),
+    ]  # fmt: skip
+    for each, metadata, logits, temperature, size, batch in different:
+        names = []
+        for _ in range(2):
+            module = to_onnx_module._Outputs(to_deploy(each, metadata), logits, temperature)
+            names.append(to_onnx_module._export(module, size, batch).producer_name)
+        assert names[0] == names[1]
+    assert len(made) == len(different)
+    assert len(to_onnx_module._exported) == to_onnx_module.KEPT
 
 
 # --- what goes wrong -------------------------------------------------------------------------------------------

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import dataclasses
 import os
 import pickle
@@ -291,12 +292,19 @@ CHANGES: dict[str, Callable[[dict[str, Any]], object]] = {
 }  # fmt: skip
 
 
+@pytest.fixture(scope="module")
+def sound(finished: Path) -> dict[str, Any]:
+    """A finished run's checkpoint. Do not change it."""
+    state: dict[str, Any] = torch.load(finished / "checkpoint.pt", weights_only=True)
+    return state
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("change", CHANGES.values(), ids=CHANGES.keys())
 def test_checkpoint_with_a_wrong_field(
-    finished: Path, scenes: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], change: Any
+    sound: dict[str, Any], scenes: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], change: Any
 ) -> None:
-    state = torch.load(finished / "checkpoint.pt", weights_only=True)
+    state = copy.deepcopy(sound)
     change(state)
     torch.save(state, tmp_path / "checkpoint.pt")
     assert_refused(train_cli.main([str(scenes), "--out", str(tmp_path), "--resume"]), capsys, "checkpoint.pt")

@@ -15,7 +15,8 @@ import numpy.typing as npt
 
 from ...errors import BackendError, EnetError, InputError
 from ...images import UInt8Array
-from ..base import Operation, Runner, Spec, check_frames, check_out, cuda_index, unwritten
+from ..base import Runner, cuda_index, unwritten
+from ..spec import Operation, Spec, check_frames, check_out
 from .card import EngineCard
 from .cuda import Device, find_gpu, open_device
 from .device_array import DeviceArray

@@ -46,7 +46,7 @@ def _stem(precision: str, size: Size, dynamic: bool) -> str:
 
 
 @dataclass(frozen=True)
-class Run:
+class Session:
     """What a step works with.
 
     Attributes:
