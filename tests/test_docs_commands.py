@@ -66,7 +66,7 @@ ADDED = [
     (BENCH, "--frames", "1", "--frames|^compare|^show"),
     (BENCH, "--threads", "1", "^compare|^show"),
     (BENCH, "--size", SMALL, r"--size|\.onnx|^compare|^show"),
-    (SCRIPTS["enet-calibrate"], "--images", "2", None),
+    (SCRIPTS["enet-calibrate"], "--images", "4", None),
     (EXPORT, "--size", SMALL, r"\.onnx|--weights"),
     (EXPORT, "--max-disagreement", "1", r"\.onnx"),  # small frames, and weights of two epochs, decide by little
     (SOAK, "--inferences", "20", None),
@@ -168,7 +168,7 @@ def part_of(model: onnx.ModelProto, batch: int | None, outputs: list[str]) -> on
             needed.update(node.input)
     for port in (*graph.input, *graph.output) if batch is not None else ():
         port.type.tensor_type.shape.dim[0].dim_value = batch
-    metadata = graph_metadata(model)
+    metadata = graph_metadata(model, "graph.onnx")
     details = {key: value for key, value in metadata.details.items() if key in outputs or key != "confidence"}
     set_graph_metadata(model, replace(metadata, details=details))
     return model
