@@ -59,6 +59,7 @@ if TYPE_CHECKING:
 
 PICTURES = 4
 PRECISIONS = ("fp32", "bf16", "fp16", "int8", "int8-openvino", "int8-ort", "fp16-int8", "bf16-int8")
+_NAME = "enet"  # with which the files of `enet-export` begin
 _LAYOUTS: dict[str, QdqLayout] = {"int8-openvino": "openvino", "int8-ort": "ort"}  # of the other graphs: "all"
 # What is computed in bf16 -> the graph for it
 _GRAPHS = {"bf16": "fp32", "bf16-int8": "int8-openvino"}
@@ -204,14 +205,35 @@ def _exports(options: BenchOptions, weights_sha256: str, folder: Path) -> Iterat
     if any("int8" in precision for precision in precisions):
         record = record_for(weights_sha256, options.calibration)
     wanted = list(product(precisions, enumerate(options.points)))
+    name = _NAME if weights == BUNDLED_WEIGHTS else weights.stem
     _say(f"exporting {weights.name} as {', '.join(precisions)}")
     opened = Weights.read(weights)
     for precision, (number, point) in console.progress(wanted, "exporting"):
         form = _GRAPHS.get(precision, precision)
-        path = folder / str(number) / f"enet-{form}.onnx"
+        path = folder / str(number) / f"{name}-{form}.onnx"
         if not path.exists():
             _export(opened, path, form, point, record)
-        yield Artifact(path, path.name, [point], None if form == precision else "bf16")
+        precision_asked = None if form == precision else "bf16"
+        yield Artifact(path, path.name, [point], precision_asked, _export_options(options, form, point))
+
+
+def _export_options(options: BenchOptions, form: str, point: Point) -> tuple[str, ...]:
+    """The options of the `enet-export` that makes the same graph as `_export`, in the current folder."""
+    size, batch = point
+    is_int8, is_own = "int8" in form, options.weights != BUNDLED_WEIGHTS
+    words = [f"--{part}" for part in ("fp16", "int8") if part in form]
+    for name, value, is_needed in (
+        ("weights", options.weights, is_own),
+        ("name", options.weights.stem, is_own),
+        ("target", _LAYOUTS.get(form), form in _LAYOUTS),
+        ("calibration", options.calibration, is_int8 and options.calibration is not None),
+        ("size", size and f"{size[0]}x{size[1]}", size is not None),
+        ("batch", batch, batch is not None),
+        ("data", options.data, options.data is not None),
+        ("split", options.split, options.data is not None and options.split != "val"),
+    ):
+        words += [f"--{name}", str(value)] if is_needed else []
+    return tuple(words)
 
 
 def _export(weights: Weights, path: Path, form: str, point: Point, record: Record | None) -> None:
@@ -268,6 +290,7 @@ def _results(cases: Sequence[OpenCase], timings: dict[str, Timing], comparison: 
                 profile=profile,
                 trained_on=count(spec.trained_on, comparison.hashes) if comparison.hashes else None,
                 artifact_sha256=sha256(case.artifact),
+                export=case.export,
             )
         )
     return results

@@ -39,6 +39,8 @@ class Result:
         trained_on: how many of the images that labels were compared on its weights were trained on; None if they do not
             say, or if no labels were compared.
         artifact_sha256: hash of the artifact; "" in old files.
+        export: options of the `enet-export` that makes the artifact, which the run made for itself; None if
+            the user named it.
         name, speed: set by `Run`: a name that is unique in the run, and the speed against the first runner of the
             same size and batch.
 
@@ -68,6 +70,7 @@ class Result:
     profile: Profile | None
     trained_on: int | None = field(default=None, metadata=LATER)
     artifact_sha256: str = field(default="", metadata=LATER)
+    export: tuple[str, ...] | None = field(default=None, metadata=LATER)
     name: str = field(default="", metadata={JSON_NAME: None})
     speed: Speed = field(default=Speed(1.0, 1.0, 1.0), metadata={JSON_NAME: None})
 

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import json
 import math
+import shlex
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from enet_deploy.artifacts import BUNDLED_WEIGHTS
@@ -14,6 +15,7 @@ from .measure.machine import Load
 from .measure.parity import Accuracy
 from .result import Result
 from .statistics import Speed
+from .typed_json import LATER
 
 DROP = 0.3  # points of mIoU that a faster runner may cost
 SAME = 5e-4  # a difference of mIoU, or of the share of equal labels, that does not justify a slower runner
@@ -39,6 +41,7 @@ class Verdict:
         tied: names of the runners that are as fast as the advised one, as far as this run can tell.
         advice: the reasons, in sentences.
         call: the line of Python that opens the advised runner; None if there is none.
+        export: the command that writes the file of `call`; None if that is there already.
     """
 
     device: str
@@ -47,6 +50,7 @@ class Verdict:
     tied: tuple[str, ...]
     advice: str
     call: str | None
+    export: str | None = field(default=None, metadata=LATER)
 
 
 def figures(result: Result, reference: Accuracy | None) -> dict[str, float | None]:
@@ -117,7 +121,8 @@ def verdicts(results: Sequence[Result], reference: Accuracy | None) -> list[Verd
         take = None if best is None else best.name
         advice = " ".join(_advice(best, tied, own, drops))
         call = None if best is None else call_of(best)
-        found.append(Verdict(device, members, take, tuple(result.name for result in tied), advice, call))
+        export = None if best is None else export_of(best)
+        found.append(Verdict(device, members, take, tuple(result.name for result in tied), advice, call, export))
     return found
 
 
@@ -132,6 +137,11 @@ def call_of(result: Result) -> str:
         asked["size"] = tuple(asked["size"])
     arguments = (f"{name}={_literal(value)}" for name, value in asked.items() if value and name.isidentifier())
     return f"open_runner({', '.join((artifact, *arguments))})"
+
+
+def export_of(result: Result) -> str | None:
+    """The command that writes a runner's file, to be pasted: words from foreign files stay words of `enet-export`."""
+    return None if result.export is None else shlex.join(["enet-export", *result.export])
 
 
 def _literal(value: Any) -> str:

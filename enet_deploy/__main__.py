@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import argparse
+import shutil
 import sys
 from collections.abc import Sequence
 from importlib import import_module
-from importlib.metadata import EntryPoint, entry_points
+
+from enet_console import COMMANDS
 
 from . import __version__
 from .commands import cli
-from .console import did_you_mean
+from .console import did_you_mean, hanging
 
 PREFIX = "enet-"
 COMPLETION = "--print-completion"
@@ -26,30 +28,23 @@ examples:
 """
 
 
-def _commands() -> dict[str, EntryPoint]:
-    """Return name without prefix -> console script of the installed package."""
-    scripts = entry_points(group="console_scripts")
-    own = [
-        script for script in scripts if script.name.startswith(PREFIX) and script.module.startswith(f"{__package__}.")
-    ]
-    return {script.name.removeprefix(PREFIX): script for script in sorted(own, key=lambda script: script.name)}
-
-
-def _help(commands: dict[str, EntryPoint]) -> str:
+def _help() -> str:
     """Return each command with the first sentence of its module's docstring."""
-    about = {name: (import_module(script.module).__doc__ or "").split("\n")[0] for name, script in commands.items()}
-    return HELP.format(commands="\n".join(f"  enet {name:<10}{text.split(': ')[-1]}" for name, text in about.items()))
+    about = {name: (import_module(module).__doc__ or "").split("\n")[0] for name, module in COMMANDS.items()}
+    columns = shutil.get_terminal_size().columns
+    lines = (hanging(f"  enet {name:<10}", text.split(": ")[-1], columns) for name, text in about.items())
+    return HELP.format(commands="\n".join(lines))
 
 
-def completion(commands: dict[str, EntryPoint], shell: str) -> str:
+def completion(shell: str) -> str:
     """Return a script that completes `enet` and every `enet-...` in a shell: options, their words, file names."""
     import shtab
 
     whole = cli.Parser("enet")
     subcommands = whole.add_subparsers()
     parsers = [whole]
-    for name, script in commands.items():
-        own, parent = (import_module(script.module).make_parser() for _ in range(2))
+    for name, module in COMMANDS.items():
+        own, parent = (import_module(module).make_parser() for _ in range(2))
         for parser in (own, parent):
             _complete_files(parser)
         parsers.append(own)
@@ -72,29 +67,26 @@ def _complete_files(parser: argparse.ArgumentParser) -> None:
 
 
 def _complete(args: argparse.Namespace) -> None:
-    print(completion(_commands(), args.shell))
+    print(completion(args.shell))
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command that the first argument names. Returns its exit code, 2 if there is no such command."""
     name, *rest = [*(sys.argv[1:] if argv is None else argv)] or ["--help"]
-    commands = _commands()
-    if name in commands:
-        code: int = commands[name].load()(rest)
+    if name in COMMANDS:
+        code: int = import_module(COMMANDS[name]).main(rest)
         return code
     if name == "--version":
         print(__version__)
         return 0
     if name in ("-h", "--help"):
-        print(_help(commands), end="")
+        print(_help(), end="")
         return 0
     if name == COMPLETION:
         parser = cli.Parser(f"enet {COMPLETION}")
         parser.add_argument("shell", choices=("bash", "zsh", "tcsh"))
         return cli.run(parser, _complete, rest)
-    expected = did_you_mean(name.removeprefix(PREFIX), commands) or f"; expected one of {', '.join(commands)}"
-    if not commands:
-        expected = "; this copy of enet_deploy is not installed: pip install -e ."
+    expected = did_you_mean(name.removeprefix(PREFIX), COMMANDS) or f"; expected one of {', '.join(COMMANDS)}"
     print(f"enet: error: command '{name}'{expected}", file=sys.stderr)
     return 2
 

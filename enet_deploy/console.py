@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import sys
+import textwrap
 import time
 from collections.abc import Container, Iterable, Iterator, Sized
 from difflib import get_close_matches
@@ -32,6 +33,16 @@ _NEAR = {
 }  # fmt: skip
 
 _said: set[str] = set()
+
+
+def hanging(title: str, text: str, columns: int | None) -> str:
+    """Return `text` beside its title, wrapped to so many columns; None: on one line."""
+    if columns is None:
+        return title + text
+    indent = " " * len(title)
+    return textwrap.fill(
+        title + text, columns, subsequent_indent=indent, break_long_words=False, break_on_hyphens=False
+    )
 
 
 def printable(text: str) -> str:

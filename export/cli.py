@@ -42,14 +42,18 @@ def _frames(args: argparse.Namespace, metadata: Metadata, size: tuple[int, int])
     return np.stack([fit_image(read_image(image), size, fit) for image in images])
 
 
+def suffix(args: argparse.Namespace) -> str:
+    """Return the end of the graph's name: its precision and layout, such as "int8-ort"."""
+    parts = {"fp16": args.fp16, "int8": args.int8, args.qdq_layout: args.qdq_layout != "all"}
+    return "-".join(part for part, wanted in parts.items() if wanted) or "fp32"
+
+
 def _from_weights(args: argparse.Namespace) -> Path:
     """Export weights to NAME-PRECISION.onnx."""
     name = args.name or "enet"
     if Path(name).name != name:
         raise InputError(f"--name '{name}', expected the beginning of a file's name; the folder is --out")
-    parts = {"fp16": args.fp16, "int8": args.int8, args.qdq_layout: args.qdq_layout != "all"}
-    precision = "-".join(part for part, wanted in parts.items() if wanted) or "fp32"
-    path = Path(args.out) / f"{name}-{precision}.onnx"
+    path = Path(args.out) / f"{name}-{suffix(args)}.onnx"
     _require_outputs(args, path, args.weights or BUNDLED_WEIGHTS)
 
     from enet_deploy.weights import Weights
@@ -248,7 +252,7 @@ def make_parser() -> cli.Parser:
         "enet-export",
         description="Export weights to ONNX (uint8 BGR in, uint8 labels out), compare with PyTorch, build engines.",
         examples=(
-            "enet-export --weights runs/mine/best.safetensors --int8 --calibration mine.json --data DATA --name mine",
+            "enet-export --weights best.safetensors --int8 --calibration mine.json",
             "enet-export enet-fp16.onnx --engine trt-rtx --compute-capability 8.6,8.9",
         ),
     )

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import configparser
 import zlib
+from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -21,11 +23,17 @@ from enet_deploy.files import sha256
 
 ROOT = Path(__file__).parent.parent
 
+SETUP = configparser.ConfigParser()
+SETUP.read(ROOT / "setup.cfg")
+CONSOLE_SCRIPTS = dict(
+    line.split(" = ") for line in SETUP["options.entry_points"]["console_scripts"].strip().splitlines()
+)
+
 SIZE = (96, 128)  # of the fixtures: small enough that a test takes milliseconds
 
 TEMPERATURE = 1.25  # of the fixtures' confidences
 
-FIRST_SEED = {"train": 0, "val": 1000}
+FIRST_SEED = {"train": 0, "val": 1000, "test": 2000}
 
 
 def write_scenes(root: Path, counts: dict[str, int]) -> Path:
@@ -207,6 +215,29 @@ def least_graph(dtype: str = "float32") -> onnx.ModelProto:
     metadata = Metadata(CAMVID, (110.0,) * 3, (80.0,) * 3, SMALL, precision, sha256(BUNDLED_WEIGHTS), {"versions": {}})
     model.metadata_props.add(key=METADATA_KEY, value=metadata.to_text())
     return model
+
+
+def pooling(kernel: Sequence[int] = (2, 2), indices: Sequence[onnx.NodeProto] = (), opset: int = 11) -> onnx.ModelProto:
+    """A SegNet of one level as legacy exporters write it: Conv, MaxPool with indices, Conv, MaxUnpool."""
+    rng = np.random.default_rng(1)
+    weights = {name: rng.integers(-1, 2, (4, c, 3, 3)).astype(np.float32) / 4 for name, c in (("down", 3), ("up", 4))}
+    same = {"kernel_shape": [3, 3], "pads": [1, 1, 1, 1]}
+    size = {"kernel_shape": kernel, "strides": kernel}
+    nodes = [
+        helper.make_node("Conv", ["x", "down"], ["a"], **same),
+        helper.make_node("Relu", ["a"], ["b"]),
+        helper.make_node("MaxPool", ["b"], ["pooled", "indices"], "encoder/pool", **size),
+        *indices,
+        helper.make_node("Conv", ["pooled", "up"], ["c"], **same),
+        helper.make_node(
+            "MaxUnpool", ["c", indices[-1].output[0] if indices else "indices"], ["y"], "decoder/unpool", **size
+        ),
+    ]
+    ports = [helper.make_tensor_value_info("x", TensorProto.FLOAT, (2, 3, 12, 12))]
+    results = [helper.make_tensor_value_info("y", TensorProto.FLOAT, (2, 4, 12, 12))]
+    constants = [numpy_helper.from_array(values, name) for name, values in weights.items()]
+    graph = helper.make_graph(nodes, "segnet", ports, results, constants)
+    return helper.make_model(graph, opset_imports=[helper.make_opsetid("", opset)], ir_version=8)
 
 
 def one_line(capsys: pytest.CaptureFixture[str]) -> str:

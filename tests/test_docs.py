@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import configparser
 import json
 import re
 import shlex
@@ -17,6 +16,7 @@ import cv2
 import pytest
 from helpers import ROOT
 
+from enet_console import COMMANDS
 from enet_deploy.data.scenes import street_scene
 
 MODEL_CARD = ROOT / "enet_deploy" / "weights" / "README.md"
@@ -32,39 +32,46 @@ CODE = re.compile(r"(?<!`)`([^`\n]+)`(?!`)")
 LINK = re.compile(r"\]\(([^)\s]+)\)")
 HEADING = re.compile(r"^#+ (.*)$", re.MULTILINE)
 
-# Programs that are not this project's, and options that are theirs or that only the repository's history has
-FOREIGN = {
-    "apt",
-    "apt-get",
-    "cat",
-    "cd",
-    "colcon",
-    "export",
-    "npm",
-    "nvidia-smi",
-    "docker",
-    "eval",
-    "ffmpeg",
-    "g++",
-    "git",
-    "jetson_clocks",
-    "mypy",
-    "nvpmodel",
+# What no test runs, and why. Commands are parsed all the same. Programs that are not this project's:
+PROGRAMS = {
+    "apt": "changes the machine",
+    "apt-get": "changes the machine",
+    "cat": "a file of a Jetson",
+    "cd": "of the shell alone",
+    "colcon": "needs ROS",
+    "npm": "needs the network",
+    "tritonserver": "needs the server; tests/export/test_triton.py starts it",
+    "docker": "needs docker and the network",
+    "eval": "of the shell alone; a test completes words with the script",
+    "ffmpeg": "may not be installed",
+    "g++": "may not be installed; tests/test_examples.py compiles it if it is",
+    "git": "needs the network",
+    "jetson_clocks": "needs a Jetson",
+    "make": "makes an environment of its own",
+    "mypy": "a check of the code",
+    "nvpmodel": "needs a Jetson",
+    "pip": "needs the network",
+    "pytest": "runs the tests",
+    "ros2": "needs ROS",
+    "ruff": "a check of the code",
+    "scp": "needs another machine",
+    "source": "of the shell alone",
+    "tegrastats": "needs a Jetson",
 }
-FOREIGN |= {
-    "pip",
-    "pytest",
-    "ray",
-    "ros2",
-    "ruff",
-    "scp",
-    "source",
-    "srun",
-    "tegrastats",
-    "tensorboard",
-    "tritonserver",
+# Devices, as patterns of whole commands:
+DEVICES = {
+    r"^enet-data camvid ": "needs the network",
+    r"^enet-fleet ": "needs Ray, which may not be installed; tests/fleet/test_ray.py runs it",
+    r"--triton ": "needs tritonclient, which may not be installed; tests/export/test_triton.py serves what it writes",
+    r"^enet-export .*--html ": "needs the npm package onnxruntime-web; tests/export/test_html.py opens its pages",
+    r"rtsp://": "needs a camera in the network",
+    r" -m venv ": "makes an environment of its own",
+    r"import .*tensorrt": "needs TensorRT",
+    r"--engine trt( |$)": "needs TensorRT and a GPU",
+    r"--engine trt-rtx$": "needs a GPU: without --compute-capability it is for that of this machine",
+    r"\.engine( |$)": "needs a GPU",
+    r"-m enet_deploy\.benchmarks\.gpu$": "needs a GPU; tests/benchmarks/test_gpu.py rehearses it",
 }
-FOREIGN |= {"./segment"}
 FOREIGN_OPTIONS = {
     "--gpus",
     "--ipc",
@@ -123,17 +130,7 @@ class Call(NamedTuple):
     arguments: list[str]
 
 
-def scripts() -> dict[str, str]:
-    """Console script -> module."""
-    setup = configparser.ConfigParser()
-    setup.read(ROOT / "setup.cfg")
-    lines = setup["options.entry_points"]["console_scripts"].strip().splitlines()
-    found = {script: target.split(":")[0] for script, target in (line.split(" = ") for line in lines)}
-    del found["enet"]  # which calls the others
-    return found
-
-
-SCRIPTS = scripts()
+SCRIPTS = {f"enet-{name}": module for name, module in COMMANDS.items()}  # console script -> module
 
 
 def call(words: list[str]) -> Call | None:
@@ -249,7 +246,23 @@ def test_commands_parse(page: Path, monkeypatch: pytest.MonkeyPatch, capsys: pyt
             elif program in ("python", "python3"):
                 assert words[1] in ("-c", "-m") or (ROOT / words[1]).is_file(), words
             else:
-                assert program in FOREIGN, words
+                assert program in PROGRAMS, words
+
+
+def why_not_run(words: list[str]) -> str | None:
+    """Why no test runs a command; None for one that is run."""
+    fitting = (reason for pattern, reason in DEVICES.items() if re.search(pattern, shlex.join(words)))
+    return PROGRAMS.get(words[0].removeprefix(".venv/bin/")) or next(fitting, None)
+
+
+def test_what_is_not_run_is_what_the_pages_hold() -> None:
+    """No reason without a command, and a command of this project is left out for a device alone."""
+    commands = [words for page in WITH_COMMANDS for block in fences(page, "") for words in simple_commands(block)]
+    commands = [words for words in commands if words]
+    assert PROGRAMS.keys() <= {words[0].removeprefix(".venv/bin/") for words in commands}
+    assert not PROGRAMS.keys() & {*SCRIPTS, "enet", "python", "python3", "torchrun"}
+    unused = [pattern for pattern in DEVICES if not any(re.search(pattern, shlex.join(words)) for words in commands)]
+    assert unused == []
 
 
 @pytest.mark.parametrize("page", WITH_COMMANDS, ids=name)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import ast
-import configparser
 import importlib.metadata
 import inspect
 import os
@@ -16,7 +15,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from helpers import ROOT
+from helpers import CONSOLE_SCRIPTS, ROOT, SETUP
 
 import enet_deploy
 from enet_deploy.bundled import NAMES
@@ -28,10 +27,7 @@ NOT_INSTALLED = f"{HUB}.benchmarks.studies"
 HEAVY = ["torch", "onnx", "onnxruntime", "openvino", "tensorrt", "tensorrt_rtx", "pycuda", "cuda", "safetensors", "PIL"]
 HEAVY += ["ray", "pyarrow", "fsspec", "tritonclient"]
 
-CONFIG = configparser.ConfigParser()
-CONFIG.read(ROOT / "setup.cfg")
-PACKAGES = CONFIG["options"]["packages"].split()
-SCRIPTS = dict(line.split(" = ") for line in CONFIG["options.entry_points"]["console_scripts"].strip().splitlines())
+PACKAGES = SETUP["options"]["packages"].split()
 
 
 def python(code: str, path: Path = ROOT) -> str:
@@ -213,7 +209,11 @@ def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.mark.slow
 def test_wheel_holds_the_package_and_nothing_else(wheel: Path) -> None:
     info = f"enet_deploy-{enet_deploy.__version__}.dist-info"
-    assert sorted(path.name for path in wheel.iterdir()) == ["enet_deploy", info]  # no tests, no bare export/
+    assert sorted(path.name for path in wheel.iterdir()) == [
+        "enet_console.py",
+        "enet_deploy",
+        info,
+    ]  # no tests, no bare export/
     shipped = {path.relative_to(wheel).as_posix() for path in (wheel / HUB).rglob("*") if path.is_file()}
     modules = {path.relative_to(ROOT).as_posix() for path, name in sources() if not name.startswith(NOT_INSTALLED)}
     modules = {name if name.startswith(f"{HUB}/") else f"{HUB}/{name}" for name in modules}
@@ -248,10 +248,17 @@ sys.exit(cli.main(["--trt-cache", {str(tmp_path / "enet.cache")!r}]))"""
 def test_console_scripts(wheel: Path) -> None:
     (info,) = wheel.glob("*.dist-info")
     scripts = importlib.metadata.PathDistribution(info).entry_points.select(group="console_scripts")
-    assert {script.name: script.value for script in scripts} == SCRIPTS
-    assert {"enet-train", "enet-eval", "enet-export", "enet-calibrate", "enet-bench", "enet-data"} <= SCRIPTS.keys()
+    assert {script.name: script.value for script in scripts} == CONSOLE_SCRIPTS
+    assert {
+        "enet-train",
+        "enet-eval",
+        "enet-export",
+        "enet-calibrate",
+        "enet-bench",
+        "enet-data",
+    } <= CONSOLE_SCRIPTS.keys()
     for script in scripts:
-        code = f"from {script.module} import {script.attr} as main; main(['--help'])"
+        code = f"import sys; from {script.module} import {script.attr} as main; sys.argv[1:] = ['--help']; main()"
         assert f"usage: {script.name}" in python(code, wheel)
 
 

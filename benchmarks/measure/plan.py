@@ -38,12 +38,14 @@ class Artifact(NamedTuple):
         shown: its name for the reader.
         points: to time it at.
         precision: what to compute it in, as `open_runner` takes it; None: the file's own.
+        export: options of the `enet-export` that makes the file; None for a file that was there before.
     """
 
     path: Path
     shown: str
     points: Sequence[Point]
     precision: str | None = None
+    export: tuple[str, ...] | None = None
 
 
 @dataclass(frozen=True)
@@ -101,6 +103,7 @@ class Case:
     Attributes:
         shown: the artifact's name for the reader.
         precision: what to compute it in; None: the artifact's own.
+        export: options of the `enet-export` that makes the artifact; None if it was there before.
         swept: whether it belongs to the sweep, and is only timed.
         name: of its process.
     """
@@ -109,6 +112,7 @@ class Case:
     shown: str
     backend: str
     precision: str | None
+    export: tuple[str, ...] | None
     point: Point
     swept: bool
     name: str
@@ -171,11 +175,12 @@ def plan_cases(artifacts: Iterable[Artifact], options: BenchOptions) -> list[Cas
             shown=shown,
             backend=backend,
             precision=precision,
+            export=export,
             point=point,
             swept=point != main,
             name=f"{number}: {Path(shown).name} on {backend}",
         )
-        for number, ((path, shown, _, precision), backend, point) in enumerate(planned, start=1)
+        for number, ((path, shown, _, precision, export), backend, point) in enumerate(planned, start=1)
     ]
 
 

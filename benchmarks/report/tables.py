@@ -51,8 +51,8 @@ def show(run: Run, console: Console) -> None:
     for verdict in run.verdict:
         advice = f"[bold]On {escape(verdict.device)}:[/] {escape(verdict.advice)}"
         _say(advice, console)
-        if verdict.call is not None:
-            console.print(f"  {escape(verdict.call)}", soft_wrap=True)  # to be pasted
+        for line in filter(None, (verdict.export, verdict.call)):
+            console.print(f"  {escape(line)}", soft_wrap=True)  # to be pasted
     if run.partial:
         _say("[yellow]partial:[/] the run was interrupted; what it did not get to is missing", console)
     for doubt in run.stability:
@@ -273,6 +273,7 @@ def as_markdown(run: Run) -> str:
     lines = [markdown_table([f"{height}x{width}", *columns, "mIoU, points"], rows), ""]
     for verdict in run.verdict:
         lines.append(f"On {plain(verdict.device)}: {plain(verdict.advice)}")
+        lines += ["", "```", verdict.export, "```"] if verdict.export is not None else []
         lines += ["", "```python", verdict.call, "```"] if verdict.call is not None else []
     lines += [told] if (told := plain(trained_on_in_words(run))) else []
     lines += ["Partial: the run was interrupted"] if run.partial else []

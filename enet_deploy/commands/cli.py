@@ -67,8 +67,13 @@ class Parser(argparse.ArgumentParser):
 
     def _get_value(self, action: argparse.Action, arg_string: str) -> Any:
         value = super()._get_value(action, arg_string)
-        known = list(action.choices or ())
+        known = [] if isinstance(action, argparse._SubParsersAction) else list(action.choices or ())
         return synonym(value, known) if known and isinstance(value, str) else value
+
+    def _get_values(self, action: argparse.Action, arg_strings: list[str]) -> Any:
+        if isinstance(action, argparse._SubParsersAction):  # its words are the subcommand and all that follows
+            arg_strings = [synonym(arg_strings[0], list(action.choices)), *arg_strings[1:]]
+        return super()._get_values(action, arg_strings)
 
     def _check_value(self, action: argparse.Action, value: Any) -> None:
         if action.choices is not None and value not in action.choices:

@@ -102,7 +102,7 @@ def _evaluate(args: argparse.Namespace) -> None:
 def make_parser() -> cli.Parser:
     examples = (
         "enet-eval enet-camvid-train --data CAMVID",
-        "enet-eval mine-int8.onnx --data DATA --split test --confusion confusion.png --json scores.json",
+        "enet-eval mine-int8.onnx --data DATA --split test --json scores.json",
     )
     parser = cli.Parser("enet-eval", description="Score an artifact on a split of a data set.", examples=examples)
     cli.add_artifact(parser)

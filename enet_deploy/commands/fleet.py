@@ -112,7 +112,7 @@ def make_parser() -> cli.Parser:
         description=DESCRIPTION,
         examples=(
             "enet-fleet enet-int8.onnx drives/ labelled/",
-            "enet-fleet enet-int8.onnx s3://drives/2026 s3://labelled/2026 --address 10.0.0.1:6379",
+            "enet-fleet enet-int8.onnx s3://drives s3://ids --address 10.0.0.1:6379",
         ),
     )
     cli.add_artifact(parser)

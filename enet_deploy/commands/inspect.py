@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import argparse
+import shutil
+import sys
 from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
@@ -10,7 +12,7 @@ from typing import Any
 
 from ..artifacts import Metadata, check_digest, graph_metadata, read_artifact, require_file
 from ..bundled import graph_file
-from ..console import counted, printable
+from ..console import counted, hanging, printable
 from ..errors import ArtifactError
 from ..files import digest, is_folder, sha256
 from ..runners.graph import parse_graph, reading_text
@@ -172,11 +174,12 @@ def _numbers(values: Sequence[float]) -> str:
 
 
 def _inspect(args: argparse.Namespace) -> None:
+    columns = shutil.get_terminal_size().columns if sys.stdout.isatty() else None  # a line per title for a program
     for path in map(graph_file, args.artifacts):
         lines = describe(path)
         print(printable(str(path)))
         for title, text in lines.items():
-            print(f"  {title:<19}{printable(text)}")
+            print(hanging(f"  {title:<19}", printable(text), columns))
         if BROKEN in lines:
             raise ArtifactError(f"{path}: {lines[BROKEN]} would not be loaded; build or copy them again")
 

@@ -7,6 +7,8 @@ import gc
 import json
 import os
 import re
+import shlex
+import shutil
 import subprocess
 import sys
 import time
@@ -31,7 +33,7 @@ from enet_deploy.benchmarks.measure import timing
 from enet_deploy.benchmarks.measure.feeds import STAGES, VIDEO_STAGES, StillsFeed, VideoFeed
 from enet_deploy.benchmarks.measure.machine import watched
 from enet_deploy.benchmarks.measure.parity import Flips, compare, near_edge
-from enet_deploy.benchmarks.measure.plan import choose_backends
+from enet_deploy.benchmarks.measure.plan import BenchOptions, choose_backends
 from enet_deploy.benchmarks.measure.processes import Processes
 from enet_deploy.benchmarks.measure.profiling import Profile, arithmetic
 from enet_deploy.benchmarks.measure.timing import DROPPED, block, measure
@@ -41,6 +43,7 @@ from enet_deploy.data import open_data
 from enet_deploy.data.scenes import street_scene
 from enet_deploy.environment import processor
 from enet_deploy.errors import ParityError
+from enet_deploy.export import cli as export_cli
 from enet_deploy.files import sha256
 from enet_deploy.images import UInt8Array
 from enet_deploy.metrics import evaluate
@@ -484,6 +487,35 @@ def test_foreign_weights_and_no_data(
     assert "Accuracy, void left out" in capsys.readouterr().out
     (result,) = json.loads(path.read_text())["results"]
     assert result["parity"] is None and 0 < result["accuracy"]["miou"] < 1
+
+
+@pytest.mark.slow
+def test_the_winner_of_an_export_can_be_made_and_opened_as_printed(
+    weights: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    shutil.copy(weights, "mine.safetensors")
+    options = ["--precision", "fp32", "--size", "48x64", "--backend", "ort", "--frames", "1", "--html", "a.html"]
+    assert cli.main(["--weights", "mine.safetensors", *options, "--json", "a.json"]) == 0
+    printed = [line.strip() for line in capsys.readouterr().out.splitlines()]
+    (verdict,) = json.loads(Path("a.json").read_text())["verdict"]
+    command, call = printed[printed.index(verdict["export"]) :][:2]
+    assert call == verdict["call"] and command in Path("a.html").read_text()
+    assert list(tmp_path.glob("*.onnx")) == []
+    assert export_cli.main(shlex.split(command)[1:]) == 0
+    with eval(call, {"open_runner": open_runner}) as runner:
+        assert runner.artifact.name == "mine-fp32.onnx" and runner.spec.size == (48, 64)
+
+
+@pytest.mark.parametrize("form", sorted(set(cli.PRECISIONS) - set(cli._GRAPHS)))
+def test_export_that_is_advised_makes_the_graph_that_was_measured(form: str, weights: Path, tmp_path: Path) -> None:
+    given = ["--weights", str(tmp_path / "it's mine.safetensors"), "--calibration", "record.json", "--data", "D"]
+    args = cli.make_parser().parse_args([*given, "--split", "test"])
+    options = BenchOptions(**{each.name: getattr(args, each.name) for each in dataclasses.fields(BenchOptions)})
+    again = export_cli.make_parser().parse_args(cli._export_options(options, form, ((48, 64), 2)))
+    assert (again.weights, again.name) == (options.weights, "it's mine")
+    assert (again.size, again.batch, again.data, again.split) == ((48, 64), 2, "D", "test")
+    assert export_cli.suffix(again) == form and again.calibration == (Path("record.json") if "int8" in form else None)
 
 
 @pytest.fixture(scope="module")

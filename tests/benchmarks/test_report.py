@@ -538,6 +538,14 @@ def test_call_can_be_pasted(changes: dict[str, Any], expected: list[Any]) -> Non
         assert "open_runner(" in shown
 
 
+def test_export_of_the_winner_can_be_pasted() -> None:
+    run = stored()
+    run["results"] = [run["results"][1] | {"export": ["--name", "; rm x"]}]
+    run = Run.from_json(run)
+    assert run.verdict[0].export == "enet-export --name '; rm x'"
+    assert "\nenet-export --name '; rm x'\n" in as_markdown(run)
+
+
 def test_bf16_has_a_budget_of_its_own() -> None:
     run = stored()
     run["reference"] = None

@@ -6,11 +6,11 @@ import re
 import shlex
 import subprocess
 from importlib import import_module
-from importlib.metadata import EntryPoint
 
 import pytest
 from test_docs import SCRIPTS
 
+from enet_console import COMMANDS
 from enet_deploy import BACKENDS, InputError, __main__, open_runner
 from enet_deploy.commands import cli
 from enet_deploy.export import cli as export_cli
@@ -23,9 +23,12 @@ def refusal(module: str, line: str, capsys: pytest.CaptureFixture[str]) -> str:
 
 
 @pytest.mark.parametrize("script", SCRIPTS)
-def test_help_has_two_examples_that_parse_and_a_version(script: str, capsys: pytest.CaptureFixture[str]) -> None:
+def test_help_has_two_examples_that_parse_and_a_version(
+    script: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("COLUMNS", "80")
     parser = import_module(SCRIPTS[script]).make_parser()
-    assert len(parser.examples) >= 2
+    assert len(parser.examples) >= 2 and max(map(len, parser.format_help().splitlines())) <= 80
     shown = parser.format_help().split("\nexamples:\n")[1].splitlines()
     for example, line in zip(parser.examples, shown, strict=True):
         name, *words = shlex.split(example)
@@ -95,25 +98,25 @@ def test_precision_that_contradicts_itself(line: str, capsys: pytest.CaptureFixt
     assert line.split()[-1] in capsys.readouterr().err
 
 
-@pytest.fixture
-def commands(monkeypatch: pytest.MonkeyPatch) -> dict[str, EntryPoint]:
-    """The console scripts of this checkout, whether it is installed or not."""
-    found = {n.removeprefix("enet-"): EntryPoint(n, f"{m}:main", "console_scripts") for n, m in SCRIPTS.items()}
-    monkeypatch.setattr(__main__, "_commands", lambda: found)
-    return found
+@pytest.mark.parametrize("line", ["scenes SCENES", "CamVid CAMVID", "check INIT", "unzip a.zip Check"])
+def test_a_folder_named_like_a_subcommand_keeps_its_case(line: str) -> None:
+    args = import_module(SCRIPTS["enet-data"]).make_parser().parse_args(line.split())
+    assert str(args.dir) == line.split()[-1]
 
 
-def test_umbrella(commands: dict[str, EntryPoint], capsys: pytest.CaptureFixture[str]) -> None:
+def test_umbrella(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    monkeypatch.setenv("COLUMNS", "80")
     assert __main__.main(["--help"]) == 0
     shown = capsys.readouterr().out
-    assert all(f"  enet {name} " in shown for name in commands) and shown.count("\n  enet ") == len(commands) + 2
+    assert max(map(len, shown.splitlines())) <= 80
+    assert all(f"  enet {name} " in shown for name in COMMANDS) and shown.count("\n  enet ") == len(COMMANDS) + 2
     assert __main__.main(["exprot"]) == 2
     assert "did you mean export?" in capsys.readouterr().err
 
 
-def test_bash_completes_options_their_words_and_commands(commands: dict[str, EntryPoint]) -> None:
+def test_bash_completes_options_their_words_and_commands() -> None:
     pytest.importorskip("shtab")
-    script = __main__.completion(commands, "bash")
+    script = __main__.completion("bash")
     for words, expected in {
         "enet ex": "export",
         "enet export --prec": "--precision",

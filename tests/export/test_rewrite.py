@@ -10,6 +10,7 @@ import onnx
 import onnxruntime
 import pytest
 import torch
+from helpers import pooling
 from onnx import TensorProto, helper, numpy_helper
 from test_unpool import SegNet
 
@@ -19,29 +20,6 @@ from enet_deploy.export.rewrite import rewrite_unpool
 from enet_deploy.export.to_onnx import quiet
 
 UNDEPLOYABLE = {"MaxUnpool", "ScatterND", "ScatterElements"}
-
-
-def pooling(kernel: list[int], indices: list[onnx.NodeProto], opset: int = 11) -> onnx.ModelProto:
-    """A SegNet of one level as legacy exporters write it: Conv, MaxPool with indices, Conv, MaxUnpool."""
-    rng = np.random.default_rng(1)
-    weights = {name: rng.integers(-1, 2, (4, c, 3, 3)).astype(np.float32) / 4 for name, c in (("down", 3), ("up", 4))}
-    same = {"kernel_shape": [3, 3], "pads": [1, 1, 1, 1]}
-    size = {"kernel_shape": kernel, "strides": kernel}
-    nodes = [
-        helper.make_node("Conv", ["x", "down"], ["a"], **same),
-        helper.make_node("Relu", ["a"], ["b"]),
-        helper.make_node("MaxPool", ["b"], ["pooled", "indices"], "encoder/pool", **size),
-        *indices,
-        helper.make_node("Conv", ["pooled", "up"], ["c"], **same),
-        helper.make_node(
-            "MaxUnpool", ["c", indices[-1].output[0] if indices else "indices"], ["y"], "decoder/unpool", **size
-        ),
-    ]
-    ports = [helper.make_tensor_value_info("x", TensorProto.FLOAT, (2, 3, 12, 12))]
-    results = [helper.make_tensor_value_info("y", TensorProto.FLOAT, (2, 4, 12, 12))]
-    constants = [numpy_helper.from_array(values, name) for name, values in weights.items()]
-    graph = helper.make_graph(nodes, "segnet", ports, results, constants)
-    return helper.make_model(graph, opset_imports=[helper.make_opsetid("", opset)], ir_version=8)
 
 
 def run(path: Path, x: np.ndarray) -> np.ndarray:

@@ -1,0 +1,271 @@
+"""The figures that the pages quote are those of the kept runs: a figure that drifts from its run fails here."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Sequence
+from functools import cache
+from typing import Any
+
+import pytest
+from helpers import ROOT
+from test_docs import MODEL_CARD
+
+from enet_deploy.benchmarks.result import Result
+from enet_deploy.benchmarks.run import Run
+
+RESULTS = ROOT / "benchmarks" / "results"
+NUMBER = re.compile(r"(?<![\w.,])[-+]?\d[\d,]*(?:\.\d+)?(?!\d)")
+EVALUATIONS = {
+    "`without-val`": "eval-without-val",
+    "`enet-camvid-train`": "eval-train-only",
+    "these weights, fit": "eval",
+}
+
+
+@cache
+def kept(name: str) -> Any:
+    return json.loads((RESULTS / f"{name}.json").read_text(encoding="utf-8"))
+
+
+@cache
+def runner(run: str, backend: str, precision: str, layout: str | None = None) -> Result:
+    """A runner of a kept run; of int8 graphs, by the layout too."""
+    (found,) = (
+        each
+        for each in Run.read(RESULTS / f"{run}.json").results
+        if (each.backend, each.precision) == (backend, precision) and layout in (None, each.qdq_layout)
+    )
+    return found
+
+
+def speed(result: Result) -> list[float]:
+    return [result.speed.ratio, result.speed.low, result.speed.high]
+
+
+def agreement(result: Result) -> float:
+    assert result.parity is not None
+    return 100 * result.parity.agreement
+
+
+def points(run: str, result: Result) -> float:
+    """The change of mIoU against PyTorch."""
+    assert result.accuracy is not None
+    return 100 * (result.accuracy.miou - float(kept(run)["reference"]["accuracy"]["miou"]))
+
+
+def rows(page: str, header: str) -> dict[str, list[str]]:
+    """Label -> the other cells of each row of the one table of a page whose header has these words."""
+    tables = re.findall(r"^\|.*(?:\n\|.*)+", (ROOT / page).read_text(encoding="utf-8"), re.MULTILINE)
+    (table,) = (table for table in tables if header in table.split("\n")[0])
+    lines = [[cell.strip() for cell in line.strip("|").split("|")] for line in table.split("\n")[2:]]
+    return {line[0].replace("*", ""): line[1:] for line in lines}
+
+
+def check(cells: str | Sequence[str], *values: float) -> None:
+    """Hold each number in the cells against a value, to as many decimals as it has."""
+    text = " ".join([cells] if isinstance(cells, str) else cells)
+    numbers = NUMBER.findall(text)
+    assert len(numbers) == len(values), (text, values)
+    for number, value in zip(numbers, values, strict=True):
+        decimals = len(number.partition(".")[2])
+        assert abs(float(number.replace(",", "")) - value) <= 0.5001 * 10**-decimals, (text, number, value)
+
+
+INT8 = [("int8", "all"), ("int8", "ort"), ("fp16-int8", "all")]
+SPEEDS = {
+    "ONNX Runtime 1.32 fp32": ("ort", "fp32"),
+    "ONNX Runtime 1.32 int8, its own layout": ("ort", "int8", "ort"),
+    "OpenVINO 2026.4 fp32": ("openvino", "fp32"),
+    "OpenVINO 2026.4 fp16": ("openvino", "fp16"),
+    "OpenVINO 2026.4 int8": ("openvino", "int8", "all"),
+    "OpenVINO 2026.4 int8 over fp16": ("openvino", "fp16-int8"),
+}
+
+
+def test_speeds() -> None:
+    table = rows("docs/research.md", "peak MB | labels equal")
+    torch = runner("cpu-360x480", "torch", "fp32")
+    check(table.pop("PyTorch 2.13 fp32"), torch.latency_ms.p50, 1, torch.stream_fps, torch.peak_bytes / 1e6)
+    assert table.keys() == SPEEDS.keys()
+    for label, key in SPEEDS.items():
+        timed, parity = runner("cpu-360x480", *key), runner("parity-360x480", *key)
+        figures = [timed.latency_ms.p50, *speed(timed), timed.stream_fps, timed.peak_bytes / 1e6]
+        check(table[label], *figures, agreement(parity), points("parity-360x480", parity))
+
+
+def test_speeds_with_bf16() -> None:
+    table = rows("docs/research.md", "p50 ms | speed against PyTorch (95 % CI) | labels")
+    run = "cpu-zen4-360x480"
+    keys = {
+        "PyTorch bf16": ("torch", "bf16"),
+        "ONNX Runtime fp32": ("ort", "fp32"),
+        "OpenCV 5 fp32": ("opencv", "fp32"),
+        "OpenVINO fp32": ("openvino", "fp32"),
+        "OpenVINO bf16": ("openvino", "bf16"),
+        "OpenVINO int8, its own layout": ("openvino", "int8", "openvino"),
+        "OpenVINO int8 over bf16": ("openvino", "bf16-int8"),
+    }
+    check(table.pop("PyTorch fp32"), runner(run, "torch", "fp32").latency_ms.p50, 1)
+    assert table.keys() == keys.keys()
+    for label, key in keys.items():
+        one = runner(run, *key)
+        check(table[label], one.latency_ms.p50, *speed(one), agreement(one), points(run, one))
+
+
+def test_speeds_by_machine() -> None:
+    old, zen4 = "cpu-360x480", "cpu-zen4-360x480"
+    table = rows("README.md", "| machine | file | backend").items()
+    by_machine = {label: cells[-1].replace("Zen 4", "Zen").replace("fp32 has", "it has") for label, cells in table}
+    check(
+        next(cells for label, cells in table if label == "x86 CPU")[-1], *speed(runner(old, "openvino", "int8", "all"))
+    )
+    fp32 = runner(zen4, "openvino", "fp32").speed.ratio
+    check(by_machine["x86 CPU with AVX512_BF16 or AMX"], *speed(runner(zen4, "openvino", "bf16")), fp32)
+    check(by_machine["x86 CPU, every label as in PyTorch"], *speed(runner(old, "openvino", "fp32")))
+    check(by_machine["CPU with ONNX Runtime only"], *speed(runner(old, "ort", "int8", "ort")))
+    check(by_machine["CPU, with the base install alone"], *speed(runner(zen4, "opencv", "fp32")))
+    files = rows("docs/precision-and-engines.md", "| machine | file | why")
+    check(files["x86 CPU with OpenVINO"][1], runner(old, "openvino", "int8", "all").speed.ratio)
+    check(
+        files["the same, if labels must equal PyTorch's"][1],
+        agreement(runner("parity-360x480", "openvino", "fp32")),
+        runner(old, "openvino", "fp32").speed.ratio,
+    )
+    check(files["CPU with ONNX Runtime only"][1].replace("int8", ""), runner(old, "ort", "int8", "ort").speed.ratio)
+
+
+def test_what_each_precision_costs() -> None:
+    table = rows("docs/precision-and-engines.md", "unpool flips")
+    keys = {"fp32": ("fp32",), "fp16": ("fp16",), "int8": INT8[0], "int8-ort": INT8[1], "fp16-int8": INT8[2]}
+    assert table.keys() == keys.keys()
+    for label, key in keys.items():
+        size, labels, change, flips, times = table[label]
+        both = [runner("parity-360x480", backend, *key) for backend in ("ort", "openvino")]
+        check(size, both[0].model_bytes / 1e6)
+        check(labels, *map(agreement, both))
+        changes = [points("parity-360x480", one) for one in both]
+        check(change, *(changes if "," in change else changes[:1]))
+        assert both[0].parity is not None and both[0].parity.unpool_flips is not None
+        check(flips, *(100 * share for share in both[0].parity.unpool_flips.values()))
+        check(times, *(runner("cpu-360x480", backend, *key).speed.ratio for backend in ("ort", "openvino")))
+
+
+def test_int8_on_images_not_trained_on() -> None:
+    table = rows("docs/precision-and-engines.md", "labels equal to fp32's")
+    record = json.loads((MODEL_CARD.parent / "enet-camvid-train.json").read_text())["accuracy"]
+    lines = [(label, *cells) for label, cells in table.items()]
+    assert [line[0] for line in lines] == ["bf16, fp16", "int8", "int8-ort", "int8-openvino"]  # the last int8 counts
+    ort = record["ort"]
+    check(table["int8-ort"][1:], 100 * ort["agreement"], ort["int8"], 100 * (ort["int8"] - record["fp32"]))
+    for label, layout in {"int8": "all", "int8-openvino": "openvino"}.items():
+        one = runner("int8-unseen-360x480", "openvino", "int8", layout)
+        assert one.accuracy is not None
+        check(table[label][1:], agreement(one), one.accuracy.miou, points("int8-unseen-360x480", one))
+
+
+def test_bf16() -> None:
+    table = rows("docs/precision-and-engines.md", "| equal labels | worst image | mIoU")
+    backends = {"PyTorch": ("torch", "bf16-torch-360x480")}
+    backends |= {"OpenVINO": ("openvino", "bf16-360x480"), "OpenCV": ("opencv", "bf16-360x480")}
+    check(table.pop("PyTorch fp32"), 100, 100, kept("bf16-360x480")["reference"]["accuracy"]["miou"])
+    assert len(table) == 6
+    for label, cells in table.items():
+        backend, run = backends[label.split()[0]]
+        one = runner(run, backend, label.split()[1])
+        assert one.parity is not None and one.accuracy is not None
+        check(cells, agreement(one), 100 * min(one.parity.frames), one.accuracy.miou, points(run, one))
+
+
+def test_speed_goals() -> None:
+    page = (ROOT / "docs" / "research.md").read_text(encoding="utf-8")
+    goals = kept("speed-zen4-512x512")["rows"]
+    assert sum(goal["reached"] is False for goal in goals) == 8  # of the heading
+    for goal in goals:
+        slower, faster = (f"{goal[name]}, {goal[f'{name}_ms']:.0f} ms" for name in ("slower", "faster"))
+        ratio = f"{goal['ratio']:.2f} ({goal['lowest']:.2f} to {goal['highest']:.2f})"
+        reached = {True: ", reached", False: ", **not reached**", None: ""}[goal["reached"]]
+        assert f"| {slower} | {faster} | {ratio} | {goal['wanted'] or ''}{reached} |" in page
+
+
+def test_architectures() -> None:
+    table = rows("docs/research.md", "| network | parameters, M")
+    backends = ("torch", "ort", "openvino")
+    nets = kept("architectures-360x480")["nets"]
+    assert list(table) == [net["name"] for net in nets]
+    for net in nets:
+        deployed = "deploy" in net["name"]
+        figures = [net["parameters"] / 1e6, net["multiply_adds"] / 1e9, net["model_bytes"] / 1e6]
+        figures += [net["ms"][name] for name in backends if name in net["ms"]]
+        figures += [net["peak_bytes"][name] / 1e6 for name in backends if name in net["peak_bytes"]]
+        if net["name"] != "ENet" and not deployed:
+            figures += [net["enet_speed"][name][end] for name in backends for end in ("ratio", "low", "high")]
+        check(table[net["name"]], *figures)
+
+
+@pytest.mark.parametrize("name", ["ablation", "ablation-long"])
+def test_ablations(name: str) -> None:
+    page = (ROOT / "docs" / "research.md").read_text(encoding="utf-8")
+    lines = [
+        line for line in (RESULTS / f"{name}.md").read_text(encoding="utf-8").splitlines() if line.startswith("| ")
+    ]
+    assert len(lines) > 4 and [line for line in lines if line not in page] == []
+
+
+def test_accuracy() -> None:
+    table = rows("README.md", "CamVid, 11 classes")
+    for start, name in {
+        "`enet-camvid-train.safetensors` on 101 val images": "eval-train-only",
+        "`enet-camvid.safetensors` on the same val images": "eval",
+    }.items():
+        (cells,) = (cells for label, cells in table.items() if label.startswith(start))
+        accuracy = kept(name)["accuracy"]
+        check([cell.replace("*", "") for cell in cells], accuracy["pixel_accuracy"], accuracy["miou"])
+    test_split = next(cells for label, cells in table.items() if "233 test images" in label)
+    card = re.search(r"have \*\*([\d.]+) mIoU, ([\d.]+) pixel accuracy\*\*", MODEL_CARD.read_text(encoding="utf-8"))
+    assert card is not None
+    check([cell.replace("*", "") for cell in test_split], float(card[2]), float(card[1]))
+
+
+def test_model_card() -> None:
+    card = MODEL_CARD.relative_to(ROOT).as_posix()
+    by_class, overall = rows(card, "IoU on val"), rows(card, "| images | pixel accuracy")
+    assert by_class.keys() == EVALUATIONS.keys()
+    for label, name in EVALUATIONS.items():
+        check(by_class[label], *(each["iou"] for each in kept(name)["accuracy"]["per_class"].values()))
+    names = ("pixel_accuracy", "dice", "miou", "class_average")
+    for start, name in {
+        "the recipe without val": "eval-without-val",
+        "`enet-camvid-train.safetensors`": "eval-train-only",
+        "these weights: fit": "eval",
+    }.items():
+        (cells,) = (cells for label, cells in overall.items() if label.startswith(start))
+        check(cells[1:], *(kept(name)["accuracy"][each] for each in names))
+
+
+def test_ranges() -> None:
+    accuracy = json.loads((MODEL_CARD.parent / "enet-camvid.json").read_text())["accuracy"]
+    table = rows("docs/precision-and-engines.md", "| method | fp32")
+    check(
+        table["val mIoU"], accuracy["fp32"], *(accuracy["tried"][m] for m in ("mse", "minmax", "percentile", "entropy"))
+    )
+
+
+def test_running_for_long() -> None:
+    table = rows("docs/robots.md", "before and after 500 openings")
+    first, *_, last = kept("soak-openvino-int8")["phases"]
+    ends = [phase[end] for phase in (first, last) for end in ("start_mb", "end_mb")]
+    check(table["OpenVINO int8, 360x480"][:2], *ends)
+    for name in ("soak-openvino", "soak-ort"):
+        phases = kept(name)["phases"]
+        assert max(phases[at]["end_mb"] - phases[at]["start_mb"] for at in (0, -1)) <= 0.5  # "at most 0.5 MB"
+        assert all(p[f"start_{each}"] == p[f"end_{each}"] for p in phases for each in ("threads", "handles"))
+
+
+def test_training() -> None:
+    text = (ROOT / "docs" / "training.md").read_text(encoding="utf-8")
+    quoted = re.search(r"one process trains on ([\d.]+) crops .* DataLoader loop on ([\d.]+)", text)
+    assert quoted is not None
+    speeds = kept("training-cpu")["crops_per_second"]
+    check(" ".join(quoted.groups()), speeds["enet-train"], speeds["usual loop"])
