@@ -30,6 +30,8 @@ import ray.exceptions
 log = logging.getLogger(__name__)
 
 CONNECT_SECONDS = 20  # to wait for a cluster's answer
+OPEN_SECONDS = 300  # to wait until the cluster has a core free and has opened the network
+RETRIES = 20  # of a worker and of a part; Ray Data has no limit. A file that kills its worker takes three
 MAX_BLOCKS = 2000  # tasks of a run; each costs the driver some memory
 
 
@@ -91,8 +93,8 @@ def _require_answer(address: str) -> None:
         if subprocess.run(command, capture_output=True, timeout=CONNECT_SECONDS).returncode == 0:
             return
     raise BackendError(
-        f"no Ray cluster answers at {address} within {CONNECT_SECONDS} s; start one with ray start --head, or leave "
-        "--address out to use this machine's cores"
+        f"no Ray cluster answers at {address} within {CONNECT_SECONDS} s; start one with ray get-auth-token --generate "
+        "(its token, on all machines) and ray start --head, or leave --address out to use this machine's cores"
     )
 
 
@@ -110,15 +112,28 @@ def workers(task: Task, count: int | None) -> Workers:
 
 
 def probe(task: Task, each: Workers) -> dict[str, Any]:
-    """Open the runner on the cluster once. Raises what that raises, BackendError if the node lacks this package."""
+    """Open the runner on the cluster once.
+
+    Raises what that raises, BackendError if no core is free in time, ModuleNotFoundError if a node lacks this package.
+    """
+    opening = ray.remote(num_cpus=1, num_gpus=each.gpus)(opens).remote(task)
     try:
-        found = ray.get(ray.remote(num_cpus=1, num_gpus=each.gpus)(opens).remote(task))
+        found = ray.get(opening, timeout=OPEN_SECONDS)
+    except ray.exceptions.GetTimeoutError:
+        raise BackendError(f"no worker opened the network within {OPEN_SECONDS} s; {_free(each)}; try later") from None
     except ray.exceptions.RayError as error:
         cause = getattr(error, "cause", None)
         if isinstance(cause, EnetError | ModuleNotFoundError):
             raise cause from None
         raise BackendError(f"the network cannot be opened on the cluster: {_reason(error)}") from None
     return dict(found)
+
+
+def _free(each: Workers) -> str:
+    """Say how many of the cluster's cores and GPUs other work leaves."""
+    free, there = ray.available_resources(), ray.cluster_resources()
+    kinds = ("CPU", "GPU") if each.gpus else ("CPU",)
+    return " and ".join(f"{free.get(kind, 0):g} of {there.get(kind, 0):g} {kind}s are free" for kind in kinds)
 
 
 def label_parts(task: Task, parts: Mapping[int, list[str]], each: Workers) -> Iterator[tuple[int, int]]:
@@ -157,6 +172,8 @@ def _dataset(task: Task, parts: Mapping[int, list[str]], each: Workers) -> Any:
         compute=ray.data.ActorPoolStrategy(size=min(each.count, len(rows))),
         num_cpus=1,
         num_gpus=each.gpus,
+        max_restarts=RETRIES,
+        max_task_retries=RETRIES,
     )
 
 
