@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Iterator
+from contextlib import nullcontext
 from dataclasses import replace
 from fractions import Fraction
 from pathlib import Path
@@ -234,7 +235,7 @@ def test_error_of_writing_fails_the_part(tmp_path: Path, graph: Path) -> None:
 
 
 def test_notes_are_joined(tmp_path: Path, graph: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    source = Source(f"{save(tmp_path / 'in' / '0.png', SCENES[0].astype(np.uint16) * 257).parent}")
+    source = Source(f"{save(tmp_path / 'in' / '0.png', SCENES[0]).parent}")
     out, actor = begun(source, f"{tmp_path / 'out'}", graph)
     decode, label = labeller.image_of, actor._labelled
 
@@ -375,7 +376,6 @@ def test_output_among_the_images_is_refused(
 @pytest.mark.parametrize(
     "source, out, is_apart",
     [
-        ("{}/bucket", "memory://bucket/out", True),
         ("/bucket", "memory://bucket/out", True),
         ("memory://bucket/in", "memory://bucket/in2", True),
         ("memory://bucket/in/", "memory://bucket/in/out", False),
@@ -389,9 +389,7 @@ def test_folders_are_compared_on_their_file_system(tmp_path: Path, source: str, 
     (tmp_path / "in").mkdir()
     (tmp_path / "link").symlink_to(tmp_path / "in")
     pair = Source(source.format(tmp_path)), Output(out.format(tmp_path))
-    if is_apart:
-        return fleet._require_apart(*pair)
-    with pytest.raises(InputError, match=pair[1].root):
+    with nullcontext() if is_apart else pytest.raises(InputError, match=pair[1].root):
         fleet._require_apart(*pair)
 
 
