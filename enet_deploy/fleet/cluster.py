@@ -9,6 +9,7 @@ import signal
 import subprocess
 import sys
 import threading
+import warnings
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
@@ -165,20 +166,25 @@ def _dataset(task: Task, parts: Mapping[int, list[str]], each: Workers) -> Any:
     """The core: a row per part, and actors that each hold an open runner."""
     ray.data.DataContext.get_current().enable_progress_bars = False
     rows = [{"part": number, "names": json.dumps(names)} for number, names in parts.items()]
-    return ray.data.from_items(rows, override_num_blocks=min(len(rows), MAX_BLOCKS)).map_batches(
-        Labeller,
-        fn_constructor_args=(task,),
-        batch_size=1,
-        compute=ray.data.ActorPoolStrategy(size=min(each.count, len(rows))),
-        num_cpus=1,
-        num_gpus=each.gpus,
-        max_restarts=RETRIES,
-        max_task_retries=RETRIES,
-    )
+    dataset = ray.data.from_items(rows, override_num_blocks=min(len(rows), MAX_BLOCKS))
+    with warnings.catch_warnings():  # Ray 2.60 warns of options for actors without a name of its own for them
+        warnings.filterwarnings("ignore", message="`ray_remote_args` is deprecated")
+        return dataset.map_batches(
+            Labeller,
+            fn_constructor_args=(task,),
+            batch_size=1,
+            compute=ray.data.ActorPoolStrategy(size=min(each.count, len(rows))),
+            num_cpus=1,
+            num_gpus=each.gpus,
+            max_restarts=RETRIES,
+            max_task_retries=RETRIES,
+        )
 
 
 def _reason(error: BaseException) -> str:
     """The last line of an error that says something: Ray's have a traceback in their text."""
-    cause = getattr(error, "cause", None) or error.__cause__ or error
-    lines = [line.strip() for line in str(cause).splitlines() if line.strip()]
-    return lines[-1] if lines else type(cause).__name__
+    texts = map(
+        str, filter(None, (getattr(error, "cause", None), error.__cause__, error))
+    )  # Ray Data's causes are empty
+    lines = next(([line.strip() for line in text.splitlines() if line.strip()] for text in texts if text.strip()), [])
+    return lines[-1] if lines else type(error).__name__
