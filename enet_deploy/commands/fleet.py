@@ -42,10 +42,14 @@ def run(args: argparse.Namespace) -> None:
         parts = out.plan(source, names)
         done = out.written()
         left = {number: files for number, files in parts.items() if number not in done}
-        if len(left) < len(parts):
-            print(f"{len(parts) - len(left)} of {len(parts)} parts are there; the rest follows", file=sys.stderr)
         if not left:
+            print(
+                f"nothing is left to do: all {console.counted(len(names), 'file')} are in {out.root}", file=sys.stderr
+            )
             return
+        if done:
+            files = console.counted(sum(map(len, left.values())), "file")
+            print(f"{len(parts) - len(left)} of {len(parts)} parts are there; {files} follow", file=sys.stderr)
         with cluster.connected(args.address):
             _label(task, left, args.workers, is_first=not done)
         out.remove("tries")
@@ -98,16 +102,16 @@ def _label(task: Task, parts: dict[int, list[str]], count: int | None, is_first:
     frames = errors = 0
     start = time.perf_counter()
     try:
-        for found in console.progress(cluster.label_parts(task, parts, each), task.source, len(parts)):
+        for found in console.progress(cluster.label_parts(task, parts, each), "parts", len(parts)):
             frames, errors = frames + found[0], errors + found[1]
     except KeyboardInterrupt:
         raise KeyboardInterrupt(f"{console.counted(frames, 'frame')} written; the same command goes on") from None
     seconds = time.perf_counter() - start
     files = console.counted(sum(map(len, parts.values())), "file")
     print(
-        f"{console.counted(frames, 'frame')} of {files} in {seconds:.1f} s ({frames / seconds:.1f} FPS), {errors} "
-        f"could not be read; {console.counted(each.count, 'worker')}, {opened['backend']}, {opened['precision']}; "
-        f"wrote {task.out}",
+        f"{console.counted(frames - errors, 'frame')} of {files} in {seconds:.1f} s ({frames / seconds:.1f} FPS), "
+        f"{console.counted(errors, 'error')}; {console.counted(each.count, 'worker')}, {opened['backend']}, "
+        f"{opened['precision']}; wrote {task.out}",
         file=sys.stderr,
     )
     if is_first and frames and frames == errors:

@@ -83,10 +83,13 @@ class Output(Files):
             source: of the images.
             artifact: is kept in the folder, from where each actor opens it.
 
-        Raises InputError if the folder is of another network or source, ArtifactError if it cannot be used.
+        A run that has written no part, as without a cluster, is replaced. Raises InputError if the folder is of another
+        network or source, ArtifactError if it cannot be used.
         """
         facts = {"schema": SCHEMA, "source": source.url, **network}
-        if not self.exists("run.json"):
+        if not self.exists("run.json") or not self.written():
+            for name in ("network", "plan.jsonl") if self.exists("run.json") else ():
+                self.remove(name)
             for file in artifact_files(artifact):
                 self.write(f"network/{file.name}", read_artifact(file))
             self.write("run.json", json.dumps(facts, indent=2).encode())
@@ -98,8 +101,8 @@ class Output(Files):
             raise ArtifactError(f"{self.path('run.json')} is damaged: {error!r}; name another output folder") from None
         if key is not None:
             raise InputError(
-                f"{self.root} is of a run with {key} {found[key]!r:.80}, expected {facts[key]!r:.80}; name another "
-                "output folder"
+                f"{self.root} is of a run with {key} {found[key]!r:.80}, and this command says {facts[key]!r:.80}; say "
+                "the same to go on, or name another output folder"
             )
 
     def plan(self, source: Source, names: Sequence[str]) -> dict[int, list[str]]:

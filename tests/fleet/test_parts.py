@@ -27,7 +27,7 @@ from pyarrow import parquet
 
 from enet_deploy.fleet import labeller, output, sources
 from enet_deploy.fleet.labeller import Labeller, Task, Tries
-from enet_deploy.fleet.output import Output, identity
+from enet_deploy.fleet.output import Output, identity, part_name
 from enet_deploy.fleet.sources import Source
 
 ASKED = {"backend": "ort", "device": None, "precision": None, "fit": None, "threads": 1}
@@ -321,7 +321,9 @@ def test_label_maps_stay_in_the_folder(name: str, expected: str) -> None:
 def test_folder_of_another_network_or_source_is_refused(tmp_path: Path, graph: Path) -> None:
     source, out = Source(f"{tmp_path}"), Output(f"{tmp_path / 'out'}")
     network = identity(graph, None, None, None)
-    out.begin(network, source, graph)
+    out.begin(network | {"precision": "bf16"}, source, graph)
+    out.begin(network, source, graph)  # in place of a run that wrote nothing
+    out.write(part_name(0), b"")
     out.begin(network, source, graph)
     before = out.text("run.json")
     with pytest.raises(InputError, match="weights_sha256.*" + network["weights_sha256"]):
