@@ -163,7 +163,7 @@ def _show(args: argparse.Namespace) -> None:
 
 
 def _compare_runs(args: argparse.Namespace) -> None:
-    requirements = [] if args.require is None else parse_requirements(args.require, compare.FIGURES)
+    requirements = [] if args.require is None else parse_requirements(args.require, compare.COMPARED)
     found = compare.compare_runs(Run.read(args.first), Run.read(args.second))
     print("\n".join(compare.as_lines(found)))
     if requirements:
@@ -261,7 +261,7 @@ def _compare_parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--require", metavar="CONDITIONS",
         help='exit with 1 unless all hold for every runner that changed: "speedup_low>=0.95"; figures: '
-        f"{', '.join(compare.FIGURES)}",
+        f"{', '.join(compare.COMPARED)}",
     )  # fmt: skip
     return parser
 

@@ -17,7 +17,7 @@ from typing import Any
 
 from ..child import python_main
 from ..errors import BackendError, EnetError, InputError
-from .labeller import Labeller, Task, opens
+from .labeller import PartLabeller, Task, open_once
 from .output import Output
 
 # Ray reads them when it is imported. By default it reports its use to its maker, and prints what its own code logs
@@ -117,7 +117,7 @@ def probe(task: Task, each: Workers) -> dict[str, Any]:
 
     Raises what that raises, BackendError if no core is free in time, ModuleNotFoundError if a node lacks this package.
     """
-    opening = ray.remote(num_cpus=1, num_gpus=each.gpus)(opens).remote(task)
+    opening = ray.remote(num_cpus=1, num_gpus=each.gpus)(open_once).remote(task)
     try:
         found = ray.get(opening, timeout=OPEN_SECONDS)
     except ray.exceptions.GetTimeoutError:
@@ -170,7 +170,7 @@ def _dataset(task: Task, parts: Mapping[int, list[str]], each: Workers) -> Any:
     with warnings.catch_warnings():  # Ray 2.60 warns of options for actors without a name of its own for them
         warnings.filterwarnings("ignore", message="`ray_remote_args` is deprecated")
         return dataset.map_batches(
-            Labeller,
+            PartLabeller,
             fn_constructor_args=(task,),
             batch_size=1,
             compute=ray.data.ActorPoolStrategy(size=min(each.count, len(rows))),

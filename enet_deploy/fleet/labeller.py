@@ -49,7 +49,7 @@ class Task:
     topic: str | None = None
 
 
-class Labeller:
+class PartLabeller:
     """Opens the runner once. A call labels the files of one part and writes its rows.
 
     Attributes:
@@ -275,7 +275,7 @@ def ahead(
         yield first, future.result
 
 
-def opens(task: Task) -> dict[str, str]:
+def open_once(task: Task) -> dict[str, str]:
     """Open the runner, so that what it raises is known before the work begins. Returns facts to show."""
-    spec = Labeller(task).runner.spec
+    spec = PartLabeller(task).runner.spec
     return {"backend": spec.backend, "precision": spec.precision}

@@ -26,7 +26,7 @@ import fsspec
 from pyarrow import parquet
 
 from enet_deploy.fleet import labeller, output, sources
-from enet_deploy.fleet.labeller import Labeller, Task, Tries
+from enet_deploy.fleet.labeller import PartLabeller, Task, Tries
 from enet_deploy.fleet.output import Output, identity, part_name
 from enet_deploy.fleet.sources import Source
 
@@ -47,11 +47,11 @@ def bucket() -> Iterator[str]:
     fsspec.filesystem("memory").rm("/bucket", recursive=True)
 
 
-def begun(source: Source, out: str, graph: Path, topic: str | None = None) -> tuple[Output, Labeller]:
+def begun(source: Source, out: str, graph: Path, topic: str | None = None) -> tuple[Output, PartLabeller]:
     """A run with its first facts written, and an actor for it."""
     folder = Output(out)
     folder.begin(identity(graph, None, None, topic), source, graph)
-    return folder, Labeller(Task(source.url, out, ASKED, output.hashes(graph), topic))
+    return folder, PartLabeller(Task(source.url, out, ASKED, output.hashes(graph), topic))
 
 
 def rows_of(out: Output) -> list[dict[str, Any]]:
@@ -169,10 +169,10 @@ def test_network_of_the_folder_is_opened_only_if_it_is_the_drivers(
     monkeypatch.setattr(labeller, "open_runner", pytest.fail)
     out.write("network/enet-fp32.onnx", b"another")
     with pytest.raises(ArtifactError, match=task.files["enet-fp32.onnx"]):
-        Labeller(task)
+        PartLabeller(task)
     out.write("enet.engine", b"code")
     with pytest.raises(ArtifactError, match=r"\.\./enet\.engine"):
-        Labeller(replace(task, files={"../enet.engine": output.digest(b"code")}))
+        PartLabeller(replace(task, files={"../enet.engine": output.digest(b"code")}))
 
 
 @pytest.mark.parametrize("error", [MemoryError("no room"), cv2.error("no room"), RuntimeError("no room")])

@@ -100,7 +100,7 @@ def actors(driver: subprocess.Popen[str]) -> list[Any]:
     found = []
     for process in psutil.Process(driver.pid).children(recursive=True):
         try:
-            if "Labeller" in " ".join(process.cmdline()):
+            if "PartLabeller" in " ".join(process.cmdline()):
                 found.append(process)
         except psutil.Error:
             continue
@@ -159,13 +159,13 @@ import os
 from enet_deploy.commands import fleet
 from enet_deploy.fleet import cluster, labeller
 
-class Crashing(labeller.Labeller):
+class Crashing(labeller.PartLabeller):
     def _images(self, name, *rest):
         if name.startswith("crash"):
             os._exit(1)
         return super()._images(name, *rest)
 
-cluster.Labeller = Crashing
+cluster.PartLabeller = Crashing
 raise SystemExit(fleet.main())
 """
 SLOW = """
@@ -174,7 +174,7 @@ from enet_deploy.commands import fleet
 from enet_deploy.fleet import cluster
 
 cluster.OPEN_SECONDS = 1
-cluster.opens = lambda task: time.sleep(60)
+cluster.open_once = lambda task: time.sleep(60)
 raise SystemExit(fleet.main())
 """
 
