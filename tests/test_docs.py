@@ -52,6 +52,7 @@ PROGRAMS = {
     "nvpmodel": "needs a Jetson",
     "pip": "needs the network",
     "pytest": "runs the tests",
+    "ray": "needs Ray, which may not be installed",
     "ros2": "needs ROS",
     "ruff": "a check of the code",
     "scp": "needs another machine",
