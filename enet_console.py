@@ -20,6 +20,7 @@ COMMANDS = {
     "data": "enet_deploy.commands.data",
     "eval": "enet_deploy.commands.evaluate",
     "export": "enet_deploy.export.cli",
+    "fleet": "enet_deploy.commands.fleet",
     "inspect": "enet_deploy.commands.inspect",
     "segment": "enet_deploy.commands.segment",
     "train": "enet_deploy.commands.train",
@@ -46,4 +47,6 @@ def _leave(*_: object) -> NoReturn:
 
 
 enet = partial(run, "enet_deploy.__main__")
-bench, calibrate, data, evaluate, export, inspect, segment, train = (partial(run, name) for name in COMMANDS.values())
+bench, calibrate, data, evaluate, export, fleet, inspect, segment, train = (
+    partial(run, module) for module in COMMANDS.values()
+)

@@ -55,6 +55,8 @@ EXTRAS = {
     "pillow_heif": "heic",
     "rosbags": "ros",
     "shtab": "completion",
+    "tritonclient": "triton",
+    "ray": "ray",
     "tensorrt": "trt",
     "tensorrt_rtx": "rtx",
 }

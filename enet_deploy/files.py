@@ -33,6 +33,14 @@ def digest(content: bytes) -> str:
     return hashlib.sha256(content).hexdigest()
 
 
+def is_folder(path: str | Path) -> bool:
+    """Whether a path is a folder; False also if that cannot be found out, as below a folder that may not be read."""
+    try:
+        return Path(path).is_dir()
+    except OSError:
+        return False
+
+
 @contextlib.contextmanager
 def atomic_write(path: str | Path) -> Iterator[Path]:
     """Yield a temporary path. It becomes `path` if the block succeeds and is deleted if it fails.

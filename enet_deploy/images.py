@@ -244,7 +244,11 @@ class LoadedImage(NamedTuple):
 
 def load_image(path: str | Path) -> LoadedImage:
     """Decode the first picture of an image file. Raises DataError, naming the file."""
-    content = read_content(Path(path))
+    return image_of(path, read_content(Path(path)))
+
+
+def image_of(path: str | Path, content: bytes) -> LoadedImage:
+    """Decode the first picture of an image file's content. Raises DataError that names `path`."""
     header = require_readable(path, content)
     has_alpha = header.color_type in (GREY_ALPHA, RGB_ALPHA)
     pixels = decode(Path(path), content, cv2.IMREAD_UNCHANGED if has_alpha else cv2.IMREAD_COLOR | cv2.IMREAD_ANYDEPTH)

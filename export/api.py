@@ -30,6 +30,8 @@ def export(
     max_disagreement: float | None = None,
     engine: str | None = None,
     compute_capability: Sequence[str] = (),
+    html: str | Path | None = None,
+    npm: str | Path | None = None,
 ) -> Path:
     """Export weights to OUT/NAME-PRECISION.onnx, compared with PyTorch, as `enet-export` does.
 
@@ -50,6 +52,8 @@ def export(
         max_disagreement: share of pixels that may get another label than in PyTorch.
         engine: also build an engine, "trt" for this machine's GPU or "trt-rtx".
         compute_capability: GPUs of "trt-rtx", such as ["8.6"].
+        html: also write this page, which runs the graph in a browser.
+        npm: folder of the npm package onnxruntime-web, which the page needs; by default node_modules here or above.
 
     Returns the path of the graph. Raises ArtifactError for unusable weights, InputError for impossible values,
     ParityError if more labels differ than allowed, BackendError if an engine cannot be built here.
@@ -72,5 +76,7 @@ def export(
         "max_disagreement": max_disagreement,
         "engine": engine,
         "compute_capability": tuple(compute_capability),
+        "html": None if html is None else Path(html),
+        "npm": None if npm is None else Path(npm),
     }
     return exported(cli.call_with(make_parser(), [], **values))

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 from collections.abc import Sequence
-from contextlib import suppress
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, get_args
@@ -12,28 +11,24 @@ from typing import TYPE_CHECKING, get_args
 import numpy as np
 
 from enet_deploy.artifacts import BUNDLED_WEIGHTS, PRECISIONS, QdqLayout, graph_metadata, require_file
-from enet_deploy.cache import cache_folder
 from enet_deploy.classes import read_classes
 from enet_deploy.commands import cli
 from enet_deploy.data import files_of, find_images, require_same_classes, spread
-from enet_deploy.errors import ArtifactError, BackendError, EnetError, InputError
+from enet_deploy.errors import ArtifactError, InputError
 from enet_deploy.files import require_outputs
 from enet_deploy.fit import FITS, fit_image
 from enet_deploy.images import UInt8Array, read_image
-from enet_deploy.runners.tensorrt.card import EngineCard
 from enet_deploy.runners.tensorrt.library import FLAVOURS
+
+from . import engines, html, triton
 
 if TYPE_CHECKING:
     from enet_deploy.artifacts import Metadata
-    from enet_deploy.runners.tensorrt.builder import BuildOptions
 
     from .record import Record
     from .to_onnx import Export
 
 MAX_FRAMES = 128  # images of --data to verify with, spread evenly
-ENGINE_OPTIONS = (
-    "compute_capability", "version_compatible", "hardware_compatible", "workspace", "optimization_level", "max_batch",
-)  # fmt: skip
 
 
 def _frames(args: argparse.Namespace, metadata: Metadata, size: tuple[int, int]) -> UInt8Array | None:
@@ -127,8 +122,9 @@ def _from_graph(args: argparse.Namespace) -> Path:
     if not args.int8:
         if args.data is not None or args.max_disagreement is not None:
             raise InputError("--data and --max-disagreement compare a new graph with the old one, expected --int8 too")
-        if args.engine is None:
-            raise InputError(f"nothing to do with {model}, expected --int8 or --engine {' or '.join(FLAVOURS)}")
+        if args.engine is None and args.html is None and args.triton is None:
+            expected = f"--int8, --html FILE, --triton DIR or --engine {' or '.join(FLAVOURS)}"
+            raise InputError(f"nothing to do with {model}, expected {expected}")
         _require_outputs(args, None, model)
         return model
 
@@ -156,11 +152,8 @@ def _from_graph(args: argparse.Namespace) -> Path:
 
 def _require_outputs(args: argparse.Namespace, graph: Path | None, source: Path) -> None:
     """Check what will be written, the new `graph` and engines, against `source`, from which it is made."""
-    flavours = [args.engine] if args.engine else FLAVOURS if args.fp16 or args.int8 else ()
-    engines = [EngineCard.engine_name(graph or source, flavour) for flavour in flavours]
-    files = [path for name in engines for path in (Path(args.out) / name, EngineCard.path(Path(args.out) / name))]
     data = [] if args.data is None else files_of(args.data, args.split)
-    require_outputs([graph, *files], [source, args.calibration, *data])
+    require_outputs([graph, args.html, *engines.outputs(args, graph or source)], [source, args.calibration, *data])
 
 
 def _report(done: Export, args: argparse.Namespace, reference: str) -> None:
@@ -168,68 +161,6 @@ def _report(done: Export, args: argparse.Namespace, reference: str) -> None:
         f"{done.path}  {done.bytes / 1e6:.2f} MB, {done.nodes} operations; labels of {done.frames} "
         f"{'street scenes' if args.data is None else args.split + ' images'}: {done.agreement:.4%} as {reference}'s",
         flush=True,
-    )
-
-
-def _build_engine(graph: Path, args: argparse.Namespace, options: BuildOptions) -> None:
-    """Build GRAPH.engine, or GRAPH-rtx.engine, in --out."""
-    from enet_deploy.runners.tensorrt.builder import to_engine
-
-    path = Path(args.out) / EngineCard.engine_name(graph, options.flavour)
-    build = to_engine(graph, path, options)
-    card = build.card
-    shares = card.precision_shares
-    layers = "the inspector reported no types" if build.inspected else "not inspected, no such GPU here"
-    if shares is not None:
-        layers = ", ".join(f"{share:.0%} {precision}" for precision, share in shares.items())
-    print(
-        f"{path}  {build.bytes / 1e6:.2f} MB in {build.seconds:.1f} s, {FLAVOURS[card.flavour]} {card.version} for "
-        f"compute capability {', '.join(card.compute_capabilities)}; layers: {layers}"
-    )
-
-
-def _engine_if_possible(graph: Path, args: argparse.Namespace) -> None:
-    """Build an engine if this machine has a GPU and TensorRT; print a line if the build fails."""
-    from enet_deploy.runners.tensorrt.cuda import find_gpu
-    from enet_deploy.runners.tensorrt.library import import_tensorrt
-
-    with suppress(BackendError):
-        find_gpu()
-        for flavour in FLAVOURS:
-            with suppress(BackendError):
-                import_tensorrt(flavour)
-                break
-        else:
-            return
-        try:
-            _build_engine(graph, args, _build_options(args, flavour))
-        except EnetError as error:
-            print(f"no engine was built: {error}; --engine {flavour} makes this an error")
-
-
-def _options(args: argparse.Namespace) -> BuildOptions | None:
-    """Return the engine to build, None without --engine. Called before the export, to refuse bad options at once."""
-    if args.engine is not None:
-        return _build_options(args, args.engine)
-    for name in ENGINE_OPTIONS:
-        value = getattr(args, name)
-        if value not in (None, ()) and value is not False:
-            raise InputError(f"--{name.replace('_', '-')} without an engine to build, expected --engine too")
-    return None
-
-
-def _build_options(args: argparse.Namespace, flavour: str) -> BuildOptions:
-    from enet_deploy.runners.tensorrt.builder import BuildOptions
-
-    return BuildOptions(
-        flavour,
-        compute_capabilities=args.compute_capability,
-        version_compatible=args.version_compatible,
-        hardware_compatible=args.hardware_compatible,
-        workspace_mb=args.workspace,
-        optimization_level=args.optimization_level,
-        max_batch=args.max_batch or BuildOptions.max_batch,
-        timing_cache=None if args.no_timing_cache else args.timing_cache or cache_folder(),
     )
 
 
@@ -283,7 +214,8 @@ def exported(args: argparse.Namespace) -> Path:
     _settle_precision(args)
     args.engine = None if args.engine == "onnx" else args.engine  # of --format: a graph is always written
     _require_model(args)
-    options = _options(args)
+    triton.check_options(args)
+    options, web = engines.check_options(args), html.check_options(args)
     if args.calibration is not None and not (args.int8 or args.confidence):
         raise InputError(f"--calibration {args.calibration} without --int8 or --confidence, expected one of them too")
     if args.qdq_layout != "all" and not args.int8:
@@ -301,16 +233,16 @@ def exported(args: argparse.Namespace) -> Path:
             read_graph(args.model)
         require_buildable(options)
     graph = _from_weights(args) if args.model is None else _from_graph(args)
+    engine = None
     if options is not None:
-        _build_engine(graph, args, options)
+        engine = engines.write(args, graph, options)
     elif args.qdq_layout == "all" and (args.fp16 or args.int8):
-        _engine_if_possible(graph, args)
+        engines.write_if_possible(args, graph)
+    if args.triton is not None:
+        triton.write(args, graph, engine)
+    if web is not None:
+        html.write(args, graph, web)
     return graph
-
-
-def _capabilities(text: str) -> tuple[str, ...]:
-    """argparse type: "8.6,8.9" -> ("8.6", "8.9"). TensorRT knows which of them exist."""
-    return tuple(part.strip() for part in text.split(","))
 
 
 def make_parser() -> cli.Parser:
@@ -330,7 +262,9 @@ def make_parser() -> cli.Parser:
     exact = "put the exact unpooling into MODEL.onnx, of whatever program, and compare: STEM-exact.onnx"
     parser.add_argument("--rewrite-unpool", action="store_true", help=exact)
     _add_graph_options(parser.add_argument_group("graph"))
-    _add_engine_options(parser.add_argument_group("engine"))
+    engines.add_options(parser.add_argument_group("engine"))
+    triton.add_options(parser.add_argument_group("server"))
+    html.add_options(parser.add_argument_group("page"))
     return parser
 
 
@@ -356,25 +290,6 @@ def _add_graph_options(group: argparse._ArgumentGroup) -> None:
     group.add_argument("--data", help="data set with images to verify on (default: synthetic street scenes)")
     group.add_argument("--split", default="val", help="split of --data (default: val)")
     group.add_argument("--max-disagreement", type=cli.share, metavar="SHARE", help=limit)
-
-
-def _add_engine_options(group: argparse._ArgumentGroup) -> None:
-    flavours = "trt: for the GPU in this machine; trt-rtx: also ahead of time (default: none for fp32; fp16 and int8 "
-    flavours += "graphs are also built for this machine's GPU if it has TensorRT)"
-    gpus = "GPUs of trt-rtx, such as 8.6,8.9"
-    timings = "kernel timings of earlier builds (default: the user's cache)"
-    group.add_argument("--engine", choices=FLAVOURS, help=flavours)
-    group.add_argument("--format", dest="engine", choices=("onnx", *FLAVOURS), help=argparse.SUPPRESS)  # others' word
-    group.add_argument("--compute-capability", type=_capabilities, default=(), metavar="LIST", help=gpus)
-    group.add_argument("--version-compatible", action="store_true", help="later versions of TensorRT may load it")
-    group.add_argument("--hardware-compatible", action="store_true", help="other GPUs, Ampere and later, may load it")
-    group.add_argument("--workspace", type=cli.positive, metavar="MIB", help="scratch memory that a layer may use")
-    group.add_argument("--optimization-level", type=int, metavar="N", help="0 fast to build, to 5 fast to run")
-    frames = "frames of a --dynamic-batch graph (default: 8)"
-    group.add_argument("--max-batch", type=cli.positive, metavar="N", help=frames)
-    timing = group.add_mutually_exclusive_group()
-    timing.add_argument("--timing-cache", type=Path, metavar="DIR", help=timings)
-    timing.add_argument("--no-timing-cache", action="store_true", help="measure all kernels again")
 
 
 def main(argv: Sequence[str] | None = None) -> int:

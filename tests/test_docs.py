@@ -47,6 +47,7 @@ PROGRAMS = {
     "jetson_clocks": "needs a Jetson",
     "make": "makes an environment of its own",
     "mypy": "a check of the code",
+    "npm": "needs the network",
     "nvpmodel": "needs a Jetson",
     "pip": "needs the network",
     "pytest": "runs the tests",
@@ -55,6 +56,7 @@ PROGRAMS = {
     "scp": "needs another machine",
     "source": "of the shell alone",
     "tegrastats": "needs a Jetson",
+    "tritonserver": "needs docker or an installation of its own",
 }
 # Devices, as patterns of whole commands:
 DEVICES = {
@@ -65,6 +67,8 @@ DEVICES = {
     r"--engine trt( |$)": "needs TensorRT and a GPU",
     r"--engine trt-rtx$": "needs a GPU: without --compute-capability it is for that of this machine",
     r"\.engine( |$)": "needs a GPU",
+    r" s3://": "needs a cluster",
+    r"^enet-export .*--html ": "needs onnxruntime-web of npm; tests/export/test_html.py runs it if it is there",
     r"-m enet_deploy\.benchmarks\.gpu$": "needs a GPU; tests/benchmarks/test_gpu.py rehearses it",
 }
 FOREIGN_OPTIONS = {
@@ -79,6 +83,7 @@ FOREIGN_OPTIONS = {
     "--seeds",
 }
 # Words of other tools that the parsers take, and an option of `enet` alone
+FOREIGN_OPTIONS |= {"--http-port", "--grpc-port", "--exit-on-error", "--model-control-mode"}
 FOREIGN_OPTIONS |= {"--half", "--batch-size", "--output", "--print-completion"}
 ABLATION = "enet_deploy.benchmarks.ablation"  # in the history, as the pages say
 

@@ -22,9 +22,10 @@ from enet_deploy.bundled import NAMES
 
 HUB = "enet_deploy"
 SPOKES = {"export", "calibration", "benchmarks"}  # folders of the checkout, installed as enet_deploy.export and so on
-RUBBISH = shutil.ignore_patterns(".*", "__pycache__", "*.egg-info", "build", "dist", "demo", "runs")
+RUBBISH = shutil.ignore_patterns(".*", "__pycache__", "*.egg-info", "build", "dist", "demo", "runs", "node_modules")
 NOT_INSTALLED = f"{HUB}.benchmarks.studies"
 HEAVY = ["torch", "onnx", "onnxruntime", "openvino", "tensorrt", "tensorrt_rtx", "pycuda", "cuda", "safetensors", "PIL"]
+HEAVY += ["ray", "pyarrow", "fsspec", "tritonclient"]
 
 PACKAGES = SETUP["options"]["packages"].split()
 
@@ -219,6 +220,7 @@ def test_wheel_holds_the_package_and_nothing_else(wheel: Path) -> None:
     assert {name for name in shipped if name.endswith(".py")} == modules
     data = {"py.typed", "data/sample.jpg", "weights/enet-camvid.json"}
     data |= {f"weights/{name}{end}" for name in NAMES for end in (".safetensors", "-fp32.onnx")}
+    data |= {f"export/page/{name}" for name in ("page.html.j2", "page.css", "page.js", "worker.js")}
     assert {f"{HUB}/{name}" for name in data} <= shipped
     assert (wheel / info / "licenses" / "LICENSE").is_file()
 

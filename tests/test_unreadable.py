@@ -16,7 +16,7 @@ from helpers import image, save, stored, write_graph
 from enet_deploy import open_runner
 from enet_deploy.artifacts import BUNDLED_WEIGHTS, graph_metadata, save_graph
 from enet_deploy.benchmarks.run import Run
-from enet_deploy.calibration.ranges import digest
+from enet_deploy.calibration.ranges import digest_of_files
 from enet_deploy.classes import read_declaration
 from enet_deploy.commands.inspect import describe
 from enet_deploy.data.unzip import unzip
@@ -41,7 +41,7 @@ READERS: dict[str, list[Callable[[Path], object]]] = {
     "record.json": [Record.read],
     "bench.json": [Run.read],
     "classes.json": [lambda path: read_declaration(path.parent)],
-    "a.png": [read_image, lambda path: digest([path])],
+    "a.png": [read_image, lambda path: digest_of_files([path])],
     CHECKPOINT: [lambda path: Checkpoint.read(path.parent)],
     "a.zip": [lambda path: unzip(path, path.parent.parent / "new")],
 }  # fmt: skip

@@ -27,7 +27,8 @@ from .streams import discard_output, standard_streams
 
 Item = TypeVar("Item")
 
-ARTIFACT = f"weights, a graph (.onnx), an engine, or bundled weights by name: {', '.join(NAMES)}"  # of --help
+ARTIFACT = "weights, a graph (.onnx), an engine, a folder with fleet.json, or bundled weights by name: "  # of --help
+ARTIFACT += ", ".join(NAMES)
 WEIGHTS = f"a .safetensors file of enet-train, or a name: {', '.join(NAMES)}"
 
 INTERRUPTED = 130

@@ -1,4 +1,4 @@
-"""`enet-inspect`: what weights, a graph or an engine is, on one screen, without opening a backend."""
+"""`enet-inspect`: what weights, a graph, an engine or a fleet of them is, on one screen, without opening a backend."""
 
 from __future__ import annotations
 
@@ -14,10 +14,11 @@ from ..artifacts import Metadata, check_digest, graph_metadata, read_artifact, r
 from ..bundled import graph_file
 from ..console import counted, hanging, printable
 from ..errors import ArtifactError
-from ..files import sha256
+from ..files import digest, is_folder, sha256
 from ..runners.graph import parse_graph, reading_text
 from ..runners.tensorrt.card import EngineCard
 from ..runners.tensorrt.library import FLAVOURS
+from ..runners.tensorrt.manifest import ListedEngine, read_manifest
 from . import cli
 
 Lines = dict[str, str]
@@ -28,7 +29,9 @@ def describe(path: Path) -> Lines:
 
     Raises ArtifactError if the file is missing, damaged, or no artifact of this package.
     """
-    require_file(path, "weights (.safetensors), a graph (.onnx) or an engine (.engine)")
+    if is_folder(path):
+        return _fleet(path)
+    require_file(path, "weights (.safetensors), a graph (.onnx), an engine (.engine) or a folder with fleet.json")
     if path.suffix == ".safetensors":
         own, metadata = _weights(path)
     elif path.suffix == ".onnx":
@@ -102,6 +105,28 @@ def _engine(path: Path) -> tuple[Lines, Metadata]:
         "graph": f"SHA-256 {card.onnx_sha256}",
     }
     return lines, card.metadata
+
+
+def _fleet(folder: Path) -> Lines:
+    engines = read_manifest(folder)
+    lines = {"what": f"fleet of {counted(len(engines), 'engine')}, as fleet.json says"}
+    for index, engine in enumerate(engines, 1):
+        height, width = engine.size
+        lines[f"engine {index}"] = f"{engine.file}, {engine.bytes / 1e6:.2f} MB{_damage(folder, engine)}"
+        lines[f"  {index} for"] = f"compute capability {', '.join(engine.compute_capabilities)}"
+        lines[f"  {index} is"] = f"{engine.precision}, {height}x{width}, {FLAVOURS[engine.flavour]} {engine.version}"
+        lines[f"  {index} engine, graph"] = f"SHA-256 {engine.engine_sha256[:16]}..., {engine.onnx_sha256[:16]}..."
+    return lines
+
+
+def _damage(folder: Path, engine: ListedEngine) -> str:
+    """What is wrong with a file of a fleet, in words; "" if it is the one that the manifest lists."""
+    path = folder / engine.file
+    if not path.is_file():
+        return ": MISSING"
+    if digest(read_artifact(path)) != engine.engine_sha256:
+        return ": ANOTHER FILE than fleet.json lists, so it is not loaded"
+    return "" if EngineCard.path(path).is_file() else ": its card is MISSING, so it is not loaded"
 
 
 def _common(metadata: Metadata) -> Lines:

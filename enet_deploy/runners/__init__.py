@@ -17,8 +17,9 @@ import cv2
 from ..bundled import NAMES, artifact_file, graph_file, weights_file
 from ..console import did_you_mean
 from ..errors import EXTRAS, BackendError, EnetError, InputError, missing
+from ..files import is_folder
 from ..fit import Fit, check_fit
-from .base import Runner
+from .base import Runner, cuda_index
 from .spec import Operation, Spec
 
 __all__ = [
@@ -91,8 +92,9 @@ def open_runner(
     """Open an artifact on a device.
 
     Args:
-        artifact: weights (.safetensors), an exported graph (.onnx), an engine (.engine), or the name of bundled
-            weights: "enet-camvid", "enet-camvid-train".
+        artifact: weights (.safetensors), an exported graph (.onnx), an engine (.engine), a folder with fleet.json, of
+            which the engine for this machine's GPU is taken, or the name of bundled weights: "enet-camvid",
+            "enet-camvid-train".
         backend: one of `BACKENDS`; never replaced by another. By default `backend_for` chooses, and the log says which
             one, at level INFO.
         device: where to run; never replaced by another device. By default "cuda" for trt, "cpu" for the others.
@@ -109,6 +111,8 @@ def open_runner(
         BackendError: the backend's package, the device or the precision is not available.
         ArtifactError: the file is missing, damaged or foreign.
     """
+    if is_folder(artifact) and backend in (None, "trt"):
+        artifact = _engine_of_folder(Path(artifact), device)
     chosen = backend_for(artifact, device, precision) if backend is None else backend
     if chosen not in _REGISTRY:
         hint = did_you_mean(str(chosen), BACKENDS)
@@ -136,6 +140,15 @@ def open_runner(
     if backend is None:
         _say_choice(runner)
     return runner
+
+
+def _engine_of_folder(folder: Path, device: str | None) -> Path:
+    from .tensorrt.manifest import engine_for_gpu
+
+    index = cuda_index(device or "cuda")
+    if index is None:
+        raise BackendError(f"device '{device}' for the engines in {folder}, expected cuda or cuda:N")
+    return engine_for_gpu(folder, index)
 
 
 def _require_precision(precision: str | None, backend: str) -> None:
@@ -171,11 +184,16 @@ def _say_choice(runner: Runner) -> None:
 
 
 def artifact_files(artifact: str | Path) -> list[Path]:
-    """The files that opening an artifact reads: itself, an engine's card, and all that a name may stand for.
+    """The files that opening an artifact reads: itself, an engine's card, and all that a name or folder stands for.
 
-    Raises InputError if no backend runs files of this suffix.
+    Raises InputError if no backend runs files of this suffix, ArtifactError if a folder holds no fleet of engines.
     """
     backends_for(artifact)
+    if is_folder(artifact):
+        from .tensorrt.manifest import manifest_path, read_manifest
+
+        engines = [Path(artifact) / engine.file for engine in read_manifest(artifact)]
+        return [manifest_path(artifact), *(path for engine in engines for path in artifact_files(engine))]
     if str(artifact) in NAMES:
         return [weights_file(artifact), graph_file(artifact)]
     return [Path(artifact), *([Path(f"{artifact}.json")] if Path(artifact).suffix == ".engine" else [])]
@@ -189,7 +207,7 @@ def backends_for(artifact: str | Path, precision: str | None = None) -> tuple[st
     if str(artifact) in NAMES:
         of_weights = () if precision else backends_for(weights_file(artifact))
         return (*backends_for(graph_file(artifact), precision), *of_weights)
-    suffix = Path(artifact).suffix
+    suffix = ".engine" if is_folder(artifact) else Path(artifact).suffix  # a fleet of engines
     backends = _with_suffix(suffix)
     if not backends:
         expected = ", ".join(f"{suffix} ({', '.join(_with_suffix(suffix))})" for suffix in SUFFIXES)

@@ -110,6 +110,8 @@ class OpenVinoRunner(Runner):
         self._options = {"PERFORMANCE_HINT": hint.upper(), **_TYPES[precision]}
         if threads := check_threads(threads) or quota_threads():  # it looks at the mask of the cores by itself
             self._options["INFERENCE_NUM_THREADS"] = str(threads)
+            # Pinned threads take the first cores in each process: two runners of one thread would share the first
+            self._options["ENABLE_CPU_PINNING"] = "NO"
         self._cache = None if cache is None else Path(cache)
 
     def _open(self) -> Spec:

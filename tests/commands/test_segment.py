@@ -507,7 +507,7 @@ def test_bad_argument_is_explained_and_leaves_no_file(
 
 @pytest.mark.parametrize(
     ("artifact", "message"),
-    [(".", r"^enet-segment: error: \. has the suffix ''"), ("enet-camvid-trian", r"mean enet-camvid-train\?$")],
+    [(".", r"^enet-segment: error: \. holds no fleet.json"), ("enet-camvid-trian", r"mean enet-camvid-train\?$")],
 )
 def test_artifact_of_no_kind(here: Path, capsys: pytest.CaptureFixture[str], artifact: str, message: str) -> None:
     cv2.imwrite("a.png", FRAMES[0])

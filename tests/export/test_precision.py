@@ -19,7 +19,7 @@ from enet_deploy.artifacts import Metadata, graph_metadata, set_graph_metadata
 from enet_deploy.cache import cache_folder
 from enet_deploy.data import open_data
 from enet_deploy.data.scenes import street_scene
-from enet_deploy.export import cli
+from enet_deploy.export import cli, engines
 from enet_deploy.export.graph import clean
 from enet_deploy.export.int8 import activations, layers, quantize
 from enet_deploy.export.record import BUNDLED_RECORD, Record, record_for
@@ -156,10 +156,11 @@ def test_fp16_and_int8_and_an_engine_ahead_of_time(tmp_path: Path, capsys: pytes
     pytest.importorskip("tensorrt_rtx")
     options = "--fp16 --int8 --size 96x128 --max-disagreement 1 --engine trt-rtx --compute-capability 8.6 --out"
     assert cli.main([*options.split(), str(tmp_path)]) == 0
-    note, graph, engine = capsys.readouterr().out.splitlines()
+    note, graph, engine, manifest = capsys.readouterr().out.splitlines()
     assert "360x480" in note and "enet-calibrate --size 96x128" in note
     assert graph.startswith(f"{tmp_path}/enet-fp16-int8.onnx  ")
     assert "for compute capability 8.6; layers: not inspected, no such GPU here" in engine
+    assert manifest.startswith(f"{tmp_path}/fleet.json  ")
     card = EngineCard.read(tmp_path / "enet-fp16-int8-rtx.engine")
     assert card.onnx_sha256 == sha256(tmp_path / "enet-fp16-int8.onnx")
     calibration = card.metadata.details["calibration"]
@@ -200,7 +201,7 @@ def test_an_engine_that_cannot_be_built_for_this_gpu_is_a_line(
 
     monkeypatch.setattr("enet_deploy.runners.tensorrt.cuda.find_gpu", lambda: Gpu("Nano", "5.3"))
     monkeypatch.setattr("enet_deploy.runners.tensorrt.library.import_tensorrt", lambda _: None)
-    monkeypatch.setattr(cli, "_build_engine", fail)
+    monkeypatch.setattr(engines, "write", fail)
     assert cli.main([str(exported), "--int8", "--max-disagreement", "1", "--out", str(tmp_path)]) == 0
     assert "sm_53" in capsys.readouterr().out.splitlines()[-1]
 
@@ -234,7 +235,7 @@ def test_int8_of_a_graph_without_its_weights(
     ("arguments", "message"),
     [
         (["INT8", "--int8"], "enet-int8.onnx is int8"),
-        (["FP32"], "enet-fp32.onnx.*--int8 or --engine"),
+        (["FP32"], "enet-fp32.onnx.*--int8.* or --engine"),
         (["FP32", "--fp16"], "--fp16 with .*enet-fp32.onnx"),
         (["FP32", "--int8", "--dynamic-batch"], "--dynamic-batch with .*enet-fp32.onnx"),
         (["FP32", "--int8", "--weights", "w.safetensors"], "--weights with .*enet-fp32.onnx"),

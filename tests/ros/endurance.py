@@ -69,14 +69,21 @@ def held(process: psutil.Process) -> dict[str, float]:
         }
 
 
-def send(robot: robots.Robot, camera: Any, pixels: list[np.ndarray], seconds: float) -> int:
-    """Send an image every tenth of a second, whatever comes back; return how many."""
-    start, count = time.monotonic(), round(RATE * seconds)
-    for number in range(count):
-        robot.spin(max(0.0, start + number / RATE - time.monotonic()))
-        camera.publish(robots.image(pixels[number % len(pixels)]))
-    robot.spin(1.0)  # what is still on its way
-    return count
+class Camera:
+    """Sends an image every tenth of a second, whatever comes back."""
+
+    def __init__(self, robot: robots.Robot, publisher: Any) -> None:
+        self._robot, self._publisher, self._start, self._sent = robot, publisher, time.monotonic(), 0
+        self._pixels = [street_scene(seed, (720, 1280))[0] for seed in range(4)]
+
+    def send(self, seconds: int) -> int:
+        """Send for so long, in the rhythm of the calls before; return how many."""
+        self._start = self._start if self._sent else time.monotonic()
+        for _ in range(RATE * seconds):
+            self._robot.spin(max(0.0, self._start + self._sent / RATE - time.monotonic()))
+            self._publisher.publish(robots.image(self._pixels[self._sent % len(self._pixels)]))
+            self._sent += 1
+        return RATE * seconds
 
 
 def run(artifact: Path, backend: str, minutes: int) -> dict[str, Any]:
@@ -84,18 +91,18 @@ def run(artifact: Path, backend: str, minutes: int) -> dict[str, Any]:
     rclpy.init(signal_handler_options=SignalHandlerOptions.NO)
     robot = robots.Robot(artifact)
     process = robot.run("-p", f"backend:={backend}")
-    camera = robot.camera(reliable=False)
-    assert robot.matched(camera), process.communicate()
+    publisher = robot.camera(reliable=False)
+    assert robot.matched(publisher), process.communicate()
     latencies, levels = Latencies(robot), robot.listen("/diagnostics", DiagnosticArray)
-    pixels = [street_scene(seed, (720, 1280))[0] for seed in range(4)]
+    camera = Camera(robot, publisher)
     robot.spin(2.0)
-    send(robot, camera, pixels, WARM_UP)
+    camera.send(WARM_UP)
     latencies.taken()
     node, rows, before = psutil.Process(process.pid), [], held(psutil.Process(process.pid))
     for minute in range(1, minutes + 1):
         levels.clear()
         begun = time.monotonic()
-        sent = send(robot, camera, pixels, 60)
+        sent = camera.send(60)
         now = held(node)
         cpu = (now["cpu_s"] - before["cpu_s"]) / (time.monotonic() - begun)
         warned = sorted({one.status[0].message for one in levels if one.status[0].level != DiagnosticStatus.OK})

@@ -105,6 +105,13 @@ def test_openvino_infers_while_a_stream_is_open(exported: Path, batches: list[UI
             np.testing.assert_array_equal(labels, wanted)
 
 
+def test_openvino_with_a_number_of_threads_is_not_pinned_to_the_first_cores(exported: Path) -> None:
+    """Pinned runners of several processes would all compute on the first core."""
+    pytest.importorskip("openvino")
+    with OpenVinoRunner(exported, threads=1) as runner:
+        assert runner._with_labels.get_property("ENABLE_CPU_PINNING") is False
+
+
 def test_openvino_caches_what_it_compiled(exported: Path, tmp_path: Path, batches: list[UInt8Array]) -> None:
     pytest.importorskip("openvino")
     labels = []

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from enet_deploy.console import counted
 from enet_deploy.images import UInt8Array
 
 OK, WARN, ERROR = b"\0", b"\1", b"\2"  # levels of a diagnostic_msgs/DiagnosticStatus
@@ -74,9 +75,8 @@ class Health:
         if gap <= 0 or gap == stamp:  # no stamp, the first one, or the camera's clock began again
             return 0
         self._periods.append(gap)
-        period = sorted(self._periods)[
-            len(self._periods) // 4
-        ]  # below the median: with images missing, gaps are longer
+        # Not the median: with images missing, gaps are longer
+        period = sorted(self._periods)[len(self._periods) // 4]
         missing = round(gap / period) - 1 if gap > _GAP * period else 0
         self.missing_total += missing
         if self._last_busy * 1e9 > period:
@@ -101,7 +101,7 @@ class Health:
         span, age, frozen = max(now - self._reported, 1e-3), now - self._last, now - self._changed
         flaws = list(dict.fromkeys(self.errors))
         if self._lost:
-            flaws.append(f"{self._lost} images were lost on the way to the node, by their stamps")
+            flaws.append(f"lost on the way to the node, by the stamps: {counted(self._lost, 'image')}")
         if self._busy and self._level < self.limits.dark_level:
             flaws.append(f"too dark: mean grey level {self._level:.1f} of 255")
         if self._busy and 0 < self.limits.frozen_after <= frozen:

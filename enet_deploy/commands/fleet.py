@@ -1,0 +1,136 @@
+"""`enet-fleet`: label millions of images and bags with Ray, on this machine's cores or on a cluster."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+import time
+from collections.abc import Sequence
+from contextlib import nullcontext
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from .. import console
+from ..bundled import artifact_file
+from ..errors import DataError, InputError
+from ..files import only_process, require_outputs
+from ..runners import backend_for
+from . import cli
+
+if TYPE_CHECKING:
+    from ..fleet.labeller import Task
+    from ..fleet.output import Output
+    from ..fleet.sources import Source
+
+WITH_THREADS = ("ort", "openvino", "opencv")  # an actor has one core, and these would take all
+
+
+def run(args: argparse.Namespace) -> None:
+    """Do what the command does."""
+    from ..fleet import cluster
+    from ..fleet.output import Output
+    from ..fleet.sources import Source
+
+    source, out = Source(_absolute(args.source)), Output(_absolute(args.out))
+    _require_apart(source, out)
+    names = source.names()
+    if any(map(source.is_bag, names)):
+        import rosbags  # noqa: F401  told before the work if it is not installed
+    with only_process(Path(out.root)) if out.is_local else nullcontext():
+        task = _begin(args, source, out)
+        parts = out.plan(source, names)
+        done = out.written()
+        left = {number: files for number, files in parts.items() if number not in done}
+        if len(left) < len(parts):
+            print(f"{len(parts) - len(left)} of {len(parts)} parts are there; the rest follows", file=sys.stderr)
+        if not left:
+            return
+        with cluster.connected(args.address):
+            _label(task, left, args.workers)
+
+
+def _absolute(text: str) -> str:
+    """A path that holds on each of a cluster's machines which has the same disk; a URL as it is."""
+    return text if "://" in text else str(Path(text).absolute())
+
+
+def _require_apart(source: Source, out: Output) -> None:
+    """Raise InputError if the label maps would lie among the images and be labelled next time."""
+    if out.is_local:
+        reads = [] if source.is_list or "://" in source.url else [source.url]
+        require_outputs([Path(out.root) / "run.json"], reads)
+    elif f"{out.root}/".startswith(f"{source.url.partition('://')[2].rstrip('/')}/"):
+        raise InputError(f"{out.root} lies in {source.url}, which is read; name another output folder")
+
+
+def _begin(args: argparse.Namespace, source: Source, out: Output) -> Task:
+    """Write or check run.json. Returns what each actor gets."""
+    from ..fleet.labeller import Task
+    from ..fleet.output import identity
+
+    backend = args.backend or backend_for(args.artifact, args.device, args.precision)
+    artifact = artifact_file(args.artifact, backend)
+    out.begin(identity(artifact, args.precision, args.fit, args.topic), source, artifact)
+    asked = {"backend": backend, "device": args.device, "precision": args.precision, "fit": args.fit}
+    threads = {"threads": 1} if backend in WITH_THREADS else {}
+    return Task(source.url, _absolute(args.out), asked | threads, args.topic)
+
+
+def _label(task: Task, parts: dict[int, list[str]], count: int | None) -> None:
+    from ..fleet import cluster
+
+    each = cluster.workers(task, count)
+    opened = cluster.probe(task, each)
+    frames = errors = 0
+    start = time.perf_counter()
+    try:
+        for found in console.progress(cluster.label_parts(task, parts, each), task.source, len(parts)):
+            frames, errors = frames + found[0], errors + found[1]
+    except KeyboardInterrupt:
+        raise KeyboardInterrupt(f"{console.counted(frames, 'frame')} written; the same command goes on") from None
+    seconds = time.perf_counter() - start
+    files = console.counted(sum(map(len, parts.values())), "file")
+    print(
+        f"{console.counted(frames, 'frame')} of {files} in {seconds:.1f} s ({frames / seconds:.1f} FPS), {errors} "
+        f"could not be read; {console.counted(each.count, 'worker')}, {opened['backend']}, {opened['precision']}; "
+        f"wrote {task.out}",
+        file=sys.stderr,
+    )
+    if frames and frames == errors:
+        raise DataError(f"{task.source}: no frame of {frames} could be read; {task.out}/parts says why, in 'error'")
+
+
+DESCRIPTION = (
+    "Label many images and bags with Ray. OUT gets label maps in labels/ and a table in parts/ (Parquet: file, size, "
+    "share of each class, confidence, error). The same command again goes on where it was stopped."
+)
+
+
+def make_parser() -> cli.Parser:
+    parser = cli.Parser(
+        "enet-fleet",
+        description=DESCRIPTION,
+        examples=(
+            "enet-fleet enet-int8.onnx drives/ labelled/",
+            "enet-fleet enet-int8.onnx s3://drives s3://labelled --address 10.0.0.1:6379",
+        ),
+    )
+    cli.add_artifact(parser)
+    cli.add_precision(parser)
+    source = "a folder, also of a bucket by URL (fsspec), an image, a bag, or a list of them (.txt, one a line)"
+    out = "folder, also of a bucket, that every machine of the cluster sees"
+    address = "HOST:PORT of a cluster's head (default: this machine's cores)"
+    parser.add_argument("source", type=cli.text, metavar="SOURCE", help=source)
+    parser.add_argument("out", type=cli.text, metavar="OUT", help=out)
+    parser.add_argument("--topic", metavar="T", help="topic of the images in bags")
+    parser.add_argument("--address", type=cli.text, metavar="HOST:PORT", help=address)
+    parser.add_argument("--workers", type=cli.positive, metavar="N", help="default: one per core, or per GPU with cuda")
+    return parser
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    return cli.run(make_parser(), run, argv)
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())

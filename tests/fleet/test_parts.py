@@ -1,0 +1,208 @@
+"""What an actor does, and the output folder, without a cluster: in a folder, and in a bucket in memory."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from fractions import Fraction
+from pathlib import Path
+from typing import Any
+
+import cv2
+import numpy as np
+import pytest
+from helpers import one_line, save, write_graph
+
+from enet_deploy import CAMVID, ArtifactError, DataError, InputError, open_runner
+from enet_deploy.commands import fleet
+from enet_deploy.data.scenes import street_scene
+
+pytest.importorskip("pyarrow", reason="pyarrow is not installed; pip install 'enet-deploy[ray]'")
+pytest.importorskip("fsspec", reason="fsspec is not installed; pip install 'enet-deploy[ray]'")
+import fsspec
+from pyarrow import parquet
+
+from enet_deploy.fleet import output, sources
+from enet_deploy.fleet.labeller import Labeller, Task
+from enet_deploy.fleet.output import Output, identity
+from enet_deploy.fleet.sources import Source
+
+ASKED = {"backend": "ort", "device": None, "precision": None, "fit": None, "threads": 1}
+SCENES = [street_scene(seed, (40, 60))[0] for seed in range(3)]
+
+
+@pytest.fixture
+def graph(tmp_path: Path) -> Path:
+    pytest.importorskip("onnxruntime")
+    (tmp_path / "network").mkdir()
+    return write_graph(tmp_path / "network" / "enet-fp32.onnx", confidence=True)
+
+
+@pytest.fixture
+def bucket() -> Iterator[str]:
+    yield "memory://bucket"
+    fsspec.filesystem("memory").rm("/bucket", recursive=True)
+
+
+def begun(source: Source, out: str, graph: Path, topic: str | None = None) -> tuple[Output, Labeller]:
+    """A run with its first facts written, and an actor for it."""
+    folder = Output(out)
+    folder.begin(identity(graph, None, None, topic), source, graph)
+    return folder, Labeller(Task(source.url, out, ASKED, topic))
+
+
+def rows_of(out: Output) -> list[dict[str, Any]]:
+    found = []
+    for path in sorted(out.fs.find(out.path("parts"))):
+        with out.fs.open(path) as file:
+            found += parquet.read_table(file).to_pylist()
+    return found
+
+
+def test_bucket_to_bucket(bucket: str, graph: Path) -> None:
+    files = fsspec.filesystem("memory")
+    for index, scene in enumerate(SCENES):
+        files.pipe_file(f"/bucket/in/{index % 2}/{index}.png", cv2.imencode(".png", scene)[1].tobytes())
+    files.pipe_file("/bucket/in/0/damaged.jpg", b"\xff\xd8\xff")
+    files.pipe_file("/bucket/in/notes.md", b"no image")
+    source = Source(f"{bucket}/in")
+    names = source.names()
+    assert names == ["0/0.png", "0/2.png", "0/damaged.jpg", "1/1.png"]
+    out, actor = begun(source, f"{bucket}/out", graph)
+    files.rm("/bucket/in/1/1.png")  # it vanishes after it was found
+    assert actor({"part": [0], "names": [json.dumps(names)]})["frames"] == [4]
+    rows = {row["file"]: row for row in rows_of(out)}
+    assert [*rows] == names
+    assert "damaged.jpg" in rows["0/damaged.jpg"]["error"] and "1/1.png" in rows["1/1.png"]["error"]
+    with open_runner(graph, backend="ort") as runner:
+        for name, scene in (("0/0.png", SCENES[0]), ("0/2.png", SCENES[2])):
+            row, (labels, sure) = rows[name], runner.segment_with_confidence(scene)
+            stored = cv2.imdecode(np.frombuffer(files.cat_file(f"/bucket/out/{row['labels']}"), np.uint8), -1)
+            assert np.array_equal(stored, labels)
+            assert (row["height"], row["width"], row["error"]) == (40, 60, None)
+            assert row["confidence"] == pytest.approx(sure.mean() / 255)
+            shares = [(labels == index).mean() for index in range(len(CAMVID))]
+            assert [*row["shares"].values()] == pytest.approx(shares)
+            assert [*row["shares"]] == [*CAMVID.names]
+
+
+def test_list_of_images_and_a_bag(tmp_path: Path, graph: Path) -> None:
+    bag = write_bag(tmp_path / "b" / "drive.bag")
+    picture = save(tmp_path / "a" / "0.png", SCENES[0])
+    listed = tmp_path / "files.txt"
+    listed.write_text(f"{picture}\n\n{bag}\n{tmp_path}/gone.png\n{picture}\n")
+    source = Source(f"{listed}")
+    out, actor = begun(source, f"{tmp_path / 'out'}", graph)
+    plan = out.plan(source, source.names())
+    assert [*plan.values()] == [[f"{picture}", f"{tmp_path}/gone.png"], [f"{bag}"]]
+    for number, names in plan.items():
+        actor.label_part(number, names)
+    rows = rows_of(out)
+    assert [(row["file"], row["frame"]) for row in rows] == [
+        (f"{picture}", None), (f"{tmp_path}/gone.png", None), (f"{bag}", "000000"), (f"{bag}", "000001"),
+    ]  # fmt: skip
+    assert "gone.png" in rows[1]["error"]
+    for row in (rows[0], *rows[2:]):
+        assert cv2.imread(out.path(row["labels"]), cv2.IMREAD_UNCHANGED).shape == (row["height"], row["width"])
+
+
+def write_bag(path: Path) -> Path:
+    """A bag with two images under one topic."""
+    pytest.importorskip("rosbags")
+    from enet_deploy.media.bags import BagFrame, label_bag
+    from enet_deploy.media.frames import LabelledFrame
+
+    path.parent.mkdir()
+    with label_bag(path, "/camera", CAMVID) as write:
+        for index in range(2):
+            frame = BagFrame(SCENES[0], f"{index}", Fraction(index), stamp=index, frame_id="", received=index + 1)
+            write(LabelledFrame(frame, np.full((40, 60), index, np.uint8), 0.0))
+    return path
+
+
+def test_bag_with_another_topic_is_a_row_with_an_error(tmp_path: Path, graph: Path) -> None:
+    source = Source(f"{write_bag(tmp_path / 'in' / 'drive.bag')}")
+    out, actor = begun(source, f"{tmp_path / 'out'}", graph, "/other")
+    assert actor.label_part(0, source.names()) == (1, 1)
+    assert "/other" in rows_of(out)[0]["error"]
+
+
+def test_plan_grows_and_keeps_its_parts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(output, "PART_SIZE", 2)
+    source, out = Source(f"{tmp_path}"), Output(f"{tmp_path / 'out'}")
+    first = out.plan(source, ["b.png", "c.png", "d.png", "drive.bag"])
+    assert first == {0: ["b.png", "c.png"], 1: ["d.png"], 2: ["drive.bag"]}
+    more = out.plan(source, ["a.png", "c.png", "d.png"])  # one is new, two are gone
+    assert more == first | {3: ["a.png"]} and out.plan(source, []) == more
+
+
+def test_task_that_comes_again_writes_nothing(tmp_path: Path, graph: Path) -> None:
+    source = Source(f"{save(tmp_path / 'in' / '0.png', SCENES[0]).parent}")
+    out, actor = begun(source, f"{tmp_path / 'out'}", graph)
+    assert out.written() == set()
+    assert actor.label_part(7, source.names()) == (1, 0)
+    assert out.written() == {7}
+    Path(out.path("labels/0.png.png")).unlink()
+    assert actor.label_part(7, source.names()) == (0, 0)
+    assert not out.exists("labels/0.png.png")
+
+
+@pytest.mark.parametrize(
+    "name, expected",
+    [
+        ("a/b.png", "labels/a/b.png.png"),
+        ("../../etc/b.png", "labels/etc/b.png.png"),
+        ("s3://bucket/../../b.jpg", "labels/b.jpg.png"),
+        ("/data/drive.mcap", "labels/data/drive.mcap"),
+    ],
+)
+def test_label_maps_stay_in_the_folder(name: str, expected: str) -> None:
+    assert Source("files.txt").label_name(name) == expected
+
+
+def test_folder_of_another_network_or_source_is_refused(tmp_path: Path, graph: Path) -> None:
+    source, out = Source(f"{tmp_path}"), Output(f"{tmp_path / 'out'}")
+    network = identity(graph, None, None, None)
+    out.begin(network, source, graph)
+    out.begin(network, source, graph)
+    before = out.text("run.json")
+    with pytest.raises(InputError, match="weights_sha256.*" + network["weights_sha256"]):
+        out.begin(network | {"weights_sha256": "0" * 64}, source, graph)
+    with pytest.raises(InputError, match="precision 'fp32'"):
+        out.begin(network | {"precision": "bf16"}, source, graph)
+    with pytest.raises(InputError, match=r"source.*elsewhere"):
+        out.begin(network, Source("elsewhere"), graph)
+    assert out.text("run.json") == before
+    out.write("run.json", b"{}")
+    with pytest.raises(ArtifactError, match=r"run\.json"):
+        out.begin(network, source, graph)
+    out.write("plan.jsonl", b"[")
+    with pytest.raises(ArtifactError, match=r"plan\.jsonl"):
+        out.plan(source, [])
+
+
+@pytest.mark.parametrize("text", ["gone/", "nothing://bucket/in", "empty", "empty.txt"])
+def test_sources_without_anything(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, text: str) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "empty").mkdir()
+    (tmp_path / "empty.txt").touch()
+    with pytest.raises((DataError, InputError), match=text.split(":")[0]):
+        Source(text).names()
+
+
+def test_file_of_a_bucket_that_is_too_large(bucket: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    fsspec.filesystem("memory").pipe_file("/bucket/a.png", b"12345")
+    monkeypatch.setattr(sources, "MAX_BYTES", 4)
+    with pytest.raises(DataError, match="5 bytes"):
+        sources.Files(bucket).read("a.png")
+
+
+@pytest.mark.parametrize("out", ["in/out", "in"])
+def test_output_among_the_images_is_refused(
+    tmp_path: Path, graph: Path, out: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    pytest.importorskip("ray", reason="ray is not installed; pip install 'enet-deploy[ray]'")
+    folder = save(tmp_path / "in" / "0.png", SCENES[0]).parent
+    assert fleet.main([f"{graph}", f"{folder}", f"{tmp_path / out}"]) == 2
+    assert f"{tmp_path / out}" in one_line(capsys)
+    assert [path.name for path in folder.iterdir()] == ["0.png"]
