@@ -48,5 +48,5 @@ def _leave(*_: object) -> NoReturn:
 
 enet = partial(run, "enet_deploy.__main__")
 bench, calibrate, data, evaluate, export, fleet, inspect, segment, train = (
-    partial(run, name) for name in COMMANDS.values()
+    partial(run, module) for module in COMMANDS.values()
 )

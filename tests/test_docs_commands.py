@@ -89,12 +89,14 @@ SCRIPT_WORDS = {"0": "drive.mp4", "60": "1"}
 GIVEN = {
     "docs/benchmarking-and-ci.md": "CAMVID DATA SCENES old.safetensors old.json mine.safetensors a.onnx b.onnx "
     "robot.onnx drive.mp4 yesterday.json enet-fp32.onnx",
+    "docs/fleet.md": "enet-int8-openvino.onnx drives",
     "docs/jetson.md": "",
     "docs/max-unpooling.md": "segnet.onnx",
     "docs/precision-and-engines.md": "CAMVID DATA mine.safetensors robot.onnx street.jpg",
     "docs/quickstart.md": "street.jpg",
     "docs/robots.md": "enet-fp32.onnx enet-int8.onnx drive.mp4 drive.mcap",
     "docs/segment.md": "enet-int8.onnx enet-fp32.onnx drive.mp4 drive.mcap pictures DATA",
+    "docs/serving.md": "enet-fp16.onnx",
     "docs/training.md": "CAMVID DATA",
     "docs/your-data.md": "DATA drive.mp4",
     "examples/ros2_node/README.md": "enet-fp32.onnx drive.mcap",
@@ -103,6 +105,8 @@ KEPT = {("docs/quickstart.md", "--size")}  # that of the bundled graph, beside w
 
 if not {"avx512_bf16", "amx_bf16"} & set(processor()[1].split()):
     DEVICES["bf16"] = "this CPU has neither AVX512_BF16 nor AMX"
+if find_spec("ray") is None:
+    DEVICES["^enet-fleet "] = "Ray is not installed"
 if find_spec("tensorrt_rtx") is None:
     DEVICES["--engine trt-rtx "] = "TensorRT-RTX is not installed"
 
@@ -225,7 +229,8 @@ def graph(path: Path) -> None:
     weights = small_weights(path.with_suffix(".safetensors")) if path.stem in ("a", "b") else BUNDLED_WEIGHTS
     record = bundled_record(sha256(weights)) if "int8" in path.stem else None
     change = None if record is None else partial(quantize, record=record)
-    to_onnx(weights, path, size=SIZE, quantize=change, max_disagreement=1.0)
+    form = {"precision": "fp16", "batch": None} if "fp16" in path.stem else {}
+    to_onnx(weights, path, size=SIZE, quantize=change, max_disagreement=1.0, **form)
 
 
 def give(given: str, path: Path) -> None:
@@ -243,6 +248,7 @@ def give(given: str, path: Path) -> None:
         "drive.mp4": write_video,
         "drive.mcap": write_bag,
         "pictures": pictures,
+        "drives": pictures,
         "street.jpg": lambda path: cv2.imwrite(str(path), street_scene(0, SIZE)[0]),
         "segnet.onnx": lambda path: onnx.save(pooling(), path),
         "yesterday.json": run_before,

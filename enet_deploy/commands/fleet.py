@@ -130,7 +130,7 @@ def make_parser() -> cli.Parser:
         description=DESCRIPTION,
         examples=(
             "enet-fleet enet-int8.onnx drives/ labelled/",
-            "enet-fleet enet-int8.onnx s3://drives s3://ids --address 10.0.0.1:6379",
+            "enet-fleet enet-int8.onnx s3://drives s3://labelled --address 10.0.0.1:6379",
         ),
     )
     cli.add_artifact(parser)
