@@ -49,7 +49,6 @@ PROGRAMS = {
     "jetson_clocks": "needs a Jetson",
     "make": "makes an environment of its own",
     "mypy": "a check of the code",
-    "npm": "needs the network",
     "nvpmodel": "needs a Jetson",
     "pip": "needs the network",
     "pytest": "runs the tests",
@@ -59,7 +58,6 @@ PROGRAMS = {
     "scp": "needs another machine",
     "source": "of the shell alone",
     "tegrastats": "needs a Jetson",
-    "tritonserver": "needs docker or an installation of its own",
 }
 # Devices, as patterns of whole commands:
 DEVICES = {
@@ -74,7 +72,6 @@ DEVICES = {
     r"--engine trt-rtx$": "needs a GPU: without --compute-capability it is for that of this machine",
     r"\.engine( |$)": "needs a GPU",
     r" s3://": "needs a cluster",
-    r"^enet-export .*--html ": "needs onnxruntime-web of npm; tests/export/test_html.py runs it if it is there",
     r"-m enet_deploy\.benchmarks\.gpu$": "needs a GPU; tests/benchmarks/test_gpu.py rehearses it",
 }
 FOREIGN_OPTIONS = {

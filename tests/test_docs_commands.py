@@ -21,8 +21,7 @@ from typing import Any
 import cv2
 import onnx
 import pytest
-from conftest import made_once
-from helpers import ROOT, SIZE, pooling, write_scenes
+from helpers import ROOT, SIZE, made_once, pooling, write_scenes
 from test_docs import (
     DEVICES,
     FENCE,

@@ -587,7 +587,7 @@ def strangers(exported: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
             ["--backend", "torch", "--precision", "int8"],
             "--precision is for graphs, expected a --backend of ort, openvino, opencv",
         ),
-        (["{tmp}", "--backend", "ort"], "has the suffix ''"),
+        (["{tmp}", "--backend", "ort"], "holds no fleet.json"),
         (["{exported}", "--require", "miou_drop<=0.3"], "--require miou_drop<=0.3 needs the truth; give --data"),
         (
             ["{strangers}/foreign.onnx", "--require", "agreement>=0.9"],

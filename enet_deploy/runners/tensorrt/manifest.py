@@ -121,8 +121,9 @@ def add_to_manifest(engine: Path) -> Path:
 
     Raises ArtifactError if the engine's card does not describe it, or the manifest is damaged or cannot be written.
     """
-    new, path = ListedEngine.of(engine), manifest_path(engine.parent)
+    path = manifest_path(engine.parent)
     with file_lock(engine.parent):
+        new = ListedEngine.of(engine)  # in the lock: another run may replace the engine
         others = read_manifest(engine.parent) if path.exists() else ()
         engines = sorted([new, *(each for each in others if each.file != new.file)], key=lambda each: each.file)
         write_json(path, with_digest({"schema": SCHEMA, "engines": [dataclasses.asdict(each) for each in engines]}))
