@@ -102,12 +102,16 @@ GIVEN = {
 }
 KEPT = {("docs/quickstart.md", "--size")}  # that of the bundled graph, beside which they are run
 
+# What depends on the machine and the environment
 if not {"avx512_bf16", "amx_bf16"} & set(processor()[1].split()):
     DEVICES["bf16"] = "this CPU has neither AVX512_BF16 nor AMX"
-if find_spec("ray") is None:
-    DEVICES["^enet-fleet "] = "Ray is not installed"
-if find_spec("tensorrt_rtx") is None:
-    DEVICES["--engine trt-rtx "] = "TensorRT-RTX is not installed"
+for package, pattern in {
+    "ray": "^enet-fleet ",
+    "tensorrt_rtx": "--engine trt-rtx ",
+    "tritonclient": "--triton ",
+}.items():
+    if find_spec(package) is None:
+        DEVICES[pattern] = f"{package} is not installed"
 
 
 class Here:
