@@ -10,7 +10,8 @@ from enet_deploy.artifacts import BUNDLED_WEIGHTS
 from enet_deploy.commands import cli
 from enet_deploy.errors import InputError
 
-from .cli import PRECISIONS, make_parser, measured
+from .bench import PRECISIONS
+from .cli import make_parser, measured
 from .run import Run
 
 

@@ -21,7 +21,7 @@ from .run import Images, Run
 from .statistics import Speed, speed
 from .verdict import HOPELESS, in_words
 
-FIGURES = ("speedup", "speedup_low", "speedup_high", "miou_drop", "agreement_drop")  # of --require
+COMPARED = ("speedup", "speedup_low", "speedup_high", "miou_drop", "agreement_drop")  # of --require
 _MACHINE = ("processor", "cores", "governor", "omp_num_threads", "gpus")  # of an environment
 _PACKAGES = {
     "torch": ("torch",),
@@ -49,8 +49,8 @@ class Change:
 
     @property
     def figures(self) -> dict[str, float | None]:
-        """By the names of `FIGURES`; drops are in points from the first run to the second."""
-        found: dict[str, float | None] = dict.fromkeys(FIGURES)
+        """By the names of `COMPARED`; drops are in points from the first run to the second."""
+        found: dict[str, float | None] = dict.fromkeys(COMPARED)
         if self.speed is not None:
             found |= {"speedup": self.speed.ratio, "speedup_low": self.speed.low, "speedup_high": self.speed.high}
         old, new = self.old.accuracy, self.new.accuracy

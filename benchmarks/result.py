@@ -22,7 +22,7 @@ class Result:
 
     Attributes:
         backend, device, precision, runtime: as in `Spec`.
-        qdq_layout: whose kernels an int8 graph was made for, "all" or "ort"; None for other graphs. "layout" in JSON.
+        qdq_layout: as in `Spec`; None for graphs that are not int8. "layout" in JSON.
         artifact: the file, as the user named it.
         options: the runner's options.
         size: (height, width) of a frame.

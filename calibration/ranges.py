@@ -49,7 +49,7 @@ def digest_of_files(images: Iterable[Path]) -> str:
 
 
 def frame_range(images: Iterable[Path], size: tuple[int, int]) -> dict[str, float]:
-    """Return the fields of `FrameRange` for these files, seen at `size` = (H, W)."""
+    """Return {"contrast": least, "noise": largest} of these files at `size` = (H, W), to make a `FrameRange` of."""
     contrasts, noises = zip(*(measure(read_image(image), size) for image in images), strict=True)
     return {"contrast": round(min(contrasts), 2), "noise": round(max(noises), 3)}
 

@@ -51,7 +51,8 @@ def require_file(path: Path, expected: str = "a file written by enet-train or en
 
 
 def read_artifact(path: Path) -> bytes:
-    """Return the content of a file. Raises ArtifactError that names it if it cannot be read."""
+    """Return the content of a file. Raises ArtifactError that names it if it cannot be read, or is no ordinary file."""
+    require_file(path)  # reading a pipe would wait without end
     try:
         return path.read_bytes()
     except OSError as error:
@@ -277,9 +278,10 @@ def save_graph(model: Any, path: str | Path) -> None:
 
 
 def check_graph(content: bytes, source: str | Path) -> None:
-    """Raise ArtifactError that names `source` if a graph has changed since it was written, or has no finite weights.
+    """Raise ArtifactError that names `source` if a graph was changed, or if a weight of it is NaN or infinite.
 
-    Weights of a graph with a digest were looked at when it was written. For one without, this needs the package onnx.
+    The weights of a graph with a digest were checked when it was written. Those of others are checked here, if the
+    package onnx is installed.
     """
     if check_digest(content, source):
         return

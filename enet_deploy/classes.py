@@ -296,6 +296,8 @@ def read_declaration(root: str | Path) -> Declaration:
             return Declaration(CITYSCAPES, LabelValues.of(CITYSCAPES, CITYSCAPES_VALUES), *stems)
         return Declaration(CAMVID, LabelValues.of(CAMVID), *stems)
     try:
+        if not path.is_file():  # reading a pipe would wait without end
+            raise InputError("a folder or a device, expected a file")
         value = _parsed(path)
         classes = ClassList.from_json(value)
         if len(set(classes.colors)) < len(classes.colors):

@@ -73,7 +73,7 @@ def did_you_mean(word: str, known: Iterable[str]) -> str:
 
 
 def unfiltered(stream: TextIO | None) -> TextIO | None:
-    """The terminal behind a command's standard stream, for bars and tables, which control it; see `commands.cli`."""
+    """Return a stream without the escaping of `commands.streams`: bars and tables send control characters."""
     return getattr(stream, "raw", stream)
 
 

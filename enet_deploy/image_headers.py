@@ -14,20 +14,22 @@ from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple
 
 from .exif import directories, exif_orientation, orientation_of
+from .iso_boxes import box_orientation, boxes
 
 PNG_SIGNATURE = b"\x89PNG\r\n\x1a\n"
 GREY, PALETTE, GREY_ALPHA, RGB_ALPHA = 0, 3, 4, 6  # colour types of PNG
 
 _REDUCED, _WIDTH, _HEIGHT, _BITS, _COMPRESSION, _COLORS = 254, 256, 257, 258, 259, 262  # tags of TIFF
+_STRIPS, _SAMPLES = 273, 277
 _MAX_SAMPLE, _TILE_WIDTH, _TILE_HEIGHT, _SAMPLE_FORMAT = 281, 322, 323, 339
 _FLOATS = "floating-point numbers, whose brightest value it does not state"
 _UNREAD_SAMPLES = {2: "numbers with a sign", 3: _FLOATS}  # sample formats of TIFF that OpenCV takes for others
 _UNREAD_COLORS = {8: "CIELab", 9: "CIELab", 10: "CIELab", 32803: "raw sensor", 32844: "CIE LogL", 32845: "CIE LogLuv"}
 _LOSSY_TIFF = {6, 7, 34712, 50001}  # JPEG, JPEG 2000 and WebP inside TIFF
+TAIL = 64  # zeros at the end of pixels that are reported
+_SECTOR = 512  # bytes of a disk
 _MAX_PARTS = 1 << 20  # of a file: chunks, blocks, directories; more make no image
 _MAX_JOINED = 1 << 16  # pictures that are counted
-_SWAPPED = {1: 2, 3: 4, 6: 5, 8: 7}  # an orientation that turns -> the one that swaps left and right afterwards
-_HALF_TURN = {1: 3, 3: 1, 6: 8, 8: 6}
 _GAP = rb"(?:\s|#[^\n]*\n)"  # in PNM's header
 
 Content = bytes | memoryview
@@ -46,7 +48,9 @@ class Header(NamedTuple):
         unread: what its values are if they cannot be read as what they are, such as floats; "" if they can.
         end: position in the file behind the first picture, all of them if they are in one structure; None if unknown.
         is_whole: False if the file ends before its picture does.
-        is_raw: whether the file holds the pixels as they are, so that zeros are black and no sign of damage.
+        is_raw: whether the file holds the pixels as they are up to `end`, so that zeros can be black pixels.
+        zeros: "end" if compressed data ends in zeros, "within" if it has 512 in a row, as a file system leaves for
+            what it lost. Large areas of one colour can give them too, in JPEG and WebP. "" without.
         is_progressive: of JPEG: whether it comes in several scans.
         bits: of PNG: per sample, 1 to 16.
         color_type: of PNG: 0 grey, 2 RGB, 3 palette, 4 grey with alpha, 6 RGB with alpha.
@@ -63,6 +67,7 @@ class Header(NamedTuple):
     end: int | None = None
     is_whole: bool = True
     is_raw: bool = False
+    zeros: str = ""
     is_progressive: bool = False
     bits: int = 8
     color_type: int | None = None
@@ -97,6 +102,13 @@ def _with_joined(header: Header, content: bytes, signature: bytes, parse: Callab
     return header._replace(pictures=pictures)
 
 
+def _zeros(data: Content, least: int = 4) -> str:
+    """`Header.zeros` of compressed data; `least` of them are an end."""
+    if len(data) > least and data[-least:] == bytes(least):
+        return "end"
+    return "within" if bytes(_SECTOR) in bytes(data) else ""
+
+
 def _png(content: Content) -> Header:
     width, height, bits, color_type = struct.unpack(">IIBB", content[16:26])
     pictures, orientation, position, end = 1, 1, 8, None
@@ -128,7 +140,7 @@ def _jpeg(content: Content) -> Header:
             data_end = _jpeg_end(content, end)
             return Header(
                 "JPEG", *size, orientation=orientation, is_lossy=True, is_progressive=is_progressive, end=data_end,
-                is_whole=data_end is not None,
+                is_whole=data_end is not None, zeros="within" if bytes(_SECTOR) in bytes(content[end:data_end]) else "",
             )  # fmt: skip
     raise ValueError
 
@@ -166,6 +178,7 @@ def _jpeg2000(content: bytes) -> Header:
     return Header(
         "JPEG 2000", bottom - top, right - left, maximum=(1 << bits) - 1 if 8 < bits < 16 else None,
         is_lossy=content[style + 13] == 0, is_whole=content.rfind(b"\xff\xd9") > style,
+        zeros=_zeros(content[style : content.rfind(b"\xff\xd9")]),
     )  # fmt: skip
 
 
@@ -177,6 +190,8 @@ def _tiff(content: bytes) -> Header:
     bits = first.get(_BITS, (1,))[0]
     stated = first.get(_MAX_SAMPLE, ((1 << bits) - 1,))[0]
     colors = _UNREAD_COLORS.get(first.get(_COLORS, (1,))[0])
+    compression = first.get(_COMPRESSION, (1,))[0]
+    row = (first[_WIDTH][0] * first.get(_SAMPLES, (1,))[0] * bits + 7) // 8
     return Header(
         "TIFF",
         max(first[_HEIGHT][0], first.get(_TILE_HEIGHT, (0,))[0]),
@@ -184,8 +199,11 @@ def _tiff(content: bytes) -> Header:
         max(1, pictures),
         orientation_of(first),
         stated if 8 < bits <= 16 and 0xFF < stated < 0xFFFF else None,
-        first.get(_COMPRESSION, (1,))[0] in _LOSSY_TIFF,
+        compression in _LOSSY_TIFF,
         _UNREAD_SAMPLES.get(first.get(_SAMPLE_FORMAT, (1,))[0]) or (f"{colors} colours" if colors else ""),
+        end=first.get(_STRIPS, (0,))[0] + first[_HEIGHT][0] * row if compression == 1 else None,
+        is_raw=compression == 1,
+        zeros=_zeros(content, 16) if compression != 1 else "",  # a directory can end in 8
     )
 
 
@@ -223,84 +241,63 @@ def _gif(content: Content) -> Header:
 
 
 def _webp(content: Content) -> Header:
-    size, pictures, orientation, is_lossy = (0, 0), 0, 1, False
+    size, pictures, orientation, zeros = (0, 0), 0, 1, ""
+    is_lossy, is_whole, has_exif = False, True, False  # has_exif: which did not come yet
     position, end = 12, 8 + int.from_bytes(content[4:8], "little")
     for _ in range(_MAX_PARTS):
         chunk = content[position : position + 8]
         if len(chunk) < 8 or position >= end:
             break
         kind, length = struct.unpack("<4sI", chunk)
-        body = bytes(content[position + 8 : position + 8 + min(length, 1 << 16)])
+        body = bytes(content[position + 8 : position + 8 + length])
         if kind == b"VP8X":
             size = int.from_bytes(body[7:10], "little") + 1, int.from_bytes(body[4:7], "little") + 1
+            has_exif = bool(body[0] & 8)
         elif kind == b"ANMF":
             pictures += 1
             is_lossy |= b"VP8 " in body[16:]
+            zeros = zeros or _zeros(body)
         elif kind == b"VP8 ":
             is_lossy = True
             width, height = struct.unpack("<HH", body[6:10])
             size = max(size, (height & 0x3FFF, width & 0x3FFF))
+            zeros = _zeros(body)
         elif kind == b"VP8L":
             packed = int.from_bytes(body[1:5], "little")
             size = max(size, ((packed >> 14 & 0x3FFF) + 1, (packed & 0x3FFF) + 1))
+            is_whole &= not _zeros(body)
         elif kind == b"EXIF":
-            orientation = exif_orientation(body)
+            orientation, has_exif = exif_orientation(body), False
         position += 8 + length + (length & 1)
     if not all(size):
         raise ValueError
-    # compressed data never ends so: a power loss leaves zeros
-    is_whole = end <= len(content) and content[end - 64 : end] != bytes(64)
-    return Header("WebP", *size, max(1, pictures), orientation, is_lossy=is_lossy, end=end, is_whole=is_whole)
-
-
-def _boxes(data: bytes, start: int, end: int) -> Iterator[tuple[bytes, int, int]]:
-    """The boxes of ISO media data: kind, and where its body starts and ends."""
-    for _ in range(_MAX_PARTS):
-        if start + 8 > end:
-            return
-        length, kind = struct.unpack(">I4s", data[start : start + 8])
-        body = start + 8
-        if length == 1:
-            (length,) = struct.unpack(">Q", data[body : body + 8])
-            body += 8
-        stop = end if length == 0 else start + length
-        if stop < body:
-            return
-        yield kind, body, min(stop, end)
-        start = stop
-
-
-_INSIDE = {b"meta": 4, b"iprp": 0, b"ipco": 0, b"moov": 0, b"trak": 0, b"mdia": 0, b"minf": 0, b"stbl": 0}
+    is_whole &= end <= len(content) and not (has_exif and _zeros(content[:end]) == "end")  # its orientation is lost
+    return Header(
+        "WebP", *size, max(1, pictures), orientation, is_lossy=is_lossy, end=end, is_whole=is_whole, zeros=zeros
+    )
 
 
 def _heif(content: bytes) -> Header:
     """AVIF and HEIF: pictures in boxes."""
     brands = content[8 : min(len(content), int.from_bytes(content[:4], "big"))]
     properties: dict[bytes, list[bytes]] = {}
-    waiting, is_whole = [(0, len(content), 0)], True
-    while waiting:
-        start, end, depth = waiting.pop()
-        for kind, body, stop in _boxes(content, start, end):
-            if kind in _INSIDE and depth < 8:
-                waiting.append((body + _INSIDE[kind], stop, depth + 1))
-            elif kind in (b"ispe", b"irot", b"imir", b"av1C", b"stsz"):
-                properties.setdefault(kind, []).append(content[body : min(stop, body + 32)])
-            elif kind == b"mdat":
-                is_whole &= content[stop - 64 : stop] != bytes(64)  # as in `_webp`
+    is_whole, zeros = True, ""
+    for kind, body, stop in boxes(content, {b"ispe", b"irot", b"imir", b"av1C", b"stsz", b"mdat"}):
+        if kind == b"mdat":
+            is_whole &= content[stop - TAIL : stop] != bytes(TAIL)
+            exif = content.rfind(b"Exif\0\0", (body + stop) // 2, stop)  # behind the picture; it may end in zeros
+            zeros = zeros or _zeros(content[body : stop if exif < 0 else exif])
+        else:
+            properties.setdefault(kind, []).append(content[body : min(stop, body + 32)])
     sizes = [struct.unpack(">II", body[4:12]) for body in properties[b"ispe"]]  # of tiles and of the whole
     width, height = max(size[0] for size in sizes), max(size[1] for size in sizes)
-    # as libheif and libavif: first turned by quarters to the left, then mirrored
-    orientation = {0: 1, 1: 8, 2: 3, 3: 6}[properties.get(b"irot", [b"\0"])[0][0] & 3]
-    if b"imir" in properties:
-        is_left_right = properties[b"imir"][0][0] & 1
-        orientation = _SWAPPED[orientation if is_left_right else _HALF_TURN[orientation]]
-    is_deep = bool(properties.get(b"av1C") and properties[b"av1C"][0][2] & 0x40)
-    is_twelve = is_deep and bool(properties[b"av1C"][0][2] & 0x20)
+    orientation = box_orientation(properties.get(b"irot", [b"\0"])[0][0], properties.get(b"imir", [b""])[0][:1])
+    depth = properties.get(b"av1C", [bytes(3)])[0][2]
     pictures = max([1, *(struct.unpack(">I", body[8:12])[0] for body in properties.get(b"stsz", []))])
     is_avif = b"avif" in brands or b"avis" in brands
     return Header(
         "AVIF" if is_avif else "HEIF", height, width, pictures, orientation,
-        (4095 if is_twelve else 1023) if is_deep else None, is_lossy=True, is_whole=is_whole,
+        (4095 if depth & 0x20 else 1023) if depth & 0x40 else None, is_lossy=True, is_whole=is_whole, zeros=zeros,
     )  # fmt: skip
 
 
@@ -324,7 +321,9 @@ def _pnm(content: Content) -> Header:
         return Header("PNM", height, width, unread=_FLOATS)
     stated = maximum if maximum not in (0, 1, 0xFF, 0xFFFF) else None
     row = (width + 7) // 8 if kind == b"P4" else width * samples * (2 if maximum > 0xFF else 1)
-    return _raw("PNM", height, width, content, None if kind in (b"P1", b"P2", b"P3") else stop + height * row, stated)
+    if kind in (b"P1", b"P2", b"P3"):  # text
+        return Header("PNM", height, width, maximum=stated, is_whole=b"\0" not in content)
+    return _raw("PNM", height, width, content, stop + height * row, stated)
 
 
 def _sun(content: Content) -> Header:

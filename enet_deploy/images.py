@@ -19,7 +19,7 @@ from .arrays import check_image, check_label_map, check_picture_size
 from .classes import ClassList
 from .console import warn_once
 from .errors import DataError, InputError, missing
-from .image_headers import GREY_ALPHA, RGB_ALPHA, Header, read_header
+from .image_headers import GREY_ALPHA, RGB_ALPHA, TAIL, Header, read_header
 
 log = logging.getLogger(__name__)
 
@@ -35,7 +35,6 @@ IMAGE_SUFFIXES = {
 MAX_PIXELS = 1 << 28  # 16384x16384, 0.8 GB decoded; a file of one kilobyte can claim more than any memory holds
 MAX_BYTES = 1 << 30
 
-_BLOCK = 4096  # bytes: of most file systems, which fill with zeros what they lost
 _FILLER = bytes(range(1, 255, 4))  # any data; without 0xFF, which would be a marker
 _MEDIA_TYPES = {".png": "image/png", ".jpg": "image/jpeg", ".svg": "image/svg+xml"}
 
@@ -63,9 +62,8 @@ def decode(name: Path | str, content: bytes, flags: int) -> npt.NDArray[Any]:
     if header.format == "HEIF":
         return _decode_heif(name, content)
     pixels = _imdecode(name, content, flags | cv2.IMREAD_IGNORE_ORIENTATION)
-    end = header.end if header.format == "JPEG" else None
-    if end is not None and _lacks_data(content, pixels, header.is_progressive, end - 2):
-        raise DataError(f"{name} is damaged: its data ends before its picture does, and the rest would be grey")
+    if _lacks_data(content, pixels, header):
+        raise DataError(f"{name} cannot be decoded whole: its data is damaged or ends before its picture does")
     # OpenCV turns a TIFF whatever the flags say
     return pixels if header.format == "TIFF" else turned(pixels, header.orientation)
 
@@ -100,16 +98,34 @@ def require_readable(name: Path | str, content: bytes) -> Header:
     return header
 
 
-def _lacks_data(content: bytes, pixels: npt.NDArray[Any], is_progressive: bool, end: int) -> bool:
-    """Whether a JPEG that has its end marker has less data than its picture.
-
-    The decoder fills the rest and says nothing. Then data before the end marker would be used and change the picture;
-    behind whole data it is skipped.
-    """
+def _lacks_data(content: bytes, pixels: npt.NDArray[Any], header: Header) -> bool:
+    """Whether a file has less data than its picture. OpenCV makes up the rest and says nothing."""
     corner = pixels[-8:, -8:].reshape(-1, *pixels.shape[2:])
-    if not is_progressive and (corner != corner[0]).any():  # what is missing becomes flat
+    is_flat = bool((corner == corner[0]).all())
+    if header.format == "WebP":  # whole data ends in zeros only where the picture has one colour
+        return header.zeros == "end" and not is_flat
+    if header.format == "TIFF":
+        return not header.is_raw and _is_damaged_tiff(content)
+    if header.format != "JPEG" or header.end is None or not (is_flat or header.is_progressive):
         return False
+    # Data before the end marker is used if some is missing, and changes the picture; else it is skipped
+    end = header.end - 2
     return _grey_jpeg(content) != _grey_jpeg(content[:end] + _FILLER + content[end:])
+
+
+def _is_damaged_tiff(content: bytes) -> bool:
+    """Whether the data of a strip or tile is not what its compression makes, by Pillow, if it reads this kind."""
+    from PIL.TiffImagePlugin import TiffImageFile
+
+    try:
+        image = TiffImageFile(io.BytesIO(content))
+    except Exception:  # noqa: BLE001  errors of many types
+        return False
+    try:
+        image.load()
+    except Exception:  # noqa: BLE001
+        return True
+    return False
 
 
 def _grey_jpeg(content: bytes) -> bytes:
@@ -257,10 +273,10 @@ def image_of(path: str | Path, content: bytes) -> LoadedImage:
     notes = []
     if has_alpha and (pixels[..., 3] < np.iinfo(pixels.dtype).max).any():
         notes.append("transparent pixels, of which the colours behind are read")
-    if header.is_raw and not any(content[-_BLOCK:]):
-        notes.append(
-            f"only zeros in its last {_BLOCK} bytes, which are read as pixels; see whether it was copied whole"
-        )
+    if header.is_raw and not any(content[: header.end][-TAIL:]):
+        notes.append(f"only zeros in the last {TAIL} bytes of its pixels; see whether it was copied whole")
+    if header.zeros:
+        notes.append("long runs of zeros in its data; if it does not show one colour, copy it again")
     image, scale = eight_bits(Path(path), np.ascontiguousarray(pixels[..., :3]), header.maximum)
     return LoadedImage(image, header, "; ".join(filter(None, [*notes, scale])))
 

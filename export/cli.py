@@ -154,6 +154,8 @@ def _require_outputs(args: argparse.Namespace, graph: Path | None, source: Path)
     """Check what will be written, the new `graph` and engines, against `source`, from which it is made."""
     data = [] if args.data is None else files_of(args.data, args.split)
     require_outputs([graph, args.html, *engines.outputs(args, graph or source)], [source, args.calibration, *data])
+    if args.engine:
+        engines.require_all_listed(args, graph or source, args.engine)
 
 
 def _report(done: Export, args: argparse.Namespace, reference: str) -> None:

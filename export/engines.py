@@ -82,6 +82,21 @@ def outputs(args: argparse.Namespace, graph: Path) -> list[Path]:
     return [*engines, *map(EngineCard.path, engines), *manifest]
 
 
+def require_all_listed(args: argparse.Namespace, graph: Path, flavour: str) -> None:
+    """Raise InputError if the engine would replace one in fleet.json that serves further GPUs."""
+    if not args.compute_capability or not _is_listed(args):
+        return
+    name = EngineCard.engine_name(graph, flavour)
+    listed = read_manifest(args.out) if manifest_path(args.out).exists() else ()
+    earlier = {gpu for engine in listed if engine.file == name for gpu in engine.compute_capabilities}
+    if lost := earlier - {*args.compute_capability}:
+        every = ",".join(sorted(earlier | {*args.compute_capability}, key=lambda gpu: [*map(int, gpu.split("."))]))
+        raise InputError(
+            f"{Path(args.out) / name} serves compute capability {', '.join(sorted(lost))} too and would be replaced; "
+            f"name all of them, --compute-capability {every}, or another --out"
+        )
+
+
 def _is_listed(args: argparse.Namespace) -> bool:
     """Whether the engine gets an entry in fleet.json. Raises ArtifactError if one is there and damaged."""
     if manifest_path(args.out).exists():

@@ -51,7 +51,7 @@ from .record import Record
 # Operation that can be quantised -> axis of the output channels in its weights
 CHANNEL_AXIS = {"Conv": 0, "ConvTranspose": 1}
 
-# Layers that stay float by default: pattern -> reason. A record may say otherwise
+# Layers that calibration leaves in float from the start: pattern -> reason. The export follows the record alone
 FLOAT_LAYERS = {
     "initial.*": "3 input channels: no faster in int8, and what the first pooling decides on",
     "bottleneck4_0.branch.2": "transposed convolution: int8 kernels for it are slow, wrong or missing",

@@ -159,12 +159,13 @@ def _read(weights: str | Path | Weights) -> Weights:
 def _export(module: _Outputs, size: tuple[int, int], batch: int | None) -> onnx.ModelProto:
     """Export a module, or take what this process exported of an equal one: the exporter takes seconds."""
     key = _key(module, size, batch)
-    if key not in _exported:
-        model = _exported_by_torch(module, size, batch)
+    content = _exported.get(key)
+    if content is None:
+        content = _exported_by_torch(module, size, batch).SerializeToString()
         while len(_exported) >= KEPT:
             _exported.pop(next(iter(_exported)), None)
-        _exported[key] = model.SerializeToString()
-    return onnx.load_model_from_string(_exported[key])
+        _exported[key] = content
+    return onnx.load_model_from_string(content)
 
 
 def _key(module: _Outputs, size: tuple[int, int], batch: int | None) -> str:

@@ -291,13 +291,19 @@ def _engine(place: str) -> None:
     def old() -> int:
         return built(graphs[1])
 
+    def without_manifest(left: Files) -> Files:
+        return {name: content for name, content in left.items() if name != "fleet.json"}
+
     engine = folder / "enet-fp32-rtx.engine"
     earlier = undisturbed(folder, old, {})
     refused = []
 
     def check(left: Files) -> None:
-        """An engine is loaded with its own card alone: between the two names there is nothing to load."""
-        whole = left in (earlier, after)
+        """An engine is loaded with its own card alone: between the two names there is nothing to load.
+
+        fleet.json comes last. Until then it lists another hash, and `open_runner` takes the engine by its name alone.
+        """
+        whole = without_manifest(left) in map(without_manifest, (earlier, after))
         try:
             assert EngineCard.load(engine)[1] == left[engine.name] and whole
         except ArtifactError as error:

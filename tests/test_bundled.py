@@ -31,7 +31,9 @@ def test_bundled_graph_is_what_the_documented_command_makes(name: str, tmp_path:
     assert len(np.unique(labels[0])) > 6
 
 
-def test_a_name_is_a_graph_and_for_torch_the_weights() -> None:
+def test_a_name_is_a_graph_and_for_torch_the_weights(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path("enet-camvid").mkdir()  # as a folder of results may be called
     with open_runner("enet-camvid", "torch") as runner:
         assert runner.spec.artifact == weights_file("enet-camvid")
     with open_runner("enet-camvid-train", "ort") as runner:

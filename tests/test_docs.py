@@ -39,6 +39,8 @@ PROGRAMS = {
     "cat": "a file of a Jetson",
     "cd": "of the shell alone",
     "colcon": "needs ROS",
+    "npm": "needs the network",
+    "tritonserver": "needs the server; tests/export/test_triton.py starts it",
     "docker": "needs docker and the network",
     "eval": "of the shell alone; a test completes words with the script",
     "ffmpeg": "may not be installed",
@@ -47,20 +49,22 @@ PROGRAMS = {
     "jetson_clocks": "needs a Jetson",
     "make": "makes an environment of its own",
     "mypy": "a check of the code",
-    "npm": "needs the network",
     "nvpmodel": "needs a Jetson",
     "pip": "needs the network",
     "pytest": "runs the tests",
+    "ray": "needs Ray, which may not be installed",
     "ros2": "needs ROS",
     "ruff": "a check of the code",
     "scp": "needs another machine",
     "source": "of the shell alone",
     "tegrastats": "needs a Jetson",
-    "tritonserver": "needs docker or an installation of its own",
 }
 # Devices, as patterns of whole commands:
 DEVICES = {
     r"^enet-data camvid ": "needs the network",
+    r"^enet-fleet ": "needs Ray, which may not be installed; tests/fleet/test_ray.py runs it",
+    r"--triton ": "needs tritonclient, which may not be installed; tests/export/test_triton.py serves what it writes",
+    r"^enet-export .*--html ": "needs the npm package onnxruntime-web; tests/export/test_html.py opens its pages",
     r"rtsp://": "needs a camera in the network",
     r" -m venv ": "makes an environment of its own",
     r"import .*tensorrt": "needs TensorRT",
@@ -68,7 +72,6 @@ DEVICES = {
     r"--engine trt-rtx$": "needs a GPU: without --compute-capability it is for that of this machine",
     r"\.engine( |$)": "needs a GPU",
     r" s3://": "needs a cluster",
-    r"^enet-export .*--html ": "needs onnxruntime-web of npm; tests/export/test_html.py runs it if it is there",
     r"-m enet_deploy\.benchmarks\.gpu$": "needs a GPU; tests/benchmarks/test_gpu.py rehearses it",
 }
 FOREIGN_OPTIONS = {

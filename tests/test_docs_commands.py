@@ -21,8 +21,7 @@ from typing import Any
 import cv2
 import onnx
 import pytest
-from conftest import made_once
-from helpers import ROOT, SIZE, pooling, write_scenes
+from helpers import ROOT, SIZE, made_once, pooling, write_scenes
 from test_docs import (
     DEVICES,
     FENCE,
@@ -165,7 +164,7 @@ def quick(tmp_path: Path, tmp_path_factory: pytest.TempPathFactory, monkeypatch:
         return part_of(whole, batch, ["labels", *["logits"] * logits, *["confidence"] * (confidence is not None)])
 
     monkeypatch.setattr(to_onnx, "build_graph", build_once)
-    monkeypatch.setattr("enet_deploy.benchmarks.cli.Processes", Here)
+    monkeypatch.setattr("enet_deploy.benchmarks.bench.Processes", Here)
     monkeypatch.setattr(timing, "PATIENCE", 0.05)
     monkeypatch.setattr(timing, "LEAST_ROUNDS", 2)
     monkeypatch.setattr(plan, "SCENES", 2)

@@ -56,7 +56,7 @@ class Command:
     """A step as a process.
 
     Attributes:
-        title: for people.
+        title: shown in the report.
         limit: seconds that it may take.
         arguments: the command line; it writes findings to `steps/NAME.json` in the report's folder.
     """

@@ -50,7 +50,13 @@ class ClassScores:
 
 @dataclass(frozen=True)
 class Bin:
-    """Pixels of about the same confidence: its mean and their accuracy, both 0 to 1, and how many they are."""
+    """A group of pixels of similar confidence.
+
+    Attributes:
+        confidence: mean, 0 to 1.
+        accuracy: share that is labelled right.
+        pixels: how many.
+    """
 
     confidence: float
     accuracy: float

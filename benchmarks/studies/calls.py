@@ -81,7 +81,7 @@ def in_runner(path: Path, backend: str, size: Size, precision: str | None = None
 
 
 def matrix_product(weights: Path, size: Size) -> Call:
-    """Two square matrices whose product takes as many multiply-adds as the network."""
+    """Return a call that multiplies two square matrices, with as many multiply-adds as the network."""
     side = round(multiply_adds(load_weights(weights)[0], size) ** (1 / 3))
     left, right = np.random.default_rng(0).random((2, side, side), np.float32)
     return partial(np.matmul, left, right)

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 from .. import console
 from ..bundled import artifact_file
 from ..errors import DataError, InputError
-from ..files import only_process, require_outputs
+from ..files import is_folder, only_process, require_outputs
 from ..runners import backend_for
 from . import cli
 
@@ -31,6 +31,7 @@ def run(args: argparse.Namespace) -> None:
     from ..fleet.output import Output
     from ..fleet.sources import Source
 
+    _require_takes(args)
     source, out = Source(_absolute(args.source)), Output(_absolute(args.out))
     _require_apart(source, out)
     names = source.names()
@@ -41,12 +42,25 @@ def run(args: argparse.Namespace) -> None:
         parts = out.plan(source, names)
         done = out.written()
         left = {number: files for number, files in parts.items() if number not in done}
-        if len(left) < len(parts):
-            print(f"{len(parts) - len(left)} of {len(parts)} parts are there; the rest follows", file=sys.stderr)
         if not left:
+            print(
+                f"nothing is left to do: all {console.counted(len(names), 'file')} are in {out.root}", file=sys.stderr
+            )
             return
+        if done:
+            files = console.counted(sum(map(len, left.values())), "file")
+            print(f"{len(parts) - len(left)} of {len(parts)} parts are there; {files} follow", file=sys.stderr)
         with cluster.connected(args.address):
-            _label(task, left, args.workers)
+            _label(task, left, args.workers, is_first=not done)
+        out.remove("tries")
+
+
+def _require_takes(args: argparse.Namespace) -> None:
+    """Raise InputError for an artifact and a device that other commands take."""
+    if is_folder(args.artifact):
+        raise InputError(f"{args.artifact} is a folder, expected one file; name the engine for the workers' GPU")
+    if args.device and args.device.startswith("cuda:") and args.device != "cuda:0":
+        raise InputError(f"--device {args.device}, expected cuda: Ray gives each worker a GPU of its own, as cuda:0")
 
 
 def _absolute(text: str) -> str:
@@ -56,27 +70,31 @@ def _absolute(text: str) -> str:
 
 def _require_apart(source: Source, out: Output) -> None:
     """Raise InputError if the label maps would lie among the images and be labelled next time."""
+    from ..fleet.sources import Files
+
+    read = Files(source.url)
     if out.is_local:
-        reads = [] if source.is_list or "://" in source.url else [source.url]
+        reads = [read.root] if read.is_local and not source.is_list else []
         require_outputs([Path(out.root) / "run.json"], reads)
-    elif f"{out.root}/".startswith(f"{source.url.partition('://')[2].rstrip('/')}/"):
+    elif type(read.fs) is type(out.fs) and f"{out.root}/".startswith(f"{read.root}/" if read.root else ""):
         raise InputError(f"{out.root} lies in {source.url}, which is read; name another output folder")
 
 
 def _begin(args: argparse.Namespace, source: Source, out: Output) -> Task:
     """Write or check run.json. Returns what each actor gets."""
     from ..fleet.labeller import Task
-    from ..fleet.output import identity
+    from ..fleet.output import hashes, identity
 
     backend = args.backend or backend_for(args.artifact, args.device, args.precision)
     artifact = artifact_file(args.artifact, backend)
     out.begin(identity(artifact, args.precision, args.fit, args.topic), source, artifact)
     asked = {"backend": backend, "device": args.device, "precision": args.precision, "fit": args.fit}
     threads = {"threads": 1} if backend in WITH_THREADS else {}
-    return Task(source.url, _absolute(args.out), asked | threads, args.topic)
+    out.remove("tries")  # of a driver that was stopped, as its workers were, too
+    return Task(source.url, _absolute(args.out), asked | threads, hashes(artifact), args.topic)
 
 
-def _label(task: Task, parts: dict[int, list[str]], count: int | None) -> None:
+def _label(task: Task, parts: dict[int, list[str]], count: int | None, is_first: bool) -> None:
     from ..fleet import cluster
 
     each = cluster.workers(task, count)
@@ -84,19 +102,19 @@ def _label(task: Task, parts: dict[int, list[str]], count: int | None) -> None:
     frames = errors = 0
     start = time.perf_counter()
     try:
-        for found in console.progress(cluster.label_parts(task, parts, each), task.source, len(parts)):
+        for found in console.progress(cluster.label_parts(task, parts, each), "parts", len(parts)):
             frames, errors = frames + found[0], errors + found[1]
     except KeyboardInterrupt:
         raise KeyboardInterrupt(f"{console.counted(frames, 'frame')} written; the same command goes on") from None
     seconds = time.perf_counter() - start
     files = console.counted(sum(map(len, parts.values())), "file")
     print(
-        f"{console.counted(frames, 'frame')} of {files} in {seconds:.1f} s ({frames / seconds:.1f} FPS), {errors} "
-        f"could not be read; {console.counted(each.count, 'worker')}, {opened['backend']}, {opened['precision']}; "
-        f"wrote {task.out}",
+        f"{console.counted(frames - errors, 'frame')} of {files} in {seconds:.1f} s ({frames / seconds:.1f} FPS), "
+        f"{console.counted(errors, 'error')}; {console.counted(each.count, 'worker')}, {opened['backend']}, "
+        f"{opened['precision']}; wrote {task.out}",
         file=sys.stderr,
     )
-    if frames and frames == errors:
+    if is_first and frames and frames == errors:
         raise DataError(f"{task.source}: no frame of {frames} could be read; {task.out}/parts says why, in 'error'")
 
 

@@ -24,6 +24,9 @@ from . import cli
 Lines = dict[str, str]
 
 
+BROKEN = "would not load"
+
+
 def describe(path: Path) -> Lines:
     """Return title -> what to say of an artifact.
 
@@ -116,7 +119,8 @@ def _fleet(folder: Path) -> Lines:
         lines[f"  {index} for"] = f"compute capability {', '.join(engine.compute_capabilities)}"
         lines[f"  {index} is"] = f"{engine.precision}, {height}x{width}, {FLAVOURS[engine.flavour]} {engine.version}"
         lines[f"  {index} engine, graph"] = f"SHA-256 {engine.engine_sha256[:16]}..., {engine.onnx_sha256[:16]}..."
-    return lines
+    broken = sum(bool(_damage(folder, engine)) for engine in engines)
+    return lines | ({BROKEN: f"{broken} of {counted(len(engines), 'engine')}"} if broken else {})
 
 
 def _damage(folder: Path, engine: ListedEngine) -> str:
@@ -176,6 +180,8 @@ def _inspect(args: argparse.Namespace) -> None:
         print(printable(str(path)))
         for title, text in lines.items():
             print(hanging(f"  {title:<19}", printable(text), columns))
+        if BROKEN in lines:
+            raise ArtifactError(f"{path}: {lines[BROKEN]} would not be loaded; build or copy them again")
 
 
 def make_parser() -> cli.Parser:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import contextlib
 import dataclasses
+import inspect
 import logging
 import os
 import re
@@ -240,7 +241,8 @@ def _run_alone(args: argparse.Namespace) -> None:
 
 def _explained() -> dict[str, str]:
     """Each field of the recipe -> its explanation in the docstring of `Recipe`."""
-    entries = re.findall(r"^ {8}(\w+): (.*(?:\n {12}.*)*)", Recipe.__doc__ or "", re.MULTILINE)
+    text = inspect.getdoc(Recipe) or ""  # since Python 3.13 __doc__ has no indentation, before it has
+    entries = re.findall(r"^ {4}(\w+): (.*(?:\n {8}.*)*)", text, re.MULTILINE)
     return {name: " ".join(text.split()).rstrip(".") for name, text in entries}
 
 

@@ -9,6 +9,7 @@ import signal
 import subprocess
 import sys
 import threading
+import warnings
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
@@ -16,7 +17,7 @@ from typing import Any
 
 from ..child import python_main
 from ..errors import BackendError, EnetError, InputError
-from .labeller import Labeller, Task, opens
+from .labeller import PartLabeller, Task, open_once
 from .output import Output
 
 # Ray reads them when it is imported. By default it reports its use to its maker, and prints what its own code logs
@@ -30,6 +31,8 @@ import ray.exceptions
 log = logging.getLogger(__name__)
 
 CONNECT_SECONDS = 20  # to wait for a cluster's answer
+OPEN_SECONDS = 300  # to wait until the cluster has a core free and has opened the network
+RETRIES = 20  # of a worker and of a part; Ray Data has no limit. A file that kills its worker takes three
 MAX_BLOCKS = 2000  # tasks of a run; each costs the driver some memory
 
 
@@ -91,8 +94,8 @@ def _require_answer(address: str) -> None:
         if subprocess.run(command, capture_output=True, timeout=CONNECT_SECONDS).returncode == 0:
             return
     raise BackendError(
-        f"no Ray cluster answers at {address} within {CONNECT_SECONDS} s; start one with ray start --head, or leave "
-        "--address out to use this machine's cores"
+        f"no Ray cluster answers at {address} within {CONNECT_SECONDS} s; start one with ray get-auth-token --generate "
+        "(its token, on all machines) and ray start --head, or leave --address out to use this machine's cores"
     )
 
 
@@ -110,15 +113,28 @@ def workers(task: Task, count: int | None) -> Workers:
 
 
 def probe(task: Task, each: Workers) -> dict[str, Any]:
-    """Open the runner on the cluster once. Raises what that raises, BackendError if the node lacks this package."""
+    """Open the runner on the cluster once.
+
+    Raises what that raises, BackendError if no core is free in time, ModuleNotFoundError if a node lacks this package.
+    """
+    opening = ray.remote(num_cpus=1, num_gpus=each.gpus)(open_once).remote(task)
     try:
-        found = ray.get(ray.remote(num_cpus=1, num_gpus=each.gpus)(opens).remote(task))
+        found = ray.get(opening, timeout=OPEN_SECONDS)
+    except ray.exceptions.GetTimeoutError:
+        raise BackendError(f"no worker opened the network within {OPEN_SECONDS} s; {_free(each)}; try later") from None
     except ray.exceptions.RayError as error:
         cause = getattr(error, "cause", None)
         if isinstance(cause, EnetError | ModuleNotFoundError):
             raise cause from None
         raise BackendError(f"the network cannot be opened on the cluster: {_reason(error)}") from None
     return dict(found)
+
+
+def _free(each: Workers) -> str:
+    """Say how many of the cluster's cores and GPUs other work leaves."""
+    free, there = ray.available_resources(), ray.cluster_resources()
+    kinds = ("CPU", "GPU") if each.gpus else ("CPU",)
+    return " and ".join(f"{free.get(kind, 0):g} of {there.get(kind, 0):g} {kind}s are free" for kind in kinds)
 
 
 def label_parts(task: Task, parts: Mapping[int, list[str]], each: Workers) -> Iterator[tuple[int, int]]:
@@ -150,18 +166,25 @@ def _dataset(task: Task, parts: Mapping[int, list[str]], each: Workers) -> Any:
     """The core: a row per part, and actors that each hold an open runner."""
     ray.data.DataContext.get_current().enable_progress_bars = False
     rows = [{"part": number, "names": json.dumps(names)} for number, names in parts.items()]
-    return ray.data.from_items(rows, override_num_blocks=min(len(rows), MAX_BLOCKS)).map_batches(
-        Labeller,
-        fn_constructor_args=(task,),
-        batch_size=1,
-        compute=ray.data.ActorPoolStrategy(size=min(each.count, len(rows))),
-        num_cpus=1,
-        num_gpus=each.gpus,
-    )
+    dataset = ray.data.from_items(rows, override_num_blocks=min(len(rows), MAX_BLOCKS))
+    with warnings.catch_warnings():  # Ray 2.60 warns of options for actors without a name of its own for them
+        warnings.filterwarnings("ignore", message="`ray_remote_args` is deprecated")
+        return dataset.map_batches(
+            PartLabeller,
+            fn_constructor_args=(task,),
+            batch_size=1,
+            compute=ray.data.ActorPoolStrategy(size=min(each.count, len(rows))),
+            num_cpus=1,
+            num_gpus=each.gpus,
+            max_restarts=RETRIES,
+            max_task_retries=RETRIES,
+        )
 
 
 def _reason(error: BaseException) -> str:
     """The last line of an error that says something: Ray's have a traceback in their text."""
-    cause = getattr(error, "cause", None) or error.__cause__ or error
-    lines = [line.strip() for line in str(cause).splitlines() if line.strip()]
-    return lines[-1] if lines else type(cause).__name__
+    texts = map(
+        str, filter(None, (getattr(error, "cause", None), error.__cause__, error))
+    )  # Ray Data's causes are empty
+    lines = next(([line.strip() for line in text.splitlines() if line.strip()] for text in texts if text.strip()), [])
+    return lines[-1] if lines else type(error).__name__

@@ -7,6 +7,7 @@ import json
 from collections import deque
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -18,29 +19,37 @@ import numpy as np
 import pyarrow
 import pyarrow.parquet
 
-from ..errors import ArtifactError, DataError, InputError
-from ..files import require_short_name
+from ..errors import ArtifactError, BackendError, DataError, EnetError, InputError, is_out_of_memory
+from ..files import digest, parse_json, require_short_name
 from ..images import UInt8Array, encode, image_of
 from ..media.frames import FrameSource
-from ..runners import Runner, artifact_files, open_runner
+from ..runners import Runner, open_runner
 from .output import Output, part_name
 from .sources import Source
 
+DEATHS = 2  # of workers on one file, then it is left out
 AHEAD = 8  # files that are fetched, or label maps that are written, beside the work: a bucket answers slowly
 Row = dict[str, Any]
+KILLS = f"{DEATHS} workers died on this file (a crash, or too little memory); expected a file that a worker can read"
 
 
 @dataclass(frozen=True)
 class Task:
-    """What is the same for all parts: where things are, and how `open_runner` is called."""
+    """What is the same for all parts: where things are, and how `open_runner` is called.
+
+    Attributes:
+        files: SHA-256 by name of those in OUT/network, the artifact first. An engine runs code, so that the driver's
+            own files count and not what lies in OUT.
+    """
 
     source: str
     out: str
     runner: dict[str, Any]
+    files: dict[str, str]
     topic: str | None = None
 
 
-class Labeller:
+class PartLabeller:
     """Opens the runner once. A call labels the files of one part and writes its rows.
 
     Attributes:
@@ -54,7 +63,9 @@ class Labeller:
         self._task, self._source, self._out = task, Source(task.source), Output(task.out)
         self.runner = self._opened()
         if self.runner.spec.batch not in (None, 1):
-            raise InputError(f"{self._out.artifact} takes {self.runner.spec.batch} frames per call, expected 1 or any")
+            raise InputError(
+                f"{next(iter(task.files))} takes {self.runner.spec.batch} frames per call, expected 1 or any"
+            )
         names = self.runner.spec.classes.names
         self._schema = pyarrow.schema(
             [
@@ -69,10 +80,18 @@ class Labeller:
     def _opened(self) -> Runner:
         """Open a local copy of the network: the output folder may be a bucket."""
         with TemporaryDirectory(prefix="enet-fleet-") as folder:
-            path = Path(folder) / self._out.artifact
-            for file in artifact_files(path):
-                file.write_bytes(self._out.fs.cat_file(self._out.path(f"network/{file.name}")))
-            return open_runner(path, **self._task.runner)
+            for name, expected in self._task.files.items():
+                path = self._out.path(f"network/{name}")
+                if Path(name).name != name:
+                    raise ArtifactError(f"{path}, expected the name of a file in that folder")
+                content = self._out.content(f"network/{name}")
+                if digest(content) != expected:
+                    raise ArtifactError(
+                        f"{path} has SHA-256 {digest(content)}, expected {expected}, as the file has that you gave; "
+                        "name another output folder"
+                    )
+                (Path(folder) / name).write_bytes(content)
+            return open_runner(Path(folder) / next(iter(self._task.files)), **self._task.runner)
 
     def __call__(self, batch: dict[str, Any]) -> dict[str, Any]:
         """Label parts. `batch` has their numbers as "part" and their files' names as JSON in "names".
@@ -85,7 +104,19 @@ class Labeller:
     def label_part(self, number: int, names: list[str]) -> tuple[int, int]:
         """Label the files and write the part, unless it is there: a task may come again. Returns both counts."""
         if self._out.exists(part_name(number)):
-            return 0, 0
+            written = io.BytesIO(self._out.content(part_name(number)))
+            errors = pyarrow.parquet.read_table(written, columns=["error"])["error"]
+            return len(errors), len(errors) - errors.null_count
+        with Tries(self._out, number) as tries:
+            rows = self._labelled_rows(names, tries)
+            content = io.BytesIO()
+            pyarrow.parquet.write_table(pyarrow.Table.from_pylist(rows, self._schema), content)
+            self._out.write(part_name(number), content.getvalue())  # last: what has rows has label maps
+        return len(rows), sum("error" in row for row in rows)
+
+    def _labelled_rows(self, names: list[str], tries: Tries) -> list[Row]:
+        """Return the rows of a part's files, when all their label maps are written."""
+        rows = [self._error_row(name, KILLS) for name in names if tries.killed(name)]
         with ThreadPoolExecutor(AHEAD) as pool, TemporaryDirectory(prefix="enet-fleet-") as folder:
             fetch = partial(self._read, folder=Path(folder))
             writing: deque[Future[None]] = deque()
@@ -95,13 +126,12 @@ class Labeller:
                 if len(writing) > AHEAD:
                     writing.popleft().result()
 
-            rows = [row for name, read in ahead(pool, fetch, names) for row in self._rows(name, read, write)]
+            for name, read in ahead(pool, fetch, [name for name in names if not tries.killed(name)]):
+                tries.begin(name)
+                rows += self._rows(name, read, write)
             for each in writing:
                 each.result()
-        content = io.BytesIO()
-        pyarrow.parquet.write_table(pyarrow.Table.from_pylist(rows, self._schema), content)
-        self._out.write(part_name(number), content.getvalue())  # last: what has rows has label maps
-        return len(rows), sum("error" in row for row in rows)
+        return rows
 
     def _read(self, name: str, folder: Path) -> bytes | Path:
         """Return the content of an image, or the path of a bag, which is fetched to `folder` if need be."""
@@ -113,20 +143,38 @@ class Labeller:
         target = self._source.label_name(name)
         for frame, image in self._images(name, target, read):
             path = target if frame is None else f"{target}/{frame}.png"
-            row: Row = {"file": name or self._source.url, "frame": frame}
             if isinstance(image, Exception):
-                yield {**row, "error": str(image)}
+                yield self._error_row(name, image)
                 continue
             pixels, note = image
-            found, labels = self._labelled(pixels)
-            write(path, encode(path, labels))
-            yield {**row, "labels": path, "height": len(labels), "width": labels.shape[1], "note": note, **found}
+            try:
+                found, labels = self._labelled(pixels)
+                content = encode(path, labels)
+            except Exception as error:
+                if not (isinstance(error, cv2.error | DataError | InputError) or is_out_of_memory(error)):
+                    raise  # such as a lost GPU, which would make an error of each file
+                yield {**self._error_row(name, error), "frame": frame}
+                continue
+            write(path, content)
+            size: Row = {"height": len(labels), "width": labels.shape[1]}
+            notes = "; ".join(filter(None, [note, found.pop("note")])) or None
+            yield {"file": name or self._source.url, "frame": frame, "labels": path, **size, **found, "note": notes}
+
+    def _error_row(self, name: str, error: Exception | str) -> Row:
+        """Return the row of a file without labels. Parquet takes UTF-8 alone, other bytes of a name are escaped."""
+        text = str(error) if isinstance(error, EnetError | str) else f"{type(error).__name__}: {error}"
+        row = {"file": name or self._source.url, "error": text}
+        return {key: value.encode(errors="backslashreplace").decode() for key, value in row.items()}
 
     def _images(
         self, name: str, target: str, read: Callable[[], bytes | Path]
     ) -> Iterator[tuple[str | None, tuple[UInt8Array, str | None] | Exception]]:
-        """Yield the name of each frame, None for an image file, and its pixels with a note, or the error."""
+        """Yield the name of each frame, None for an image file, and its pixels with a note, or the error.
+
+        Raises BackendError and ImportError, which are about the machine and not about the file.
+        """
         try:
+            _require_utf8(target)
             for part in Path(target).parts:
                 require_short_name(Path(part))
             content = read()
@@ -135,11 +183,11 @@ class Labeller:
             else:
                 loaded = image_of(Path(name or self._source.url), content)
                 others = loaded.header.pictures - 1
-                yield (
-                    None,
-                    (loaded.image, loaded.note or (f"{others} more pictures are not read" if others > 0 else None)),
-                )
-        except (ArtifactError, DataError, InputError) as error:
+                notes = [loaded.note, f"{others} more pictures are not read" if others > 0 else ""]
+                yield None, (loaded.image, "; ".join(filter(None, notes)))
+        except (BackendError, ImportError):
+            raise
+        except Exception as error:  # noqa: BLE001  decoders and buckets raise errors of their own
             yield None, error
 
     def _bag_frames(self, path: Path) -> Iterator[tuple[str | None, tuple[UInt8Array, str | None] | Exception]]:
@@ -163,7 +211,54 @@ class Labeller:
         counts = np.bincount(labels.ravel(), minlength=256)[: len(spec.classes)] / labels.size
         row: Row = {"shares": dict(zip(spec.classes.names, counts.tolist(), strict=True)), "confidence": confidence}
         flaw = spec.calibrated_on.flaw(image, spec.size) if spec.calibrated_on is not None else ""
-        return row | ({"note": f"unlike what int8 was calibrated on: {flaw}"} if flaw else {}), labels
+        return row | {"note": f"unlike what int8 was calibrated on: {flaw}" if flaw else ""}, labels
+
+
+class Tries:
+    """On which files of a part workers have died, as a context around a try.
+
+    The first try notes no files, as a note for each takes time.
+
+    Args:
+        out: has the notes, for the worker that tries next.
+        number: of the part.
+    """
+
+    def __init__(self, out: Output, number: int) -> None:
+        self._out, self._path = out, f"tries/{number:06}"
+        self._is_first = not out.exists(self._path)
+        self._deaths: list[str] = [] if self._is_first else parse_json(out.text(self._path))
+
+    def __enter__(self) -> Tries:
+        if self._is_first:
+            self._note([])
+        return self
+
+    def __exit__(self, kind: object, *_: object) -> None:
+        if kind is None:
+            self._out.remove(self._path)
+        else:  # nobody died
+            with suppress(ArtifactError):
+                self._note(self._deaths)
+
+    def _note(self, names: list[str]) -> None:
+        self._out.write(self._path, json.dumps(names).encode())
+
+    def killed(self, name: str) -> bool:
+        """Whether so many workers died on a file that nobody should try it again."""
+        return self._deaths.count(name) >= DEATHS
+
+    def begin(self, name: str) -> None:
+        """Note that the next thing is this file, if the part is tried again."""
+        if not self._is_first:
+            self._note([*self._deaths, name])
+
+
+def _require_utf8(name: str) -> None:
+    try:
+        name.encode()
+    except UnicodeEncodeError:
+        raise DataError(f"{name} is not UTF-8, and Parquet takes no other names; rename the file") from None
 
 
 def ahead(
@@ -180,7 +275,7 @@ def ahead(
         yield first, future.result
 
 
-def opens(task: Task) -> dict[str, str]:
+def open_once(task: Task) -> dict[str, str]:
     """Open the runner, so that what it raises is known before the work begins. Returns facts to show."""
-    spec = Labeller(task).runner.spec
+    spec = PartLabeller(task).runner.spec
     return {"backend": spec.backend, "precision": spec.precision}

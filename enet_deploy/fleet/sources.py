@@ -122,10 +122,10 @@ class Source:
     def label_name(self, name: str) -> str:
         """Return where the label map of an image goes, below the output folder: labels/NAME.png.
 
-        A bag has a folder of that name, without .png.
+        A bag has a folder of that name, without .png. The scheme of a URL becomes a folder: labels/s3/BUCKET/NAME.png.
         """
         name = name or posixpath.basename(self.url.rstrip("/"))
-        inside = posixpath.normpath("/" + re.sub(r"\w+://", "", name)).lstrip("/")  # never above the folder
+        inside = posixpath.normpath("/" + re.sub(r"([\w.+-]+)://", r"\1/", name)).lstrip("/")  # never above the folder
         return f"labels/{inside}" + ".png" * (not self.is_bag(name))
 
 

@@ -9,7 +9,7 @@ from rosbags.typesys import get_types_from_msg
 
 from ..errors import DataError
 from ..images import UInt8Array
-from .video import matrix_for, pixels_of
+from .video import matrix_for, pixels_of, pyav
 
 FOXGLOVE = "foxglove_msgs/msg/CompressedVideo"
 FFMPEG = "ffmpeg_image_transport_msgs/msg/FFMPEGPacket"
@@ -42,8 +42,7 @@ class PacketDecoder:
 
         Raises DataError if the message cannot be decoded, as before the first key frame.
         """
-        import av
-
+        av = pyav()
         if self._codec is None:
             self._codec = self._open(message.format if hasattr(message, "format") else message.encoding)
         packet = av.Packet(bytes(message.data))
@@ -57,8 +56,7 @@ class PacketDecoder:
         return [] if self._codec is None else self._frames(None)
 
     def _open(self, format_: str) -> Any:
-        import av
-
+        av = pyav()
         name = format_.partition(";")[0].lower()
         decoders = [decoder for part, decoder in _DECODERS.items() if part in name]
         if not decoders:

@@ -81,8 +81,8 @@ class Bag(FrameSource):
 
     def __init__(self, path: Path, topic: str | None) -> None:
         super().__init__(str(path))
-        if not path.exists():
-            raise DataError(f"{path} does not exist; expected a ROS bag")
+        if not (path.is_file() or path.is_dir()):  # a pipe would be read without end
+            raise DataError(f"{path} {'is a device' if path.exists() else 'does not exist'}; expected a ROS bag")
         self._stack = ExitStack()
         try:
             folder = self._stack.enter_context(TemporaryDirectory(prefix="enet-bag-"))

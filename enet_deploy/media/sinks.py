@@ -25,7 +25,7 @@ from ..errors import BackendError, DataError
 from ..files import atomic_write
 from ..images import UInt8Array, encode
 from .frames import FrameSource, LabelledFrame, Stop
-from .video import BT709
+from .video import BT709, pyav
 
 log = logging.getLogger(__name__)
 
@@ -60,8 +60,7 @@ def video_file(path: Path, render: Renderer, source: FrameSource, every: int = 1
 
     Raises ArtifactError if it cannot be written.
     """
-    import av
-
+    av = pyav()
     with atomic_write(path) as temporary:
         try:
             container = av.open(str(temporary), "w")

@@ -12,16 +12,33 @@ from typing import Any
 import numpy as np
 
 from ..console import warn_once
-from ..errors import DataError
+from ..errors import DataError, InputError
 from ..images import UInt8Array, eight_bits
 from .frames import TIMEOUT_MS, URL_FORMATS, Clock, Frame, Frames, FrameSource
 
 log = logging.getLogger(__name__)
 
 BT709, UNSPECIFIED = 1, 2  # colour matrices, in FFmpeg's numbers
+MIN_PYAV = 17  # as in setup.cfg
 TS_TICKS = 1 << 33  # after which the clock of an MPEG transport stream begins again
 NO_TIMES = 0x80  # FFmpeg's flag of bare streams, whose frames have no times
 SD_HEIGHT, HD_WIDTH = 576, 1280  # without a declared matrix, a picture higher or as wide is taken for BT.709, as by mpv
+
+
+def pyav() -> Any:
+    """Import PyAV. Raises InputError if it is older than 17: then it decodes BT.709 as BT.601, and full range wrong."""
+    import av
+
+    if _major(av) < MIN_PYAV:
+        raise InputError(
+            f"PyAV {av.__version__} changes the colours of videos, expected version {MIN_PYAV} or later; "
+            f"pip install 'av>={MIN_PYAV}'"
+        )
+    return av
+
+
+def _major(av: Any) -> int:
+    return int(av.__version__.split(".")[0])
 
 
 class VideoFile(FrameSource):
@@ -35,11 +52,12 @@ class VideoFile(FrameSource):
     """
 
     def __init__(self, path: Path | str) -> None:
-        import av
-
+        av = pyav()
         super().__init__(str(path))
         is_url = not isinstance(path, Path)
         address = self.name if is_url else f"file:{self.name}"  # a name with a colon would be read as a protocol
+        # titles and brands need not be UTF-8; since PyAV 19 that is no error
+        errors = {"metadata_errors": "backslashreplace"} if _major(av) < 19 else {}
         options = {"correct_ts_overflow": "0"}  # else a clock that begins again jumps by 26 hours; see `_unwrapped`
         try:
             options |= {"format_whitelist": URL_FORMATS} if is_url else {}
@@ -47,7 +65,7 @@ class VideoFile(FrameSource):
                 address,
                 timeout=TIMEOUT_MS / 1000 if is_url else None,
                 options=options,
-                metadata_errors="backslashreplace",  # titles and brands need not be UTF-8
+                **errors,
             )
         except av.error.FFmpegError as error:
             raise DataError(f"{path} is neither an image nor a video that can be read: {error.strerror}") from None

@@ -111,7 +111,7 @@ def open_runner(
         BackendError: the backend's package, the device or the precision is not available.
         ArtifactError: the file is missing, damaged or foreign.
     """
-    if is_folder(artifact) and backend in (None, "trt"):
+    if _is_engines(artifact) and backend in (None, "trt"):
         artifact = _engine_of_folder(Path(artifact), device)
     chosen = backend_for(artifact, device, precision) if backend is None else backend
     if chosen not in _REGISTRY:
@@ -140,6 +140,11 @@ def open_runner(
     if backend is None:
         _say_choice(runner)
     return runner
+
+
+def _is_engines(artifact: str | Path) -> bool:
+    """Whether an artifact is a folder of engines. A folder may have the name of bundled weights, and is not meant."""
+    return str(artifact) not in NAMES and is_folder(artifact)
 
 
 def _engine_of_folder(folder: Path, device: str | None) -> Path:
@@ -189,7 +194,7 @@ def artifact_files(artifact: str | Path) -> list[Path]:
     Raises InputError if no backend runs files of this suffix, ArtifactError if a folder holds no fleet of engines.
     """
     backends_for(artifact)
-    if is_folder(artifact):
+    if _is_engines(artifact):
         from .tensorrt.manifest import manifest_path, read_manifest
 
         engines = [Path(artifact) / engine.file for engine in read_manifest(artifact)]
@@ -207,7 +212,7 @@ def backends_for(artifact: str | Path, precision: str | None = None) -> tuple[st
     if str(artifact) in NAMES:
         of_weights = () if precision else backends_for(weights_file(artifact))
         return (*backends_for(graph_file(artifact), precision), *of_weights)
-    suffix = ".engine" if is_folder(artifact) else Path(artifact).suffix  # a fleet of engines
+    suffix = ".engine" if _is_engines(artifact) else Path(artifact).suffix  # a fleet of engines
     backends = _with_suffix(suffix)
     if not backends:
         expected = ", ".join(f"{suffix} ({', '.join(_with_suffix(suffix))})" for suffix in SUFFIXES)
@@ -247,12 +252,13 @@ def installed_backends(artifact: str | Path, device: str | None = None) -> list[
 
 def _precision_of(artifact: Path) -> str:
     """Return the precision of a graph; "fp32" for other files, and if a graph does not say, as opening it tells why."""
+    from ..artifacts import read_artifact
     from .onnx_file import read_metadata
 
     if artifact.suffix != ".onnx":
         return "fp32"
-    with suppress(OSError, EnetError):
-        return read_metadata(artifact.read_bytes(), artifact).precision
+    with suppress(EnetError):
+        return read_metadata(read_artifact(artifact), artifact).precision
     return "fp32"
 
 

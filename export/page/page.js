@@ -19,6 +19,7 @@ let asked = 0, turn = 0;
 let result, name; // of the picture on the screen
 let file; // the last one that was opened
 let camera; // a MediaStream while the camera is on
+let request = 0; // of the camera: while the browser asks for permission, another picture may be chosen
 let times = [];
 
 // --- the worker
@@ -181,19 +182,22 @@ async function useCamera() {
   if (!navigator.mediaDevices) {
     return complain("This browser gives this page no camera; expected https, localhost or a file in Chrome or Firefox");
   }
+  const mine = ++request;
   let stream;
   try {
     stream = await navigator.mediaDevices.getUserMedia({ video: { facingMode: "environment" } });
   } catch (error) {
     return complain(`No camera (${error.name}); allow it for this page, or choose a picture`);
   }
+  if (mine !== request) return end(stream);
   camera = stream;
   element("camera").textContent = "Stop the camera";
   const video = document.createElement("video");
   video.muted = video.playsInline = true;
   video.srcObject = stream;
   stream.getVideoTracks()[0].onended = () => {
-    if (camera === stream) complain("The camera has ended; it was unplugged, or another program took it");
+    if (camera !== stream) return;
+    complain("The camera has ended; it was unplugged, or another program took it");
     stopCamera();
   };
   await video.play();
@@ -203,8 +207,11 @@ async function useCamera() {
   }
 }
 
+const end = (stream) => stream.getTracks().forEach((track) => track.stop());
+
 function stopCamera() {
-  camera?.getTracks().forEach((track) => track.stop());
+  request++;
+  if (camera) end(camera);
   camera = undefined;
   element("camera").textContent = "Use the camera";
 }
@@ -249,7 +256,7 @@ async function main() {
   const missing = lacking();
   if (missing) {
     for (const control of document.querySelectorAll("input, button, select")) control.disabled = true;
-    return complain(`This browser lacks ${missing}; expected Chrome 94, Firefox 114, Safari 16.4 or later`);
+    return complain(`This browser lacks ${missing}; expected Chrome 97, Firefox 114, Safari 16.4 or later`);
   }
   element("file").onchange = guarded(({ target }) => open(target.files[0]));
   element("camera").onclick = guarded(() => (camera ? stopCamera() : useCamera()));

@@ -28,7 +28,7 @@ from helpers import SIZE
 
 from enet_deploy import CAMVID, Runner, Spec, open_runner
 from enet_deploy.artifacts import graph_metadata, save_graph, set_graph_metadata
-from enet_deploy.benchmarks import cli
+from enet_deploy.benchmarks import bench, cli
 from enet_deploy.benchmarks.measure import timing
 from enet_deploy.benchmarks.measure.feeds import STAGES, VIDEO_STAGES, StillsFeed, VideoFeed
 from enet_deploy.benchmarks.measure.machine import watched
@@ -507,12 +507,12 @@ def test_the_winner_of_an_export_can_be_made_and_opened_as_printed(
         assert runner.artifact.name == "mine-fp32.onnx" and runner.spec.size == (48, 64)
 
 
-@pytest.mark.parametrize("form", sorted(set(cli.PRECISIONS) - set(cli._GRAPHS)))
+@pytest.mark.parametrize("form", sorted(set(bench.PRECISIONS) - set(bench.GRAPHS)))
 def test_export_that_is_advised_makes_the_graph_that_was_measured(form: str, weights: Path, tmp_path: Path) -> None:
     given = ["--weights", str(tmp_path / "it's mine.safetensors"), "--calibration", "record.json", "--data", "D"]
     args = cli.make_parser().parse_args([*given, "--split", "test"])
     options = BenchOptions(**{each.name: getattr(args, each.name) for each in dataclasses.fields(BenchOptions)})
-    again = export_cli.make_parser().parse_args(cli._export_options(options, form, ((48, 64), 2)))
+    again = export_cli.make_parser().parse_args(bench.export_options(options, form, ((48, 64), 2)))
     assert (again.weights, again.name) == (options.weights, "it's mine")
     assert (again.size, again.batch, again.data, again.split) == ((48, 64), 2, "D", "test")
     assert export_cli.suffix(again) == form and again.calibration == (Path("record.json") if "int8" in form else None)
@@ -587,7 +587,7 @@ def strangers(exported: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
             ["--backend", "torch", "--precision", "int8"],
             "--precision is for graphs, expected a --backend of ort, openvino, opencv",
         ),
-        (["{tmp}", "--backend", "ort"], "has the suffix ''"),
+        (["{tmp}", "--backend", "ort"], "holds no fleet.json"),
         (["{exported}", "--require", "miou_drop<=0.3"], "--require miou_drop<=0.3 needs the truth; give --data"),
         (
             ["{strangers}/foreign.onnx", "--require", "agreement>=0.9"],

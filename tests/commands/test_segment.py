@@ -70,6 +70,15 @@ def test_colours_of_a_video_are_those_of_its_matrix(here: Path, exported: Path) 
         frame = next(container.decode(video=0))
         assert (frame.colorspace, frame.color_range) == (1, 1)
         assert apart(frame.to_ndarray(format="bgr24", src_colorspace=1), paint) < 6  # another matrix: 15
+    assert apart(read(here / "out.mp4")[0].image, paint) < 6
+    with av.open("full.mkv", "w") as container:
+        stream = container.add_stream("ffv1", rate=25)
+        stream.height, stream.width, stream.pix_fmt = 720, 64, "yuv420p"
+        stream.codec_context.colorspace, stream.codec_context.color_range = 1, 2  # full
+        frame = av.VideoFrame.from_ndarray(paint, format="bgr24")
+        container.mux(stream.encode(frame.reformat(format="yuv420p", dst_colorspace=1, dst_color_range=2)))
+        container.mux(stream.encode(None))
+    assert apart(read(here / "full.mkv")[0].image, paint) < 3  # taken for limited range: 12
 
 
 def test_shape_of_pixels_is_kept_and_a_cover_is_no_film(here: Path, exported: Path) -> None:

@@ -76,7 +76,7 @@ BAD_DAYS: dict[str, tuple[Callable[[Path], object], str]] = {
         lambda r: (r / "train" / "scene0000.png").write_bytes(
             cv2.imencode(".jpg", cv2.imread(str(r / "train" / "scene0000.png")))[1].tobytes()[:3000] + b"\xff\xd9"
         ),
-        "is damaged: its data ends .* train/scene0000.png",
+        "cannot be decoded whole: .* train/scene0000.png",
     ),
     "cut": (lambda r: os.truncate(r / "train" / "scene0000.png", 999), "cannot be decoded .* train/scene0000.png"),
     "terminal escapes": (lambda r: (r / "train" / "\x1b[2J.png").touch(), r"'train/\x1b[2J.png'"),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import unicodedata
 import zlib
 from collections.abc import Callable
@@ -210,6 +211,13 @@ def test_without_ignore_id_every_pixel_needs_a_class(root: Path) -> None:
 def test_bad_class_lists_are_refused(root: Path, value: Any, message: str) -> None:
     (root / "classes.json").write_text(value if isinstance(value, str) else json.dumps(value))
     with pytest.raises(DataError, match=rf"classes\.json(:| cannot be read:) .*{message}"):
+        open_data(root, "train")
+
+
+def test_pipe_in_place_of_a_class_list_is_refused_at_once(root: Path) -> None:
+    (root / "classes.json").unlink(missing_ok=True)
+    os.mkfifo(root / "classes.json")
+    with pytest.raises(DataError, match=r"classes\.json: a folder or a device"):
         open_data(root, "train")
 
 

@@ -291,6 +291,18 @@ def test_browsers_that_cannot_run_it_say_what_they_lack(
 
 
 @pytest.mark.slow
+def test_camera_that_is_allowed_after_another_choice_is_ended(browser: Any, plain_page: Path, tmp_path: Path) -> None:
+    page = opened(browser, plain_page.as_uri())
+    pending = "() => new Promise((give) => { window.give = give; })"
+    page.evaluate(f"() => {{ navigator.mediaDevices.getUserMedia = {pending}; }}")
+    page.click("#camera")
+    labelled(page, SAMPLE, tmp_path)
+    page.evaluate("give({ getTracks: () => [{ stop: () => { window.stopped = true; } }] })")
+    assert page.evaluate("new Promise((done) => setTimeout(() => done(window.stopped === true), 100))")
+    assert page.inner_text("#camera") == "Use the camera" and page.inner_text("#problem") == ""
+
+
+@pytest.mark.slow
 def test_without_a_camera_there_is_one_line(browser: Any, plain_page: Path) -> None:
     page = browser.new_page()
     page.add_init_script(

@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Iterator
+from contextlib import nullcontext
+from dataclasses import replace
 from fractions import Fraction
 from pathlib import Path
 from typing import Any
@@ -22,9 +25,9 @@ pytest.importorskip("fsspec", reason="fsspec is not installed; pip install 'enet
 import fsspec
 from pyarrow import parquet
 
-from enet_deploy.fleet import output, sources
-from enet_deploy.fleet.labeller import Labeller, Task
-from enet_deploy.fleet.output import Output, identity
+from enet_deploy.fleet import labeller, output, sources
+from enet_deploy.fleet.labeller import PartLabeller, Task, Tries
+from enet_deploy.fleet.output import Output, identity, part_name
 from enet_deploy.fleet.sources import Source
 
 ASKED = {"backend": "ort", "device": None, "precision": None, "fit": None, "threads": 1}
@@ -44,11 +47,11 @@ def bucket() -> Iterator[str]:
     fsspec.filesystem("memory").rm("/bucket", recursive=True)
 
 
-def begun(source: Source, out: str, graph: Path, topic: str | None = None) -> tuple[Output, Labeller]:
+def begun(source: Source, out: str, graph: Path, topic: str | None = None) -> tuple[Output, PartLabeller]:
     """A run with its first facts written, and an actor for it."""
     folder = Output(out)
     folder.begin(identity(graph, None, None, topic), source, graph)
-    return folder, Labeller(Task(source.url, out, ASKED, topic))
+    return folder, PartLabeller(Task(source.url, out, ASKED, output.hashes(graph), topic))
 
 
 def rows_of(out: Output) -> list[dict[str, Any]]:
@@ -127,6 +130,159 @@ def test_bag_with_another_topic_is_a_row_with_an_error(tmp_path: Path, graph: Pa
     assert "/other" in rows_of(out)[0]["error"]
 
 
+def test_unfinished_part_of_a_killed_worker_is_not_written(tmp_path: Path) -> None:
+    out = Output(f"{tmp_path}")
+    out.write("parts/000004.parquet", b"whole")
+    out.write("parts/.enet-x/000005.parquet", b"half")
+    assert out.written() == {4}
+
+
+def test_file_on_which_two_workers_died_is_a_row_with_an_error(tmp_path: Path, graph: Path) -> None:
+    for index in range(3):
+        folder = save(tmp_path / "in" / f"{index}.png", SCENES[index]).parent
+    source = Source(f"{folder}")
+    out, actor = begun(source, f"{tmp_path / 'out'}", graph)
+    for _ in range(3):  # the first notes no file
+        tries = Tries(out, 0).__enter__()
+        assert not tries.killed("1.png")
+        tries.begin("1.png")
+    assert actor.label_part(0, source.names()) == (3, 1)
+    errors = {row["file"]: row["error"] for row in rows_of(out)}
+    assert errors["0.png"] is None and errors["2.png"] is None and "2 workers" in errors["1.png"]
+    assert not out.exists("tries/000000")
+
+
+def test_error_is_no_death(tmp_path: Path) -> None:
+    for _ in range(4):
+        with pytest.raises(OSError), Tries(Output(f"{tmp_path}"), 0) as tries:
+            tries.begin("1.png")
+            raise OSError
+    assert not Tries(Output(f"{tmp_path}"), 0).killed("1.png")
+
+
+def test_network_of_the_folder_is_opened_only_if_it_is_the_drivers(
+    tmp_path: Path, graph: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    source = Source(f"{tmp_path}")
+    out, actor = begun(source, f"{tmp_path / 'out'}", graph)
+    task = actor._task
+    monkeypatch.setattr(labeller, "open_runner", pytest.fail)
+    out.write("network/enet-fp32.onnx", b"another")
+    with pytest.raises(ArtifactError, match=task.files["enet-fp32.onnx"]):
+        PartLabeller(task)
+    out.write("enet.engine", b"code")
+    with pytest.raises(ArtifactError, match=r"\.\./enet\.engine"):
+        PartLabeller(replace(task, files={"../enet.engine": output.digest(b"code")}))
+
+
+@pytest.mark.parametrize("error", [MemoryError("no room"), cv2.error("no room"), RuntimeError("no room")])
+def test_any_error_of_a_file_is_its_row(
+    tmp_path: Path, graph: Path, monkeypatch: pytest.MonkeyPatch, error: Exception
+) -> None:
+    for index in range(2):
+        folder = save(tmp_path / "in" / f"{index}.png", SCENES[index]).parent
+    source = Source(f"{folder}")
+    out, actor = begun(source, f"{tmp_path / 'out'}", graph)
+    decode = labeller.image_of
+
+    def fails(path: Path, content: bytes) -> Any:
+        if path.name == "0.png":
+            raise error
+        return decode(path, content)
+
+    monkeypatch.setattr(labeller, "image_of", fails)
+    assert actor.label_part(0, source.names()) == (2, 1)
+    assert "no room" in rows_of(out)[0]["error"]
+
+
+def test_too_little_memory_to_label_is_a_row_and_a_lost_device_is_not(
+    tmp_path: Path, graph: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    source = Source(f"{save(tmp_path / 'in' / '0.png', SCENES[0]).parent}")
+    out, actor = begun(source, f"{tmp_path / 'out'}", graph)
+
+    def fails(image: Any) -> Any:
+        raise RuntimeError(reasons.pop(0))
+
+    reasons = ["device lost", "bad_alloc"]
+    monkeypatch.setattr(actor, "_labelled", fails)
+    with pytest.raises(RuntimeError, match="device lost"):
+        actor.label_part(0, source.names())
+    assert actor.label_part(0, source.names()) == (1, 1)
+    assert "bad_alloc" in rows_of(out)[0]["error"]
+
+
+def test_name_that_is_not_utf8(tmp_path: Path, graph: Path) -> None:
+    picture = save(tmp_path / "in" / "0.png", SCENES[0])
+    try:
+        picture.rename(picture.parent / os.fsdecode(b"\xff.png"))
+    except OSError:
+        pytest.skip("this file system takes UTF-8 alone")
+    source = Source(f"{picture.parent}")
+    out, actor = begun(source, f"{tmp_path / 'out'}", graph)
+    assert actor.label_part(0, out.plan(source, source.names())[0]) == (1, 1)
+    row = rows_of(out)[0]
+    assert row["file"] == r"\udcff.png" and "UTF-8" in row["error"]
+
+
+def test_error_of_writing_fails_the_part(tmp_path: Path, graph: Path) -> None:
+    source = Source(f"{save(tmp_path / 'in' / '0.png', SCENES[0]).parent}")
+    out, actor = begun(source, f"{tmp_path / 'out'}", graph)
+    Path(out.path("labels")).write_text("a file in the way")
+    with pytest.raises(ArtifactError, match="labels"):
+        actor.label_part(0, source.names())
+    assert out.written() == set()
+
+
+def test_notes_are_joined(tmp_path: Path, graph: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    source = Source(f"{save(tmp_path / 'in' / '0.png', SCENES[0]).parent}")
+    out, actor = begun(source, f"{tmp_path / 'out'}", graph)
+    decode, label = labeller.image_of, actor._labelled
+
+    def noted(image: Any) -> Any:
+        row, labels = label(image)
+        return row | {"note": "unlike"}, labels
+
+    monkeypatch.setattr(labeller, "image_of", lambda path, content: decode(path, content)._replace(note="guessed"))
+    monkeypatch.setattr(actor, "_labelled", noted)
+    actor.label_part(0, source.names())
+    assert rows_of(out)[0]["note"] == "guessed; unlike"
+
+
+def test_errors_of_a_bucket(bucket: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    class ClientError(Exception):
+        """As botocore's and aiohttp's, which are no OSError."""
+
+    def refuses(*_: Any, **__: Any) -> Any:
+        raise ClientError("AccessDenied")
+
+    out = Output(f"{bucket}/out")
+    out.write("run.json", b"{}")
+    for name in ("exists", "cat_file", "pipe_file", "find", "rm"):
+        monkeypatch.setattr(type(out.fs), name, refuses)
+    for call in (
+        lambda: out.exists("run.json"),
+        lambda: out.text("run.json"),
+        lambda: out.write("run.json", b""),
+        lambda: out.remove("run.json"),
+        out.written,
+    ):
+        with pytest.raises(ArtifactError, match="AccessDenied"):
+            call()
+    monkeypatch.undo()
+    with pytest.raises(ArtifactError, match=r"gone\.json"):
+        out.text("gone.json")
+
+
+def test_names_with_one_label_map_are_refused(tmp_path: Path) -> None:
+    out, source = Output(f"{tmp_path / 'out'}"), Source("files.txt")
+    names = ["/d/a.png", "gs://d/a.png", "s3://d/a.png"]
+    assert out.plan(source, names) == {0: names}
+    with pytest.raises(DataError, match=r"/d/a\.png and /x/\.\./d/a\.png"):
+        out.plan(source, ["/x/../d/a.png"])
+    assert out.plan(source, []) == {0: names}
+
+
 def test_plan_grows_and_keeps_its_parts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(output, "PART_SIZE", 2)
     source, out = Source(f"{tmp_path}"), Output(f"{tmp_path / 'out'}")
@@ -142,8 +298,9 @@ def test_task_that_comes_again_writes_nothing(tmp_path: Path, graph: Path) -> No
     assert out.written() == set()
     assert actor.label_part(7, source.names()) == (1, 0)
     assert out.written() == {7}
+    assert not out.exists("tries/000007")
     Path(out.path("labels/0.png.png")).unlink()
-    assert actor.label_part(7, source.names()) == (0, 0)
+    assert actor.label_part(7, source.names()) == (1, 0)
     assert not out.exists("labels/0.png.png")
 
 
@@ -153,6 +310,7 @@ def test_task_that_comes_again_writes_nothing(tmp_path: Path, graph: Path) -> No
         ("a/b.png", "labels/a/b.png.png"),
         ("../../etc/b.png", "labels/etc/b.png.png"),
         ("s3://bucket/../../b.jpg", "labels/b.jpg.png"),
+        ("s3://bucket/a/b.jpg", "labels/s3/bucket/a/b.jpg.png"),
         ("/data/drive.mcap", "labels/data/drive.mcap"),
     ],
 )
@@ -163,13 +321,22 @@ def test_label_maps_stay_in_the_folder(name: str, expected: str) -> None:
 def test_folder_of_another_network_or_source_is_refused(tmp_path: Path, graph: Path) -> None:
     source, out = Source(f"{tmp_path}"), Output(f"{tmp_path / 'out'}")
     network = identity(graph, None, None, None)
-    out.begin(network, source, graph)
+    out.begin(network | {"precision": "bf16"}, source, graph)
+    out.begin(network, source, graph)  # in place of a run that wrote nothing
+    out.write(part_name(0), b"")
     out.begin(network, source, graph)
     before = out.text("run.json")
     with pytest.raises(InputError, match="weights_sha256.*" + network["weights_sha256"]):
         out.begin(network | {"weights_sha256": "0" * 64}, source, graph)
     with pytest.raises(InputError, match="precision 'fp32'"):
         out.begin(network | {"precision": "bf16"}, source, graph)
+    other = write_graph(tmp_path / "enet-other.onnx")  # the same weights in another graph
+    with pytest.raises(InputError, match=r"enet-fp32\.onnx.*enet-other\.onnx"):
+        out.begin(identity(other, None, None, None) | {"weights_sha256": network["weights_sha256"]}, source, other)
+    other = other.rename(tmp_path / graph.name)
+    found = identity(other, None, None, None) | {"weights_sha256": network["weights_sha256"]}
+    with pytest.raises(InputError, match=f"{network['artifact_sha256']}.*{found['artifact_sha256']}"):
+        out.begin(found, source, other)
     with pytest.raises(InputError, match=r"source.*elsewhere"):
         out.begin(network, Source("elsewhere"), graph)
     assert out.text("run.json") == before
@@ -206,3 +373,34 @@ def test_output_among_the_images_is_refused(
     assert fleet.main([f"{graph}", f"{folder}", f"{tmp_path / out}"]) == 2
     assert f"{tmp_path / out}" in one_line(capsys)
     assert [path.name for path in folder.iterdir()] == ["0.png"]
+
+
+@pytest.mark.parametrize(
+    "source, out, is_apart",
+    [
+        ("/bucket", "memory://bucket/out", True),
+        ("memory://bucket/in", "memory://bucket/in2", True),
+        ("memory://bucket/in/", "memory://bucket/in/out", False),
+        ("memory://bucket", "memory://bucket", False),
+        ("file://{}/in", "{}/in/out", False),
+        ("file://{}/in", "file://{}/link/out", False),
+        ("file://{}/in", "{}/out", True),
+    ],
+)
+def test_folders_are_compared_on_their_file_system(tmp_path: Path, source: str, out: str, is_apart: bool) -> None:
+    (tmp_path / "in").mkdir()
+    (tmp_path / "link").symlink_to(tmp_path / "in")
+    pair = Source(source.format(tmp_path)), Output(out.format(tmp_path))
+    with nullcontext() if is_apart else pytest.raises(InputError, match=pair[1].root):
+        fleet._require_apart(*pair)
+
+
+def test_folder_of_engines_and_another_gpu_are_refused(
+    tmp_path: Path, graph: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    pytest.importorskip("ray", reason="ray is not installed; pip install 'enet-deploy[ray]'")
+    words = [f"{tmp_path}", f"{tmp_path / 'out'}"]
+    assert fleet.main([f"{graph.parent}", *words]) == 2
+    assert f"{graph.parent}" in one_line(capsys)
+    assert fleet.main([f"{graph}", *words, "--device", "cuda:1"]) == 2
+    assert "cuda:1" in one_line(capsys)

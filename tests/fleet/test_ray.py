@@ -51,8 +51,8 @@ def graph(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return write_graph(tmp_path_factory.mktemp("graph") / "enet-fp32.onnx")
 
 
-def start(*words: str | Path) -> subprocess.Popen[str]:
-    return subprocess.Popen([*COMMAND, *map(str, words)], stderr=subprocess.PIPE, text=True)
+def start(*words: str | Path, command: list[str] = COMMAND) -> subprocess.Popen[str]:
+    return subprocess.Popen([*command, *map(str, words)], stderr=subprocess.PIPE, text=True)
 
 
 def until(condition: Callable[[], Any]) -> Any:
@@ -100,7 +100,7 @@ def actors(driver: subprocess.Popen[str]) -> list[Any]:
     found = []
     for process in psutil.Process(driver.pid).children(recursive=True):
         try:
-            if "Labeller" in " ".join(process.cmdline()):
+            if "PartLabeller" in " ".join(process.cmdline()):
                 found.append(process)
         except psutil.Error:
             continue
@@ -153,9 +153,58 @@ def test_removed_node(images: Path, graph: Path, tmp_path: Path) -> None:
     check(out, graph)
 
 
-def refused(*words: str | Path) -> str:
+# `enet-fleet` with a class of __main__, which Ray sends to its workers whole
+CRASHING = """
+import os
+from enet_deploy.commands import fleet
+from enet_deploy.fleet import cluster, labeller
+
+class Crashing(labeller.PartLabeller):
+    def _images(self, name, *rest):
+        if name.startswith("crash"):
+            os._exit(1)
+        return super()._images(name, *rest)
+
+cluster.PartLabeller = Crashing
+raise SystemExit(fleet.main())
+"""
+SLOW = """
+import time
+from enet_deploy.commands import fleet
+from enet_deploy.fleet import cluster
+
+cluster.OPEN_SECONDS = 1
+cluster.open_once = lambda task: time.sleep(60)
+raise SystemExit(fleet.main())
+"""
+
+
+def test_file_that_kills_its_worker_then_a_damaged_one(graph: Path, tmp_path: Path) -> None:
+    from pyarrow import parquet
+
+    folder, out = tmp_path / "in", tmp_path / "out"
+    folder.mkdir()
+    for name in ("a", "crash0", "crash1", "d"):
+        assert cv2.imwrite(str(folder / f"{name}.png"), SCENES[0])
+    finish(start(graph, folder, out, "--workers", "1", command=[sys.executable, "-c", CRASHING]))
+    errors = {row["file"]: row["error"] for row in parquet.read_table(out / "parts").to_pylist()}
+    assert errors["a.png"] is None and errors["d.png"] is None
+    assert len(errors) == 4 and "died" in errors["crash0.png"] and "died" in errors["crash1.png"]
+    assert not (out / "tries").exists()
+
+    (folder / "new.png").write_bytes(b"damaged")
+    finish(start(graph, folder, out, "--workers", "1"))  # other frames of this run could be read
+    assert "new.png" in parquet.read_table(out / "parts" / "000001.parquet").to_pylist()[0]["error"]
+
+
+def test_cluster_that_does_not_open_the_network_in_time(images: Path, graph: Path, tmp_path: Path) -> None:
+    said = refused(graph, images, tmp_path / "out", "--workers", "1", command=[sys.executable, "-c", SLOW])
+    assert f"of {len(os.sched_getaffinity(0))} CPUs" in said
+
+
+def refused(*words: str | Path, command: list[str] = COMMAND) -> str:
     """The one line with which the command ends."""
-    done = subprocess.run([*COMMAND, *map(str, words)], capture_output=True, text=True, timeout=PATIENCE)
+    done = subprocess.run([*command, *map(str, words)], capture_output=True, text=True, timeout=PATIENCE)
     assert done.returncode == 2 and done.stderr.count("\n") == 1 and not done.stdout, done.stderr
     return done.stderr
 

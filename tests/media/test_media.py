@@ -18,7 +18,7 @@ import numpy as np
 import pytest
 from videos import FRAMES, Fake, apart, av, frames_of, read, write_video
 
-from enet_deploy import DataError
+from enet_deploy import DataError, InputError
 from enet_deploy.images import UInt8Array
 from enet_deploy.media import capture
 from enet_deploy.media.capture import Capture
@@ -53,6 +53,13 @@ def test_video_is_read_whatever_its_codec(
             picture = cv2.cvtColor(cv2.cvtColor(picture, cv2.COLOR_BGR2GRAY), cv2.COLOR_GRAY2BGR)
         assert frame.image.shape == picture.shape
         assert apart(frame.image, picture) <= (3 if near is None else near)
+
+
+def test_pyav_that_changes_colours_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = write_video(tmp_path / "a.mkv")
+    monkeypatch.setattr(av, "__version__", "16.1.0")
+    with pytest.raises(InputError, match=r"PyAV 16\.1\.0 .*'av>=17'"):
+        VideoFile(path)
 
 
 def test_title_and_brand_need_not_be_utf8(tmp_path: Path) -> None:

@@ -103,6 +103,7 @@ def test_damaged_messages_are_counted_and_skipped(
         ("cut.bag", TOPIC, "cut.bag cannot be read as a ROS bag"),
         ("cut.mcap", TOPIC, "cut.mcap cannot be read as a ROS bag"),
         ("nowhere.mcap", TOPIC, "nowhere.mcap does not exist; expected a ROS bag"),
+        ("pipe.bag", TOPIC, "pipe.bag is a device; expected a ROS bag"),
         ("many.bag", None, f"many.bag needs a --topic, expected {TOPIC} or /rear"),
     ],
 )
@@ -113,6 +114,7 @@ def test_bad_bag_is_explained(
     write_bag(tmp_path / "many.bag", more=("/rear",))
     (tmp_path / "cut.bag").write_bytes((tmp_path / "drive.bag").read_bytes()[:5000])
     (tmp_path / "cut.mcap").write_bytes(b"\x89MCAP0\r\n" + bytes(100))
+    os.mkfifo(tmp_path / "pipe.bag")
     options = [] if topic is None else ["--topic", topic]
     assert main([str(exported), str(tmp_path / name), *options, "--out", str(tmp_path / "a.bag")]) == 2
     told = capsys.readouterr().err

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import os
 import sys
 from importlib.machinery import ModuleSpec
 from pathlib import Path
@@ -13,7 +14,7 @@ import onnx
 import pytest
 from helpers import ROOT, write_graph
 
-from enet_deploy import BackendError, InputError, open_runner
+from enet_deploy import ArtifactError, BackendError, InputError, open_runner
 from enet_deploy.artifacts import save_graph
 from enet_deploy.benchmarks.run import Run
 from enet_deploy.runners import FASTEST_ON_CPU, backend_for, installed_backends
@@ -97,3 +98,10 @@ def test_choice_is_logged_and_a_named_backend_is_not_replaced(
     for backend, package in (("ort", "onnxruntime"), ("openvino", "openvino")):
         with pytest.raises(BackendError, match=package):
             open_runner(graph, backend)
+
+
+@pytest.mark.parametrize("backend", [None, "ort", "opencv"])
+def test_pipe_in_place_of_a_graph_is_refused_at_once(tmp_path: Path, backend: str | None) -> None:
+    os.mkfifo(tmp_path / "a.onnx")
+    with pytest.raises(ArtifactError, match=r"a\.onnx is a folder or a device"):
+        open_runner(tmp_path / "a.onnx", backend)

@@ -271,7 +271,7 @@ def laid_out_for_ort(path: Path) -> None:
     ("spoil", "message"),
     [
         (laid_out_for_ort, r"enet-fp32.onnx .*--target ort"),
-        (Path.unlink, r"enet-fp32.onnx .*No such file"),
+        (Path.unlink, r"enet-fp32.onnx .*does not exist"),
         (lambda path: path.write_text("labels: none"), r"enet-fp32.onnx is no ONNX file"),
         (lambda path: path.write_bytes(b""), r"enet-fp32.onnx is no ONNX file"),
         (lambda path: path.write_bytes(b"\xff" * 20), r"enet-fp32.onnx is no ONNX file"),

@@ -64,6 +64,15 @@ def test_the_engine_for_this_gpu_runs(fleet: Path, exported: Path) -> None:
     assert {path.name for path in artifact_files(fleet)} == {path.name for path in fleet.iterdir()}
 
 
+@pytest.mark.usefixtures("gpu")
+def test_an_engine_for_any_gpu_is_taken_if_none_is_for_this_one(exported: Path, tmp_path: Path) -> None:
+    options: dict[str, Any] = {"compute_capabilities": ("8.0",), "gpu": "NVIDIA A100"}
+    add_to_manifest(write_engine(exported, tmp_path / "any.engine", "trt", hardware_compatible=True, **options))
+    add_to_manifest(write_engine(exported, tmp_path / "a100.engine", "trt", **options))
+    with open_runner(tmp_path) as runner:
+        assert runner.spec.artifact == tmp_path / "any.engine"
+
+
 def test_the_manifest_says_what_is_in_the_folder(fleet: Path, exported: Path) -> None:
     others, ours = read_manifest(fleet)
     assert (others.file, others.compute_capabilities) == ("others-rtx.engine", ("7.5", "8.9"))
@@ -158,7 +167,7 @@ def test_the_command_writes_the_manifest(tmp_path: Path, capsys: pytest.CaptureF
     """Really compiled, for GPUs that are not here."""
     pytest.importorskip("tensorrt_rtx", exc_type=ImportError)
     out = tmp_path / "fleet"
-    for name, capabilities in (("small", "7.5,8.6"), ("large", "8.9"), ("small", "12.0")):
+    for name, capabilities in (("small", "7.5"), ("large", "8.9"), ("small", "7.5,12.0")):
         graph = write_graph(tmp_path / f"{name}.onnx")
         options = ["--engine", "trt-rtx", "--compute-capability", capabilities, "--out", str(out)]
         assert cli.main([str(graph), *options]) == 0
@@ -166,8 +175,10 @@ def test_the_command_writes_the_manifest(tmp_path: Path, capsys: pytest.CaptureF
     engines = {each.file: each for each in read_manifest(out)}
     assert {file: each.compute_capabilities for file, each in engines.items()} == {
         "large-rtx.engine": ("8.9",),
-        "small-rtx.engine": ("12.0",),
+        "small-rtx.engine": ("7.5", "12.0"),
     }
+    assert cli.main([str(graph), *options[:2], "--compute-capability", "8.6", "--out", str(out)]) == 2
+    assert "--compute-capability 7.5,8.6,12.0" in one_line(capsys)  # it would be lost for the others
     assert all(each.engine_sha256 == sha256(out / each.file) for each in engines.values())
     manifest_path(out).write_text("{")
     assert cli.main([str(graph), *options]) == 2
@@ -181,9 +192,10 @@ def test_inspect_shows_the_fleet_and_what_is_wrong_in_it(fleet: Path, capsys: py
     assert sha256(fleet / "ours-rtx.engine")[:16] in shown and len(shown.splitlines()) < 24
     (fleet / "others-rtx.engine").write_bytes(b"another")
     (fleet / "ours-rtx.engine").unlink()
-    assert inspect.main([str(fleet)]) == 0
-    shown = capsys.readouterr().out
+    assert inspect.main([str(fleet)]) == 2
+    shown, said = capsys.readouterr()
     assert "others-rtx.engine" in shown and "ANOTHER FILE" in shown and "MISSING" in shown
+    assert "2 of 2 engines" in said
     manifest_path(fleet).unlink()
     assert inspect.main([str(fleet)]) == 2
     assert "fleet.json" in one_line(capsys)

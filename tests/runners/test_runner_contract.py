@@ -92,6 +92,11 @@ def skip_without_bf16() -> None:
         pytest.skip("this CPU has neither AVX512_BF16 nor AMX")
 
 
+def skip_with_old_opencv(runner_class: type[Runner]) -> None:
+    if runner_class is OpenCvRunner and not hasattr(cv2.dnn, "ENGINE_NEW"):
+        pytest.skip(f"OpenCV {cv2.__version__} is older than version 5")
+
+
 def skip_without_cuda(package: str) -> None:
     if not pytest.importorskip("torch").cuda.is_available():
         pytest.skip("torch sees no CUDA device")
@@ -128,8 +133,7 @@ def make(request: pytest.FixtureRequest) -> Callable[[], Runner]:
         skip_without_cuda(package)
     if "precision" in options:
         skip_without_bf16()
-    if runner_class is OpenCvRunner and not hasattr(cv2.dnn, "ENGINE_NEW"):
-        pytest.skip(f"OpenCV {cv2.__version__} is older than version 5")
+    skip_with_old_opencv(runner_class)
     return partial(runner_class, request.getfixturevalue(artifact), **options)
 
 
@@ -324,6 +328,7 @@ def pair_runner(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Runn
     else:
         runner_class, package, _, _ = CASES[request.param]
         pytest.importorskip(package)
+        skip_with_old_opencv(runner_class)
         onnx = pytest.importorskip("onnx")
         model = onnx.load(request.getfixturevalue("exported"))
         for value in (*model.graph.input, *model.graph.output):
@@ -801,6 +806,7 @@ def test_foreign_graphs_are_refused(
 ) -> None:
     pytest.importorskip("onnx")
     pytest.importorskip(CASES[runner_class.backend][1])
+    skip_with_old_opencv(runner_class)
     foreign_onnx(tmp_path / "foreign.onnx", metadata)
     with pytest.raises(ArtifactError, match=message):
         runner_class(tmp_path / "foreign.onnx").open()

@@ -31,10 +31,12 @@ _DTYPES = {"FLOAT": "float32", "HALF": "float16"}  # where numpy's name differs 
 
 
 def check_card(trt: Any, card: EngineCard, engine: bytes, path: Path, gpu: Gpu) -> None:
-    """Raise ArtifactError unless the engine from `path` is for this TensorRT and `gpu`, in its graph's precision.
+    """Raise ArtifactError unless the engine from `path` is for this TensorRT and `gpu`.
 
-    TensorRT would refuse most of these too, but only while it loads the engine, and with unclear messages. The GPU must
-    be current.
+    Some layer must compute in each reduced precision of the engine's graph.
+
+    TensorRT would refuse most of these too, but only while it loads the engine, and with unclear messages. `gpu`
+    must be the current CUDA device.
     """
     version = trt.__version__
     again = card.rebuild(path, card.flavour)

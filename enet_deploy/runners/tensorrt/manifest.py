@@ -12,6 +12,7 @@ import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from shlex import quote
 from typing import Any
 
 from ...artifacts import PRECISIONS, SCHEMA, check_size, with_digest, without_digest
@@ -34,6 +35,7 @@ class ListedEngine:
         flavour, version: "trt" or "trt-rtx", and the exact version of that TensorRT.
         precision: of its graph, one of `PRECISIONS`.
         size: (height, width) of its frames.
+        hardware_compatible: whether other GPUs may run it too, from Ampere on.
         bytes: size of the file.
         engine_sha256, onnx_sha256: hashes of the engine, and of the graph that it was built from.
 
@@ -46,6 +48,7 @@ class ListedEngine:
     version: str
     precision: str
     size: tuple[int, int]
+    hardware_compatible: bool
     bytes: int
     engine_sha256: str
     onnx_sha256: str
@@ -60,6 +63,8 @@ class ListedEngine:
             raise ValueError(f"flavour {self.flavour!r:.20} and precision {self.precision!r:.20}, expected known ones")
         if type(self.bytes) is not int or self.bytes < 1:
             raise ValueError(f"bytes {self.bytes!r:.20}, expected a number from 1")
+        if not isinstance(self.hardware_compatible, bool):
+            raise ValueError(f"hardware_compatible {self.hardware_compatible!r:.20}, expected true or false")
         for name in ("version", "engine_sha256", "onnx_sha256"):
             if not isinstance(getattr(self, name), str):
                 raise ValueError(f"{name} {getattr(self, name)!r:.60}, expected text")
@@ -116,8 +121,9 @@ def add_to_manifest(engine: Path) -> Path:
 
     Raises ArtifactError if the engine's card does not describe it, or the manifest is damaged or cannot be written.
     """
-    new, path = ListedEngine.of(engine), manifest_path(engine.parent)
+    path = manifest_path(engine.parent)
     with file_lock(engine.parent):
+        new = ListedEngine.of(engine)  # in the lock: another run may replace the engine
         others = read_manifest(engine.parent) if path.exists() else ()
         engines = sorted([new, *(each for each in others if each.file != new.file)], key=lambda each: each.file)
         write_json(path, with_digest({"schema": SCHEMA, "engines": [dataclasses.asdict(each) for each in engines]}))
@@ -135,7 +141,8 @@ def engine_for_gpu(folder: Path, index: int) -> Path:
     """
     engines = read_manifest(folder)
     gpu = find_gpu(index)
-    fitting = [engine for engine in engines if gpu.compute_capability in engine.compute_capabilities]
+    exact = [engine for engine in engines if gpu.compute_capability in engine.compute_capabilities]
+    fitting = exact or [engine for engine in engines if engine.hardware_compatible]
     if not fitting:
         raise ArtifactError(_missing(folder, engines, gpu))
     if len(fitting) > 1:
@@ -170,4 +177,4 @@ def _command(folder: Path, engine: ListedEngine, capabilities: Sequence[str]) ->
     """The command that makes the engine of a fleet for these GPUs; it is named after its graph."""
     graph = Path(engine.file).stem.removesuffix("-rtx") + ".onnx"
     named = f" --compute-capability {','.join(capabilities)}" if engine.flavour == "trt-rtx" else ""
-    return f"make it: enet-export {graph} --engine {engine.flavour}{named} --out {folder}"
+    return f"make it: enet-export {quote(graph)} --engine {engine.flavour}{named} --out {quote(str(folder))}"
