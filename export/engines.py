@@ -12,7 +12,7 @@ from enet_deploy.commands import cli
 from enet_deploy.errors import BackendError, EnetError, InputError
 from enet_deploy.runners.tensorrt.card import EngineCard
 from enet_deploy.runners.tensorrt.library import FLAVOURS
-from enet_deploy.runners.tensorrt.manifest import add_to_manifest, manifest_path, read_manifest
+from enet_deploy.runners.tensorrt.manifest import add_to_manifest, capability_number, manifest_path, read_manifest
 
 if TYPE_CHECKING:
     from enet_deploy.runners.tensorrt.builder import BuildOptions
@@ -84,13 +84,13 @@ def outputs(args: argparse.Namespace, graph: Path) -> list[Path]:
 
 def require_all_listed(args: argparse.Namespace, graph: Path, flavour: str) -> None:
     """Raise InputError if the engine would replace one in fleet.json that serves further GPUs."""
-    if not args.compute_capability or not _is_listed(args):
+    if not args.compute_capability:
         return
     name = EngineCard.engine_name(graph, flavour)
     listed = read_manifest(args.out) if manifest_path(args.out).exists() else ()
     earlier = {gpu for engine in listed if engine.file == name for gpu in engine.compute_capabilities}
     if lost := earlier - {*args.compute_capability}:
-        every = ",".join(sorted(earlier | {*args.compute_capability}, key=lambda gpu: [*map(int, gpu.split("."))]))
+        every = ",".join(sorted(earlier | {*args.compute_capability}, key=capability_number))
         raise InputError(
             f"{Path(args.out) / name} serves compute capability {', '.join(sorted(lost))} too and would be replaced; "
             f"name all of them, --compute-capability {every}, or another --out"

@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from enet_deploy.errors import ArtifactError, BackendError, InputError
-from enet_deploy.files import atomic_write, parse_json
+from enet_deploy.files import atomic_write, digest, parse_json
 from enet_deploy.runners import Spec, open_runner
 
 PACKAGE = "onnxruntime-web"
@@ -188,7 +188,7 @@ def _facts(spec: Spec, graph: bytes, runtime: WebRuntime) -> dict[str, str]:
     height, width = spec.size
     return {
         "what": f"ENet in {spec.precision}, {len(spec.classes)} classes, frames of {height}x{width} (fit: {spec.fit})",
-        "graph": f"{len(graph) / 1e6:.2f} MB, SHA-256 {hashlib.sha256(graph).hexdigest()}",
+        "graph": f"{len(graph) / 1e6:.2f} MB, SHA-256 {digest(graph)}",
         "from weights": f"SHA-256 {spec.weights_sha256}" if spec.weights_sha256 else "not known",
         "runs with": f"{PACKAGE} {runtime.version}",
     }

@@ -62,8 +62,6 @@ PROGRAMS = {
 # Devices, as patterns of whole commands:
 DEVICES = {
     r"^enet-data camvid ": "needs the network",
-    r"^enet-fleet ": "needs Ray, which may not be installed; tests/fleet/test_ray.py runs it",
-    r"--triton ": "needs tritonclient, which may not be installed; tests/export/test_triton.py serves what it writes",
     r"^enet-export .*--html ": "needs the npm package onnxruntime-web; tests/export/test_html.py opens its pages",
     r"rtsp://": "needs a camera in the network",
     r" -m venv ": "makes an environment of its own",

@@ -29,10 +29,10 @@ def run(args: argparse.Namespace) -> None:
     """Do what the command does."""
     from ..fleet import cluster
     from ..fleet.output import Output
-    from ..fleet.sources import Source
+    from ..fleet.sources import Source, absolute
 
     _require_takes(args)
-    source, out = Source(_absolute(args.source)), Output(_absolute(args.out))
+    source, out = Source(absolute(args.source)), Output(absolute(args.out))
     _require_apart(source, out)
     names = source.names()
     if any(map(source.is_bag, names)):
@@ -63,11 +63,6 @@ def _require_takes(args: argparse.Namespace) -> None:
         raise InputError(f"--device {args.device}, expected cuda: Ray gives each worker a GPU of its own, as cuda:0")
 
 
-def _absolute(text: str) -> str:
-    """A path that holds on each of a cluster's machines which has the same disk; a URL as it is."""
-    return text if "://" in text else str(Path(text).absolute())
-
-
 def _require_apart(source: Source, out: Output) -> None:
     """Raise InputError if the label maps would lie among the images and be labelled next time."""
     from ..fleet.sources import Files
@@ -84,6 +79,7 @@ def _begin(args: argparse.Namespace, source: Source, out: Output) -> Task:
     """Write or check run.json. Returns what each actor gets."""
     from ..fleet.labeller import Task
     from ..fleet.output import hashes, identity
+    from ..fleet.sources import absolute
 
     backend = args.backend or backend_for(args.artifact, args.device, args.precision)
     artifact = artifact_file(args.artifact, backend)
@@ -91,7 +87,7 @@ def _begin(args: argparse.Namespace, source: Source, out: Output) -> Task:
     asked = {"backend": backend, "device": args.device, "precision": args.precision, "fit": args.fit}
     threads = {"threads": 1} if backend in WITH_THREADS else {}
     out.remove("tries")  # of a driver that was stopped, as its workers were, too
-    return Task(source.url, _absolute(args.out), asked | threads, hashes(artifact), args.topic)
+    return Task(source.url, absolute(args.out), asked | threads, hashes(artifact), args.topic)
 
 
 def _label(task: Task, parts: dict[int, list[str]], count: int | None, is_first: bool) -> None:

@@ -113,13 +113,14 @@ def _engine(path: Path) -> tuple[Lines, Metadata]:
 def _fleet(folder: Path) -> Lines:
     engines = read_manifest(folder)
     lines = {"what": f"fleet of {counted(len(engines), 'engine')}, as fleet.json says"}
-    for index, engine in enumerate(engines, 1):
+    damages = [_damage(folder, engine) for engine in engines]
+    for index, (engine, damage) in enumerate(zip(engines, damages, strict=True), 1):
         height, width = engine.size
-        lines[f"engine {index}"] = f"{engine.file}, {engine.bytes / 1e6:.2f} MB{_damage(folder, engine)}"
+        lines[f"engine {index}"] = f"{engine.file}, {engine.bytes / 1e6:.2f} MB{damage}"
         lines[f"  {index} for"] = f"compute capability {', '.join(engine.compute_capabilities)}"
         lines[f"  {index} is"] = f"{engine.precision}, {height}x{width}, {FLAVOURS[engine.flavour]} {engine.version}"
         lines[f"  {index} engine, graph"] = f"SHA-256 {engine.engine_sha256[:16]}..., {engine.onnx_sha256[:16]}..."
-    broken = sum(bool(_damage(folder, engine)) for engine in engines)
+    broken = sum(map(bool, damages))
     return lines | ({BROKEN: f"{broken} of {counted(len(engines), 'engine')}"} if broken else {})
 
 

@@ -99,7 +99,7 @@ class Source:
     def _found(self, files: Files) -> list[str]:
         if self.is_list:
             lines = files.read("").decode(errors="surrogateescape").splitlines()
-            return [_absolute(line.strip()) for line in lines if line.strip()]
+            return [absolute(line.strip()) for line in lines if line.strip()]
         if files.fs.isfile(files.root):
             return [""]
         if not files.fs.exists(files.root):
@@ -135,5 +135,6 @@ def is_labelled(path: str) -> bool:
     return not name.startswith(".") and (posixpath.splitext(name)[1] in IMAGE_SUFFIXES or name.endswith(BAG_SUFFIXES))
 
 
-def _absolute(line: str) -> str:
-    return line if "://" in line else str(Path(line).absolute())
+def absolute(text: str) -> str:
+    """Return a path that holds on each of a cluster's machines which has the same disk; a URL as it is."""
+    return text if "://" in text else str(Path(text).absolute())

@@ -119,7 +119,12 @@ def _is_shares(value: Any) -> bool:
 
 def _is_capabilities(value: Any) -> bool:
     names = value if isinstance(value, list) else []
-    return bool(names) and all(isinstance(name, str) and re.fullmatch(r"\d+\.\d+", name) for name in names)
+    return bool(names) and all(map(is_capability, names))
+
+
+def is_capability(name: object) -> bool:
+    """Whether this is a compute capability, such as "8.6"."""
+    return isinstance(name, str) and re.fullmatch(r"\d+\.\d+", name) is not None
 
 
 # Field of a card's JSON -> the expected value, in words and as a test. The tests are strict: the text "false" would be

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import dataclasses
 import logging
-import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,7 +17,7 @@ from typing import Any
 from ...artifacts import PRECISIONS, SCHEMA, check_size, with_digest, without_digest
 from ...errors import ArtifactError
 from ...files import file_lock, parse_json, write_json
-from .card import EngineCard
+from .card import EngineCard, is_capability
 from .cuda import Gpu, find_gpu
 from .library import FLAVOURS
 
@@ -57,7 +56,7 @@ class ListedEngine:
         is_name = Path(self.file).name == self.file and self.file.endswith(".engine") and self.file.isprintable()
         if not is_name:  # of another folder, for example
             raise ValueError(f"file {self.file!r:.60}, expected the name of an .engine in this folder")
-        if not self.compute_capabilities or not all(map(_is_capability, self.compute_capabilities)):
+        if not self.compute_capabilities or not all(map(is_capability, self.compute_capabilities)):
             raise ValueError(f'compute_capabilities {self.compute_capabilities!r:.60}, expected a list such as ["8.6"]')
         if self.flavour not in FLAVOURS or self.precision not in PRECISIONS:
             raise ValueError(f"flavour {self.flavour!r:.20} and precision {self.precision!r:.20}, expected known ones")
@@ -85,10 +84,6 @@ class ListedEngine:
     def from_json(cls, value: dict[str, Any]) -> ListedEngine:
         lists = {name: tuple(value[name]) for name in ("compute_capabilities", "size")}
         return cls(**{**value, **lists})
-
-
-def _is_capability(name: object) -> bool:
-    return isinstance(name, str) and re.fullmatch(r"\d+\.\d+", name) is not None
 
 
 def manifest_path(folder: str | Path) -> Path:
@@ -160,7 +155,7 @@ def engine_for_gpu(folder: Path, index: int) -> Path:
 
 
 def _missing(folder: Path, engines: Sequence[ListedEngine], gpu: Gpu) -> str:
-    known = sorted({name for engine in engines for name in engine.compute_capabilities}, key=_number)
+    known = sorted({name for engine in engines for name in engine.compute_capabilities}, key=capability_number)
     ahead = next((engine for engine in engines if engine.flavour == "trt-rtx"), engines[0])
     all_of_it = (*ahead.compute_capabilities, gpu.compute_capability)
     return (
@@ -169,7 +164,8 @@ def _missing(folder: Path, engines: Sequence[ListedEngine], gpu: Gpu) -> str:
     )
 
 
-def _number(capability: str) -> tuple[int, ...]:
+def capability_number(capability: str) -> tuple[int, ...]:
+    """ "8.6" -> (8, 6), to sort by."""
     return tuple(map(int, capability.split(".")))
 
 
