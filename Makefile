@@ -13,7 +13,7 @@ ROS_PYTHON ?= python3.11
 DOCS := .venv-docs
 RELEASE := .venv-release
 
-.PHONY: demo gpu test test-fast test-minimal test-ros fuzz docs lint clean
+.PHONY: demo gpu test test-fast test-docs test-minimal test-ros fuzz docs lint clean
 
 demo: $(INSTALLED) ## fp32 and int8 on PyTorch, ONNX Runtime and OpenVINO side by side with a report; an engine for an RTX 3060
 	$(BIN)/enet-export --logits --out demo
@@ -29,10 +29,13 @@ gpu: $(INSTALLED) ## measures this machine's NVIDIA card in under ten minutes: g
 	$(BIN)/python -m enet_deploy.benchmarks.gpu $(if $(CAMVID_DIR),--data $(CAMVID_DIR)) $(ARGS)
 
 test: $(INSTALLED) lint ## lint, types, tests
-	$(BIN)/python -m pytest $(PARALLEL)
+	$(BIN)/python -m pytest $(PARALLEL) -m "not docs"
 
 test-fast: $(INSTALLED) lint ## the same without the tests that take seconds each
-	$(BIN)/python -m pytest $(PARALLEL) -m "not slow"
+	$(BIN)/python -m pytest $(PARALLEL) -m "not slow and not docs"
+
+test-docs: $(INSTALLED) ## every command, every line of Python and the notebook of the documentation
+	$(BIN)/python -m pytest $(PARALLEL) -m docs
 
 # No constraints: what comes out of the index today. Not installed itself: the tests then import the checkout.
 test-minimal: ## the tests with the newest releases, a headless OpenCV, and no OpenVINO, TensorRT, PyAV or rosbags

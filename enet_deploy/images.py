@@ -45,20 +45,19 @@ def silence_opencv() -> None:
     switch(0)
 
 
-def decode(name: Path | str, content: bytes, flags: int) -> npt.NDArray[Any]:
+def decode(name: Path | str, content: bytes, header: Header, flags: int) -> npt.NDArray[Any]:
     """Decode the first picture of an image file's content, turned as the file says.
 
     Args:
         name: of the file; error messages begin with it.
         content: of the file.
+        header: of the content, from `require_readable`.
         flags: of OpenCV, cv2.IMREAD_*.
 
     Returns (h, w) or (h, w, channels), with the channels BGR or BGRA, of the dtype that the file has.
 
-    Raises DataError if the content is of no known format, claims more than MAX_PIXELS, holds floating-point numbers,
-    ends too early or cannot be decoded.
+    Raises DataError if the content cannot be decoded, or has less data than its picture.
     """
-    header = require_readable(name, content)
     if header.format == "HEIF":
         return _decode_heif(name, content)
     pixels = _imdecode(name, content, flags | cv2.IMREAD_IGNORE_ORIENTATION)
@@ -79,7 +78,11 @@ def _imdecode(name: Path | str, content: bytes, flags: int) -> npt.NDArray[Any]:
 
 
 def require_readable(name: Path | str, content: bytes) -> Header:
-    """Read the header of an image file's content. Raises DataError if it shows that the file cannot be decoded."""
+    """Read the header of an image file's content.
+
+    Raises DataError if it shows that the file cannot be decoded: the content is of no known format, claims more than
+    MAX_PIXELS, holds floating-point numbers, or ends before its picture does.
+    """
     header = read_header(content)
     if header is None:
         raise DataError(
@@ -267,7 +270,8 @@ def image_of(path: str | Path, content: bytes) -> LoadedImage:
     """Decode the first picture of an image file's content. Raises DataError that names `path`."""
     header = require_readable(path, content)
     has_alpha = header.color_type in (GREY_ALPHA, RGB_ALPHA)
-    pixels = decode(Path(path), content, cv2.IMREAD_UNCHANGED if has_alpha else cv2.IMREAD_COLOR | cv2.IMREAD_ANYDEPTH)
+    flags = cv2.IMREAD_UNCHANGED if has_alpha else cv2.IMREAD_COLOR | cv2.IMREAD_ANYDEPTH
+    pixels = decode(path, content, header, flags)
     if header.format == "HEIF":
         header = header._replace(pictures=len(_open_heif(content)))
     notes = []

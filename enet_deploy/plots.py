@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 SUFFIXES = (".png", ".svg")
+INK, LINE = ("#1c2126", "#e6e9ec"), ("#d5dade", "#454c53")  # on a light page, on a dark one
 THEMED_WIDTH = 5.2  # width of a picture in a page, in inches: 500 pixels, of which a phone shows three quarters
 BLUE = (0.13, 0.44, 0.71)
 SHOWN = 0.5  # per cent of a class from which a cell shows its number
@@ -148,16 +149,12 @@ def _points(rows: Sequence[Mapping[str, float]], name: str) -> tuple[list[float]
 
 
 def themed(draw: Callable[[Figure], None], height: float) -> tuple[str, str]:
-    """Draw a figure twice, as SVG for a light and for a dark page. `height` is in inches."""
-    return _svg(draw, height, ink="#1c2126", line="#d5dade"), _svg(draw, height, ink="#e6e9ec", line="#454c53")
-
-
-def _svg(draw: Callable[[Figure], None], height: float, ink: str, line: str) -> str:
+    """Return a figure as SVG for a light page, and the same in other colours for a dark one. `height` is in inches."""
     import matplotlib
 
     colors: Any = {
-        **dict.fromkeys(("text.color", "axes.labelcolor", "xtick.color", "ytick.color"), ink),
-        **dict.fromkeys(("axes.edgecolor", "grid.color"), line),
+        **dict.fromkeys(("text.color", "axes.labelcolor", "xtick.color", "ytick.color"), INK[0]),
+        **dict.fromkeys(("axes.edgecolor", "grid.color"), LINE[0]),
         "axes.spines.top": False,
         "axes.spines.right": False,
         "axes.grid": True,
@@ -173,7 +170,8 @@ def _svg(draw: Callable[[Figure], None], height: float, ink: str, line: str) -> 
         draw(figure)
         _hide_colliding_numbers(figure)
         figure.savefig(text, format="svg", transparent=True, metadata={"Date": None})
-    return text.getvalue()
+    light = text.getvalue()
+    return light, light.replace(*INK).replace(*LINE)
 
 
 def _hide_colliding_numbers(figure: Figure) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import json
 import os
 import shutil
@@ -29,6 +30,31 @@ console.FIRST_LINE = float("inf")  # a busy machine would add lines of progress 
 
 if Path(enet_deploy.__file__).parent == ROOT / "enet_deploy":  # and not an installed one, which is then tested
     os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, [f"{ROOT}", os.environ.get("PYTHONPATH")]))  # of children
+
+
+def pytest_collection_finish() -> None:
+    gc.freeze()  # what was imported stays to the end; each garbage collection would look through it
+
+
+@pytest.fixture(scope="session", autouse=True)
+def exported_once(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """Let PyTorch's exporter, which takes seconds, export equal networks once in a test run."""
+    import onnx
+
+    from enet_deploy.export import to_onnx
+
+    export = to_onnx._exported_by_torch
+
+    def export_once(module: Any, size: tuple[int, int], batch: int | None) -> onnx.ModelProto:
+        def save(folder: Path) -> None:
+            onnx.save(export(module, size, batch), folder / "graph.onnx")
+
+        key = to_onnx._key(module, size, batch)
+        return onnx.load(made_once(tmp_path_factory, f"exported-{key}", save) / "graph.onnx")
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(to_onnx, "_exported_by_torch", export_once)
+        yield
 
 
 @pytest.fixture(scope="session")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import configparser
 import fcntl
+import gc
 import os
 import shutil
 import zlib
@@ -263,3 +264,33 @@ def made_once(factory: pytest.TempPathFactory, name: str, make: Callable[[Path],
             make(unfinished)
             unfinished.rename(folder)
     return folder
+
+
+class InProcess:
+    """In place of `Processes`, with all objects in this process: libraries are imported once.
+
+    Args:
+        objects: that are made already, by name.
+        interrupted_at: number of the call of `ask` that raises KeyboardInterrupt, as by Ctrl-C.
+    """
+
+    def __init__(self, objects: dict[str, Any] | None = None, interrupted_at: int | None = None) -> None:
+        self.objects, self._interrupted_at = dict(objects or {}), interrupted_at
+        self.asked: list[tuple[str, str]] = []
+
+    def __enter__(self) -> InProcess:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        for each in self.objects.values():
+            each.runner.close()
+
+    def start(self, name: str, make: Callable[[], object]) -> None:
+        self.objects[name] = make()
+        gc.freeze()  # a block of calls ends with a garbage collection, which has little to look through in a worker
+
+    def ask(self, name: str, function: Callable[..., Any], *arguments: object) -> Any:
+        if len(self.asked) == self._interrupted_at:
+            raise KeyboardInterrupt
+        self.asked.append((name, function.__name__))
+        return function(self.objects[name], *arguments)

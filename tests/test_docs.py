@@ -212,15 +212,9 @@ def files(exported: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Pa
     return tmp_path
 
 
-def with_python() -> Iterator[Any]:
-    """The pages with Python; those whose Python exports a network are slow."""
-    for page in PAGES:
-        blocks = fences(page, "python")
-        if blocks:
-            yield pytest.param(page, id=name(page), marks=[pytest.mark.slow] if "to_onnx(" in "".join(blocks) else [])
-
-
-@pytest.mark.parametrize("page", list(with_python()))
+@pytest.mark.docs
+@pytest.mark.slow
+@pytest.mark.parametrize("page", [page for page in PAGES if fences(page, "python")], ids=name)
 def test_python_runs(page: Path, files: Path) -> None:
     pytest.importorskip("openvino")  # which most pages name
     names: dict[str, Any] = {}

@@ -16,12 +16,13 @@ from dataclasses import replace
 from functools import partial
 from importlib.util import find_spec
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 import cv2
 import onnx
 import pytest
-from helpers import ROOT, SIZE, made_once, pooling, write_scenes
+from helpers import ROOT, SIZE, InProcess, made_once, pooling, write_scenes
 from test_docs import (
     DEVICES,
     FENCE,
@@ -37,12 +38,14 @@ from test_docs import (
 
 from enet_deploy.artifacts import BUNDLED_WEIGHTS, graph_metadata, set_graph_metadata
 from enet_deploy.benchmarks.measure import plan, timing
+from enet_deploy.benchmarks.studies import soak
 from enet_deploy.bundled import graph_file
+from enet_deploy.calibration import ranges
 from enet_deploy.data.scenes import street_scene
 from enet_deploy.environment import processor
 from enet_deploy.files import sha256
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.docs, pytest.mark.slow]
 for package in ("openvino", "av", "rosbags", "tensorboard", "jinja2", "matplotlib"):
     pytest.importorskip(package)
 
@@ -84,6 +87,17 @@ CONDITIONS = {
 # For scripts: a video in place of a camera, a second in place of a minute
 SCRIPT_WORDS = {"0": "drive.mp4", "60": "1"}
 
+# Module, constant and small figure of what takes long and no option changes
+SMALLER: list[tuple[ModuleType, str, object]] = [
+    (timing, "PATIENCE", 0.0),
+    (timing, "WINDOW", 1),
+    (timing, "DROPPED", 1),
+    (timing, "LEAST_ROUNDS", 2),
+    (plan, "SCENES", 2),
+    (soak, "THREADS", 2),
+    (ranges, "BINS", {"percentile": 2048, "entropy": 256}),
+]
+
 # What a reader of the page has before he begins
 GIVEN = {
     "docs/benchmarking-and-ci.md": "CAMVID DATA SCENES old.safetensors old.json mine.safetensors a.onnx b.onnx "
@@ -112,26 +126,6 @@ for package, pattern in {
 }.items():
     if find_spec(package) is None:
         DEVICES[pattern] = f"{package} is not installed"
-
-
-class Here:
-    """`Processes`, all in this one: libraries are imported once."""
-
-    def __init__(self) -> None:
-        self.made: dict[str, Any] = {}
-
-    def __enter__(self) -> Here:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        for worker in self.made.values():
-            worker.runner.close()
-
-    def start(self, name: str, make: Callable[[], object]) -> None:
-        self.made[name] = make()
-
-    def ask(self, name: str, function: Callable[..., Any], *arguments: object) -> Any:
-        return function(self.made[name], *arguments)
 
 
 @pytest.fixture(autouse=True)
@@ -164,10 +158,9 @@ def quick(tmp_path: Path, tmp_path_factory: pytest.TempPathFactory, monkeypatch:
         return part_of(whole, batch, ["labels", *["logits"] * logits, *["confidence"] * (confidence is not None)])
 
     monkeypatch.setattr(to_onnx, "build_graph", build_once)
-    monkeypatch.setattr("enet_deploy.benchmarks.bench.Processes", Here)
-    monkeypatch.setattr(timing, "PATIENCE", 0.05)
-    monkeypatch.setattr(timing, "LEAST_ROUNDS", 2)
-    monkeypatch.setattr(plan, "SCENES", 2)
+    monkeypatch.setattr("enet_deploy.benchmarks.bench.Processes", InProcess)
+    for module, constant, small in SMALLER:
+        monkeypatch.setattr(module, constant, small)
     monkeypatch.chdir(tmp_path)
     for folder in ("enet_deploy", "examples", "tests"):
         Path(folder).symlink_to(ROOT / folder)

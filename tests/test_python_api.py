@@ -22,6 +22,7 @@ from enet_deploy.training.recipe import Recipe
 NOTEBOOK = ROOT / "examples" / "from_scenes_to_int8.ipynb"
 
 
+@pytest.mark.docs
 @pytest.mark.slow
 def test_the_notebook_runs_and_holds_no_outputs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)

@@ -141,8 +141,7 @@ def test_old_weights_are_marked(scenes: Path, finished: Path, tmp_path: Path) ->
 
 @pytest.mark.slow
 def test_bundled_weights_know_camvid(camvid: Path) -> None:
+    hashes = [[pixel_hash(image) for image, _ in open_data(camvid, split)] for split in ("train", "val")]
     for name, of_val in (("enet-camvid", 101), ("enet-camvid-train", 0)):
         _, metadata = load_weights(BUNDLED_WEIGHTS.with_name(f"{name}.safetensors"))
-        for split, expected in (("train", 367), ("val", of_val)):
-            hashes = [pixel_hash(image) for image, _ in open_data(camvid, split)]
-            assert count(metadata.trained_on, hashes) == expected
+        assert [count(metadata.trained_on, each) for each in hashes] == [367, of_val]

@@ -224,7 +224,7 @@ def _flaw(content: bytes, is_label: bool) -> str:
     if (header.height, header.width) != SIZE:  # before it is decoded, as it may claim to be huge
         return f"is {header.height}x{header.width}"
     try:
-        pixels = decode("", content, cv2.IMREAD_UNCHANGED if is_label else cv2.IMREAD_COLOR)
+        pixels = decode("", content, header, cv2.IMREAD_UNCHANGED if is_label else cv2.IMREAD_COLOR)
     except DataError:
         return "is damaged"
     if is_label and (pixels.ndim != 2 or pixels.dtype != np.uint8):

@@ -94,7 +94,7 @@ def read_values(path: Path, known: LabelValues) -> Values:
     if header.color_type == PALETTE:
         indices, palette = palette_indices(path, content)
         return _by_palette(path, turned(indices, header.orientation), palette, known, header.orientation)
-    pixels = decode(path, content, cv2.IMREAD_UNCHANGED)
+    pixels = decode(path, content, header, cv2.IMREAD_UNCHANGED)
     if header.color_type == GREY and header.bits < 8:
         pixels = pixels // (255 // (2**header.bits - 1))  # OpenCV spreads the levels over 0 to 255
     if pixels.dtype == np.uint16 and pixels.max(initial=0) <= 255:

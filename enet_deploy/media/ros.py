@@ -12,8 +12,7 @@ import numpy as np
 import numpy.typing as npt
 
 from ..errors import DataError
-from ..image_headers import read_header
-from ..images import UInt8Array, decode, scaled
+from ..images import UInt8Array, decode, require_readable, scaled
 
 # encoding -> (bytes per channel, channels, OpenCV's conversion to BGR)
 _ENCODINGS: dict[str, tuple[int, int, int | None]] = {
@@ -97,9 +96,9 @@ def _decompressed(format_: str, content: bytes) -> UInt8Array:
     stored, is_split, compressed = format_.partition(";")
     if "compressedDepth" in compressed:
         raise DataError(f"{name} holds distances, expected a picture; take the topic of a camera")
-    pixels = decode(name, content, cv2.IMREAD_ANYCOLOR | cv2.IMREAD_ANYDEPTH)
-    header = read_header(content)
-    pixels = scaled(name, pixels, header.maximum if header is not None else None)
+    header = require_readable(name, content)
+    pixels = decode(name, content, header, cv2.IMREAD_ANYCOLOR | cv2.IMREAD_ANYDEPTH)
+    pixels = scaled(name, pixels, header.maximum)
     _, channels, code = _ENCODINGS.get(stored.strip(), (1, 3, None))
     if pixels.ndim == 2:
         return _converted(name, pixels, code if stored.startswith("bayer_") else cv2.COLOR_GRAY2BGR)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import gc
 import json
 import os
 import re
@@ -13,7 +12,6 @@ import subprocess
 import sys
 import time
 import types
-from collections.abc import Callable, Iterator
 from functools import partial
 from importlib.machinery import ModuleSpec
 from importlib.util import find_spec
@@ -24,7 +22,7 @@ import cv2
 import numpy as np
 import numpy.typing as npt
 import pytest
-from helpers import SIZE
+from helpers import SIZE, InProcess
 
 from enet_deploy import CAMVID, Runner, Spec, open_runner
 from enet_deploy.artifacts import graph_metadata, save_graph, set_graph_metadata
@@ -218,20 +216,6 @@ def test_unpool_flips_are_counted_by_stage(exported: Path, weights: Path, tmp_pa
     assert found[nameless] is None
 
 
-class Here:
-    """`Processes`, all in this one; may be interrupted, as by Ctrl-C, before a call."""
-
-    def __init__(self, workers: dict[str, Worker], interrupted_at: int | None = None) -> None:
-        self.workers, self.left = workers, interrupted_at
-        self.asked: list[tuple[str, str]] = []
-
-    def ask(self, name: str, function: Callable[..., Any], *arguments: object) -> Any:
-        if len(self.asked) == self.left:
-            raise KeyboardInterrupt
-        self.asked.append((name, function.__name__))
-        return function(self.workers[name], *arguments)
-
-
 def worker(batch: int = 1) -> Worker:
     return Worker(Painter(0).open(), batch, StillsFeed([image(), image((50, 70))]))
 
@@ -247,43 +231,38 @@ def impatient(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.fixture
-def frozen() -> Iterator[None]:
-    """Hide the many objects of other tests from the garbage collection after each block."""
-    gc.freeze()
-    yield
-    gc.unfreeze()
+def in_process(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Start no processes."""
+    monkeypatch.setattr(bench, "Processes", InProcess)
 
 
-@pytest.mark.usefixtures("frozen")
 def test_runners_take_turns_and_warm_up_is_not_counted() -> None:
-    here = Here({"a": worker(), "b": worker(batch=4)})
+    here = InProcess({"a": worker(), "b": worker(batch=4)})
     timings, whole = measure(here, {"a": 1, "b": 4}, frames=60)  # type: ignore[arg-type]
     assert whole and here.asked == [("a", "warm_up"), ("b", "warm_up"), *[("a", "block"), ("b", "block")] * 6]
     a, b = timings["a"], timings["b"]
     assert [len(block) for block in a.blocks["infer"]] == [10] * 6 and len(a.stream) == 6
     assert [len(block) for block in b.blocks["infer"]] == [3] * 6 and list(b.blocks) == list(STAGES)
     assert a.warm_up.calls >= 10 and a.warm_up.ms > 0
-    painted = here.workers["a"].runner
+    painted = here.objects["a"].runner
     assert isinstance(painted, Painter)
     # in each of six rounds ten calls and as many in stream(), after three of each, and one or two that were in flight
     extra = painted.calls - a.warm_up.calls - 6 * 2 * (10 + DROPPED)
     assert 0 <= extra <= 6 * 2
 
 
-@pytest.mark.usefixtures("frozen")
 def test_seconds_are_filled() -> None:
-    here = Here({"a": worker()})
+    here = InProcess({"a": worker()})
     timings, _ = measure(here, {"a": 1}, frames=5, seconds=0.02)  # type: ignore[arg-type]
     assert sum(map(sum, timings["a"].blocks["infer"])) >= 20
 
 
-@pytest.mark.usefixtures("frozen")
 def test_interrupted_run_keeps_whole_rounds() -> None:
-    here = Here({"a": worker(), "b": worker()}, interrupted_at=2 + 5)
+    here = InProcess({"a": worker(), "b": worker()}, interrupted_at=2 + 5)
     timings, whole = measure(here, {"a": 1, "b": 1}, frames=50)  # type: ignore[arg-type]
     assert not whole and [len(timing.blocks["infer"]) for timing in timings.values()] == [2, 2]
     for early in (1, 3):  # in the warm-up, in the first round
-        here = Here({"a": worker(), "b": worker()}, interrupted_at=early)
+        here = InProcess({"a": worker(), "b": worker()}, interrupted_at=early)
         with pytest.raises(KeyboardInterrupt):
             measure(here, {"a": 1, "b": 1}, frames=50)  # type: ignore[arg-type]
 
@@ -381,6 +360,7 @@ def test_graphs_run_on_all_that_is_installed_and_weights_on_torch(monkeypatch: p
 
 
 @pytest.mark.slow
+@pytest.mark.usefixtures("in_process")
 def test_without_artifact_the_weights_are_exported_at_each_size(tmp_path: Path, weights: Path) -> None:
     path = tmp_path / "out.json"
     options = ["--backend", "torch", "--backend", "ort", "--frames", "5", "--size", "64x96,96x64"]
@@ -396,6 +376,7 @@ def test_without_artifact_the_weights_are_exported_at_each_size(tmp_path: Path, 
 
 
 @pytest.mark.slow
+@pytest.mark.usefixtures("in_process")
 def test_rows_in_bf16(exported: Path, tmp_path: Path) -> None:
     pytest.importorskip("openvino")
     if not {"avx512_bf16", "amx_bf16"} & set(processor()[1].split()):
@@ -413,6 +394,7 @@ def test_rows_in_bf16(exported: Path, tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.usefixtures("in_process")
 def test_sweep_of_batches_on_a_video(
     tmp_path: Path, weights: Path, exported: Path, video: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -429,6 +411,7 @@ def test_sweep_of_batches_on_a_video(
 
 
 @pytest.mark.slow
+@pytest.mark.usefixtures("in_process")
 def test_gate(exported: Path, weights: Path, scenes: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     out = tmp_path / "out.json"
     command = [str(exported), "--backend", "ort", "--frames", "5"]
@@ -447,6 +430,7 @@ def test_gate(exported: Path, weights: Path, scenes: Path, tmp_path: Path, capsy
 
 
 @pytest.mark.slow
+@pytest.mark.usefixtures("in_process")
 def test_ctrl_c_while_comparing_keeps_the_times(
     exported: Path, weights: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -469,6 +453,7 @@ def test_ctrl_c_while_comparing_keeps_the_times(
 
 
 @pytest.mark.slow
+@pytest.mark.usefixtures("in_process")
 def test_foreign_weights_and_no_data(
     weights: Path, exported: Path, scenes: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -490,6 +475,7 @@ def test_foreign_weights_and_no_data(
 
 
 @pytest.mark.slow
+@pytest.mark.usefixtures("in_process")
 def test_the_winner_of_an_export_can_be_made_and_opened_as_printed(
     weights: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -541,6 +527,7 @@ def strangers(exported: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.mark.slow
+@pytest.mark.usefixtures("in_process")
 @pytest.mark.parametrize(
     ("options", "message"),
     [
