@@ -163,7 +163,7 @@ def killed_now_and_then(folder: Path, command: Command, earlier: Files) -> None:
     started = time.perf_counter()
     whole = undisturbed(folder, command, earlier)
     seconds = time.perf_counter() - started
-    for share in (0.3, 0.6, 0.9):
+    for share in (0.4, 0.8):
         restore(folder, earlier)
         child = Child(command)
         time.sleep(share * seconds)

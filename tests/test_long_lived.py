@@ -90,6 +90,7 @@ def test_child_process_opens_its_own(exported: Path, method: str, backend: str) 
             assert pool.apply_async(label_in_child, (exported, backend)).get(60) == expected
 
 
+@pytest.mark.docs
 @pytest.mark.slow
 def test_soak_command_finds_what_is_kept(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]

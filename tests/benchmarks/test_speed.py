@@ -22,6 +22,8 @@ from enet_deploy.errors import ArtifactError, EnetError
 from enet_deploy.model import Segmenter
 from enet_deploy.weights import load_weights
 
+pytestmark = pytest.mark.docs
+
 SMALL = (96, 128)
 
 

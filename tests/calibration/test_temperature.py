@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 import numpy as np
+import onnx
 import pytest
 from helpers import SIZE
 
@@ -41,9 +42,8 @@ def test_temperature_is_found_again(temperature: float) -> None:
 
 
 @pytest.mark.slow
-def test_temperature_goes_from_images_into_the_graph(scenes: Path, tmp_path: Path) -> None:
-    model = build_graph(BUNDLED_WEIGHTS, size=SIZE, logits=True)
-    found = fit_confidence(model, open_data(scenes, "val"))
+def test_temperature_goes_from_images_into_the_graph(scenes: Path, exported: Path, tmp_path: Path) -> None:
+    found = fit_confidence(onnx.load(exported), open_data(scenes, "val"))
     assert (found["fitted_on"], found["measured_on"]) == (2, 2)
     assert 0.05 < found["temperature"] < 20 and found["error_after"] != found["error_before"]
     record = Record.read(BUNDLED_RECORD)

@@ -58,7 +58,7 @@ def street_graphs(weights: Path, tmp_path_factory: pytest.TempPathFactory) -> di
 @pytest.fixture(scope="module")
 def street(weights: Path) -> list[tuple[UInt8Array, UInt8Array]]:
     """Scenes that no export was held against, each with PyTorch's labels."""
-    frames = [street_scene(seed)[0][None] for seed in range(100, 106)]
+    frames = [street_scene(seed)[0][None] for seed in range(100, 104)]
     with open_runner(weights) as runner:
         return [(frame, runner.infer(frame)) for frame in frames]
 
@@ -87,7 +87,7 @@ def test_camvid_gets_pytorchs_labels_in_half(street_graphs: dict[str, Path], wei
 @pytest.mark.slow
 def test_int8_costs_at_most_three_tenths_of_a_point(street_graphs: dict[str, Path], camvid: Path) -> None:
     data = open_data(camvid, "val")
-    data = dataclasses.replace(data, pairs=data.pairs[::3])
+    data = dataclasses.replace(data, pairs=data.pairs[::5])
     miou = {}
     for precision in ("fp32", "int8", "int8-openvino", "int8-ort"):
         with open_runner(street_graphs[precision]) as runner:

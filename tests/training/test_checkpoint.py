@@ -157,9 +157,9 @@ def assert_whole(out: Path) -> None:
 @pytest.mark.slow
 def test_run_killed_at_any_moment_resumes_to_the_same_bits(scenes: Path, tmp_path: Path) -> None:
     # Half of them while the last files are renamed, when only the end of the run is left to do
-    moments = killed_at("1, 4, count // 2, count - 8, count - 6, count - 4", scenes, tmp_path / "run")
+    moments = killed_at("4, count // 2, count - 8, count - 5", scenes, tmp_path / "run")
     whole = tmp_path / "run-1000"
-    assert len(moments) == 6
+    assert len(moments) == 4
     for moment in moments:
         out = tmp_path / f"run-{moment}"
         assert_whole(out)
@@ -302,11 +302,18 @@ def sound(finished: Path) -> dict[str, Any]:
 @pytest.mark.slow
 @pytest.mark.parametrize("change", CHANGES.values(), ids=CHANGES.keys())
 def test_checkpoint_with_a_wrong_field(
-    sound: dict[str, Any], scenes: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], change: Any
+    sound: dict[str, Any],
+    finished: Path,
+    scenes: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    change: Any,
 ) -> None:
     state = copy.deepcopy(sound)
     change(state)
-    torch.save(state, tmp_path / "checkpoint.pt")
+    (tmp_path / "checkpoint.pt").symlink_to(finished / "checkpoint.pt")
+    monkeypatch.setattr(torch, "load", lambda *_, **__: state)  # as saving and loading it takes most of the time
     assert_refused(train_cli.main([str(scenes), "--out", str(tmp_path), "--resume"]), capsys, "checkpoint.pt")
     assert [path.name for path in tmp_path.iterdir()] == ["checkpoint.pt"]
 
