@@ -277,6 +277,7 @@ class InProcess:
     def __init__(self, objects: dict[str, Any] | None = None, interrupted_at: int | None = None) -> None:
         self.objects, self._interrupted_at = dict(objects or {}), interrupted_at
         self.asked: list[tuple[str, str]] = []
+        gc.freeze()  # a block of calls ends with a garbage collection, which has little to look through in a worker
 
     def __enter__(self) -> InProcess:
         return self
@@ -287,7 +288,7 @@ class InProcess:
 
     def start(self, name: str, make: Callable[[], object]) -> None:
         self.objects[name] = make()
-        gc.freeze()  # a block of calls ends with a garbage collection, which has little to look through in a worker
+        gc.freeze()
 
     def ask(self, name: str, function: Callable[..., Any], *arguments: object) -> Any:
         if len(self.asked) == self._interrupted_at:

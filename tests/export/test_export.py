@@ -323,6 +323,7 @@ def test_real_images_get_pytorchs_labels(tmp_path: Path, weights: Path, camvid: 
     assert np.mean(same) >= 0.9999
 
 
+@pytest.mark.slow
 def test_only_equal_networks_share_an_export(net: ENet, monkeypatch: pytest.MonkeyPatch) -> None:
     made: list[object] = []
 
