@@ -23,23 +23,23 @@ ALPHAS = (0.0, 0.25, 0.5, 0.75, 1.0)  # tried at the end of a run
 KEY = "prior_correction"  # in the metadata's details
 
 
-def corrected(net: ENet, weight: Tensor, alpha: float) -> ENet:
+def corrected(net: ENet, weight: Tensor, alpha: float | Tensor) -> ENet:
     """A copy of the network with alpha ln(weight) subtracted from its last bias.
 
     Args:
         weight: (C,), positive class weights of the loss.
+        alpha: of all classes, or (C,).
     """
     net = copy.deepcopy(net)
-    if alpha:
-        assert net.fullconv.bias is not None
-        with torch.no_grad():
-            net.fullconv.bias -= alpha * weight.log().to(net.fullconv.bias.device)
+    assert net.fullconv.bias is not None
+    with torch.no_grad():
+        net.fullconv.bias -= (alpha * weight.log()).to(net.fullconv.bias.device)
     return net
 
 
-def record(weight: Tensor, alpha: float) -> dict[str, Any]:
+def record(weight: Tensor, alpha: float | Tensor) -> dict[str, Any]:
     """The metadata's entry for a correction, which `load_uncorrected` reads."""
-    return {"alpha": alpha, "class_weights": weight.tolist()}
+    return {"alpha": alpha.tolist() if isinstance(alpha, Tensor) else alpha, "class_weights": weight.tolist()}
 
 
 def load_uncorrected(path: str | Path) -> tuple[ENet, Metadata]:
@@ -52,7 +52,7 @@ def load_uncorrected(path: str | Path) -> tuple[ENet, Metadata]:
     if (had := metadata.details.pop(KEY, None)) is None:
         return net, metadata
     try:
-        weight, alpha = torch.tensor(had["class_weights"], dtype=torch.float32), float(had["alpha"])
+        weight, alpha = torch.tensor(had["class_weights"]).float(), torch.tensor(had["alpha"]).float()
         undone = corrected(net, weight, -alpha)
         if weight.shape != (net.num_classes,) or not all(p.isfinite().all() for p in undone.parameters()):
             raise ValueError("expected a positive weight per class")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import json
 import shutil
@@ -13,6 +14,7 @@ import torch
 from training_runs import ROOM, assert_refused, enet_train, tensors
 
 from enet_deploy.classes import CAMVID
+from enet_deploy.commands import correct
 from enet_deploy.commands import train as train_cli
 from enet_deploy.data import DataSet
 from enet_deploy.training.prior import load_uncorrected
@@ -92,12 +94,34 @@ def test_correction_is_saved_and_undone(finished: Path) -> None:
     torch.testing.assert_close(plain.fullconv.bias.data, state["ema"]["fullconv.bias"])
 
 
+def test_another_correction_for_some_classes(
+    finished: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    weights, out, again = finished / "last.safetensors", tmp_path / "a.safetensors", tmp_path / "b.safetensors"
+    assert correct.main([str(weights), "--alpha", "1", "--of", "pole=0.25", "--of", "sign=0", "--out", str(out)]) == 0
+    plain, metadata = load_uncorrected(weights)
+    log = torch.tensor(load_weights(weights)[1].details["prior_correction"]["class_weights"]).log()
+    shift = torch.tensor([{"pole": 0.25, "sign": 0.0}.get(name, 1.0) for name in metadata.classes.names]) * log
+    torch.testing.assert_close(load_weights(out)[0].fullconv.bias, plain.fullconv.bias - shift)
+    assert correct.main([str(out), "--out", str(again)]) == 0  # undoes it before
+    torch.testing.assert_close(tensors(again), tensors(weights))
+    capsys.readouterr()
+    for options, value in (["--of", "poles=1"], "'poles'"), (["--alpha", "-1"], "'-1'"), (["--of", "pole"], "'pole'"):
+        with contextlib.suppress(SystemExit):
+            assert correct.main([str(weights), *options, "--out", str(tmp_path / "c.safetensors")]) == 2
+        assert value in capsys.readouterr().err
+    plain_file = tmp_path / "plain.safetensors"
+    save_weights(plain_file, plain, metadata)
+    assert correct.main([str(plain_file), "--out", str(out)]) == 2
+    assert "plain.safetensors does not say which class weights" in capsys.readouterr().err
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize(
     "broken",
     ["0.5", {"alpha": 0.5}, {"alpha": "x", "class_weights": [1.0] * 11}, {"alpha": 0.5, "class_weights": [1.0, 2.0]},
      {"alpha": 10**400, "class_weights": [1.0] * 11}, {"alpha": 0.5, "class_weights": [0.0] * 11},
-     {"alpha": 0.5, "class_weights": None}],
+     {"alpha": 0.5, "class_weights": None}, {"alpha": [0.5] * 3, "class_weights": [1.0] * 11}],
 )  # fmt: skip
 def test_weights_with_a_foreign_correction_are_refused(
     finished: Path, scenes: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], broken: Any
