@@ -234,6 +234,9 @@ def _fit_confidence(model: onnx.ModelProto, evaluator: Evaluator) -> dict[str, A
 
     if evaluator.measure != "miou" or evaluator.count < 2:
         return {}
+    if evaluator.trained_on:
+        print("confidences: no temperature, because a network is too sure of itself on images that it was trained on")
+        return {}
     found = fit_confidence(model, evaluator.pairs, console.progress)
     if found:
         print(
