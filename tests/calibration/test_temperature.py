@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import onnx
@@ -10,6 +11,7 @@ import pytest
 from helpers import SIZE
 
 from enet_deploy import BUNDLED_WEIGHTS, ArtifactError, InputError, open_runner
+from enet_deploy.calibration import cli
 from enet_deploy.calibration.temperature import fit_confidence, fit_temperature
 from enet_deploy.data import open_data
 from enet_deploy.export.cli import main as export
@@ -59,6 +61,14 @@ def test_temperature_goes_from_images_into_the_graph(scenes: Path, exported: Pat
         expected = 255 / np.exp(logits - logits.max(axis=0)).sum(axis=0)
         assert np.abs(runner.segment_with_confidence(image)[1] - expected).max() <= 0.51
         assert not np.array_equal(plain.segment_with_confidence(image)[1], runner.segment_with_confidence(image)[1])
+
+
+def test_no_temperature_is_fitted_on_images_that_were_trained_on(
+    exported: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    evaluator = SimpleNamespace(measure="miou", count=2, trained_on=1)
+    assert cli._fit_confidence(onnx.load(exported), evaluator) == {}  # type: ignore[arg-type]
+    assert "trained on" in capsys.readouterr().out
 
 
 def test_record_without_a_temperature_has_the_text_of_earlier_versions() -> None:
