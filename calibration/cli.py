@@ -229,13 +229,19 @@ def run(args: argparse.Namespace) -> None:
 
 
 def _fit_confidence(model: onnx.ModelProto, evaluator: Evaluator) -> dict[str, Any]:
-    """Fit the temperature of the confidences on half of the labelled images, and print its effect on the others."""
+    """Fit the temperature of the confidences on half of the labelled images, and print its effect on the others.
+
+    Returns {} without labels, and if the weights were trained on any of these images.
+    """
     from .temperature import fit_confidence
 
     if evaluator.measure != "miou" or evaluator.count < 2:
         return {}
     if evaluator.trained_on:
-        print("confidences: no temperature, because a network is too sure of itself on images that it was trained on")
+        print(
+            f"confidences: no temperature is fitted, because {evaluator.trained_on} of the {evaluator.count} images "
+            "were trained on: a network is too sure of itself there"
+        )
         return {}
     found = fit_confidence(model, evaluator.pairs, console.progress)
     if found:

@@ -51,7 +51,7 @@ def decode(name: Path | str, content: bytes, header: Header, flags: int) -> npt.
     Args:
         name: of the file; error messages begin with it.
         content: of the file.
-        header: of the content, from `require_readable`.
+        header: of the content. `require_readable` reads it, and refuses what cannot be decoded.
         flags: of OpenCV, cv2.IMREAD_*.
 
     Returns (h, w) or (h, w, channels), with the channels BGR or BGRA, of the dtype that the file has.

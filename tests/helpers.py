@@ -6,6 +6,7 @@ import configparser
 import fcntl
 import gc
 import os
+import pickle
 import shutil
 import zlib
 from collections.abc import Callable, Sequence
@@ -23,6 +24,7 @@ import enet_deploy.data.scenes
 from enet_deploy import CAMVID
 from enet_deploy.artifacts import BUNDLED_WEIGHTS, METADATA_KEY, Metadata
 from enet_deploy.benchmarks.statistics import Summary
+from enet_deploy.errors import EnetError
 from enet_deploy.files import sha256
 
 ROOT = Path(__file__).parent.parent
@@ -269,6 +271,8 @@ def made_once(factory: pytest.TempPathFactory, name: str, make: Callable[[Path],
 class InProcess:
     """In place of `Processes`, with all objects in this process: libraries are imported once.
 
+    What goes to an object and comes back is pickled, and errors become an EnetError, as there.
+
     Args:
         objects: that are made already, by name.
         interrupted_at: number of the call of `ask` that raises KeyboardInterrupt, as by Ctrl-C.
@@ -277,21 +281,35 @@ class InProcess:
     def __init__(self, objects: dict[str, Any] | None = None, interrupted_at: int | None = None) -> None:
         self.objects, self._interrupted_at = dict(objects or {}), interrupted_at
         self.asked: list[tuple[str, str]] = []
-        gc.freeze()  # a block of calls ends with a garbage collection, which has little to look through in a worker
 
     def __enter__(self) -> InProcess:
+        gc.freeze()  # a block of calls ends with a garbage collection, which has little to look through in a worker
         return self
 
     def __exit__(self, *_: object) -> None:
+        gc.unfreeze()
         for each in self.objects.values():
             each.runner.close()
 
     def start(self, name: str, make: Callable[[], object]) -> None:
-        self.objects[name] = make()
+        self.objects[name] = self._called(name, _pickled(make))
         gc.freeze()
 
     def ask(self, name: str, function: Callable[..., Any], *arguments: object) -> Any:
         if len(self.asked) == self._interrupted_at:
             raise KeyboardInterrupt
         self.asked.append((name, function.__name__))
-        return function(self.objects[name], *arguments)
+        function, arguments = _pickled((function, arguments))
+        return _pickled(self._called(name, function, self.objects[name], *arguments))
+
+    def _called(self, name: str, function: Callable[..., Any], *arguments: object) -> Any:
+        try:
+            return function(*arguments)
+        except EnetError:
+            raise
+        except Exception as error:
+            raise EnetError(f"{name}: {error}") from error
+
+
+def _pickled(value: Any) -> Any:
+    return pickle.loads(pickle.dumps(value))

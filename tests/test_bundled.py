@@ -3,16 +3,21 @@
 from __future__ import annotations
 
 import itertools
+from collections import Counter
 from pathlib import Path
 
 import cv2
 import numpy as np
+import onnx
 import pytest
+import torch
 
 from enet_deploy import SAMPLE, InputError, console, open_runner
+from enet_deploy.artifacts import graph_metadata
 from enet_deploy.bundled import NAMES, graph_file, picture, weights_file
 from enet_deploy.commands import evaluate, segment
 from enet_deploy.data.scenes import street_scene
+from enet_deploy.export import cli as export_cli
 from enet_deploy.files import sha256
 from enet_deploy.runners import artifact_files, backends_for
 
@@ -26,6 +31,18 @@ def test_bundled_graph_is_of_the_bundled_weights(name: str) -> None:
         labels = [np.concatenate([runner.infer(scene) for scene in scenes]) for runner in (graph, weights)]
     assert (labels[0] == labels[1]).mean() >= 0.9999
     assert len(np.unique(labels[0])) > 6
+
+
+@pytest.mark.slow
+def test_bundled_graph_is_what_the_documented_command_makes(tmp_path: Path) -> None:
+    name = NAMES[0]
+    assert export_cli.main(["--weights", name, "--name", name, "--out", str(tmp_path)]) == 0
+    graphs = [onnx.load(path).graph for path in (graph_file(name), tmp_path / graph_file(name).name)]
+    assert [output.name for output in graphs[0].output] == [output.name for output in graphs[1].output]
+    kinds = [Counter(node.op_type for node in graph.node) for graph in graphs]
+    versions = graph_metadata(onnx.load(graph_file(name)), name).details["versions"]
+    if versions["torch"] == torch.__version__ and versions["onnx"] == onnx.__version__:  # another exporter may differ
+        assert kinds[0] == kinds[1], "export it again, as bundled.py says"
 
 
 def test_a_name_is_a_graph_and_for_torch_the_weights(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

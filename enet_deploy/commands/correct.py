@@ -21,12 +21,20 @@ from . import cli
 
 
 def correct(path: str | Path, out: str | Path, alpha: float, of: dict[str, float]) -> None:
-    """Write weights with the correction `alpha`, and with `of[name]` for the classes in `of`, in place of their own.
+    """Write weights with another prior correction in place of their own.
 
-    Raises ArtifactError if the weights hold no class weights to correct for, InputError for a class that they do not
-    know.
+    Scores of the training are left out of the metadata: they are of the correction before.
+
+    Args:
+        path: weights of enet-train.
+        out: file to write.
+        alpha: strength for all classes but those in `of`.
+        of: class -> strength.
+
+    Raises ArtifactError if the weights cannot be read or do not say which class weights they were trained with, or if
+    `out` cannot be written; InputError for a class that they do not know, or if `out` is `path`.
     """
-    require_outputs([out], [])
+    require_outputs([out], [path])
     net, metadata = prior.load_uncorrected(path)
     had = load_weights(path)[1].details.get(prior.KEY)
     if had is None:
@@ -38,8 +46,10 @@ def correct(path: str | Path, out: str | Path, alpha: float, of: dict[str, float
     names = metadata.classes.names
     for name in of.keys() - {*names}:
         raise InputError(f"class '{name}', expected one of {', '.join(names)}{did_you_mean(name, names)}")
-    alphas = torch.tensor([of.get(name, alpha) for name in names])
+    alphas = torch.tensor([of.get(name, alpha) for name in names], dtype=torch.float64)
     details = {**metadata.details, prior.KEY: prior.record(weight, alphas if of else alpha)}
+    figures = metadata.details.get("figures", {})
+    details["figures"] = {name: value for name, value in figures.items() if not name.startswith("val_")}
     save_weights(out, prior.corrected(net, weight, alphas), dataclasses.replace(metadata, details=details))
 
 
@@ -52,8 +62,13 @@ def _of(text: str) -> tuple[str, float]:
 
 
 def _correct(args: argparse.Namespace) -> None:
-    correct(args.weights, args.out, args.alpha, dict(args.of))
-    print(f"{args.out}  {args.weights} with the prior correction {args.alpha:g}", *(f"{n}={a:g}" for n, a in args.of))
+    of = dict(args.of)
+    if len(of) < len(args.of):
+        raise InputError(f"--of {' '.join(name for name, _ in args.of)}, expected each class once")
+    correct(args.weights, args.out, args.alpha, of)
+    print(
+        f"{args.out}  {args.weights} with the prior correction {args.alpha:g}", *(f"{n}={a:g}" for n, a in of.items())
+    )
 
 
 def main(argv: Sequence[str] | None = None) -> int:

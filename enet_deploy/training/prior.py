@@ -28,17 +28,18 @@ def corrected(net: ENet, weight: Tensor, alpha: float | Tensor) -> ENet:
 
     Args:
         weight: (C,), positive class weights of the loss.
-        alpha: of all classes, or (C,).
+        alpha: strength, of all classes or (C,). It may be on another device, as may `weight`.
     """
     net = copy.deepcopy(net)
-    assert net.fullconv.bias is not None
+    bias = net.fullconv.bias
+    assert bias is not None
     with torch.no_grad():
-        net.fullconv.bias -= (alpha * weight.log()).to(net.fullconv.bias.device)
+        bias -= torch.as_tensor(alpha).to(bias) * weight.to(bias).log()
     return net
 
 
 def record(weight: Tensor, alpha: float | Tensor) -> dict[str, Any]:
-    """The metadata's entry for a correction, which `load_uncorrected` reads."""
+    """The metadata's entry for a correction, which `load_uncorrected` reads. Arguments as of `corrected`."""
     return {"alpha": alpha.tolist() if isinstance(alpha, Tensor) else alpha, "class_weights": weight.tolist()}
 
 
@@ -54,8 +55,9 @@ def load_uncorrected(path: str | Path) -> tuple[ENet, Metadata]:
     try:
         weight, alpha = torch.tensor(had["class_weights"]).float(), torch.tensor(had["alpha"]).float()
         undone = corrected(net, weight, -alpha)
-        if weight.shape != (net.num_classes,) or not all(p.isfinite().all() for p in undone.parameters()):
-            raise ValueError("expected a positive weight per class")
+        shapes_fit = weight.shape == (net.num_classes,) and alpha.shape in ((), weight.shape)
+        if not shapes_fit or not all(p.isfinite().all() for p in undone.parameters()):
+            raise ValueError("expected a positive weight per class, and an alpha for all or for each")
     except (KeyError, OverflowError, RuntimeError, TypeError, ValueError) as error:
         raise ArtifactError(
             f"{path} has a {KEY} in its metadata that cannot be undone ({error!r}); expected one written by enet-train"

@@ -237,8 +237,8 @@ def in_process(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_runners_take_turns_and_warm_up_is_not_counted() -> None:
-    here = InProcess({"a": worker(), "b": worker(batch=4)})
-    timings, whole = measure(here, {"a": 1, "b": 4}, frames=60)  # type: ignore[arg-type]
+    with InProcess({"a": worker(), "b": worker(batch=4)}) as here:
+        timings, whole = measure(here, {"a": 1, "b": 4}, frames=60)  # type: ignore[arg-type]
     assert whole and here.asked == [("a", "warm_up"), ("b", "warm_up"), *[("a", "block"), ("b", "block")] * 6]
     a, b = timings["a"], timings["b"]
     assert [len(block) for block in a.blocks["infer"]] == [10] * 6 and len(a.stream) == 6
@@ -252,18 +252,17 @@ def test_runners_take_turns_and_warm_up_is_not_counted() -> None:
 
 
 def test_seconds_are_filled() -> None:
-    here = InProcess({"a": worker()})
-    timings, _ = measure(here, {"a": 1}, frames=5, seconds=0.02)  # type: ignore[arg-type]
+    with InProcess({"a": worker()}) as here:
+        timings, _ = measure(here, {"a": 1}, frames=5, seconds=0.02)  # type: ignore[arg-type]
     assert sum(map(sum, timings["a"].blocks["infer"])) >= 20
 
 
 def test_interrupted_run_keeps_whole_rounds() -> None:
-    here = InProcess({"a": worker(), "b": worker()}, interrupted_at=2 + 5)
-    timings, whole = measure(here, {"a": 1, "b": 1}, frames=50)  # type: ignore[arg-type]
+    with InProcess({"a": worker(), "b": worker()}, interrupted_at=2 + 5) as here:
+        timings, whole = measure(here, {"a": 1, "b": 1}, frames=50)  # type: ignore[arg-type]
     assert not whole and [len(timing.blocks["infer"]) for timing in timings.values()] == [2, 2]
     for early in (1, 3):  # in the warm-up, in the first round
-        here = InProcess({"a": worker(), "b": worker()}, interrupted_at=early)
-        with pytest.raises(KeyboardInterrupt):
+        with InProcess({"a": worker(), "b": worker()}, early) as here, pytest.raises(KeyboardInterrupt):
             measure(here, {"a": 1, "b": 1}, frames=50)  # type: ignore[arg-type]
 
 
@@ -363,13 +362,13 @@ def test_graphs_run_on_all_that_is_installed_and_weights_on_torch(monkeypatch: p
 @pytest.mark.usefixtures("in_process")
 def test_without_artifact_the_weights_are_exported_at_each_size(tmp_path: Path, weights: Path) -> None:
     path = tmp_path / "out.json"
-    options = ["--backend", "torch", "--backend", "ort", "--frames", "5", "--size", "48x64,64x48"]
+    options = ["--backend", "torch", "--backend", "ort", "--frames", "5", "--size", "64x96,96x64"]
     assert cli.main([*options, "--precision", "int8-ort", "--json", str(path)]) == 0
     run = json.loads(path.read_text())
     assert [result["artifact"] for result in run["results"]] == [weights.name, "enet-int8-ort.onnx"]
     assert [(result["name"], result["size"]) for result in run["results"] + run["sweep"]] == [
         (f"{name} {size[0]}x{size[1]}", size)
-        for size in ([48, 64], [64, 48])
+        for size in ([64, 96], [96, 64])
         for name in ("torch fp32", "ort int8-ort")
     ]
     assert all(result["parity"]["agreement"] >= 0.9 and result["accuracy"] is None for result in run["results"])

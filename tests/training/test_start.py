@@ -105,8 +105,14 @@ def test_another_correction_for_some_classes(
     torch.testing.assert_close(load_weights(out)[0].fullconv.bias, plain.fullconv.bias - shift)
     assert correct.main([str(out), "--out", str(again)]) == 0  # undoes it before
     torch.testing.assert_close(tensors(again), tensors(weights))
+    assert "val_miou" in metadata.details["figures"] and "loss" in load_weights(out)[1].details["figures"]
+    assert "val_miou" not in load_weights(out)[1].details["figures"]  # it is of the correction before
+    assert correct.main([str(out), "--out", str(out)]) == 2
     capsys.readouterr()
-    for options, value in (["--of", "poles=1"], "'poles'"), (["--alpha", "-1"], "'-1'"), (["--of", "pole"], "'pole'"):
+    for options, value in (
+        (["--of", "poles=1"], "'poles'"), (["--alpha", "-1"], "'-1'"), (["--of", "pole"], "'pole'"),
+        (["--of", "pole=1", "--of", "pole=0"], "each class once"),
+    ):  # fmt: skip
         with contextlib.suppress(SystemExit):
             assert correct.main([str(weights), *options, "--out", str(tmp_path / "c.safetensors")]) == 2
         assert value in capsys.readouterr().err
