@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import re
 from pathlib import Path
 
@@ -11,8 +12,10 @@ from helpers import SIZE, write_graph
 from enet_deploy import __main__ as umbrella
 from enet_deploy import __version__
 from enet_deploy.commands.inspect import main
+from enet_deploy.export.record import BUNDLED_RECORD, Record
 from enet_deploy.files import sha256
 from enet_deploy.runners.tensorrt.card import EngineCard
+from enet_deploy.weights import load_weights, save_weights
 
 
 def lines(text: str) -> dict[str, str]:
@@ -21,13 +24,19 @@ def lines(text: str) -> dict[str, str]:
 
 
 def test_weights_and_their_graphs(
-    weights: Path, exported: Path, quantized_graph: Path, capsys: pytest.CaptureFixture[str]
+    weights: Path, exported: Path, quantized_graph: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert main([str(weights)]) == 0
     told = lines(capsys.readouterr().out)
     assert "360,098 parameters" in told["what"] and told["file"].endswith(sha256(weights))
     assert "540 images" in told["trained on"] and "540 images" in told["recognises"]
-    assert "fit" in told["scored on val"]
+    assert "scored on val" not in told  # their bias was corrected after the training
+    net, metadata = load_weights(weights)
+    scored = dataclasses.replace(metadata, details={**metadata.details, "figures": {"val_miou": 0.8}})
+    save_weights(tmp_path / "scored.safetensors", net, scored)
+    assert main([str(tmp_path / "scored.safetensors")]) == 0
+    told = lines(capsys.readouterr().out)
+    assert "0.8000" in told["scored on val"] and "fit" in told["scored on val"]
     for precision, graph in (("fp32", exported), ("int8", quantized_graph)):
         assert main([str(graph)]) == 0
         told = lines(capsys.readouterr().out)
@@ -35,7 +44,8 @@ def test_weights_and_their_graphs(
         assert "95 convolutions" in told["layers compute in"]
         assert f"frames uint8 (any, {SIZE[0]}, {SIZE[1]}, 3)" in told["inputs and outputs"]
     assert "82 in int8, 13 in fp32" in told["layers compute in"]
-    assert told["calibrated by"].startswith("mse, 100") and "layout all" in told["what"]
+    method = Record.read(BUNDLED_RECORD).method
+    assert told["calibrated by"].startswith(f"{method}, 100") and "layout all" in told["what"]
 
 
 def test_exports_say_what_they_were_verified_on(exported: Path, capsys: pytest.CaptureFixture[str]) -> None:

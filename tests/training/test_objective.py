@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from enet_deploy.activations import PReLU
+from enet_deploy.bundled import weights_file
 from enet_deploy.classes import CAMVID
 from enet_deploy.data import open_data
 from enet_deploy.model import ENet, Segmenter
@@ -67,9 +68,9 @@ def test_a_sixteenth_of_the_pixels_lies_evenly_with_as_many_of_each_corner() -> 
 
 
 @pytest.fixture
-def batch(scenes: Path, weights: Path) -> tuple[ENet, Tensor, Tensor]:
-    """The bundled network, ready to train but for dropout, and four normalised scenes with their labels."""
-    net, metadata = load_weights(weights)
+def batch(scenes: Path) -> tuple[ENet, Tensor, Tensor]:
+    """A bundled network, ready to train but for dropout, and four normalised scenes with their labels."""
+    net, metadata = load_weights(weights_file("enet-camvid-train"))
     for module in net.train().modules():
         if isinstance(module, nn.Dropout2d):
             module.p = 0.0
