@@ -34,7 +34,7 @@ test: $(INSTALLED) lint ## lint, types, tests
 test-fast: $(INSTALLED) lint ## the same without the tests that take seconds each
 	$(BIN)/python -m pytest $(PARALLEL) -m "not slow and not docs"
 
-test-docs: $(INSTALLED) ## the commands, the Python and the notebook of the documentation, and the studies behind its figures
+test-docs: $(INSTALLED) ## the commands, Python and notebook of the documentation, the studies behind its figures, pages in a browser
 	$(BIN)/python -m pytest $(PARALLEL) -m docs
 
 # No constraints: what comes out of the index today. Not installed itself: the tests then import the checkout.

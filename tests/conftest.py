@@ -33,6 +33,14 @@ if Path(enet_deploy.__file__).parent == ROOT / "enet_deploy":  # and not an inst
     os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, [f"{ROOT}", os.environ.get("PYTHONPATH")]))  # of children
 
 
+@pytest.hookimpl(tryfirst=True)
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Leave what starts Chromium to `make test-docs`."""
+    for item in items:
+        if "browser" in getattr(item, "fixturenames", ()):
+            item.add_marker(pytest.mark.docs)
+
+
 def pytest_collection_finish() -> None:
     gc.freeze()  # what was imported stays to the end; each garbage collection would look through it
 

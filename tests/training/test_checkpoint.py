@@ -316,8 +316,15 @@ def test_checkpoint_with_a_wrong_field(
     monkeypatch.setattr(torch, "load", lambda *_, **__: state)  # as saving and loading it takes most of the time
     assert_refused(train_cli.main([str(scenes), "--out", str(tmp_path), "--resume"]), capsys, "checkpoint.pt")
     assert [path.name for path in tmp_path.iterdir()] == ["checkpoint.pt"]
+
+
+def test_checkpoint_without_a_change_is_taken(
+    sound: dict[str, Any], finished: Path, scenes: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As the test above: so it is the change that is refused there."""
+    shutil.copy(finished / "checkpoint.pt", tmp_path)
     monkeypatch.setattr(torch, "load", lambda *_, **__: copy.deepcopy(sound))
-    Checkpoint.read(tmp_path)  # it is the change that was refused
+    assert train_cli.main([str(scenes), "--out", str(tmp_path), "--resume"]) == 0
 
 
 def test_flipped_bits_are_found(finished: Path, tmp_path: Path) -> None:
