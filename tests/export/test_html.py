@@ -399,6 +399,7 @@ def test_impossible_options_are_one_line(
     assert value in one_line(capsys)
 
 
+@pytest.mark.slow
 def test_int8_over_half_is_refused(graphs: dict[str, Path], tmp_path: Path) -> None:
     with pytest.raises(ArtifactError, match="fp16-int8"):
         write_page(graphs["fp16-int8"], tmp_path / "a.html", find_runtime(package(tmp_path)))

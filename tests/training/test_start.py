@@ -94,6 +94,7 @@ def test_correction_is_saved_and_undone(finished: Path) -> None:
     torch.testing.assert_close(plain.fullconv.bias.data, state["ema"]["fullconv.bias"])
 
 
+@pytest.mark.slow
 def test_another_correction_for_some_classes(
     finished: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
