@@ -22,7 +22,7 @@ from typing import Any
 import cv2
 import onnx
 import pytest
-from helpers import ROOT, SIZE, InProcess, made_once, pooling, write_scenes
+from helpers import ROOT, SIZE, InProcess, pooling, write_scenes
 from test_docs import (
     DEVICES,
     FENCE,
@@ -129,13 +129,13 @@ for package, pattern in {
 
 
 @pytest.fixture(autouse=True)
-def quick(tmp_path: Path, tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A clone's folder, in which the same export is computed once in a test run, and enet-bench starts no processes."""
+def quick(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A clone's folder. One export gives graphs with any outputs and batch, and enet-bench starts no processes."""
     from enet_deploy.export import to_onnx
 
     build = to_onnx.build_graph
 
-    def build_once(
+    def build_part(
         weights: Any,
         precision: str = "fp32",
         size: Any = None,
@@ -149,15 +149,10 @@ def quick(tmp_path: Path, tmp_path_factory: pytest.TempPathFactory, monkeypatch:
         size = size or weights.metadata.size
         if weights.sha256 == sha256(BUNDLED_WEIGHTS) and (precision, size) == ("fp32", weights.metadata.size):
             return onnx.load(graph_file("enet-camvid"))  # it is this export
-        key = f"graph-{weights.sha256[:8]}-{precision}-{size[0]}x{size[1]}"
-
-        def save(folder: Path) -> None:
-            onnx.save(build(weights, precision, size, None, logits=True, confidence=1.0), folder / "graph.onnx")
-
-        whole = onnx.load(made_once(tmp_path_factory, key, save) / "graph.onnx")
+        whole = build(weights, precision, size, None, logits=True, confidence=1.0)
         return part_of(whole, batch, ["labels", *["logits"] * logits, *["confidence"] * (confidence is not None)])
 
-    monkeypatch.setattr(to_onnx, "build_graph", build_once)
+    monkeypatch.setattr(to_onnx, "build_graph", build_part)
     monkeypatch.setattr("enet_deploy.benchmarks.bench.Processes", InProcess)
     for module, constant, small in SMALLER:
         monkeypatch.setattr(module, constant, small)

@@ -35,8 +35,9 @@ def correct(path: str | Path, out: str | Path, alpha: float, of: dict[str, float
     `out` cannot be written; InputError for a class that they do not know, or if `out` is `path`.
     """
     require_outputs([out], [path])
-    net, metadata = prior.load_uncorrected(path)
-    had = load_weights(path)[1].details.get(prior.KEY)
+    net, metadata = load_weights(path)
+    had = metadata.details.get(prior.KEY)
+    net, metadata = prior.uncorrected(net, metadata, path)
     if had is None:
         raise ArtifactError(
             f"{path} does not say which class weights it was trained with; expected weights of enet-train with a "

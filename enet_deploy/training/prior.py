@@ -49,7 +49,11 @@ def load_uncorrected(path: str | Path) -> tuple[ENet, Metadata]:
     The returned metadata has no entry for the correction. Raises ArtifactError if the entry is not one of `record`, and
     if `load_weights` does.
     """
-    net, metadata = load_weights(path)
+    return uncorrected(*load_weights(path), path)
+
+
+def uncorrected(net: ENet, metadata: Metadata, path: str | Path) -> tuple[ENet, Metadata]:
+    """As `load_uncorrected`, of weights that were read from `path`. The entry is taken out of `metadata`."""
     if (had := metadata.details.pop(KEY, None)) is None:
         return net, metadata
     try:
