@@ -24,7 +24,8 @@ class Scores:
         dice: mean over classes of 2TP / (2TP + FP + FN), also called macro F1.
         miou: mean over classes of TP / (TP + FP + FN).
         class_average: mean over the classes in truth of TP / (TP + FN).
-        per_class: class name -> {"iou", "dice"}.
+        per_class: class name -> {"iou", "dice", "precision", "recall"}. Precision, TP / (TP + FP), is None if the class
+            is never predicted; recall, TP / (TP + FN), is None if it is not in truth.
         absent: names of the classes that are in no mean.
         void_counts: whether void pixels count as mistakes (see `ConfusionMatrix.scores`).
     """
@@ -84,14 +85,14 @@ class ConfusionMatrix:
         with np.errstate(invalid="ignore"):
             iou = hit / (truth + predicted - hit)
             dice = 2 * hit / (truth + predicted)
-            recall = hit / truth
+            by_class = {"iou": iou, "dice": dice, "precision": hit / predicted, "recall": hit / truth}
         return Scores(
             pixel_accuracy=float(hit.sum() / counted.sum()),
             dice=float(dice[present].mean()),
             miou=float(iou[present].mean()),
-            class_average=float(recall[truth > 0].mean()),
+            class_average=float(by_class["recall"][truth > 0].mean()),
             per_class={
-                name: {"iou": float(iou[i]) if present[i] else None, "dice": float(dice[i]) if present[i] else None}
+                name: {kind: None if np.isnan(values[i]) else float(values[i]) for kind, values in by_class.items()}
                 for i, name in enumerate(self.classes.names)
             },
             absent=tuple(name for i, name in enumerate(self.classes.names) if not present[i]),

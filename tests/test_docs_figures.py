@@ -229,6 +229,14 @@ def test_accuracy() -> None:
     check([cell.replace("*", "") for cell in test_split], float(accuracy[1]), float(releases[-1]))
 
 
+def test_candidates() -> None:
+    table = rows("docs/research.md", "class average | calibration error")
+    names = ("miou", "pixel_accuracy", "dice", "class_average", "calibration_error")
+    assert [*table] == [f"{each['held_out']}: {each['weights']}" for each in kept("candidates")]
+    for cells, each in zip(table.values(), kept("candidates"), strict=True):
+        check(cells, *(each[name] for name in names))
+
+
 def test_model_card() -> None:
     card = MODEL_CARD.relative_to(ROOT).as_posix()
     by_class, overall = rows(card, "IoU on val"), rows(card, "| images | pixel accuracy")

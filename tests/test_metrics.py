@@ -41,9 +41,9 @@ def test_void_is_left_out() -> None:
     assert scores.miou == pytest.approx((3 / 4 + 2 / 4 + 0) / 3)
     assert scores.dice == pytest.approx((6 / 7 + 4 / 6 + 0) / 3)
     assert scores.class_average == pytest.approx((3 / 4 + 1 + 0) / 3)
-    assert scores.per_class["a"] == pytest.approx({"iou": 3 / 4, "dice": 6 / 7})
-    assert scores.per_class["b"] == pytest.approx({"iou": 2 / 4, "dice": 4 / 6})
-    assert scores.per_class["c"] == {"iou": 0, "dice": 0}
+    assert scores.per_class["a"] == pytest.approx({"iou": 3 / 4, "dice": 6 / 7, "precision": 1, "recall": 3 / 4})
+    assert scores.per_class["b"] == pytest.approx({"iou": 2 / 4, "dice": 4 / 6, "precision": 2 / 4, "recall": 1})
+    assert scores.per_class["c"] == {"iou": 0, "dice": 0, "precision": None, "recall": 0}
     assert scores.absent == () and scores.void_counts is False
 
 
@@ -71,7 +71,7 @@ def test_predicted_void_is_a_miss(void_id: int) -> None:
 def test_absent_class_is_named_and_left_out_of_the_means() -> None:
     scores = counted(([A, A, VOID], [A, A, C])).scores()  # c only where truth is void, b nowhere
     assert scores.absent == ("b", "c")
-    assert scores.per_class["b"] == scores.per_class["c"] == {"iou": None, "dice": None}
+    assert scores.per_class["b"] == scores.per_class["c"] == dict.fromkeys(("iou", "dice", "precision", "recall"))
     assert scores.pixel_accuracy == scores.miou == scores.dice == scores.class_average == 1
 
 
@@ -81,6 +81,7 @@ def test_class_that_is_only_predicted_is_present_but_has_no_recall() -> None:
     assert scores.absent == ("c",)
     assert scores.miou == pytest.approx((1 / 2 + 0) / 2)
     assert scores.class_average == pytest.approx(1 / 2)
+    assert scores.per_class["b"] == {"iou": 0, "dice": 0, "precision": 0, "recall": None}
 
 
 def test_pixels_are_summed_over_the_data_set_not_averaged_over_images() -> None:

@@ -42,10 +42,12 @@ class Labeller(Protocol):
 
 @dataclass(frozen=True)
 class ClassScores:
-    """IoU and Dice of a class; None if it is neither in the truth nor in the labels."""
+    """Scores of a class, as in `metrics.Scores`. Precision and recall are None in old files too."""
 
     iou: float | None
     dice: float | None
+    precision: float | None = field(default=None, metadata=LATER)
+    recall: float | None = field(default=None, metadata=LATER)
 
 
 @dataclass(frozen=True)

@@ -49,8 +49,8 @@ def correct(path: str | Path, out: str | Path, alpha: float, of: dict[str, float
         raise InputError(f"class '{name}', expected one of {', '.join(names)}{did_you_mean(name, names)}")
     alphas = torch.tensor([of.get(name, alpha) for name in names], dtype=torch.float64)
     details = {**metadata.details, prior.KEY: prior.record(weight, alphas if of else alpha)}
-    figures = metadata.details.get("figures", {})
-    details["figures"] = {name: value for name, value in figures.items() if not name.startswith("val_")}
+    if "figures" in details:
+        details["figures"] = {name: value for name, value in details["figures"].items() if not name.startswith("val_")}
     save_weights(out, prior.corrected(net, weight, alphas), dataclasses.replace(metadata, details=details))
 
 

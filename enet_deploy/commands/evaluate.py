@@ -34,10 +34,11 @@ def score(runner: Runner, data: DataSet, folder: str | Path, split: str) -> tupl
 
 def as_text(scores: Scores) -> str:
     """Format scores as a table: a line per class, the means, and how void pixels count."""
-    lines = [f"{'class':<16}{'IoU':>8}{'Dice':>8}"]
+    lines = [f"{'class':<16}{'IoU':>8}{'Dice':>8}{'precision':>11}{'recall':>8}"]
     for name, figures in scores.per_class.items():
-        iou, dice = figures["iou"], figures["dice"]
-        lines.append(f"{name:<16}" + ("  absent, in no mean" if iou is None else f"{iou:>8.4f}{dice:>8.4f}"))
+        iou, dice, precision, recall = ("-" if value is None else f"{value:.4f}" for value in figures.values())
+        line = "  absent, in no mean" if name in scores.absent else f"{iou:>8}{dice:>8}{precision:>11}{recall:>8}"
+        lines.append(f"{name:<16}{line}")
     lines.append(f"{'mean':<16}{scores.miou:>8.4f}{scores.dice:>8.4f}")
     lines.append(f"pixel accuracy {scores.pixel_accuracy:.4f}   class average {scores.class_average:.4f}")
     lines.append("void pixels " + ("count as mistakes (--void-counts)" if scores.void_counts else "are left out"))
