@@ -221,7 +221,7 @@ def test_python_runs(page: Path, files: Path) -> None:
     for block in fences(page, "python"):
         exec(compile(block, name(page), "exec"), names)
     if page.name == "README.md":
-        assert cv2.imread("labels.png").shape == (240, 320, 3)  # of the image, not of the network
+        assert cv2.imread("colours.png").shape == (240, 320, 3)  # of the image, not of the network
 
 
 @pytest.mark.parametrize("page", [page for page in WITH_COMMANDS if fences(page, "")], ids=name)
