@@ -50,6 +50,8 @@ def test_evaluator_by_labels(model: onnx.ModelProto, quantized: onnx.ModelProto,
     score = evaluator.score(quantized, "int8")
     assert 0 < score.value != evaluator.float_value and 0 < score.snr < 60
     assert evaluator.drop(score) == pytest.approx(100 * (evaluator.float_value - score.value))
+    corrected = [(image, np.zeros_like(labels)) for image, labels in pairs]
+    assert Evaluator(model, corrected, CAMVID).sha256 != evaluator.sha256 == Evaluator(model, pairs, CAMVID).sha256
 
 
 def test_evaluator_measures_agreement_without_labels(
