@@ -149,9 +149,9 @@ def _from_graph(args: argparse.Namespace) -> Path:
         graph = onnx.load(model)
         metadata = graph_metadata(graph, model)
         record = record_for(metadata.weights_sha256, args.calibration)
+        quantized = quantize(graph, record, model, args.qdq_layout)
         _note_slopes(args, all(node.op_type != "LeakyRelu" for node in graph.graph.node))  # one slope per layer is that
         _note_size(record, metadata.size)
-        quantized = quantize(graph, record, model, args.qdq_layout)
         frames = _frames(args, metadata, metadata.size)
         _report(save_verified(quantized, path, reference, frames, args.max_disagreement), args, str(model))
     return path

@@ -320,7 +320,9 @@ Object.defineProperty(navigator, "gpu", { value: { requestAdapter: async () => (
 self.workers = 0;
 self.Worker = class extends Worker {
     constructor(url) { super(url); self.workers++; }
-    postMessage(message, ...rest) { if (message.device !== "webgpu") super.postMessage(message, ...rest); } // never loads
+    postMessage(message, ...rest) {
+        if (message.device !== "webgpu") super.postMessage(message, ...rest); // which never loads
+    }
 };
 """
 
