@@ -144,8 +144,8 @@ def _study(
                 model, ranges, float_layers, score, evaluator, sensitivities, args.max_drop
             )
     finally:
-        if measured:  # also if no choice of layers keeps the budget: it shows why
-            _show(measured, folder, model, float_layers, evaluator.measure)
+        if measured:  # also if the budget is not kept: it shows why
+            _show(measured, folder, model, float_layers, evaluator)
     return float_layers, score
 
 
@@ -154,14 +154,15 @@ def _show(
     folder: Path,
     model: onnx.ModelProto,
     float_layers: dict[str, str],
-    measure: str,
+    evaluator: Evaluator,
 ) -> None:
     from enet_deploy.export.int8 import layers, quantized_layers
 
     from .sensitivity import write_plot, write_table
 
-    chosen = quantized_layers(model.graph, float_layers)
-    write_table(folder / "sensitivity.md", sensitivities, chosen, measure)
+    chosen, measure = quantized_layers(model.graph, float_layers), evaluator.measure
+    weights_sha256 = graph_metadata(model, "the graph").weights_sha256
+    write_table(folder / "sensitivity.md", sensitivities, chosen, measure, evaluator.count, weights_sha256)
     write_plot(folder / "sensitivity.png", sensitivities, list(layers(model.graph)), chosen, measure)
     print(f"{folder}/sensitivity.md, .png and .json: each layer alone in int8; the most sensitive that are in int8:")
     for each in [each for each in sensitivities if each.layer in chosen][:5]:
