@@ -36,7 +36,8 @@ def export(
 ) -> Path:
     """Export weights to OUT/NAME-PRECISION.onnx, compared with PyTorch, as `enet-export` does.
 
-    In fp16 and int8 an engine is built too, without being asked for, if TensorRT and a GPU are here (see `engine`).
+    In fp16 and int8, for the target "all", an engine is built without being asked for if TensorRT and a GPU are here.
+    If that fails, a line says why.
 
     Args:
         weights: a file of enet-train, or the name of bundled weights.

@@ -223,4 +223,5 @@ def test_files_without_unpooling(exported: Path, tmp_path: Path, capsys: pytest.
     assert cli.main(["--rewrite-unpool"]) == 2 and "MODEL.onnx" in capsys.readouterr().err
     for option in (["--fp16"], ["--target", "ort"]):
         assert cli.main([str(exported), "--rewrite-unpool", *option]) == 2 and option[0] in capsys.readouterr().err
-    assert cli.main(["seg.txt", "--rewrite-unpool"]) == 2 and "--weights" not in capsys.readouterr().err
+    (tmp_path / "seg.txt").touch()
+    assert cli.main([f"{tmp_path}/seg.txt", "--rewrite-unpool"]) == 2 and "--weights" not in capsys.readouterr().err
