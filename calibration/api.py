@@ -37,7 +37,7 @@ def calibrate(
         max_drop: points that int8 may cost; the most sensitive layers stay in float until it does not cost more.
 
     Returns what was written. Raises DataError for an unusable data set, ArtifactError for unusable weights, InputError
-    for impossible values, or if no choice of layers keeps `max_drop`.
+    for impossible values, ParityError if `max_drop` is not kept before one layer is left in int8.
     """
     values = {
         "weights": cli.weights(str(weights)),

@@ -15,7 +15,7 @@ from enet_deploy.commands import cli
 from enet_deploy.data import DataSet, files_of, find_images, open_data, parts, require_same_classes, spread
 from enet_deploy.errors import InputError
 from enet_deploy.export.record import METHODS, Record, cache_header, record_for
-from enet_deploy.files import atomic_write, require_outputs, sha256
+from enet_deploy.files import atomic_write, require_outputs, require_writable, sha256
 from enet_deploy.images import read_image
 from enet_deploy.trained_on import in_words
 
@@ -30,6 +30,7 @@ if TYPE_CHECKING:
 
 BUDGET = {"miou": 0.3, "agreement": 2.0}  # points that int8 may cost before a note is printed
 OUTPUT_IMAGES = 25  # images for the tensors that only the layout "ort" quantises
+_OF_DATA = ("method", "images", "split", "out", "size", "sensitivity", "max_drop")  # options that need DATA
 UNLABELLED = 32  # images to compare labels on if the data set has no labels
 
 
@@ -143,8 +144,8 @@ def _study(
                 model, ranges, float_layers, score, evaluator, sensitivities, args.max_drop
             )
     finally:
-        if measured:  # also if no choice of layers keeps the budget: it shows why
-            _show(measured, folder, model, float_layers, evaluator.measure)
+        if measured:  # also if the budget is not kept: it shows why
+            _show(measured, folder, model, float_layers, evaluator)
     return float_layers, score
 
 
@@ -153,14 +154,15 @@ def _show(
     folder: Path,
     model: onnx.ModelProto,
     float_layers: dict[str, str],
-    measure: str,
+    evaluator: Evaluator,
 ) -> None:
     from enet_deploy.export.int8 import layers, quantized_layers
 
     from .sensitivity import write_plot, write_table
 
-    chosen = quantized_layers(model.graph, float_layers)
-    write_table(folder / "sensitivity.md", sensitivities, chosen, measure)
+    chosen, measure = quantized_layers(model.graph, float_layers), evaluator.measure
+    weights_sha256 = graph_metadata(model, "the graph").weights_sha256
+    write_table(folder / "sensitivity.md", sensitivities, chosen, measure, evaluator.count, weights_sha256)
     write_plot(folder / "sensitivity.png", sensitivities, list(layers(model.graph)), chosen, measure)
     print(f"{folder}/sensitivity.md, .png and .json: each layer alone in int8; the most sensitive that are in int8:")
     for each in [each for each in sensitivities if each.layer in chosen][:5]:
@@ -182,6 +184,7 @@ def _require(args: argparse.Namespace) -> None:
     if args.trt_cache:
         cache_header(args.trt_version)
     if args.data is not None:
+        require_writable(args.out)  # before the study's folder takes its name
         writes.append(args.out)
         reads += files_of(args.data, args.split)
         if args.sensitivity or args.max_drop is not None:
@@ -204,10 +207,11 @@ def run(args: argparse.Namespace) -> None:
     from . import ranges
     from .scoring import Evaluator
 
-    sampled = ranges.sample(find_images(args.data, args.split), args.images)
+    labelled = parts(args.data, "val")[1].folder.is_dir()
+    sampled = [] if args.record and labelled else ranges.sample(find_images(args.data, args.split), args.images)
     weights = Weights.read(args.weights)
     earlier = record_for(weights.sha256, args.record) if args.record else None
-    model = build_graph(weights, size=args.size, logits=True)
+    model = build_graph(weights, size=_size(args, earlier), logits=True)
     classes = weights.metadata.classes
     evaluator = Evaluator(model, _pairs(args.data, classes, sampled, args.split), classes, console.progress)
     if earlier is None:
@@ -215,7 +219,7 @@ def run(args: argparse.Namespace) -> None:
     else:
         record, score = earlier, evaluator.score(quantize(model, earlier), earlier.method)
     float_layers, score = _study(args, model, record, score, evaluator)
-    record = dataclasses.replace(record, confidence=_fit_confidence(model, evaluator))
+    record = dataclasses.replace(record, confidence=_fit_confidence(model, evaluator) or record.confidence)
     in_ort = _score_in_ort(model, record.ranges, float_layers, evaluator)
     record = _completed(record, model, float_layers, evaluator, score, in_ort)
     record.write(args.out)
@@ -226,6 +230,20 @@ def run(args: argparse.Namespace) -> None:
             f"in ONNX Runtime's layout (enet-export --int8 --target ort): {in_ort.value:.4f} "
             f"({-evaluator.drop(in_ort):+.2f} points), {in_ort.agreement:.2%}"
         )
+
+
+def _size(args: argparse.Namespace, earlier: Record | None) -> tuple[int, int] | None:
+    """Return (height, width) of the frames, None for those of the weights. Ranges of a record are of its own size."""
+    size: tuple[int, int] | None = args.size
+    if earlier is None:
+        return size
+    height, width = earlier.preprocessing["size"]
+    if size is not None and size != (height, width):
+        raise InputError(
+            f"--size {size[0]}x{size[1]} with --record {args.record}, expected its own, {height}x{width}: "
+            "calibrate without --record for ranges of another"
+        )
+    return height, width
 
 
 def _fit_confidence(model: onnx.ModelProto, evaluator: Evaluator) -> dict[str, Any]:
@@ -309,10 +327,14 @@ def _report(
 
 def _render(args: argparse.Namespace) -> None:
     """Write an existing record as TensorRT's calibration cache; needs no data."""
-    if args.max_drop is not None or args.sensitivity or args.method != "auto":
-        raise InputError("--method, --sensitivity and --max-drop measure on images, expected DATA too")
     if not args.trt_cache:
         raise InputError("no DATA to calibrate with, expected a data set, or --trt-cache to convert an existing record")
+    defaults = vars(make_parser().parse_args([]))
+    needed = [name for name in _OF_DATA if getattr(args, name) != defaults[name]]
+    if needed:
+        raise InputError(
+            f"--{needed[0].replace('_', '-')} without DATA, expected both, or --trt-cache with --record alone"
+        )
     _write_cache(args, record_for(sha256(args.weights), args.record))
 
 
@@ -343,7 +365,7 @@ def make_parser() -> cli.Parser:
     outputs = parser.add_argument_group("outputs")
     outputs.add_argument("--out", type=Path, default=out, metavar="RECORD", help=shown)
     parser.add_argument("--record", type=Path, help="take the ranges of this record instead of measuring them")
-    size = "frame size (default: as the weights were trained)"
+    size = "frame size (default: that of --record, or as the weights were trained)"
     parser.add_argument("--size", type=cli.size, metavar="HxW", help=size)
     outputs.add_argument("--sensitivity", metavar="DIR", help="quantise each layer alone; folder for table and plot")
     drop = "leave the most sensitive layers in float until int8 costs at most this (study in RECORD-sensitivity/)"

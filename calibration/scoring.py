@@ -81,7 +81,7 @@ class Evaluator:
 
     @property
     def sha256(self) -> str:
-        """Hash of the float graph's outputs on these images; identifies a study."""
+        """Hash of the images' labels and of the float graph's outputs on them; identifies a study."""
         return self._digest.hexdigest()
 
     def to_json(self, score: Score) -> dict[str, Any]:
@@ -108,7 +108,7 @@ class Evaluator:
                     labels = logits[0].argmax(axis=0).astype(np.uint8)
                     if first:
                         self._hashes.append(trained_on.pixel_hash(image))
-                        self._keep(labels, logits)
+                        self._keep(labels, logits, truth)
                     same += float((labels == self._labels[index]).mean())
                     if index < len(self._logits):
                         signal += float(np.square(self._logits[index]).sum(dtype=np.float64))
@@ -118,10 +118,10 @@ class Evaluator:
         value = scores.miou if self.measure == "miou" else scores.pixel_accuracy
         return Score(value, 10 * math.log10(signal / noise) if noise else math.inf, same / self.count)
 
-    def _keep(self, labels: UInt8Array, logits: npt.NDArray[np.float32]) -> None:
+    def _keep(self, labels: UInt8Array, logits: npt.NDArray[np.float32], truth: UInt8Array | None) -> None:
         """Keep the outputs of the float graph as the reference."""
         self._labels.append(labels)
-        self._digest.update(logits.tobytes())
+        self._digest.update(logits.tobytes() + (b"" if truth is None else truth.tobytes()))
         if not self._logits or (len(self._logits) + 1) * logits.nbytes <= SNR_BYTES:
             self._logits.append(logits)
 

@@ -109,8 +109,8 @@ def keep_budget(
         score: score with these layers in float.
         sensitivities: returns the layers, most sensitive first; called only if the budget does not hold.
 
-    Returns the layers that stay float -> reason, and the score with them. Raises ParityError if no choice of layers
-    keeps the budget.
+    Returns the layers that stay float -> reason, and the score with them. Raises ParityError if the budget is not kept
+    before one layer is left in int8.
     """
     if evaluator.drop(score) <= max_drop:
         return float_layers, score
@@ -135,10 +135,29 @@ def keep_budget(
 
 
 def write_table(
-    path: str | Path, sensitivities: Sequence[LayerSensitivity], in_int8: Collection[str], measure: str
+    path: str | Path,
+    sensitivities: Sequence[LayerSensitivity],
+    in_int8: Collection[str],
+    measure: str,
+    images: int,
+    weights_sha256: str,
 ) -> None:
-    """Write a Markdown table in the given order; `in_int8` are the layers that the record quantises."""
-    lines = [f"| layer, alone in int8 | {measure}, points | logits, dB | in the record |", "|---|---|---|---|"]
+    """Write a page in Markdown: what was scored, and a table in the given order.
+
+    Args:
+        in_int8: the layers that the record quantises.
+        measure, images: what was scored, on how many images.
+        weights_sha256: of the float network.
+    """
+    lines = [
+        "# Int8: each layer alone",
+        "",
+        f"Of the weights with SHA-256 {weights_sha256[:12]}, on {images} images: one layer in int8 at a time, against "
+        f"all in float. Change of {measure} in points, and signal-to-noise ratio of the logits in dB; of both, higher "
+        "is better.",
+        "",
+    ]
+    lines += [f"| layer, alone in int8 | {measure}, points | logits, dB | in the record |", "|---|---|---|---|"]
     lines += [
         f"| {each.layer} | {-each.drop:+.3f} | {each.snr:.1f} | {'int8' if each.layer in in_int8 else 'float'} |"
         for each in sensitivities

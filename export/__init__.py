@@ -2,5 +2,5 @@
 
 `unpool` has the exportable max-unpooling, `deploy` the deploy form, `to_onnx` the export, `graph` its clean-up, `int8`
 the quantised graph, `record` the calibration record that it is made from,
-`engines` and `to_engine` TensorRT's engines, `html` a page, `triton` a model repository.
+`engines` TensorRT's engines, `html` a page, `triton` a model repository.
 """

@@ -7,6 +7,7 @@ from pathlib import Path
 
 from enet_deploy.artifacts import BUNDLED_WEIGHTS, QdqLayout
 from enet_deploy.commands import cli
+from enet_deploy.errors import InputError
 from enet_deploy.fit import Fit
 
 from .cli import exported, make_parser
@@ -35,6 +36,9 @@ def export(
 ) -> Path:
     """Export weights to OUT/NAME-PRECISION.onnx, compared with PyTorch, as `enet-export` does.
 
+    In fp16 and int8, for the target "all", an engine is built without being asked for if TensorRT and a GPU are here.
+    If that fails, a line says why.
+
     Args:
         weights: a file of enet-train, or the name of bundled weights.
         out: folder to write to.
@@ -50,7 +54,7 @@ def export(
         data: data set with images to compare labels on; by default drawn street scenes.
         split: of `data`.
         max_disagreement: share of pixels that may get another label than in PyTorch.
-        engine: also build an engine, "trt" for this machine's GPU or "trt-rtx".
+        engine: also build an engine, "trt" for this machine's GPU or "trt-rtx", and raise if that fails.
         compute_capability: GPUs of "trt-rtx", such as ["8.6"].
         html: also write this page, which runs the graph in a browser.
         npm: folder of the npm package onnxruntime-web, which the page needs; by default node_modules here or above.
@@ -58,6 +62,8 @@ def export(
     Returns the path of the graph. Raises ArtifactError for unusable weights, InputError for impossible values,
     ParityError if more labels differ than allowed, BackendError if an engine cannot be built here.
     """
+    if isinstance(compute_capability, str):  # a sequence too, of its characters
+        raise InputError(f'compute_capability "{compute_capability}", expected a list such as ["{compute_capability}"]')
     values = {
         "weights": cli.weights(str(weights)),
         "out": str(out),

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, get_args
 
 import numpy as np
 
-from enet_deploy.artifacts import BUNDLED_WEIGHTS, PRECISIONS, QdqLayout, graph_metadata, require_file
+from enet_deploy.artifacts import BUNDLED_WEIGHTS, PRECISIONS, QdqLayout, graph_metadata, read_artifact, require_file
 from enet_deploy.classes import read_classes
 from enet_deploy.commands import cli
 from enet_deploy.data import files_of, find_images, require_same_classes, spread
@@ -18,6 +18,7 @@ from enet_deploy.errors import ArtifactError, InputError
 from enet_deploy.files import require_outputs
 from enet_deploy.fit import FITS, fit_image
 from enet_deploy.images import UInt8Array, read_image
+from enet_deploy.runners.onnx_file import read_metadata
 from enet_deploy.runners.tensorrt.library import FLAVOURS
 
 from . import engines, html, triton
@@ -62,10 +63,7 @@ def _from_weights(args: argparse.Namespace) -> Path:
     from .to_onnx import to_onnx
 
     weights = Weights.read(args.weights or BUNDLED_WEIGHTS)
-    if args.qdq_layout == "ort" and weights.net.slopes == "channel":
-        print(
-            "the PReLUs have a slope per channel, and ONNX Runtime has no int8 kernel for it: enet-train --slopes layer"
-        )
+    _note_slopes(args, weights.net.slopes == "channel")
     size = args.size or weights.metadata.size
     record = _record(args, weights.sha256)
     temperature = record.confidence.get("temperature") if record is not None else None
@@ -109,6 +107,13 @@ def _note_size(record: Record, size: tuple[int, int]) -> None:
         print(f"the record's ranges are of {height}x{width}; enet-calibrate --size {size[0]}x{size[1]} makes others")
 
 
+def _note_slopes(args: argparse.Namespace, per_channel: bool) -> None:
+    if args.qdq_layout == "ort" and per_channel:
+        print(
+            "the PReLUs have a slope per channel, and ONNX Runtime has no int8 kernel for it: enet-train --slopes layer"
+        )
+
+
 def _from_graph(args: argparse.Namespace) -> Path:
     """Quantise the graph MODEL with --int8; return the path of the new graph. Without --int8 return MODEL."""
     model: Path = args.model
@@ -145,6 +150,8 @@ def _from_graph(args: argparse.Namespace) -> Path:
         metadata = graph_metadata(graph, model)
         record = record_for(metadata.weights_sha256, args.calibration)
         quantized = quantize(graph, record, model, args.qdq_layout)
+        _note_slopes(args, all(node.op_type != "LeakyRelu" for node in graph.graph.node))  # one slope per layer is that
+        _note_size(record, metadata.size)
         frames = _frames(args, metadata, metadata.size)
         _report(save_verified(quantized, path, reference, frames, args.max_disagreement), args, str(model))
     return path
@@ -167,13 +174,21 @@ def _report(done: Export, args: argparse.Namespace, reference: str) -> None:
 
 
 def _settle_precision(args: argparse.Namespace) -> None:
-    """Let --precision set --fp16 and --int8. Raises InputError if they were given and say something else."""
+    """Let --precision set --fp16 and --int8. Raises InputError if they, or the graph MODEL, say something else."""
     if args.precision is None:
         return
     parts = args.precision.split("-")
     for name in ("fp16", "int8"):
         if getattr(args, name) and name not in parts:
             raise InputError(f"--{name} with --precision {args.precision}, expected one of them")
+    if args.model is not None and "int8" not in parts:
+        own = read_metadata(read_artifact(args.model), args.model).precision
+        if own != args.precision:
+            raise InputError(
+                f"--precision {args.precision} with {args.model}, expected its own, {own}: export it again from weights"
+            )
+        return
+    for name in ("fp16", "int8"):
         setattr(args, name, name in parts)
 
 
@@ -184,6 +199,8 @@ def _export(args: argparse.Namespace) -> None:
 def _require_model(args: argparse.Namespace) -> None:
     if args.model is not None:
         expected = "a graph of enet-export (.onnx), or --weights WEIGHTS"
+        if args.rewrite_unpool:
+            expected = "a graph of any program (.onnx)"
         require_file(args.model, expected)
         if args.model.suffix != ".onnx":
             raise ArtifactError(f"{args.model} is no .onnx file; expected {expected}")
@@ -196,7 +213,7 @@ def _rewrite_unpool(args: argparse.Namespace) -> Path:
     defaults = vars(make_parser().parse_args([])) | {"model": args.model, "rewrite_unpool": True, "out": args.out}
     given = [name for name, value in vars(args).items() if value != defaults[name]]
     if args.model is None or given:
-        shown = f"--{given[0].replace('_', '-')}" if given else "no MODEL.onnx"
+        shown = f"--{given[0].replace('qdq_layout', 'target').replace('_', '-')}" if given else "no MODEL.onnx"
         raise InputError(f"--rewrite-unpool with {shown}, expected MODEL.onnx, and --out alone beside it")
     path = Path(args.out) / f"{args.model.stem}-exact.onnx"
     require_outputs([path], [args.model])
@@ -210,12 +227,11 @@ def _rewrite_unpool(args: argparse.Namespace) -> Path:
 
 def exported(args: argparse.Namespace) -> Path:
     """Do what the command does. Returns the path of the graph."""
+    _require_model(args)
     if args.rewrite_unpool:
-        _require_model(args)
         return _rewrite_unpool(args)
     _settle_precision(args)
     args.engine = None if args.engine == "onnx" else args.engine  # of --format: a graph is always written
-    _require_model(args)
     triton.check_options(args)
     options, web = engines.check_options(args), html.check_options(args)
     if args.calibration is not None and not (args.int8 or args.confidence):

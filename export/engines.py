@@ -83,17 +83,24 @@ def outputs(args: argparse.Namespace, graph: Path) -> list[Path]:
 
 
 def require_all_listed(args: argparse.Namespace, graph: Path, flavour: str) -> None:
-    """Raise InputError if the engine would replace one in fleet.json that serves further GPUs."""
-    if not args.compute_capability:
-        return
+    """Raise InputError if the engine would replace one in fleet.json that serves further GPUs.
+
+    BackendError if it would be for the GPU of this machine, and there is none.
+    """
+    from enet_deploy.runners.tensorrt.cuda import find_gpu
+
     name = EngineCard.engine_name(graph, flavour)
     listed = read_manifest(args.out) if manifest_path(args.out).exists() else ()
     earlier = {gpu for engine in listed if engine.file == name for gpu in engine.compute_capabilities}
-    if lost := earlier - {*args.compute_capability}:
-        every = ",".join(sorted(earlier | {*args.compute_capability}, key=capability_number))
+    if not earlier:
+        return
+    served = {*args.compute_capability} or {find_gpu().compute_capability}
+    if lost := earlier - served:
+        every = ",".join(sorted(earlier | served, key=capability_number))
+        all_of_it = f"all of them, --compute-capability {every}, or " if flavour == "trt-rtx" else ""
         raise InputError(
             f"{Path(args.out) / name} serves compute capability {', '.join(sorted(lost))} too and would be replaced; "
-            f"name all of them, --compute-capability {every}, or another --out"
+            f"name {all_of_it}another --out"
         )
 
 
@@ -139,6 +146,7 @@ def write_if_possible(args: argparse.Namespace, graph: Path) -> None:
         else:
             return
         try:
+            require_all_listed(args, graph, flavour)
             write(args, graph, _build_options(args, flavour))
         except EnetError as error:
             print(f"no engine was built: {error}; --engine {flavour} makes this an error")

@@ -13,6 +13,7 @@ from pathlib import Path
 from enet_deploy import console
 from enet_deploy.commands import cli
 from enet_deploy.data import find_images
+from enet_deploy.files import require_outputs
 from enet_deploy.images import read_image
 from enet_deploy.trained_on import KEY, TrainedOn, pixel_hash
 from enet_deploy.weights import Weights, save_weights
@@ -39,6 +40,7 @@ def mark(path: str | Path, folders: Sequence[str | Path]) -> str:
 
 
 def _mark(args: argparse.Namespace) -> None:
+    require_outputs([args.weights, args.record], [])  # both or none: a record is found by its weights' hash
     before = Weights.read(args.weights).sha256
     record = None if args.record is None else record_for(before, args.record)
     after = mark(args.weights, args.folders)

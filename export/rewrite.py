@@ -2,7 +2,7 @@
 
 The indices go to MaxUnpool, or to the ScatterND or ScatterElements that PyTorch's exporter makes of
 `nn.MaxUnpool2d`. `unpool` explains the exact form that takes their place. Indices of windows of 2x2 with stride 2 are
-rewritten; any other use of indices is named. The new graph is compared with the old one in ONNX Runtime, which runs
+rewritten; any other use of indices is an error. The new graph is compared with the old one in ONNX Runtime, which runs
 both, on inputs in which many values tie.
 """
 
@@ -60,8 +60,8 @@ def rewrite_unpool(model: str | Path, out: str | Path) -> Rewritten:
         out: the file to write, atomically.
 
     Raises ArtifactError if the file is no whole ONNX graph, or if ONNX Runtime cannot run it, InputError if it has
-    nothing to rewrite, or indices that are not of 2x2 windows with stride 2, ParityError if the new graph gives other
-    outputs. Then nothing is written.
+    nothing to rewrite, branches or loops, an input or output that is no tensor, indices that are not of 2x2 windows
+    with stride 2, or another use of indices, ParityError if the new graph gives other outputs. Then nothing is written.
     """
     original = _loaded(Path(model))
     new = onnx.ModelProto()
@@ -77,7 +77,10 @@ def rewrite_unpool(model: str | Path, out: str | Path) -> Rewritten:
     for scatter, pool in pairs:
         graph.rewrite_unpool(scatter, pool)
     graph.finish()
-    onnx.checker.check_model(new, full_check=True)
+    try:
+        onnx.checker.check_model(new, full_check=True)
+    except (onnx.checker.ValidationError, onnx.shape_inference.InferenceError) as error:
+        raise ArtifactError(f"{model} cannot be rewritten: {_line(error)}") from None
     inputs, ties = _compare(original, new, Path(model), [pool.input[0] for _, pool in pairs])
     with atomic_write(out) as temporary:
         onnx.save(new, temporary)
@@ -116,6 +119,7 @@ class _Graph:
         opset = next((entry.version for entry in model.opset_import if entry.domain in ("", "ai.onnx")), 0)
         if opset < OPSET:
             raise InputError(f"{path} has opset {opset}, expected at least {OPSET}: onnx.version_converter converts it")
+        _require_plain(model.graph, path)
         inferred = onnx.shape_inference.infer_shapes(model, data_prop=True).graph
         values = (*inferred.value_info, *inferred.input, *inferred.output)
         self.types = {value.name: value.type.tensor_type for value in values}
@@ -168,10 +172,20 @@ class _Graph:
         """Why a MaxPool or MaxUnpool cannot be rewritten; "" if it can."""
         kernel = _attribute(node, "kernel_shape", [])
         strides, pads = _attribute(node, "strides", [1] * len(kernel)), _attribute(node, "pads", [0])
+        dilations = _attribute(node, "dilations", [1])
         flags = {a.name: a.i for a in node.attribute if a.name in ("ceil_mode", "storage_order")}
         automatic = any(a.name == "auto_pad" and a.s not in (b"NOTSET", b"VALID") for a in node.attribute)
-        if kernel != [2, 2] or strides != [2, 2] or any(pads) or any(flags.values()) or automatic:
-            return f" ({node.op_type}) has kernel {kernel}, strides {strides}, pads {pads}"
+        if (
+            kernel != [2, 2]
+            or strides != [2, 2]
+            or any(pads)
+            or {*dilations} != {1}
+            or any(flags.values())
+            or automatic
+        ):
+            return f" ({node.op_type}) has kernel {kernel}, strides {strides}, pads {pads}, dilations {dilations}"
+        if node.op_type == "MaxUnpool" and len(node.input) > 2:
+            return f" (MaxUnpool) takes its size from {node.input[2]}"
         if node.op_type == "MaxPool":
             sides = self.shape(node.input[0])
             if len(sides) != 4 or not all(side and side % 2 == 0 for side in sides[2:]):
@@ -246,7 +260,10 @@ class _Graph:
         return name
 
     def finish(self) -> None:
-        """Put the new nodes in their places, and remove what nobody uses any more."""
+        """Put the new nodes in their places, and remove what nobody uses any more.
+
+        Raises InputError if indices are still in use.
+        """
         graph = self.model.graph
         nodes = []
         for node in graph.node:
@@ -262,16 +279,31 @@ class _Graph:
         for node in reversed(nodes):
             if any(name in used for name in node.output):
                 kept.append(node)
-                used.update(node.input)
+                used.update(filter(None, node.input))
         kept.reverse()
         for node in kept:
             if node.op_type == "MaxPool" and len(node.output) > 1 and node.output[1] not in used:
                 del node.output[1:]
+        if left := [_name(node) for node in kept if node.op_type == "MaxPool" and len(node.output) > 1]:
+            raise InputError(
+                f"{self.path}: the indices of {', '.join(left)} go elsewhere too, expected none but "
+                f"{', '.join(_SCATTERS)} to take them"
+            )
         new = [onnx.NodeProto.FromString(node.SerializeToString()) for node in kept]
         del graph.node[:]
         graph.node.extend(new)
         del graph.value_info[:]
         remove_unused_initializers(graph)
+
+
+def _require_plain(graph: onnx.GraphProto, path: Path) -> None:
+    """Raise InputError for what is not rewritten or compared: subgraphs, and ports that are no tensors."""
+    for node in graph.node:
+        if any(each.type in (onnx.AttributeProto.GRAPH, onnx.AttributeProto.GRAPHS) for each in node.attribute):
+            raise InputError(f"{path}: {_name(node)} ({node.op_type}) has a subgraph, expected no branches or loops")
+    for value in (*graph.input, *graph.output):
+        if not value.type.HasField("tensor_type"):
+            raise InputError(f"{path}: {value.name} is a {value.type.WhichOneof('value')}, expected a tensor")
 
 
 def _followed(name: str, renamed: dict[str, str]) -> str:
@@ -283,7 +315,7 @@ def _followed(name: str, renamed: dict[str, str]) -> str:
 def _compare(old: onnx.ModelProto, new: onnx.ModelProto, path: Path, pooled: list[str]) -> tuple[int, float]:
     """Run both graphs on inputs with many ties. Returns how many, and the share of pooled windows with a tie.
 
-    Raises ParityError if an output differs.
+    Raises ParityError if an output differs, ArtifactError if ONNX Runtime cannot run a graph.
     """
     seen = onnx.ModelProto()
     seen.CopyFrom(old)
@@ -293,11 +325,12 @@ def _compare(old: onnx.ModelProto, new: onnx.ModelProto, path: Path, pooled: lis
     tied: list[float] = []
     inputs = list(_tie_rich(old))
     for feed in inputs:
-        expected = sessions[0].run([*names, *dict.fromkeys(pooled)], feed)
-        for name, theirs, ours in zip(names, expected, sessions[1].run(names, feed), strict=False):
+        expected = _run(sessions[0], [*names, *dict.fromkeys(pooled)], feed, path)
+        for name, theirs, ours in zip(names, expected, _run(sessions[1], names, feed, path), strict=False):
             if not np.array_equal(theirs, ours, equal_nan=theirs.dtype.kind == "f"):
+                differing = np.mean(theirs != ours) if theirs.shape == ours.shape else 1
                 raise ParityError(
-                    f"{path} rewritten gives another '{name}' in {np.mean(theirs != ours):.2%} of its values than the "
+                    f"{path} rewritten gives another '{name}' in {differing:.2%} of its values than the "
                     "original in ONNX Runtime, expected all equal; nothing was written. MaxUnpool takes indices into "
                     "the whole tensor: those that an exporter made relative to each plane are wrong in it, too"
                 )
@@ -309,17 +342,31 @@ def _session(model: onnx.ModelProto, path: Path) -> onnxruntime.InferenceSession
     """Open a graph. Raises ArtifactError that names `path` if ONNX Runtime cannot run it."""
     options = onnxruntime.SessionOptions()
     options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL  # the same kernels in both
-    options.log_severity_level = 3
+    options.log_severity_level = 4  # errors are raised
     try:
         return onnxruntime.InferenceSession(model.SerializeToString(), options, ["CPUExecutionProvider"])
     except Exception as error:  # noqa: BLE001  onnxruntime raises a dozen types
-        raise ArtifactError(
-            f"{path} cannot be compared: onnxruntime {onnxruntime.__version__} does not run it: {_line(error)}"
-        ) from None
+        raise _not_run(path, error) from None
+
+
+def _run(
+    session: onnxruntime.InferenceSession, names: list[str], feed: dict[str, npt.NDArray[np.generic]], path: Path
+) -> list[npt.NDArray[np.generic]]:
+    """Run a graph. Raises ArtifactError that names `path` and the shapes if it does not take these inputs."""
+    try:
+        found: list[npt.NDArray[np.generic]] = session.run(names, feed)
+    except Exception as error:  # noqa: BLE001  as above
+        raise _not_run(path, error, f" on inputs of {', '.join(str(each.shape) for each in feed.values())}") from None
+    return found
+
+
+def _not_run(path: Path, error: Exception, where: str = "") -> ArtifactError:
+    version = onnxruntime.__version__
+    return ArtifactError(f"{path} cannot be compared: onnxruntime {version} does not run it{where}: {_line(error)}")
 
 
 def _tie_rich(model: onnx.ModelProto) -> Iterator[dict[str, npt.NDArray[np.generic]]]:
-    """Inputs on a coarse grid of values, in blocks of several sizes, and a constant one."""
+    """Inputs on a coarse grid of values, and a constant one."""
     constants = {initializer.name for initializer in model.graph.initializer}
     inputs = [each for each in model.graph.input if each.name not in constants]
     rng = np.random.default_rng(0)

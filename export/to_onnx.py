@@ -97,11 +97,11 @@ def to_onnx(
         fit: how runners of the file make frames of images; by default as the weights were trained.
         frames: (K, H, W, 3) uint8 BGR, to compare the labels on; by default synthetic street scenes.
         quantize: makes the int8 graph, for example `enet_deploy.export.int8.quantize` with its record.
-        max_disagreement: largest share of pixels that may get another label than in PyTorch; by default
+        max_disagreement: largest share of pixels, in [0, 1], that may get another label than in PyTorch; by default
             `MAX_DISAGREEMENT`.
 
-    Raises ArtifactError for unusable weights, InputError for an impossible size or precision, ParityError if more
-    pixels differ than allowed. Then nothing is written.
+    Raises ArtifactError for unusable weights, InputError for an impossible size, precision or share, ParityError if
+    more pixels differ than allowed. Then nothing is written.
     """
     require_writable(path)
     weights = _read(weights)
@@ -260,6 +260,8 @@ def save_verified(
     """
     metadata = graph_metadata(model, path)
     limit = MAX_DISAGREEMENT[metadata.precision] if max_disagreement is None else max_disagreement
+    if not 0 <= limit <= 1:
+        raise InputError(f"max_disagreement {limit}, expected a share from 0 to 1")
     remedy, shown = _REMEDY[metadata.precision], "given frames"
     if frames is None:
         shown = "drawn scenes"
@@ -293,10 +295,11 @@ def _add_detail(model: onnx.ModelProto, name: str, value: dict[str, object]) -> 
 
 
 def _agreement(runner: Runner, reference: Runner, frames: UInt8Array) -> float:
-    """Return the share of pixels with the reference's label. Frames are repeated to fill the last batch."""
+    """Return the share of pixels with the reference's label. Frames that are repeated to fill a batch do not count."""
     count = runner.spec.batch or min(2, len(frames))
     same: list[float] = []
     for start in range(0, len(frames), count):
         chunk = np.take(frames, range(start, start + count), axis=0, mode="wrap")
-        same.append(float((reference.infer(chunk) == runner.infer(chunk)).mean()))
+        equal = reference.infer(chunk) == runner.infer(chunk)
+        same += equal.mean(axis=(1, 2))[: len(frames) - start].tolist()
     return float(np.mean(same))

@@ -13,13 +13,13 @@ from enet_deploy.errors import ArtifactError, InputError
 from enet_deploy.files import atomic_write, hidden_folder, require_writable
 from enet_deploy.runners.graph import Signature, check_signature
 from enet_deploy.runners.onnx_file import read_metadata, read_signature
+from enet_deploy.runners.tensorrt.builder import BuildOptions
 
 MODEL_FILES = {"python": "model.onnx", "onnxruntime": "model.onnx", "tensorrt": "model.plan"}  # as each backend expects
-MAX_BATCH = 8  # frames per call, as engines have it
 LABELS = "labels.txt"
 PYTHON_MODEL = Path(__file__).with_name("triton_model.py")
-# What clients rely on. The rest of a config.pbtxt is the operator's, who may tune it
-CONTRACT = ("name", "backend", "max_batch_size", "input", "output", "parameters")
+# What clients rely on. The rest of a config.pbtxt is the operator's, who may tune it and add parameters
+CONTRACT = ("name", "backend", "max_batch_size", "input", "output")
 
 
 def add_options(group: argparse._ArgumentGroup) -> None:
@@ -58,8 +58,8 @@ def check_options(args: argparse.Namespace) -> None:
 def write(args: argparse.Namespace, graph: Path, engine: Path | None) -> None:
     """Do what --triton says with a graph and, for the backend tensorrt, with its engine; print what was written."""
     served = engine if args.triton_backend == "tensorrt" else None
-    version = write_repository(args.triton, graph, args.triton_backend, served, args.max_batch or MAX_BATCH)
-    backend = args.triton_backend
+    backend, max_batch = args.triton_backend, args.max_batch or BuildOptions.max_batch
+    version = write_repository(args.triton, graph, backend, served, max_batch)
     print(f"{version}  for Triton's backend {backend}; serve it: tritonserver --model-repository {args.triton}")
 
 
@@ -77,7 +77,11 @@ def _interface(graph: Path) -> tuple[Metadata, Signature]:
 
 
 def write_repository(
-    folder: Path, graph: Path, backend: str = "python", engine: Path | None = None, max_batch: int = MAX_BATCH
+    folder: Path,
+    graph: Path,
+    backend: str = "python",
+    engine: Path | None = None,
+    max_batch: int = BuildOptions.max_batch,
 ) -> Path:
     """Add a graph as a model to a repository, or as the next version of the model of its name.
 
@@ -161,9 +165,10 @@ def _require_same_contract(path: Path, config: Any) -> None:
         found = text_format.Parse(path.read_text("utf-8"), type(config)())
     except (OSError, UnicodeDecodeError, text_format.ParseError) as error:
         raise ArtifactError(f"{path} cannot be read as a model's configuration: {error}; mend or remove it") from None
-    for field in CONTRACT:
-        if getattr(found, field) != getattr(config, field):
-            raise ArtifactError(
-                f"{path} has another '{field}' than this export, expected the same in all versions of a model; name "
-                "another folder, or give the graph another name with --name"
-            )
+    other = [field for field in CONTRACT if getattr(found, field) != getattr(config, field)]
+    other += [key for key, value in config.parameters.items() if found.parameters[key] != value]
+    if other:
+        raise ArtifactError(
+            f"{path} has another '{other[0]}' than this export, expected the same in all versions of a model; name "
+            "another folder, or give the graph another name with --name"
+        )

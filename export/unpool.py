@@ -30,6 +30,11 @@ from torch.nn import functional as F
 
 from enet_deploy.errors import InputError
 
+_OTHERS = (  # modules that give or take indices too
+    *(nn.MaxPool1d, nn.MaxPool3d, nn.MaxUnpool1d, nn.MaxUnpool3d, nn.FractionalMaxPool2d, nn.FractionalMaxPool3d),
+    *(nn.AdaptiveMaxPool1d, nn.AdaptiveMaxPool2d, nn.AdaptiveMaxPool3d),
+)
+
 
 def _up(x: Tensor) -> Tensor:
     """(N, C, H, W) -> (N, C, 2H, 2W): repeat each value four times."""
@@ -91,7 +96,7 @@ def with_exportable_unpooling(model: nn.Module) -> nn.Module:
     on unchanged. Unpooled values must be finite (see `MaxUnpool2x2`).
 
     Raises InputError if the model has no such modules, or if one has a kernel or stride other than 2, padding, dilation
-    or ceil_mode.
+    or ceil_mode, or if another kind of pooling returns indices.
     """
     if not any(getattr(module, "return_indices", isinstance(module, nn.MaxUnpool2d)) for module in model.modules()):
         raise InputError(
@@ -114,16 +119,17 @@ def _exportable(module: nn.Module, device: torch.device | None) -> nn.Module:
     if isinstance(module, nn.MaxUnpool2d):
         _require_2x2(module)
         return MaxUnpool2x2(device)
+    if isinstance(module, _OTHERS) and getattr(module, "return_indices", True):
+        raise InputError(f"{module}, expected nn.MaxPool2d and nn.MaxUnpool2d alone to use indices")
     return module
 
 
+def _pair(value: object) -> tuple[object, ...]:
+    """Sides as PyTorch takes them, one number for both or two in a tuple or list -> two."""
+    return tuple(value) if isinstance(value, tuple | list) else (value, value)
+
+
 def _require_2x2(module: nn.MaxPool2d | nn.MaxUnpool2d, dilation: object = 1, ceil_mode: bool = False) -> None:
-    plain = {2, (2, 2)}
-    if (
-        module.kernel_size not in plain
-        or module.stride not in plain
-        or module.padding not in {0, (0, 0)}
-        or dilation not in {1, (1, 1)}
-        or ceil_mode
-    ):
+    given = (module.kernel_size, module.stride, module.padding, dilation)
+    if ceil_mode or [_pair(value) for value in given] != [(2, 2), (2, 2), (0, 0), (1, 1)]:
         raise InputError(f"{module}, expected kernel and stride 2 without padding, dilation or ceil_mode")

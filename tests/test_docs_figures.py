@@ -152,6 +152,14 @@ def test_what_each_precision_costs() -> None:
         check(times, *(runner("cpu-360x480", backend, *key).speed.ratio for backend in ("ort", "openvino")))
 
 
+def test_unpool_flips_and_their_cost() -> None:
+    page = (ROOT / "docs" / "max-unpooling.md").read_text(encoding="utf-8")
+    (quoted,) = re.findall(r"At the second pooling of ENet, (.*?) points", page, re.DOTALL)
+    both = [runner("parity-360x480", "ort", *key) for key in (("fp16",), INT8[0])]
+    shares = [100 * one.parity.unpool_flips["bottleneck2_0"] for one in both if one.parity and one.parity.unpool_flips]
+    check(quoted, *shares, *(points("parity-360x480", one) for one in both))
+
+
 def test_int8_on_images_not_trained_on() -> None:
     table = rows("docs/precision-and-engines.md", "labels equal to fp32's")
     record = json.loads((MODEL_CARD.parent / "enet-camvid-train.json").read_text())["accuracy"]

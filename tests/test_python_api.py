@@ -47,6 +47,7 @@ def test_the_notebook_runs_and_holds_no_outputs(tmp_path: Path, monkeypatch: pyt
         (lambda data, out: export(out=out, precision="int7"), "int7"),
         (lambda data, out: export(out=out, precision="int8", target="tpu"), "tpu"),  # type: ignore[arg-type]
         (lambda data, out: export(out=out, batch=0), "batch 0"),
+        (lambda data, out: export(out=out, engine="trt-rtx", compute_capability="8.6"), '"8.6"'),
         (lambda data, out: calibrate(data, out / "a.json", method="best"), "best"),
         (lambda data, out: benchmark(["enet-camvid"], precisions=["fp16"]), "precision"),
         (lambda data, out: benchmark(precisions=["int4"]), "int4"),

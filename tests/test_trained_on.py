@@ -5,11 +5,13 @@ from __future__ import annotations
 import dataclasses
 import json
 import shutil
+import tempfile
 from pathlib import Path
 
 import cv2
 import numpy as np
 import pytest
+from helpers import one_line
 from training_runs import enet_train
 
 from enet_deploy.artifacts import BUNDLED_WEIGHTS, Metadata
@@ -18,6 +20,7 @@ from enet_deploy.data import open_data
 from enet_deploy.data.scenes import street_scene
 from enet_deploy.errors import ArtifactError
 from enet_deploy.export import mark
+from enet_deploy.export.record import BUNDLED_RECORD
 from enet_deploy.files import sha256
 from enet_deploy.trained_on import KEY, TrainedOn, count, joined, pixel_hash
 from enet_deploy.weights import load_weights, save_weights
@@ -137,6 +140,25 @@ def test_old_weights_are_marked(scenes: Path, finished: Path, tmp_path: Path) ->
     assert sha256(weights) != before and told(weights, scenes, "val", tmp_path) == 4
     after = load_weights(weights)[0].state_dict()
     assert all(bool((after[name] == tensors[name]).all()) for name in tensors)
+
+
+def test_weights_are_not_marked_if_their_record_cannot_be_written(
+    scenes: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    weights, record = tmp_path / "weights.safetensors", tmp_path / "records" / "record.json"
+    record.parent.mkdir()
+    shutil.copy(BUNDLED_WEIGHTS, weights)
+    shutil.copy(BUNDLED_RECORD, record)
+    make = tempfile.TemporaryFile
+
+    def full(dir: Path) -> object:
+        if dir == record.parent:
+            raise OSError
+        return make(dir=dir)
+
+    monkeypatch.setattr(tempfile, "TemporaryFile", full)
+    assert mark.main([str(weights), str(scenes / "val"), "--record", str(record)]) == 2
+    assert str(record) in one_line(capsys) and sha256(weights) == sha256(BUNDLED_WEIGHTS)
 
 
 @pytest.mark.slow

@@ -19,7 +19,8 @@ let asked = 0, turn = 0;
 let result, name; // of the picture on the screen
 let file; // the last one that was opened
 let camera; // a MediaStream while the camera is on
-let request = 0; // of the camera: while the browser asks for permission, another picture may be chosen
+let choice = 0; // of a picture or the camera: one that still waits, to be read or allowed, gives way to a later one
+let starts = 0;
 let times = [];
 
 // --- the worker
@@ -57,9 +58,11 @@ async function startOn(chosen) {
 }
 
 async function start(chosen) {
+  const mine = ++starts;
   try {
     await startOn(chosen);
   } catch (error) {
+    if (mine !== starts) return ready; // another device was chosen while this one loaded
     if (chosen !== "webgpu") throw error;
     complain(`WebGPU cannot run this network here (${error.message}); the CPU runs it`);
     await startOn("wasm");
@@ -107,13 +110,16 @@ async function open(chosen) {
   file = chosen;
   stopCamera();
   complain("");
+  const mine = choice;
   let bitmap;
   try { // pixels as they are stored: OpenCV applies no colour profile either
-    bitmap = await createImageBitmap(file, { colorSpaceConversion: "none", premultiplyAlpha: "none" });
+    bitmap = await createImageBitmap(chosen, { colorSpaceConversion: "none", premultiplyAlpha: "none" });
   } catch {
-    return complain(`${file.name || "this file"} is no picture that this browser reads; expected a JPEG, PNG or WebP`);
+    if (mine !== choice) return;
+    return complain(`${chosen.name || "this file"} is no picture that this browser reads; expected a JPEG, PNG or WebP`);
   }
-  await show(bitmap, file.name || "picture");
+  if (mine !== choice) return bitmap.close();
+  await show(bitmap, chosen.name || "picture");
 }
 
 // The labels as RGBA pixels: `paint` writes one pixel
@@ -182,14 +188,14 @@ async function useCamera() {
   if (!navigator.mediaDevices) {
     return complain("This browser gives this page no camera; expected https, localhost or a file in Chrome or Firefox");
   }
-  const mine = ++request;
+  const mine = ++choice;
   let stream;
   try {
     stream = await navigator.mediaDevices.getUserMedia({ video: { facingMode: "environment" } });
   } catch (error) {
     return complain(`No camera (${error.name}); allow it for this page, or choose a picture`);
   }
-  if (mine !== request) return end(stream);
+  if (mine !== choice) return end(stream);
   camera = stream;
   element("camera").textContent = "Stop the camera";
   const video = document.createElement("video");
@@ -202,7 +208,9 @@ async function useCamera() {
   };
   await video.play();
   while (camera === stream) {
-    await show(await createImageBitmap(video), "camera");
+    const bitmap = await createImageBitmap(video);
+    if (camera !== stream) return bitmap.close();
+    await show(bitmap, "camera");
     await new Promise(requestAnimationFrame);
   }
 }
@@ -210,7 +218,7 @@ async function useCamera() {
 const end = (stream) => stream.getTracks().forEach((track) => track.stop());
 
 function stopCamera() {
-  request++;
+  choice++;
   if (camera) end(camera);
   camera = undefined;
   element("camera").textContent = "Use the camera";

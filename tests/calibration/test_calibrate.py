@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import shutil
 import sys
@@ -25,7 +26,7 @@ from enet_deploy.export.int8 import (
     quantize,
     quantized_layers,
 )
-from enet_deploy.export.record import METHODS, Record, record_for
+from enet_deploy.export.record import BUNDLED_RECORD, METHODS, Record, record_for
 from enet_deploy.export.to_onnx import build_graph
 from enet_deploy.files import sha256
 
@@ -195,13 +196,21 @@ def refused(arguments: Sequence[object], out: Path, capsys: pytest.CaptureFixtur
         (["--trt-cache", "{out}2", "--max-drop", "1"], "--max-drop"),
         (["{scenes}", "--record", "{out}"], "record.json would write over "),
         (["{scenes}", "--max-drop", "-1"], "--max-drop -1.0"),
+        (["{scenes}", "--out", ".", "--max-drop", "1"], "folder"),
+        (["--trt-cache", "{out}2", "--size", "512x512"], "--size"),
+        (["--trt-cache", "{out}2", "--images", "7"], "--images"),
+        (["--trt-cache", "{out}2", "--out", "{out}"], "--out"),
+        (["{scenes}", "--record", "BUNDLED", "--size", "96x128"], "--size 96x128 with --record"),
     ],
 )
 def test_refusals(
     arguments: list[str], message: str, scenes: Path, out: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    filled = [argument.format(scenes=scenes, out=out) for argument in arguments]
-    assert message in refused([*filled, "--out", out], out, capsys)
+    named = {"BUNDLED": str(BUNDLED_RECORD)}
+    filled = [named.get(argument, argument.format(scenes=scenes, out=out)) for argument in arguments]
+    if arguments and "{scenes}" in arguments[0] and "--out" not in arguments:
+        filled += ["--out", str(out)]
+    assert message in refused(filled, out, capsys)
 
 
 @pytest.mark.usefixtures("least")
@@ -280,6 +289,20 @@ def test_refused_data(
     shutil.copytree(scenes, data)
     message = spoil(data)
     assert message in refused([data, "--images", "4", "--out", out], out, capsys)
+
+
+def test_scores_of_a_record_on_other_data(scenes: Path, least: onnx.ModelProto, tmp_path: Path) -> None:
+    """Images are sampled only if val has no labels, and a temperature stays if none can be fitted."""
+    record, out = tmp_path / "record.json", tmp_path / "out.json"
+    earlier = dataclasses.replace(small_record(least), confidence={"temperature": 2.0})
+    earlier.write(record)
+    data = tmp_path / "data"
+    for folder in ("val", "valannot"):
+        shutil.copytree(scenes / folder, data / folder)
+    assert cli.main([str(data), "--record", str(record), "--out", str(out)]) == 0
+    assert Record.read(out).amax == earlier.amax and Record.read(out).accuracy["measure"] == "miou"
+    assert cli.main([str(scenes / "val"), "--record", str(record), "--out", str(out)]) == 0
+    assert Record.read(out).confidence == earlier.confidence and Record.read(out).accuracy["measure"] == "agreement"
 
 
 def test_interrupted_study_is_reported_and_kept(

@@ -50,6 +50,8 @@ def test_evaluator_by_labels(model: onnx.ModelProto, quantized: onnx.ModelProto,
     score = evaluator.score(quantized, "int8")
     assert 0 < score.value != evaluator.float_value and 0 < score.snr < 60
     assert evaluator.drop(score) == pytest.approx(100 * (evaluator.float_value - score.value))
+    corrected = [(image, np.zeros_like(labels)) for image, labels in pairs]
+    assert Evaluator(model, corrected, CAMVID).sha256 != evaluator.sha256 == Evaluator(model, pairs, CAMVID).sha256
 
 
 def test_evaluator_measures_agreement_without_labels(
@@ -151,8 +153,10 @@ SENSITIVITIES = [LayerSensitivity("fullconv", 1.25, 12.34), LayerSensitivity("st
 
 
 def test_table_of_sensitivities(tmp_path: Path) -> None:
-    write_table(tmp_path / "table.md", SENSITIVITIES, ["stage1.1"], "miou")
-    assert (tmp_path / "table.md").read_text() == (
+    write_table(tmp_path / "table.md", SENSITIVITIES, ["stage1.1"], "miou", 101, "90cc36fce9e86ca")
+    title, text, table = (tmp_path / "table.md").read_text().split("\n\n")
+    assert title == "# Int8: each layer alone" and "90cc36fce9e8," in text and "101 images" in text and "miou" in text
+    assert table == (
         "| layer, alone in int8 | miou, points | logits, dB | in the record |\n|---|---|---|---|\n"
         "| fullconv | -1.250 | 12.3 | float |\n| stage1.1 | +0.010 | 200.0 | int8 |\n"
     )

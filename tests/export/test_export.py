@@ -10,6 +10,7 @@ import sys
 from collections import Counter
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import onnx
@@ -374,6 +375,34 @@ def test_a_graph_that_computes_something_else_is_not_written(
     with pytest.raises(ParityError, match=r"enet\.onnx would give \d+\.\d+% .*enet-camvid.*fp32"):
         to_onnx(weights, path, size=SIZE, batch=None, frames=scenes_of(1))
     assert list(tmp_path.iterdir()) == [path] and path.read_bytes() == b"an earlier export"
+
+
+class Fixed:
+    """A runner that gives these labels (K, H, W) of frames that hold their own numbers."""
+
+    spec = SimpleNamespace(batch=2)
+
+    def __init__(self, labels: UInt8Array) -> None:
+        self.labels = labels
+
+    def infer(self, frames: UInt8Array) -> UInt8Array:
+        return self.labels[frames]
+
+
+def test_each_frame_counts_once_in_the_agreement() -> None:
+    """Of three frames in batches of two the first is taken again, to fill the last batch."""
+    other = np.zeros((3, 1, 4), np.uint8)
+    other[0] = 1
+    runners = (Fixed(other), Fixed(np.zeros_like(other)))
+    assert to_onnx_module._agreement(*runners, np.arange(3, dtype=np.uint8)) == pytest.approx(2 / 3)  # type: ignore[arg-type]
+
+
+@pytest.mark.usefixtures("ready")
+@pytest.mark.parametrize("share", [float("nan"), -0.1, 5.0])
+def test_impossible_share_that_may_differ(tmp_path: Path, weights: Path, share: float) -> None:
+    with pytest.raises(InputError, match=f"{share}"):
+        to_onnx(weights, tmp_path / "enet.onnx", size=SIZE, max_disagreement=share)
+    assert not list(tmp_path.iterdir())
 
 
 @pytest.mark.usefixtures("ready")

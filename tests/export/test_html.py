@@ -303,6 +303,46 @@ def test_camera_that_is_allowed_after_another_choice_is_ended(browser: Any, plai
 
 
 @pytest.mark.slow
+def test_a_device_that_is_chosen_while_another_loads(browser: Any, plain_page: Path, tmp_path: Path) -> None:
+    page = browser.new_page()
+    page.add_init_script(GPU)
+    page.goto(plain_page.as_uri())
+    page.locator("#status", has_text="Loading").wait_for()
+    assert page.input_value("#device") == "webgpu"
+    page.select_option("#device", "wasm")
+    page.locator("#status", has_text="Ready.").wait_for(timeout=LOADED)
+    assert labelled(page, SAMPLE, tmp_path).any() and page.inner_text("#problem") == ""
+    assert page.evaluate("workers") == 2  # the user's was not replaced
+
+
+GPU = """
+Object.defineProperty(navigator, "gpu", { value: { requestAdapter: async () => ({ info: {} }) } });
+self.workers = 0;
+self.Worker = class extends Worker {
+    constructor(url) { super(url); self.workers++; }
+    postMessage(message, ...rest) {
+        if (message.device !== "webgpu") super.postMessage(message, ...rest); // which never loads
+    }
+};
+"""
+
+
+@pytest.mark.slow
+def test_of_two_pictures_the_later_one_counts(browser: Any, plain_page: Path, tmp_path: Path) -> None:
+    """The first takes longer to read than the second."""
+    page = opened(browser, plain_page.as_uri())
+    page.evaluate(
+        "() => { const read = createImageBitmap; let first = true; self.createImageBitmap = async (...of) => {"
+        "if (first) { first = false; await new Promise((give) => { window.give = give; }); } return read(...of); }; }"
+    )
+    page.set_input_files("#file", str(SAMPLE))
+    later = save(tmp_path / "later.png", street_scene(5, (100, 130))[0])
+    labelled(page, later, tmp_path)
+    page.evaluate("async () => { give(); await new Promise((done) => setTimeout(done, 1000)); }")
+    assert "picture 100 x 130" in page.inner_text("#status")
+
+
+@pytest.mark.slow
 def test_without_a_camera_there_is_one_line(browser: Any, plain_page: Path) -> None:
     page = browser.new_page()
     page.add_init_script(

@@ -177,8 +177,8 @@ def test_no_engine_without_tensorrt(
     monkeypatch.setitem(sys.modules, "tensorrt_rtx", None)
     monkeypatch.setattr("enet_deploy.runners.tensorrt.cuda.find_gpu", lambda: Gpu("Orin", "8.7"))
     assert cli.main([str(graphs["fp16"]), "--int8", "--max-disagreement", "1", "--out", str(tmp_path)]) == 0
-    (graph,) = capsys.readouterr().out.splitlines()
-    assert "enet-fp16-int8.onnx" in graph
+    note, graph = capsys.readouterr().out.splitlines()
+    assert "enet-calibrate --size 96x128" in note and "enet-fp16-int8.onnx" in graph
     assert [file.name for file in tmp_path.iterdir()] == ["enet-fp16-int8.onnx"]
 
 
@@ -191,8 +191,8 @@ def test_no_engine_without_a_gpu(
     monkeypatch.setattr("enet_deploy.runners.tensorrt.cuda.find_gpu", no_driver)
     options = ["--int8", "--max-disagreement", "1", "--out", str(tmp_path)]
     assert cli.main([str(exported), *options]) == 0
-    (graph,) = capsys.readouterr().out.splitlines()
-    assert "enet-int8.onnx" in graph
+    note, graph = capsys.readouterr().out.splitlines()
+    assert "enet-calibrate --size 96x128" in note and "enet-int8.onnx" in graph
 
 
 def test_an_engine_that_cannot_be_built_for_this_gpu_is_a_line(
@@ -239,6 +239,8 @@ def test_int8_of_a_graph_without_its_weights(
         (["INT8", "--int8"], "enet-int8.onnx is int8"),
         (["FP32"], "enet-fp32.onnx.*--int8.* or --engine"),
         (["FP32", "--fp16"], "--fp16 with .*enet-fp32.onnx"),
+        (["INT8", "--precision", "fp32", "--engine", "trt"], "--precision fp32 with .*enet-int8.onnx.* int8:"),
+        (["FP32", "--precision", "fp32"], "enet-fp32.onnx.*--int8.* or --engine"),
         (["FP32", "--int8", "--dynamic-batch"], "--dynamic-batch with .*enet-fp32.onnx"),
         (["FP32", "--int8", "--weights", "w.safetensors"], "--weights with .*enet-fp32.onnx"),
         (["FP32", "--engine", "trt-rtx", "--compute-capability", "8.6", "--data", "d"], "--data .*expected --int8"),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -131,6 +132,77 @@ def test_other_results_than_the_originals_are_refused(tmp_path: Path) -> None:
     assert not (tmp_path / "b.onnx").exists()
 
 
+def spoiled(changes: Sequence[onnx.NodeProto] = (), sizes: int = 0, **attributes: Any) -> onnx.ModelProto:
+    """The graph of `pooling` with attributes of its pooling, further nodes at its end, and sizes for its unpooling."""
+    model = pooling([2, 2], [])
+    pool, unpool = (node for node in model.graph.node if node.op_type.startswith("Max"))
+    pool.attribute.extend(helper.make_attribute(name, value) for name, value in attributes.items())
+    model.graph.initializer.append(numpy_helper.from_array(np.array([2, 4, sizes, sizes]), "sizes"))
+    unpool.input.extend(["sizes"] * bool(sizes))
+    for node in changes:
+        model.graph.node.append(node)
+        shape = {"Cast": (2, 4, 6, 6), "Gather": (1, 4, 12, 12), "Reshape": (1, 3, 12, 12)}
+        model.graph.output.append(
+            helper.make_tensor_value_info(node.output[0], TensorProto.FLOAT, shape.get(node.op_type, (2, 4, 12, 12)))
+        )
+    return model
+
+
+def a_sequence() -> onnx.ModelProto:
+    model = spoiled([helper.make_node("SequenceConstruct", ["y"], ["z"])])
+    model.graph.output[-1].CopyFrom(helper.make_tensor_sequence_value_info("z", TensorProto.FLOAT, None))
+    return model
+
+
+def a_choice() -> onnx.ModelProto:
+    branches = {
+        f"{name}_branch": helper.make_graph([helper.make_node(kind, ["y"], [name])], name, [], [tensor(name)])
+        for name, kind in (("then", "Identity"), ("else", "Neg"))
+    }
+    model = spoiled([helper.make_node("If", ["flag"], ["z"], "choose", **branches)])
+    model.graph.input.append(helper.make_tensor_value_info("flag", TensorProto.BOOL, ()))
+    return model
+
+
+def an_index() -> onnx.ModelProto:
+    model = spoiled([helper.make_node("Gather", ["y", "which"], ["z"])])
+    model.graph.input.append(helper.make_tensor_value_info("which", TensorProto.INT64, (1,)))
+    return model
+
+
+def one_frame_only() -> onnx.ModelProto:
+    model = spoiled([helper.make_node("Reshape", ["x", "one"], ["z"])])
+    model.graph.initializer.append(numpy_helper.from_array(np.array([1, 3, 12, 12]), "one"))
+    for port in (model.graph.input[0], model.graph.output[0]):
+        port.type.tensor_type.shape.dim[0].dim_param = "batch"
+    return model
+
+
+def tensor(name: str) -> onnx.ValueInfoProto:
+    return helper.make_tensor_value_info(name, TensorProto.FLOAT, (2, 4, 12, 12))
+
+
+@pytest.mark.parametrize(
+    ("model", "error", "named"),
+    [
+        (spoiled(dilations=[2, 2]), InputError, r"encoder/pool .*dilations \[2, 2\]"),
+        (spoiled(sizes=14), InputError, "decoder/unpool .*sizes"),
+        (spoiled([helper.make_node("Cast", ["indices"], ["z"], to=TensorProto.FLOAT)]), InputError, "encoder/pool"),
+        (a_sequence(), InputError, "z is a sequence_type"),
+        (a_choice(), InputError, "choose"),
+        (an_index(), ArtifactError, r"a\.onnx .*\(1,\)"),
+        (one_frame_only(), ArtifactError, r"a\.onnx .*\(2, 3, 12, 12\)"),
+    ],
+    ids=["dilations", "sizes", "other use of indices", "sequence", "branches", "index", "one frame"],
+)
+def test_what_else_is_not_rewritten(model: onnx.ModelProto, error: type[Exception], named: str, tmp_path: Path) -> None:
+    """Valid ONNX: each was a traceback, or a file that TensorRT refuses."""
+    onnx.save(model, tmp_path / "a.onnx")
+    with pytest.raises(error, match=named):
+        rewrite_unpool(tmp_path / "a.onnx", tmp_path / "b.onnx")
+    assert not (tmp_path / "b.onnx").exists()
+
+
 def test_operations_that_onnx_runtime_lacks(tmp_path: Path) -> None:
     model = pooling([2, 2], [])
     model.opset_import.append(helper.make_opsetid("elsewhere", 1))
@@ -149,4 +221,7 @@ def test_files_without_unpooling(exported: Path, tmp_path: Path, capsys: pytest.
     with pytest.raises(ArtifactError, match=r"a\.onnx"):
         rewrite_unpool(tmp_path / "a.onnx", tmp_path / "b.onnx")
     assert cli.main(["--rewrite-unpool"]) == 2 and "MODEL.onnx" in capsys.readouterr().err
-    assert cli.main([str(exported), "--rewrite-unpool", "--fp16"]) == 2 and "--fp16" in capsys.readouterr().err
+    for option in (["--fp16"], ["--target", "ort"]):
+        assert cli.main([str(exported), "--rewrite-unpool", *option]) == 2 and option[0] in capsys.readouterr().err
+    (tmp_path / "seg.txt").touch()
+    assert cli.main([f"{tmp_path}/seg.txt", "--rewrite-unpool"]) == 2 and "--weights" not in capsys.readouterr().err

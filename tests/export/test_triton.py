@@ -73,6 +73,7 @@ def test_next_version_keeps_what_the_operator_tuned(exported: Path, tmp_path: Pa
     write_repository(tmp_path, exported)
     path = tmp_path / MODEL / "config.pbtxt"
     tuned = path.read_text().replace("count: 1", "count: 3")
+    tuned += 'parameters { key: "EXECUTION_ENV_PATH" value { string_value: "/env.tar.gz" } }\n'
     path.write_text(tuned)
     assert write_repository(tmp_path, exported).name == "2"
     assert path.read_text() == tuned and "count: 3" in tuned
@@ -80,6 +81,9 @@ def test_next_version_keeps_what_the_operator_tuned(exported: Path, tmp_path: Pa
         write_repository(tmp_path, exported, max_batch=5)
     with pytest.raises(ArtifactError, match="backend"):
         write_repository(tmp_path, exported, "onnxruntime")
+    path.write_text(tuned.replace("stretch", "crop"))
+    with pytest.raises(ArtifactError, match="'fit'"):
+        write_repository(tmp_path, exported)
     path.write_text("name: ?")
     with pytest.raises(ArtifactError, match=r"config\.pbtxt"):
         write_repository(tmp_path, exported)

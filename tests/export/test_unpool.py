@@ -196,6 +196,9 @@ def test_any_network_exports_and_stays_exact_in_onnxruntime(segnet: SegNet) -> N
         nn.MaxPool2d(2, dilation=2, return_indices=True),
         nn.MaxUnpool2d(3),
         nn.MaxUnpool2d(2, stride=1),
+        nn.MaxPool2d([2, 3], return_indices=True),  # type: ignore[arg-type]
+        nn.AdaptiveMaxPool2d(2, return_indices=True),
+        nn.MaxPool3d(2, return_indices=True),
     ],
     ids=str,
 )
@@ -205,8 +208,9 @@ def test_other_poolings_are_refused(module: nn.Module) -> None:
 
 
 def test_pooling_without_indices_is_left_as_it_is() -> None:
-    model = with_exportable_unpooling(nn.Sequential(nn.MaxPool2d(3), nn.MaxUnpool2d(2)))
-    assert isinstance(model[0], nn.MaxPool2d) and isinstance(model[1], MaxUnpool2x2)
+    pools = [nn.MaxPool2d(3), nn.AdaptiveMaxPool2d(2), nn.MaxPool2d([2, 2], return_indices=True)]  # type: ignore[arg-type]
+    model = with_exportable_unpooling(nn.Sequential(*pools, nn.MaxUnpool2d(2)))
+    assert [type(each) for each in model] == [nn.MaxPool2d, nn.AdaptiveMaxPool2d, MaxPool2x2, MaxUnpool2x2]
     with pytest.raises(InputError, match="Sequential"):
         with_exportable_unpooling(nn.Sequential(nn.MaxPool2d(3)))
 

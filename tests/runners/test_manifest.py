@@ -17,7 +17,7 @@ from enet_deploy import ArtifactError, BackendError, InputError, open_runner
 from enet_deploy.artifacts import with_digest
 from enet_deploy.commands import inspect
 from enet_deploy.data.scenes import street_scene
-from enet_deploy.export import cli
+from enet_deploy.export import cli, engines
 from enet_deploy.files import sha256
 from enet_deploy.runners import artifact_files
 from enet_deploy.runners.tensorrt.card import EngineCard
@@ -183,6 +183,25 @@ def test_the_command_writes_the_manifest(tmp_path: Path, capsys: pytest.CaptureF
     manifest_path(out).write_text("{")
     assert cli.main([str(graph), *options]) == 2
     assert "fleet.json" in one_line(capsys)
+
+
+@pytest.mark.usefixtures("gpu")
+@pytest.mark.parametrize("asked_for", [True, False])
+def test_no_engine_for_this_gpu_takes_a_listed_one_from_another(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], asked_for: bool
+) -> None:
+    """With --engine it is refused before the build; without, the graph is written and a line says why no engine is."""
+    monkeypatch.setattr("enet_deploy.runners.tensorrt.builder.require_buildable", lambda _: None)
+    monkeypatch.setattr(engines, "write", lambda *_: pytest.fail("built"))
+    graph, out = write_graph(tmp_path / "robot.onnx"), tmp_path / "fleet"
+    add_to_manifest(write_engine(graph, out / "robot.engine", compute_capabilities=("8.7",), gpu="Orin"))
+    if asked_for:
+        assert cli.main([str(graph), "--engine", "trt", "--out", str(out)]) == 2
+        said = one_line(capsys)
+    else:
+        engines.write_if_possible(cli.make_parser().parse_args(["--fp16", "--out", str(out)]), graph)
+        said = capsys.readouterr().out
+    assert f"{out / 'robot.engine'} serves compute capability 8.7 too" in said and said.count("\n") == 1
 
 
 def test_inspect_shows_the_fleet_and_what_is_wrong_in_it(fleet: Path, capsys: pytest.CaptureFixture[str]) -> None:
