@@ -33,7 +33,7 @@ from .crops import DROPOUT, ESTIMATE, ORDER, Crops, stream
 from .logs import log_correction_sweep, log_epoch, write_csv
 from .memory import halved_batch_that_fits
 from .recipe import Recipe
-from .schedule import Schedule, best_epoch, epochs_in_time, evaluation_is_due, out_of_patience, with_epochs
+from .schedule import Schedule, best_epoch, epochs_in_time, evaluation_is_due, out_of_patience
 from .start import require_fitting, starting_point
 from .step import TrainingStep
 
@@ -210,9 +210,9 @@ class Trainer:
 
     def _plan_epochs(self) -> None:
         """Set the number of epochs to what the recipe's minutes allow; the first process decides for all."""
-        epochs, schedule = distributed.of_first(epochs_in_time(self.recipe, self.history)), self.step.schedule
-        self.recipe = with_epochs(self.recipe, epochs, self.epoch, schedule.steps_per_epoch)
-        self.step.schedule = dataclasses.replace(schedule, recipe=self.recipe)
+        epochs = distributed.of_first(epochs_in_time(self.recipe, self.history))
+        self.recipe = dataclasses.replace(self.recipe, epochs=epochs)
+        self.step.schedule = dataclasses.replace(self.step.schedule, recipe=self.recipe)
 
     def _evaluate(self) -> dict[str, float]:
         """Score on val and save the weights if they are the best so far.
