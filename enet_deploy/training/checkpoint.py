@@ -65,7 +65,7 @@ class RunIdentity:
     def __post_init__(self) -> None:
         kinds = {"classes": str, "images": str, "void": int, "label_values": str, "processes": int}
         for name, kind in (kinds | {"teacher": (str, type(None))}).items():
-            if not isinstance(getattr(self, name), kind):  # type: ignore[arg-type]
+            if not isinstance(getattr(self, name), kind):
                 raise TypeError(f"{name} {getattr(self, name)!r:.60}")
 
     def require_same(self, other: RunIdentity, out: Path) -> None:
