@@ -22,7 +22,7 @@ from enet_deploy.errors import ArtifactError
 from enet_deploy.export import mark
 from enet_deploy.export.record import BUNDLED_RECORD
 from enet_deploy.files import sha256
-from enet_deploy.trained_on import KEY, TrainedOn, count, joined, pixel_hash
+from enet_deploy.trained_on import KEY, TrainedOn, count, in_words, joined, pixel_hash
 from enet_deploy.weights import load_weights, save_weights
 
 SCENES = [street_scene(seed, (48, 64))[0] for seed in range(6)]
@@ -84,7 +84,9 @@ def test_training_writes_it_and_scores_say_it(
 
 
 @pytest.mark.slow
-def test_what_the_start_was_trained_on_counts_too(scenes: Path, finished: Path, tmp_path: Path) -> None:
+def test_what_the_start_was_trained_on_counts_too(
+    scenes: Path, finished: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
     data = tmp_path / "data"  # the splits the other way round
     for here, there in (("train", "val"), ("val", "train")):
         shutil.copytree(scenes / here, data / there)
@@ -96,7 +98,12 @@ def test_what_the_start_was_trained_on_counts_too(scenes: Path, finished: Path, 
     assert told(old, scenes, "train", tmp_path) is None
     for init, of_val, complete in ((start, 8, True), (old, None, False)):
         out = tmp_path / init.stem
-        assert enet_train(data, out, "--init", str(init), epochs=1) == 0
+        caplog.clear()
+        with caplog.at_level("INFO"):
+            assert enet_train(data, out, "--init", str(init), epochs=1) == 0
+        words = in_words(of_val, 8)
+        at_start, sweep = [text for text in caplog.messages if words in text]
+        assert at_start.startswith("val: ") and "--prior-correction" in sweep
         _, metadata = load_weights(out / "last.safetensors")
         assert metadata.trained_on is not None and metadata.trained_on.is_complete == complete
         assert KEY not in metadata.details["init"]  # once is enough

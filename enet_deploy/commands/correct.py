@@ -1,6 +1,6 @@
 """Give finished weights another prior correction, if need be another one for some classes.
 
-python -m enet_deploy.commands.correct WEIGHTS --alpha 0.5 --of pole=0.25 --out OTHER
+python -m enet_deploy.commands.correct WEIGHTS --alpha 0.5 --of pole=0.25 --out OTHER.safetensors
 """
 
 from __future__ import annotations
@@ -32,8 +32,11 @@ def correct(path: str | Path, out: str | Path, alpha: float, of: dict[str, float
         of: class -> strength.
 
     Raises ArtifactError if the weights cannot be read or do not say which class weights they were trained with, or if
-    `out` cannot be written; InputError for a class that they do not know, or if `out` is `path`.
+    `out` cannot be written; InputError for a class that they do not know, or if `out` is `path` or has another suffix
+    than .safetensors.
     """
+    if Path(out).suffix != ".safetensors":  # `load_weights` takes no other
+        raise InputError(f"--out {out} has the suffix '{Path(out).suffix}', expected .safetensors")
     require_outputs([out], [path])
     net, metadata = load_weights(path)
     had = metadata.details.get(prior.KEY)
@@ -49,8 +52,9 @@ def correct(path: str | Path, out: str | Path, alpha: float, of: dict[str, float
         raise InputError(f"class '{name}', expected one of {', '.join(names)}{did_you_mean(name, names)}")
     alphas = torch.tensor([of.get(name, alpha) for name in names], dtype=torch.float64)
     details = {**metadata.details, prior.KEY: prior.record(weight, alphas if of else alpha)}
-    if "figures" in details:
-        details["figures"] = {name: value for name, value in details["figures"].items() if not name.startswith("val_")}
+    figures = details.pop("figures", None)
+    if isinstance(figures, dict):  # another tool may have put anything there
+        details["figures"] = {name: value for name, value in figures.items() if not name.startswith("val_")}
     save_weights(out, prior.corrected(net, weight, alphas), dataclasses.replace(metadata, details=details))
 
 

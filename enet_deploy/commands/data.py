@@ -9,9 +9,11 @@ from pathlib import Path
 from .. import console
 from ..classes import CAMVID, is_cityscapes
 from ..data import camvid, files_of, open_data
-from ..errors import RequirementError
+from ..errors import InputError, RequirementError
 from ..files import require_outputs, write_json
 from . import cli
+
+SEEDS = {"train": 2000, "val": 3000}  # of the first drawn scene
 
 
 def _camvid(args: argparse.Namespace) -> None:
@@ -30,7 +32,12 @@ def _camvid(args: argparse.Namespace) -> None:
 def _scenes(args: argparse.Namespace) -> None:
     from ..data.scenes import write_scenes
 
-    first = args.seed or {"train": 2000, "val": 3000}[args.split]
+    first = args.seed or SEEDS[args.split]
+    if args.split == "train" and not args.seed and args.count > (most := SEEDS["val"] - first):
+        raise InputError(
+            f"--count {args.count} from seed {first}, the default, would draw val's scenes too, which start at "
+            f"{SEEDS['val']}; expected at most {most}, or another --seed"
+        )
     write_scenes(args.dir, args.split, range(first, first + args.count), args.size)
     print(f"{args.dir}: {args.count} scenes in {args.split}/, their labels in {args.split}annot/")
 
@@ -103,7 +110,7 @@ def _add_scenes(commands: argparse._SubParsersAction[cli.Parser]) -> None:
     parser.set_defaults(command=_scenes)
     parser.add_argument("dir", metavar="DIR", help="folder to draw into")
     parser.add_argument("--count", type=cli.positive, default=72, metavar="N", help="default: %(default)s")
-    seed = "of the first scene (default: 2000 for train, 3000 for val)"
+    seed = f"of the first scene (default: {SEEDS['train']} for train, {SEEDS['val']} for val)"
     parser.add_argument("--seed", type=cli.positive, metavar="N", help=seed)
     parser.add_argument("--split", choices=("train", "val"), default="train", help="default: %(default)s")
     parser.add_argument("--size", type=cli.size, default=(360, 480), metavar="HxW", help="default: 360x480")

@@ -74,11 +74,11 @@ def _evaluate(args: argparse.Namespace) -> None:
     machine = environment()
     data = open_data(args.data, args.split)
     with open_runner(args.artifact, args.backend, args.device, args.precision, fit=args.fit) as runner:
-        precision = runner.spec.precision
+        precision, fit = runner.spec.precision, runner.spec.fit
         confusion, known = score(runner, data, args.data, args.split)
         scores = confusion.scores(args.void_counts)
         told = trained_on.in_words(known, len(data))
-        title = f"{args.artifact} in {precision} on {runner.backend}, {len(data)} images of {args.split}"
+        title = f"{args.artifact} in {precision} on {runner.backend}, {len(data)} images of {args.split}, fit {fit}"
         print(f"{title}\n{told}\n{as_text(scores)}", flush=True)
         if args.confusion is not None:
             draw_confusion(args.confusion, confusion.counts[:-1, :-1], data.classes.names)
@@ -89,6 +89,7 @@ def _evaluate(args: argparse.Namespace) -> None:
         "artifact": str(args.artifact),
         "backend": runner.backend,
         "precision": precision,
+        "fit": fit,
         "split": args.split,
         "images": len(data),
         "trained_on": known,

@@ -132,11 +132,11 @@ def _report(args: argparse.Namespace, trainer: Trainer, board: TensorBoard | Non
     """Draw the curve and write event files as far as the run has got."""
     try:
         if args.curve is not None:
-            draw_curve(args.curve, trainer.history, trainer.val_was_trained_on)
+            draw_curve(args.curve, trainer.history, bool(trainer.val_trained_on))
         if board is not None:
             board.write(trainer.history, trainer.examples)
     except (ArtifactError, OSError) as error:  # a failed picture must not end a night's training
-        log.warning(f"no learning curve this time: {error}")
+        log.warning(f"no report this time: {error}")
 
 
 def _device(args: argparse.Namespace) -> torch.device:
@@ -237,6 +237,8 @@ def _run_alone(args: argparse.Namespace) -> None:
             board.close()
         if dist.is_initialized():
             dist.destroy_process_group()
+    with _explained_errors(recipe, device):
+        trainer.log_corrections()  # without the others, who would wait for it
 
 
 def _explained() -> dict[str, str]:
@@ -298,7 +300,7 @@ def _add_run_options(parser: argparse.ArgumentParser) -> None:
 
 def make_parser() -> cli.Parser:
     examples = (
-        "enet-train DATA --out runs/mine --init enet-camvid --patience 10",
+        "enet-train DATA --out runs/mine --init enet-camvid --epochs 40 --crop 240x320 --amp",
         "enet-train DATA --out runs/mine --resume",
     )
     parser = cli.Parser("enet-train", description="Train ENet on a segmentation data set.", examples=examples)

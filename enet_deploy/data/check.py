@@ -18,10 +18,9 @@ from ..console import counted, progress
 from ..errors import DataError
 from ..image_headers import Header
 from ..images import load_image
-from .dataset import parts, read_ahead, stem_advice, turn_note
+from .dataset import SPLITS, parts, read_ahead, stem_advice, turn_note
 from .label_maps import read_label_map
 
-SPLITS = ("train", "val", "test")
 SMALLEST = 8  # pixels a side: the network halves it three times
 SHOWN = 3  # files named in a line
 SHOWN_VALUES = 8  # unknown values, or sizes, named in a line
@@ -128,6 +127,7 @@ class _Pair:
         digest: of the image's pixels, whatever the file's format.
         pixels: number per class, void last; None if the label map is unreadable or not of the image's size.
         unknown: value without a class, as in `LabelMap.unknown` -> number of its pixels.
+        is_color: whether the label map holds colours; None if it is unreadable.
     """
 
     split: str
@@ -140,6 +140,7 @@ class _Pair:
     digest: bytes = b""
     pixels: npt.NDArray[np.int64] | None = None
     unknown: dict[str, int] = field(default_factory=dict)
+    is_color: bool | None = None
 
 
 def check(root: str | Path) -> Report:
@@ -157,6 +158,7 @@ def check(root: str | Path) -> Report:
     for pair in progress(examined, "checking", len(pairs)):
         _add(report, pair)
     _find_unknown(report, pairs)
+    _find_kinds(report, pairs)
     _find_copies(report, pairs)
     _check_splits(report)
     return report
@@ -227,7 +229,7 @@ def _examine_image(pair: _Pair, path: Path, report: Report) -> None:
 
 def _examine_labels(pair: _Pair, path: Path, report: Report) -> None:
     label_map = read_label_map(path, report.values, report.classes.void)
-    labels, pair.unknown = label_map.labels, label_map.unknown
+    labels, pair.unknown, pair.is_color = label_map.labels, label_map.unknown, label_map.is_color
     pair.doubts += [(f"label maps with {note}", path) for note in label_map.notes]
     if pair.header and pair.image and (turn := turn_note(pair.header, label_map)):
         pair.doubts.append((f"an image is {turn}", pair.image))
@@ -250,7 +252,7 @@ def _add(report: Report, pair: _Pair) -> None:
         split.sizes["x".join(map(str, pair.size))] += 1
     if pair.pixels is not None and pair.image is not None and pair.label_map is not None:
         split.pixels += pair.pixels
-        if not pair.unknown:
+        if not pair.unknown and not pair.flaws:
             split.pairs.append((pair.image, pair.label_map))
 
 
@@ -274,6 +276,18 @@ def _find_unknown(report: Report, pairs: Sequence[_Pair]) -> None:
         report.problem(message, [pair.label_map for pair in pairs if pair.unknown and pair.label_map])
 
 
+def _find_kinds(report: Report, pairs: Sequence[_Pair]) -> None:
+    """Find label maps of ids beside some of colours: what is black, and void, in one kind is a class in the other."""
+    maps: dict[str, list[Path]] = {"ids": [], "colours": []}
+    for pair in pairs:
+        if pair.label_map and pair.is_color is not None:
+            maps["colours" if pair.is_color else "ids"].append(pair.label_map)
+    rare, common = sorted(maps, key=lambda kind: len(maps[kind]))
+    if maps[rare]:
+        message = f"label maps of {rare} beside label maps of {common}, where 0 and black may mean different classes"
+        report.warning(f"{message}; save all of them alike", maps[rare])
+
+
 def _find_copies(report: Report, pairs: Sequence[_Pair]) -> None:
     by_digest: defaultdict[bytes, list[_Pair]] = defaultdict(list)
     for pair in pairs:
@@ -294,7 +308,9 @@ def _check_splits(report: Report) -> None:
             report.problems[f"no split {name}, expected one: enet-train needs train and val"] = []
     for name, split in report.splits.items():
         absent = [report.classes.names[index] for index in np.flatnonzero(split.pixels[:-1] == 0)]
-        if absent and name == "train":
+        if name == "val" and len(absent) == len(report.classes):
+            report.problems["every pixel of val is void, expected at least one class in the label maps"] = []
+        elif absent and name == "train":
             report.problems[f"classes without a pixel in train, which cannot be learnt: {', '.join(absent)}"] = []
         elif absent:
             report.warnings[f"classes without a pixel in {name}, which get no score: {', '.join(absent)}"] = []

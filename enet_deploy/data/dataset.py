@@ -30,6 +30,8 @@ if TYPE_CHECKING:
 
 T = TypeVar("T")
 
+SPLITS = ("train", "val", "test")
+
 log = logging.getLogger(__name__)
 
 
@@ -306,6 +308,6 @@ def files_of(root: str | Path, split: str = "train") -> list[Path]:
 
     These are the folders of train, val, test and `split`, classes.json, and the images directly in `root`.
     """
-    folders = {part.folder for name in ("train", "val", "test", split) for part in parts(root, name)}
+    folders = {part.folder for name in (*SPLITS, split) for part in parts(root, name)}
     images = [path for paths in Part(Path(root)).by_stem().values() for path in paths]
     return [Path(root) / "classes.json", *sorted(folder for folder in folders if folder.is_dir()), *images]

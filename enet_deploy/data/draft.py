@@ -16,19 +16,24 @@ from ..console import counted, progress
 from ..errors import DataError, InputError
 from ..image_headers import PALETTE
 from ..images import IMAGE_SUFFIXES, read_content, require_readable
-from .dataset import Part, parts, read_ahead, stem_pattern
+from .dataset import SPLITS, Part, parts, read_ahead, stem_pattern
 from .label_maps import palette_indices, read_values
 
-SPLITS = ("train", "val", "test")
 VOID = 255  # the usual id of void
 MOST = 255  # classes
 
 
 class _Values(NamedTuple):
-    """What one label map holds: value -> pixels, of ids or of colours (0xRRGGBB), and id -> colour of its palette."""
+    """What one label map holds.
+
+    Attributes:
+        counts: value -> pixels, of ids or of colours (0xRRGGBB).
+        is_color: None for greys in three channels, which are what the other label maps are; `counts` then has colours.
+        palette: id -> colour, if there is a palette.
+    """
 
     counts: dict[int, int]
-    is_color: bool
+    is_color: bool | None
     palette: dict[int, int]
 
 
@@ -56,7 +61,7 @@ def draft(root: str | Path) -> Draft:
     Colours of a palette, and names of CamVid's or Cityscapes' colours, are kept.
 
     Raises InputError if there is a classes.json, or only one class, DataError if there are no label maps, one cannot be
-    read, or they hold more than 255 values.
+    read, some hold ids and some colours, or they hold more than 255 values.
     """
     root = Path(root)
     if (root / "classes.json").exists() or is_cityscapes(root):
@@ -68,10 +73,17 @@ def draft(root: str | Path) -> Draft:
     if not files:
         raise DataError(_no_label_maps(root))
     every = [*progress(read_ahead(lambda index: _read(files[index]), range(len(files))), "reading", len(files))]
-    is_color = any(each.is_color for each in every)
+    of_kind = {each.is_color: path for each, path in zip(every, files, strict=True)}  # an example of each
+    if {True, False} <= of_kind.keys():
+        raise DataError(
+            f"{of_kind[False]} holds ids (one channel, or a palette) and {of_kind[True]} colours, expected the same of "
+            "all label maps: black is void among colours, and 0 is a class among ids; save all of them alike"
+        )
+    is_color = True in of_kind
     counts: Counter[int] = Counter()
     for each in every:
-        counts.update(each.counts if each.is_color == is_color else {v * 0x010101: n for v, n in each.counts.items()})
+        is_grey = each.is_color is None and not is_color
+        counts.update({value & 255: n for value, n in each.counts.items()} if is_grey else each.counts)
     if len(counts) > MOST:
         raise DataError(
             f"the label maps of {root} hold {len(counts)} different {'colours' if is_color else 'ids'}, expected at "
@@ -95,7 +107,7 @@ def _read(path: Path) -> _Values:
     counts = _counted(pixels)
     if pixels.dtype == np.int32:
         is_grey = all(value == (value & 255) * 0x010101 for value in counts)
-        return _Values({value & 255: n for value, n in counts.items()} if is_grey else counts, not is_grey, {})
+        return _Values(counts, None if is_grey else True, {})
     content = read_content(path)
     if require_readable(path, content).color_type != PALETTE:
         return _Values(counts, False, {})

@@ -39,12 +39,14 @@ class LabelMap(NamedTuple):
         unknown: value that stands for no class, as classes.json spells it ("7", "#ff8000") -> number of its pixels,
             the most frequent first.
         orientation, notes: as in `Values`.
+        is_color: whether the file was read as colours.
     """
 
     labels: UInt8Array
     unknown: dict[str, int]
     orientation: int
     notes: tuple[str, ...]
+    is_color: bool
 
 
 def read_label_map(path: Path, values: LabelValues, void: int) -> LabelMap:
@@ -61,7 +63,7 @@ def read_label_map(path: Path, values: LabelValues, void: int) -> LabelMap:
     labels, unknown = translate(raw.pixels, values.known(raw.pixels.dtype), void)
     is_color = raw.pixels.dtype == np.int32
     named = {f"#{value:06x}" if is_color else f"{value}": count for value, count in unknown.items()}
-    return LabelMap(labels, named, raw.orientation, raw.notes + _mask_note(raw.pixels, values, void))
+    return LabelMap(labels, named, raw.orientation, raw.notes + _mask_note(raw.pixels, values, void), is_color)
 
 
 def _mask_note(pixels: npt.NDArray[np.integer[Any]], values: LabelValues, void: int) -> tuple[str, ...]:

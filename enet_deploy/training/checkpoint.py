@@ -36,6 +36,7 @@ class RunIdentity:
         classes: names, in order.
         images: number of training images, and a hash over the content of all images and label maps, in order. So the
             data set may be moved or renamed.
+        void: the label of pixels without a class.
         label_values: hash of the classes' values in label maps.
         processes: number of processes that train together.
         teacher: sha256 of the teacher's weights; None without a teacher.
@@ -43,6 +44,7 @@ class RunIdentity:
 
     classes: str
     images: str
+    void: int
     label_values: str
     processes: int
     teacher: str | None
@@ -54,15 +56,16 @@ class RunIdentity:
         return cls(
             ", ".join(train.classes.names),
             f"{len(train)} ({_short_hash(b''.join(contents))})",
+            train.classes.void,
             _short_hash(repr(sorted(train.values_in_use().items())).encode()),
             processes,
             teacher,
         )
 
     def __post_init__(self) -> None:
-        kinds = {"classes": str, "images": str, "label_values": str, "processes": int, "teacher": (str, type(None))}
-        for name, kind in kinds.items():
-            if not isinstance(getattr(self, name), kind):  # type: ignore[arg-type]
+        kinds = {"classes": str, "images": str, "void": int, "label_values": str, "processes": int}
+        for name, kind in (kinds | {"teacher": (str, type(None))}).items():
+            if not isinstance(getattr(self, name), kind):
                 raise TypeError(f"{name} {getattr(self, name)!r:.60}")
 
     def require_same(self, other: RunIdentity, out: Path) -> None:
@@ -70,6 +73,7 @@ class RunIdentity:
         for what, name in (
             ("classes", "classes"),
             ("training images", "images"),
+            ("label of void", "void"),
             ("values of classes in label maps, by hash", "label_values"),
             ("processes", "processes"),
             ("--teacher of sha256", "teacher"),

@@ -18,6 +18,7 @@ from ..errors import DataError
 from ..fit import fit_image, fit_labels
 from ..images import UInt8Array
 from ..trained_on import TrainedOn, hashing
+from .distributed import processes_here
 from .memory import free_memory
 from .recipe import Recipe
 
@@ -160,9 +161,9 @@ class Crops:
         void: label of what lies outside the images.
         progress: wraps the first pass over the images, which decodes all of them.
         resident: keep the images on the device. Otherwise threads decode them again in every epoch, ahead of their use.
-            By default they are kept if they need less than half of the free memory.
+            By default they are kept if they need less than half of the free memory; the processes on a CPU share it.
 
-    Raises DataError if no training pixel has a class.
+    Raises DataError if no training pixel has a class, or all have the same.
     """
 
     def __init__(
@@ -177,7 +178,10 @@ class Crops:
         self.data, self.recipe, self.device, self.void = data, recipe, device, void
         self.noise = torch.Generator(device)
         size = recipe.size
-        self.resident = len(data) * size[0] * size[1] * 4 < free_memory(device) / 2 if resident is None else resident
+        if resident is None:
+            sharing = processes_here() if device.type == "cpu" else 1  # each of them keeps all images
+            resident = len(data) * size[0] * size[1] * 4 < free_memory(device) / 2 / sharing
+        self.resident = resident
         if self.resident:
             self.images = torch.empty((len(data), *size, 3), dtype=torch.uint8, device=device)
             self.labels = torch.empty((len(data), *size), dtype=torch.uint8, device=device)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import warnings
 from typing import TypeVar
 
@@ -20,6 +21,12 @@ def rank() -> int:
 def world_size() -> int:
     """The number of processes."""
     return dist.get_world_size() if dist.is_initialized() else 1
+
+
+def processes_here() -> int:
+    """The number of processes on this computer; of all if torchrun does not say it."""
+    told = os.environ.get("LOCAL_WORLD_SIZE", "")
+    return min(int(told), world_size()) if told.isdecimal() else world_size()
 
 
 def of_first(value: T) -> T:

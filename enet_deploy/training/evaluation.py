@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import itertools
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -12,12 +12,12 @@ import torch
 from torch import Tensor, nn
 
 from ..artifacts import Metadata
-from ..data import DataSet, read_ahead
+from ..data import DataSet, read_ahead, spread
 from ..fit import fit_image, unfit_labels
 from ..images import UInt8Array
 from ..metrics import ConfusionMatrix
 from ..model import ENet, Segmenter
-from .prior import ALPHAS, corrected
+from .prior import ALPHAS
 
 CLASS_IOU = "val_iou_"  # prefix of a class's column in the history
 
@@ -40,8 +40,27 @@ class Example:
 
 def predict(net: nn.Module, data: DataSet, metadata: Metadata, indices: Iterable[int]) -> Iterator[Example]:
     """Run the network on these images of a data set."""
-    device = next(net.parameters()).device
-    segmenter = Segmenter(net, metadata.mean, metadata.std).to(device).eval()
+    segmenter = _segmenter(net, metadata)
+    for (example,) in _predict(lambda frames: [segmenter(frames)], segmenter.mean.device, data, metadata, indices):
+        yield example
+
+
+def _segmenter(net: nn.Module, metadata: Metadata) -> Segmenter:
+    return Segmenter(net, metadata.mean, metadata.std).to(next(net.parameters()).device).eval()
+
+
+def _predict(
+    label: Callable[[Tensor], Sequence[Tensor]],
+    device: torch.device,
+    data: DataSet,
+    metadata: Metadata,
+    indices: Iterable[int],
+) -> Iterator[list[Example]]:
+    """Yield, for each image, an example with each prediction of `label`.
+
+    Args:
+        label: (N, H, W, 3) uint8 BGR on `device` -> predictions, each (N, H, W) uint8.
+    """
 
     def read(index: int) -> tuple[str, UInt8Array, UInt8Array]:
         image, labels = data[index]
@@ -52,10 +71,11 @@ def predict(net: nn.Module, data: DataSet, metadata: Metadata, indices: Iterable
     while chunk := list(itertools.islice(images, batch)):
         frames = torch.from_numpy(np.stack([frame for _, frame, _ in chunk]))
         with torch.inference_mode(), _without_autotuning():
-            predictions = segmenter(frames.to(device)).cpu().numpy()
-        for predicted, (name, frame, labels) in zip(predictions, chunk, strict=True):
+            predictions = torch.stack([*label(frames.to(device))], dim=1).cpu().numpy()
+        for of_image, (name, frame, labels) in zip(predictions, chunk, strict=True):
             size = labels.shape[0], labels.shape[1]
-            yield Example(name, frame, labels, unfit_labels(predicted, size, metadata.fit, data.classes.void))
+            unfit = (unfit_labels(predicted, size, metadata.fit, data.classes.void) for predicted in of_image)
+            yield [Example(name, frame, labels, predicted) for predicted in unfit]
 
 
 @contextlib.contextmanager
@@ -89,8 +109,7 @@ def val_scores(net: nn.Module, val: DataSet, metadata: Metadata) -> dict[str, fl
 
 def examples(net: nn.Module, val: DataSet, metadata: Metadata, count: int = 4) -> list[Example]:
     """Up to `count` val images, evenly spaced over the split."""
-    indices = np.linspace(0, len(val) - 1, min(count, len(val)), dtype=int).tolist()
-    return list(predict(net, val, metadata, indices))
+    return list(predict(net, val, metadata, spread(range(len(val)), count)))
 
 
 def correction_sweep(
@@ -98,11 +117,22 @@ def correction_sweep(
 ) -> dict[float, float]:
     """Val mIoU by strength of the prior correction: for each of `ALPHAS`, and for `alpha`, the recipe's own.
 
+    Only the last bias differs between strengths, so the network runs once.
+
     Args:
         net: without a correction.
         class_weights: (C,), of the classes in the loss.
     """
-    return {
-        strength: confusion(corrected(net, class_weights, strength), val, metadata).scores().miou
-        for strength in sorted({*ALPHAS, alpha})
-    }
+    segmenter = _segmenter(net, metadata)
+    device, strengths = segmenter.mean.device, sorted({*ALPHAS, alpha})
+    shift = class_weights.to(device).log()[:, None, None]
+
+    def label(frames: Tensor) -> list[Tensor]:
+        logits = segmenter.logits(frames)
+        return [(logits - strength * shift).argmax(dim=1).to(torch.uint8) for strength in strengths]
+
+    counts = [ConfusionMatrix(val.classes) for _ in strengths]
+    for examples_of_image in _predict(label, device, val, metadata, range(len(val))):
+        for count, example in zip(counts, examples_of_image, strict=True):
+            count.update(example.labels, example.predicted)
+    return {strength: count.scores().miou for strength, count in zip(strengths, counts, strict=True)}

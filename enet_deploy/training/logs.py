@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import csv
 import logging
 from collections.abc import Callable, Mapping, Sequence
@@ -10,7 +11,6 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from ..artifacts import Metadata
 from ..classes import ClassList
 from ..console import printable
 from ..drawing import panels, side_by_side
@@ -43,12 +43,14 @@ def log_epoch(row: Row, epochs: int) -> None:
     log.info("  ".join([f"epoch {row['epoch']:.0f}/{epochs}", *(f"{name} {row[name]:.5g}" for name in names)]))
 
 
-def log_correction_sweep(mious: Mapping[float, float], metadata: Metadata) -> None:
-    """Log the result of `evaluation.correction_sweep` for weights with this metadata."""
+def log_correction_sweep(mious: Mapping[float, float], doubt: str) -> None:
+    """Log the result of `evaluation.correction_sweep`.
+
+    Args:
+        doubt: why these figures may show fit; "" for none.
+    """
     figures = "  ".join(f"{alpha:g}: {miou:.4f}" for alpha, miou in mious.items())
-    starts = [str(metadata.details.get(name, {}).get("split", "")) for name in ("init", "teacher")]
-    doubt = " (fit, if the weights it started from were trained on this val)" if any("val" in s for s in starts) else ""
-    log.info(f"val mIoU of the last weights by --prior-correction{doubt}: {figures}")
+    log.info(f"val mIoU of the last weights by --prior-correction{doubt and f' ({doubt})'}: {figures}")
 
 
 def require_tensorboard(folder: Path) -> None:
@@ -77,25 +79,36 @@ class TensorBoard:
     def write(self, history: Sequence[Row], examples: Callable[[], Sequence[Example]]) -> None:
         """Write the epochs of `history` that are not written yet; if the last of them was evaluated, pictures too.
 
-        Raises OSError if the files cannot be written.
+        Raises OSError if the files cannot be written. The next call then writes these epochs again.
         """
         from torch.utils.tensorboard import SummaryWriter
 
         if self._writer is None:
             self._writer = SummaryWriter(utf8_path(self.folder, "tensorboard"), purge_step=self.written + 1)
-        rows, self.written = history[self.written :], len(history)
+        try:
+            self._add(self._writer, history[self.written :], examples)
+        except OSError:
+            self.close()  # its thread has ended, so it can write no more
+            raise
+        self.written = len(history)
+
+    def _add(self, writer: SummaryWriter, rows: Sequence[Row], examples: Callable[[], Sequence[Example]]) -> None:
         for row in rows:
             for name in row.keys() - {"epoch"}:
-                self._writer.add_scalar(_tag(name), row[name], int(row["epoch"]))
+                writer.add_scalar(_tag(name), row[name], int(row["epoch"]))
         if rows and "val_miou" in rows[-1]:
             for example in examples():
                 rgb = np.ascontiguousarray(example_picture(example, self.classes)[..., ::-1])
-                self._writer.add_image(f"examples/{printable(example.name)}", rgb, self.written, dataformats="HWC")
-        self._writer.flush()
+                name = f"examples/{printable(example.name)}"
+                writer.add_image(name, rgb, int(rows[-1]["epoch"]), dataformats="HWC")
+        writer.flush()
 
     def close(self) -> None:
-        if self._writer is not None:
-            self._writer.close()
+        """Close the files. What could not be written is lost."""
+        writer, self._writer = self._writer, None
+        if writer is not None:
+            with contextlib.suppress(OSError):
+                writer.close()
 
 
 def _tag(column: str) -> str:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import statistics
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 from .recipe import Recipe
 
@@ -24,8 +24,12 @@ class Schedule:
 
     @property
     def warmup(self) -> int:
-        """Steps of warm-up: at most a tenth of a training whose length is known from the start."""
-        return self.recipe.warmup if self.recipe.minutes else min(self.recipe.warmup, self.total_steps // 10)
+        """Steps of warm-up: at most a tenth of the training.
+
+        With a time limit two epochs may be warm-up in any case: the length is first known after them.
+        """
+        at_least = 2 * self.steps_per_epoch if self.recipe.minutes else 0
+        return min(self.recipe.warmup, max(self.total_steps // 10, at_least))
 
     def learning_rate(self, step: int) -> float:
         """Linear warm-up, then polynomial decay to zero."""
@@ -82,14 +86,3 @@ def epochs_in_time(recipe: Recipe, history: Sequence[Mapping[str, float]]) -> in
         return max(2, recipe.epochs)
     seconds = statistics.median(row["seconds"] for row in history[1:][-RECENT_EPOCHS:])
     return len(history) + int(left / max(1e-3, seconds + evaluation / recipe.eval_every))
-
-
-def with_epochs(recipe: Recipe, epochs: int, epoch: int, steps_per_epoch: int) -> Recipe:
-    """The recipe with another number of epochs, decided after `epoch` epochs.
-
-    After the second epoch the length is first known: a warm-up that is long for it ends there.
-    """
-    warmup = recipe.warmup
-    if epoch == 2:
-        warmup = min(warmup, max(epochs * steps_per_epoch // 10, epoch * steps_per_epoch))
-    return replace(recipe, epochs=epochs, warmup=warmup)

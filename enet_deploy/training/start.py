@@ -22,14 +22,9 @@ from .recipe import Recipe
 log = logging.getLogger(__name__)
 
 
-def require_fitting(recipe: Recipe, images: int, processes: int, val_is_trained_on: bool) -> None:
+def require_fitting(recipe: Recipe, images: int, processes: int) -> None:
     """Raise InputError unless this number of images and processes can be trained on by a recipe."""
     share = recipe.batch // processes  # images of a step in each process
-    if recipe.patience and val_is_trained_on:
-        raise InputError(
-            f"patience {recipe.patience}, but val is trained on and its mIoU keeps rising; expected 0, or "
-            "--hold-out instead of --with-val"
-        )
     if recipe.batch % processes:
         raise InputError(f"batch {recipe.batch} over {processes} processes, expected a multiple of {processes}")
     for height, width in (recipe.crop, recipe.final_crop):

@@ -21,10 +21,10 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
-from .. import console
+from .. import console, trained_on
 from ..data import DataSet, read_ahead
 from ..environment import commit
-from ..errors import DataError, EnetError, is_out_of_memory
+from ..errors import DataError, EnetError, InputError, is_out_of_memory
 from ..model import ENet
 from ..weights import save_weights
 from . import distributed, evaluation, prior
@@ -33,7 +33,7 @@ from .crops import DROPOUT, ESTIMATE, ORDER, Crops, stream
 from .logs import log_correction_sweep, log_epoch, write_csv
 from .memory import halved_batch_that_fits
 from .recipe import Recipe
-from .schedule import Schedule, best_epoch, epochs_in_time, evaluation_is_due, out_of_patience, with_epochs
+from .schedule import Schedule, best_epoch, epochs_in_time, evaluation_is_due, out_of_patience
 from .start import require_fitting, starting_point
 from .step import TrainingStep
 
@@ -58,6 +58,11 @@ class Trainer:
         checkpoint: state of a run to resume. It is checked before the images are read.
         captured: on one GPU, and if not compiled, use CUDA graphs; else launch kernel by kernel.
 
+    Attributes:
+        val_trained_on: how many val images the network was trained on, as `trained_on.count`: by this run, or as a part
+            of its init or teacher. Scores on them show fit, not accuracy.
+        val_in_train: whether this run trains on all of val.
+
     Raises InputError if recipe, data and weights do not fit each other, DataError for bad images, and ArtifactError
     for weights or a checkpoint that cannot be used.
     """
@@ -78,41 +83,52 @@ class Trainer:
     ) -> None:
         self.train, self.val, self.split, self.out = train, val, split, Path(out)
         self.recipe, self.device = recipe, device
-        self.val_was_trained_on = not {*train.pairs}.isdisjoint(val.pairs)
         self.rank, self.world = distributed.rank(), distributed.world_size()
-        require_fitting(recipe, len(train), self.world, self.val_was_trained_on)
+        require_fitting(recipe, len(train), self.world)
 
         torch.manual_seed(recipe.seed)
         start = starting_point(init, teacher, train.classes, recipe, device)
         self.identity = RunIdentity.of(train, val, self.world, start.details.get("teacher", {}).get("sha256"))
         if checkpoint is not None:
             self.identity.require_same(checkpoint.identity, self.out)
-        self._read_images()
+        val_hashes = self._read_images()
+        self.val_in_train = trained_on.count(self.crops.trained_on, val_hashes) == len(val)
+        if recipe.patience and self.val_in_train:
+            raise InputError(
+                f"patience {recipe.patience}, but val is trained on and its mIoU keeps rising; expected 0, or "
+                "--hold-out instead of --with-val"
+            )
         self.metadata = start.new_metadata(train.classes, self.crops.statistics, recipe, self.crops.trained_on)
         if checkpoint is not None:
             self.metadata, self.class_weights = checkpoint.metadata, checkpoint.class_weights.to(device)
+        self.val_trained_on = trained_on.count(self.metadata.trained_on, val_hashes)
         self.crops.fill = self.metadata.mean
         schedule = Schedule(recipe, len(train) // recipe.batch)
         self.step = TrainingStep(
             start.net, start.teacher, schedule, self.metadata, self.class_weights, device, compiled, captured
         )
-        self.epoch, self.best, self.crop = 0, -1.0, recipe.crop
+        self.epoch, self.best, self.crop, self._was_over = 0, -1.0, recipe.crop, False
         self.history: list[dict[str, float]] = []
         self.saved, self.saved_epoch, self.commit = time.monotonic(), 0, commit()
         if checkpoint is not None:
             with reading(self.out):
                 self._load(checkpoint)
 
-    def _read_images(self) -> None:
-        """Set `crops` and `class_weights`; read val once, so that a bad file is found now and not hours later."""
+    def _read_images(self) -> list[str]:
+        """Set `crops` and `class_weights`; read val once, so that a bad file is found now and not hours later.
+
+        Returns `trained_on.pixel_hash` of each val image.
+        """
         train, void = self.train, self.train.classes.void
         read = partial(self._progress, title="reading", total=len(train))
         self.crops = Crops(train, self.recipe, self.device, void, read)
         shares = torch.tensor(self.crops.statistics.shares)
         self.class_weights = (1 / torch.log(self.recipe.class_weight_c + shares)).to(self.device)
-        val_labels = (labels for _, labels in read_ahead(self.val.__getitem__, range(len(self.val))))
-        if not sum(int((labels != void).sum()) for labels in val_labels):
+        hashes: list[str] = []
+        val = trained_on.hashing(read_ahead(self.val.__getitem__, range(len(self.val))), hashes)
+        if not sum(int((labels != void).sum()) for _, labels in val):
             raise DataError("every val pixel is void, expected at least one class in the label maps")
+        return hashes
 
     def run(self, report: Callable[[], None] = lambda: None) -> None:
         """Train to the last epoch, or until the recipe's patience runs out.
@@ -129,7 +145,7 @@ class Trainer:
         """
         if self.rank == 0:
             self._log_start()
-        was_over = self.over
+        self._was_over = self.over
         if self.epoch == 0:
             self._save_checkpoint()  # so that a run can be resumed that is interrupted in its first epoch
         if self.rank == 0:
@@ -147,7 +163,7 @@ class Trainer:
                     report()
                 self._save_checkpoint()
         if self.rank == 0:
-            self._finish(was_over)
+            self._finish()
 
     def _train_epoch(self) -> dict[str, float]:
         """Train for one epoch; returns its row of the history."""
@@ -210,9 +226,9 @@ class Trainer:
 
     def _plan_epochs(self) -> None:
         """Set the number of epochs to what the recipe's minutes allow; the first process decides for all."""
-        epochs, schedule = distributed.of_first(epochs_in_time(self.recipe, self.history)), self.step.schedule
-        self.recipe = with_epochs(self.recipe, epochs, self.epoch, schedule.steps_per_epoch)
-        self.step.schedule = dataclasses.replace(schedule, recipe=self.recipe)
+        epochs = distributed.of_first(epochs_in_time(self.recipe, self.history))
+        self.recipe = dataclasses.replace(self.recipe, epochs=epochs)
+        self.step.schedule = dataclasses.replace(self.step.schedule, recipe=self.recipe)
 
     def _evaluate(self) -> dict[str, float]:
         """Score on val and save the weights if they are the best so far.
@@ -249,7 +265,7 @@ class Trainer:
         details = {
             **self.metadata.details,
             "recipe": dataclasses.asdict(self.recipe),
-            "figures": {key: round(value, 5) for key, value in figures.items()},
+            "figures": {key: float(f"{value:.5g}") for key, value in figures.items()},  # a rate may be 1e-6
             "split": self.split,
             "images": {"train": len(self.train), "val": len(self.val)},
             "commit": self.commit,
@@ -307,8 +323,13 @@ class Trainer:
             f"{len(self.train)} training images ({self.split}), {len(self.val)} to score on, {self.device}, "
             f"{console.counted(steps, 'step')} an epoch; {len(names)} classes: {', '.join(names)}"
         )
+        chosen = "; best.safetensors and --patience go by fit then" if self.val_trained_on else ""
+        log.info(f"val: {self._val_in_words()}{chosen}")
 
-    def _finish(self, was_over: bool) -> None:
+    def _val_in_words(self) -> str:
+        return trained_on.in_words(self.val_trained_on, len(self.val))
+
+    def _finish(self) -> None:
         """Save the last weights, and log what was found."""
         recipe = self.recipe
         if self.epoch < recipe.epochs:
@@ -317,10 +338,18 @@ class Trainer:
                 f"val mIoU than {self.best:.4f} of epoch {best_epoch(self.history)}"
             )
         self._save_weights("last.safetensors", self.history[-1])
-        if not was_over and not self.val_was_trained_on:
-            args = self.step.averaged(), self.class_weights, recipe.prior_correction, self.val, self.metadata
-            log_correction_sweep(evaluation.correction_sweep(*args), self.metadata)
-        log.info(f"done: {self.out / 'last.safetensors'}; best.safetensors had the highest mIoU, {self.best:.4f}")
+        best = "" if self.val_in_train else f"; best.safetensors had the highest mIoU, {self.best:.4f}"
+        log.info(f"done: {self.out / 'last.safetensors'}{best}")
+
+    def log_corrections(self) -> None:
+        """Log val mIoU by strength of the prior correction, unless this run trained on val, or had nothing to train.
+
+        Only the first process does it. It talks to no other, so these may be gone.
+        """
+        if self.rank == 0 and not self._was_over and not self.val_in_train:
+            args = self.step.averaged(), self.class_weights, self.recipe.prior_correction, self.val, self.metadata
+            doubt = "" if self.val_trained_on == 0 else self._val_in_words()
+            log_correction_sweep(evaluation.correction_sweep(*args), doubt)
 
     def _batch_advice(self) -> str:
         """A message about a step that ran out of memory. Finding it spoils the network."""
@@ -337,7 +366,7 @@ class Trainer:
         return f"{problem}; --batch {fits} does{start if best_epoch(self.history) else ''}"
 
     def _largest_step(self, batch: int) -> None:
-        crop = max(self.recipe.crop, self.recipe.final_crop if self.recipe.final_from < 1 else (0, 0))
+        crop = max(self.recipe.crop, self.recipe.final_crop if self.recipe.final_from < 1 else (0, 0), key=math.prod)
         self.step.optimizer.zero_grad()
         if self.device.type == "cuda":
             torch.cuda.empty_cache()

@@ -48,6 +48,7 @@ def test_figures_of_a_graph(
         "artifact": str(exported),
         "backend": "ort",
         "precision": "fp32",
+        "fit": "stretch",
         "split": "val",
         "images": 4,
         "trained_on": 0,

@@ -110,6 +110,10 @@ BAD_DAYS: dict[str, tuple[Callable[[Path], object], str]] = {
         ],
         "classes without a pixel in train .* car",
     ),
+    "no label in val": (
+        lambda r: [save(path, label_map(11, 96, 128)) for path in (r / "valannot").iterdir()],
+        "every pixel of val is void",
+    ),
     "leak, in another format": (
         lambda r: [
             (r / "val" / "scene1000.png").unlink(),

@@ -525,3 +525,5 @@ def test_drawn_data_set_is_read_back(tmp_path: Path, capsys: pytest.CaptureFixtu
         expected, truth = street_scene(seed, (96, 128))
         np.testing.assert_array_equal(picture, expected)
         np.testing.assert_array_equal(labels, truth)
+    assert enet_data(["scenes", str(tmp_path / "more"), "--count", "1001"]) == 2  # the last one is val's first
+    assert "--count 1001" in capsys.readouterr().err and not (tmp_path / "more").exists()

@@ -93,6 +93,28 @@ def test_smoothed_colours_are_no_classes(tmp_path: Path, capsys: pytest.CaptureF
     assert not (tmp_path / "classes.json").exists()
 
 
+@pytest.mark.parametrize("kind", ["one channel", "palette"])
+def test_ids_beside_colours_are_refused_and_found(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], kind: str
+) -> None:
+    """A map without a label, saved with one channel, would make a class of void."""
+    colors = save_colors([[0, 0, 0], [255, 128, 0], [0, 0, 0], [0, 0, 200]])
+    for split in ("train", "val"):
+        for number in range(3):
+            save(tmp_path / split / f"{number}.png", image())
+            colors(tmp_path / f"{split}annot" / f"{number}.png")
+    odd = tmp_path / "trainannot" / "1.png"
+    save_palette(odd, VALUES * 0, [0, 0, 0]) if kind == "palette" else save(odd, VALUES * 0)
+    assert enet_data(["init", str(tmp_path)]) == 2
+    refused = capsys.readouterr().err
+    assert str(odd) in refused and f"{tmp_path}/valannot/2.png" in refused
+    declared = {"names": ["a", "b"], "colors": [[255, 128, 0], [0, 0, 200]], "ignore_id": 255}
+    (tmp_path / "classes.json").write_text(json.dumps(declared))
+    enet_data(["check", str(tmp_path)])
+    (found,) = [line for line in capsys.readouterr().out.splitlines() if "label maps of ids" in line]
+    assert found.startswith("warning: ") and found.endswith("(1 file): trainannot/1.png")
+
+
 def test_check_names_the_syntax_and_init(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     for split in ("train", "val"):
         save(tmp_path / split / "a.png", np.full((8, 8, 3), len(split), np.uint8))

@@ -29,12 +29,14 @@ from training_runs import (
     enet_train,
     interrupted_in_the_second_epoch,
     rows,
+    splits,
     tensors,
 )
 
+from enet_deploy.classes import CAMVID
 from enet_deploy.commands import train as train_cli
 from enet_deploy.errors import ArtifactError
-from enet_deploy.training.checkpoint import Checkpoint, fitting_state
+from enet_deploy.training.checkpoint import Checkpoint, RunIdentity, fitting_state
 from enet_deploy.training.step import TrainingStep
 from enet_deploy.training.trainer import Trainer
 from enet_deploy.weights import load_weights, save_weights
@@ -252,6 +254,7 @@ CHANGES: dict[str, Callable[[dict[str, Any]], object]] = {
     "metadata of another size": lambda s: s.update(
         metadata=s["metadata"].replace('"size": [48, 64]', '"size": [48, 72]')
     ),
+    "void is text": lambda s: s["identity"].update(void="11"),
     "processes are text": lambda s: s["identity"].update(processes="1"),
     "images are a number": lambda s: s["identity"].update(images=8),
     "epoch is text": lambda s: s.update(epoch="1"),
@@ -386,6 +389,17 @@ def test_other_images_than_the_run_began_with(
     (tmp_path / "checkpoint.pt").write_bytes((finished / "checkpoint.pt").read_bytes())
     data = write_scenes(tmp_path / "data", {"train": 4, "val": 1})
     assert_refused(enet_train(data, tmp_path, "--resume"), capsys, "training images 8 (", "4 (")
+
+
+def test_another_void_than_the_run_began_with(scenes: Path, tmp_path: Path) -> None:
+    """Crops are filled with the void of the data set, and the losses leave out the one of the run."""
+    train, val, _ = splits(scenes)
+    began, now = (
+        RunIdentity.of(dataclasses.replace(train, classes=dataclasses.replace(CAMVID, ignore_id=void)), val, 1, None)
+        for void in (None, 200)
+    )
+    with pytest.raises(ArtifactError, match=r"checkpoint\.pt .*void 255.* 200"):
+        now.require_same(began, tmp_path)
 
 
 def test_finished_run_can_be_resumed(finished: Path, scenes: Path, tmp_path: Path) -> None:

@@ -111,6 +111,17 @@ def test_statistics_are_those_of_the_training_images(scenes: Path) -> None:
     assert found.shares == pytest.approx(np.bincount(labels, minlength=len(CAMVID)) / len(labels))
 
 
+@pytest.mark.parametrize(("here", "world", "kept"), [("", 1, True), ("2", 4, True), ("", 4, False)])
+def test_processes_of_one_cpu_share_its_memory(
+    scenes: Path, monkeypatch: pytest.MonkeyPatch, here: str, world: int, kept: bool
+) -> None:
+    data = open_data(scenes, "train")
+    monkeypatch.setenv("LOCAL_WORLD_SIZE", here)
+    monkeypatch.setattr("enet_deploy.training.distributed.world_size", lambda: world)
+    monkeypatch.setattr("enet_deploy.training.crops.free_memory", lambda _: 5 * len(data) * 96 * 128 * 4)
+    assert Crops(data, PLAIN, CPU, CAMVID.void).resident is kept
+
+
 def test_images_that_do_not_fit_the_device_give_the_same_batches(tmp_path: Path) -> None:
     data = open_data(write_scenes(tmp_path, {"train": 5, "val": 1}), "train")
     recipe = dataclasses.replace(PLAIN, size=(48, 64), scale=(0.5, 2.0), color=0.3, noise=8.0)

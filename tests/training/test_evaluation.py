@@ -42,6 +42,8 @@ def test_run_with_an_untouched_val_tries_other_corrections(
         caplog.clear()
         assert enet_train(scenes, tmp_path / "b", "--with-val", epochs=1) == 0
     assert not [text for text in caplog.messages if "--prior-correction" in text]
+    (done,) = [text for text in caplog.messages if text.startswith("done: ")]
+    assert "last.safetensors" in done and "best.safetensors" not in done  # val did not choose it
 
 
 def test_examples_are_val_images_with_labels_and_predictions(finished: Path, scenes: Path) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import sys
 from pathlib import Path
 from typing import Any
@@ -71,6 +72,28 @@ def test_event_files_of_what_was_undone_are_hidden_and_a_new_folder_has_the_whol
     options = ["--out", str(tmp_path), "--device", "cpu", "--resume", "--tensorboard", str(tmp_path / "other")]
     assert train_cli.main([str(scenes), *options]) == 0
     assert steps_of(events(tmp_path / "other"), "train/loss") == [1, 2]
+
+
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnhandledThreadExceptionWarning")
+def test_epochs_of_a_failed_write_are_written_with_the_next(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As on a disk that is full for a while: the thread that writes ends with the error."""
+    pytest.importorskip("tensorboard")
+    from tensorboard.summary.writer.record_writer import RecordWriter
+
+    from enet_deploy.training.logs import TensorBoard
+
+    def full(*_: object) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    board, history = TensorBoard(tmp_path, CAMVID, 0), [{"epoch": epoch, "loss": float(epoch)} for epoch in (1, 2, 3)]
+    board.write(history[:1], list)
+    with monkeypatch.context() as patch:
+        patch.setattr(RecordWriter, "write", full)
+        with pytest.raises(OSError, match="No space left"):
+            board.write(history[:2], list)
+    board.write(history, list)
+    board.close()
+    assert [(event.step, event.value) for event in events(tmp_path).Scalars("train/loss")] == [(1, 1), (2, 2), (3, 3)]
 
 
 def test_without_the_package_tensorboard_is_refused_before_the_training(

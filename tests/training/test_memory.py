@@ -8,10 +8,12 @@ from typing import Any
 
 import pytest
 import torch
-from training_runs import assert_refused, enet_train
+from training_runs import CPU, assert_refused, enet_train, splits
 
 from enet_deploy.commands import train as train_cli
 from enet_deploy.training.objective import Objective
+from enet_deploy.training.recipe import Recipe
+from enet_deploy.training.trainer import Trainer
 
 
 @pytest.fixture
@@ -56,6 +58,16 @@ def test_out_of_memory_names_the_batch_that_fits(
     assert_refused(code, capsys, "batch 8 of 32x32", "cpu", advice)
     if largest:
         assert enet_train(scenes, tmp_path, batch=largest - largest % 2, epochs=1) == 0  # the advice is good
+
+
+def test_largest_step_is_of_the_crop_with_most_pixels(
+    scenes: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    recipe = Recipe(size=(48, 64), crop=(48, 32), final_crop=(32, 64), final_from=0.5, batch=4)
+    trainer, seen = Trainer(*splits(scenes), tmp_path, recipe, CPU), []
+    monkeypatch.setattr(trainer.step, "largest", lambda images, labels: seen.append(images.shape))
+    trainer._largest_step(2)
+    assert seen == [(2, 32, 64, 3)]
 
 
 @pytest.mark.slow

@@ -23,6 +23,8 @@ def test_rate_rises_in_the_warm_up_and_then_falls_to_zero() -> None:
     assert rates[52] == pytest.approx(0.1 * 0.5**0.5)  # half of the way
     short = Schedule(Recipe(epochs=2, lr=0.1, warmup=4), steps_per_epoch=10)
     assert short.warmup == 2  # a tenth of it, as a short run has to learn too
+    timed = Schedule(Recipe(epochs=2, minutes=1.0, warmup=300), steps_per_epoch=10)
+    assert timed.warmup == 20  # two epochs, after which its length is known
 
 
 def test_late_parts_of_the_schedule() -> None:
@@ -81,10 +83,11 @@ def test_minutes_are_filled_with_one_schedule(scenes: Path, tmp_path: Path, monk
 
 @pytest.mark.slow
 def test_minutes_that_end_in_the_warm_up(scenes: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The second epoch is still run, and the warm-up ends with the first plan."""
+    """The second epoch is still run, and the warm-up ends with the first plan. The recipe keeps what was asked for."""
     recipe = Recipe(size=(16, 16), crop=(16, 16), batch=4, minutes=1.3, warmup=1000, aux=0.0, noise=0.0)
     trainer = Trainer(*splits(scenes), tmp_path, recipe, CPU)
     monkeypatch.setattr("enet_deploy.training.trainer.time", Clock(trainer, monkeypatch))
     trainer.run()
-    assert trainer.epoch > 2 and trainer.recipe.warmup == 2 * STEPS
+    assert trainer.epoch > 2 and trainer.step.schedule.warmup == 2 * STEPS
+    assert trainer.recipe.warmup == Checkpoint.read(tmp_path).recipe.warmup == 1000  # so --resume may give it again
     assert trainer.history[2]["lr"] > 0.5 * recipe.lr > 100 * trainer.history[0]["lr"]

@@ -109,6 +109,10 @@ def test_another_correction_for_some_classes(
     assert "val_miou" in metadata.details["figures"] and "loss" in load_weights(out)[1].details["figures"]
     assert "val_miou" not in load_weights(out)[1].details["figures"]  # it is of the correction before
     assert correct.main([str(out), "--out", str(out)]) == 2
+    assert correct.main([str(out), "--out", str(tmp_path / "d")]) == 2 and not (tmp_path / "d").exists()
+    net, own = load_weights(weights)
+    save_weights(out, net, dataclasses.replace(own, details=own.details | {"figures": "none"}))
+    assert correct.main([str(out), "--out", str(again)]) == 0
     capsys.readouterr()
     for options, value in (
         (["--of", "poles=1"], "'poles'"), (["--alpha", "-1"], "'-1'"), (["--of", "pole"], "'pole'"),

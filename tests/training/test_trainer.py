@@ -65,6 +65,7 @@ def test_run_leaves_weights_checkpoint_and_log(finished: Path) -> None:
     _, last = load_weights(finished / "last.safetensors")
     assert best.details["figures"]["val_miou"] == pytest.approx(float(log[1]["val_miou"]), abs=1e-5)
     assert last.details["figures"]["epoch"] == 2
+    assert last.details["figures"]["lr"] == pytest.approx(float(log[1]["lr"]), rel=1e-4)
     assert last.classes == CAMVID and last.size == (48, 64)
     assert last.details["recipe"]["crop"] == [32, 32] and last.details["images"] == {"train": 8, "val": 4}
 
@@ -111,10 +112,17 @@ def test_run_stops_when_its_patience_is_at_its_end(
     assert len(rows(tmp_path / "patient")) == 5
 
 
+@pytest.mark.parametrize("option", ["--with-val", "--extra"])
 def test_patience_is_refused_if_val_is_trained_on(
-    scenes: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    scenes: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], option: str
 ) -> None:
-    code = enet_train(scenes, tmp_path, "--with-val", "--patience", "2")
+    """Also if val comes under another name."""
+    more = []
+    if option == "--extra":
+        more = [str(tmp_path)]
+        (tmp_path / "train").symlink_to(scenes / "val")
+        (tmp_path / "trainannot").symlink_to(scenes / "valannot")
+    code = enet_train(scenes, tmp_path / "run", option, *more, "--patience", "2")
     assert_refused(code, capsys, "patience 2", "--hold-out")
 
 
