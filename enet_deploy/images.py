@@ -106,7 +106,7 @@ def require_readable(name: Path | str, content: bytes) -> Header:
 def _as_stored(pixels: npt.NDArray[Any], maximum: int) -> UInt8Array:
     """The values in a text PNM. OpenCV multiplies those by 255 / maximum and rounds down; it leaves a binary PNM's."""
     table = -(-np.arange(256) * maximum // 255)
-    return table.astype(np.uint8)[pixels]
+    return np.asarray(table.astype(np.uint8)[pixels])
 
 
 def _lacks_data(content: bytes, pixels: npt.NDArray[Any], header: Header) -> bool:
