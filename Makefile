@@ -1,5 +1,6 @@
 # `make demo`, `make gpu` and `make test` set themselves up in .venv, `make test-minimal` in .venv-minimal, `make test-ros`
-# in .venv-ros, `make docs` in .venv-docs; nothing else is needed but Python 3.10 or later.
+# in .venv-ros, `make docs` in .venv-docs, `make release-check` in .venv-release; nothing else is needed but Python 3.10 or
+# later.
 
 PYTHON ?= python3
 FUZZ_SECONDS ?= 60
@@ -13,7 +14,7 @@ ROS_PYTHON ?= python3.11
 DOCS := .venv-docs
 RELEASE := .venv-release
 
-.PHONY: demo gpu test test-fast test-docs test-minimal test-ros fuzz docs lint clean
+.PHONY: demo gpu test test-fast test-docs test-minimal test-ros fuzz docs release-check lint clean
 
 demo: $(INSTALLED) ## fp32 and int8 on PyTorch, ONNX Runtime and OpenVINO side by side with a report; an engine for an RTX 3060
 	$(BIN)/enet-export --logits --out demo
@@ -90,4 +91,4 @@ $(INSTALLED): setup.cfg pyproject.toml constraints.txt
 	touch $@
 
 clean:
-	rm -rf .venv $(MINIMAL) $(ROS) $(DOCS) build demo gpu-report gpu-rehearsal *.egg-info .mypy_cache .pytest_cache .ruff_cache .hypothesis
+	rm -rf .venv $(MINIMAL) $(ROS) $(DOCS) $(RELEASE) build dist demo gpu-report gpu-rehearsal *.egg-info .mypy_cache .pytest_cache .ruff_cache .hypothesis

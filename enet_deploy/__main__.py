@@ -12,7 +12,7 @@ from enet_console import COMMANDS
 
 from . import __version__
 from .commands import cli
-from .console import did_you_mean, hanging
+from .console import did_you_mean, hanging, printable
 
 PREFIX = "enet-"
 COMPLETION = "--print-completion"
@@ -87,7 +87,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         parser.add_argument("shell", choices=("bash", "zsh", "tcsh"))
         return cli.run(parser, _complete, rest)
     expected = did_you_mean(name.removeprefix(PREFIX), COMMANDS) or f"; expected one of {', '.join(COMMANDS)}"
-    print(f"enet: error: command '{name}'{expected}", file=sys.stderr)
+    print(f"enet: error: command '{printable(name)}'{expected}", file=sys.stderr)
     return 2
 
 

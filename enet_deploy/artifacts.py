@@ -9,7 +9,7 @@ import contextlib
 import json
 import math
 import re
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal, get_args
@@ -17,7 +17,7 @@ from typing import Any, Literal, get_args
 from .bundled import weights_file
 from .classes import ClassList
 from .errors import ArtifactError, InputError
-from .files import digest, parse_json
+from .files import atomic_write, digest, parse_json
 from .fit import Fit, check_fit
 from .frame_range import FrameRange
 from .trained_on import KEY as TRAINED_ON
@@ -147,21 +147,23 @@ class Metadata:
         return None if value is None else TrainedOn.from_json(value)
 
     def to_text(self) -> str:
-        return json.dumps(
-            {
-                "schema": SCHEMA,
-                "classes": self.classes.to_json(),
-                "mean": self.mean,
-                "std": self.std,
-                "size": self.size,
-                "precision": self.precision,
-                "fit": self.fit,
-                "weights_sha256": self.weights_sha256,
-                "details": self.details,
-                "content_sha256": _NO_DIGEST,  # until `sealed` has the whole file
-            },
-            sort_keys=True,
-        )
+        """Return it as JSON. Raises InputError if a number in `details` is not finite, which `from_text` refuses."""
+        value = {
+            "schema": SCHEMA,
+            "classes": self.classes.to_json(),
+            "mean": self.mean,
+            "std": self.std,
+            "size": self.size,
+            "precision": self.precision,
+            "fit": self.fit,
+            "weights_sha256": self.weights_sha256,
+            "details": self.details,
+            "content_sha256": _NO_DIGEST,  # until `sealed` has the whole file
+        }
+        try:
+            return json.dumps(value, sort_keys=True, allow_nan=False)
+        except ValueError as error:
+            raise InputError(f"details {self.details!r:.80}: {error}; expected finite numbers") from None
 
     @classmethod
     def from_text(cls, text: str | None, source: str | Path) -> Metadata:
@@ -270,27 +272,37 @@ def _content_digest(value: dict[str, Any]) -> str:
 def save_graph(model: Any, path: str | Path) -> None:
     """Write an onnx.ModelProto with our metadata as a file with a digest.
 
-    Raises ArtifactError if it has no such metadata, or if a weight in it is NaN or infinite.
+    Raises ArtifactError if it has no such metadata, if a weight in it is NaN, infinite or in another file, or if the
+    file cannot be written.
     """
     require_finite(model, path)
+    if any(map(_is_external, _tensors(model))):
+        raise ArtifactError(
+            f"{path} has weights in other files, expected all of them in it, as its digest is of one file; load them "
+            "with onnx.load"
+        )
     set_graph_metadata(model, graph_metadata(model, path))
-    Path(path).write_bytes(sealed(model.SerializeToString()))
+    with atomic_write(path) as temporary:
+        temporary.write_bytes(sealed(model.SerializeToString()))
 
 
-def check_graph(content: bytes, source: str | Path) -> None:
+def check_graph(content: bytes, source: str | Path) -> bool:
     """Raise ArtifactError that names `source` if a graph was changed, or if a weight of it is NaN or infinite.
 
     The weights of a graph with a digest were checked when it was written. Those of others are checked here, if the
     package onnx is installed.
+
+    Returns whether it has a digest. All that it computes is in the content then; others may name further files.
     """
     if check_digest(content, source):
-        return
+        return True
     with contextlib.suppress(ModuleNotFoundError):
         import onnx
         from google.protobuf.message import DecodeError
 
         with contextlib.suppress(DecodeError):  # the backend says what is wrong with it
             require_finite(onnx.load_model_from_string(content), source)
+    return False
 
 
 def require_finite(model: Any, source: str | Path) -> None:
@@ -299,9 +311,8 @@ def require_finite(model: Any, source: str | Path) -> None:
     from onnx import TensorProto, numpy_helper
 
     floats = (TensorProto.FLOAT, TensorProto.FLOAT16, TensorProto.DOUBLE)
-    constants = (a.t for node in model.graph.node for a in node.attribute if a.HasField("t"))
-    for tensor in (*model.graph.initializer, *constants):
-        if tensor.data_type not in floats or tensor.data_location == TensorProto.EXTERNAL:
+    for tensor in _tensors(model):
+        if tensor.data_type not in floats or _is_external(tensor):
             continue
         try:
             finite = np.isfinite(numpy_helper.to_array(tensor)).all()
@@ -312,6 +323,16 @@ def require_finite(model: Any, source: str | Path) -> None:
                 f"{source} has values in {tensor.name!r:.80} that are NaN or infinite, expected finite ones; export it "
                 "again from weights that enet-train wrote"
             )
+
+
+def _tensors(model: Any) -> Iterator[Any]:
+    """The weights of an onnx.ModelProto."""
+    yield from model.graph.initializer
+    yield from (a.t for node in model.graph.node for a in node.attribute if a.HasField("t"))
+
+
+def _is_external(tensor: Any) -> bool:
+    return bool(tensor.data_location == tensor.EXTERNAL)
 
 
 def _triple(values: Any) -> tuple[float, float, float]:

@@ -231,8 +231,9 @@ class LabelValues:
 
 def _ranges(numbers: list[int]) -> str:
     """[0, 1, 2, 5] -> "0 to 2, 5"."""
-    starts = [number for number in numbers if number - 1 not in numbers]
-    ends = [number for number in numbers if number + 1 not in numbers]
+    there = set(numbers)  # of up to 65536 ids
+    starts = [number for number in numbers if number - 1 not in there]
+    ends = [number for number in numbers if number + 1 not in there]
     return ", ".join(f"{a} to {b}" if a < b else str(a) for a, b in zip(starts, ends, strict=True))
 
 

@@ -125,7 +125,7 @@ def _cuda() -> tuple[str | None, int | None]:
 
 def commit() -> str:
     """Return this checkout's commit, with "-dirty" if files changed; "unknown" outside a checkout or without git."""
-    here = Path(__file__).parent
+    here = Path(__file__).resolve().parent  # git tells the real path, also where links lead here
     try:
         root = _git(here, "rev-parse", "--show-toplevel")
         if Path(root) != here.parent:  # installed inside the checkout of another project

@@ -56,7 +56,7 @@ EXTRAS = {
     "rosbags": "ros",
     "shtab": "completion",
     "tritonclient": "triton",
-    "ray": "ray",
+    **dict.fromkeys(("ray", "pyarrow", "fsspec"), "ray"),
     "tensorrt": "trt",
     "tensorrt_rtx": "rtx",
 }

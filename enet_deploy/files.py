@@ -141,7 +141,7 @@ def require_outputs(
     for path in outputs:
         require_writable(path)
     for path in into:
-        if Path(path).is_file():
+        if os.path.isfile(path):  # noqa: PTH113  False also in a folder that may not be entered
             raise InputError(f"{path} is a file, expected a folder; name another, or one with an image's suffix")
         require_writable(Path(path) / "1.png")
     taken, read_folders = _what_is_read(path for path in reads if path is not None)
@@ -170,7 +170,7 @@ def _what_is_read(paths: Iterable[str | Path]) -> tuple[dict[object, Path], dict
     files: dict[object, Path] = {}
     folders: dict[object, Path] = {}
     for path in map(Path, paths):
-        if not path.is_dir():
+        if not is_folder(path):
             files[identity(path)] = path
             continue
         for here, _, _ in os.walk(path):
@@ -242,10 +242,13 @@ def utf8_path(path: Path, library: str, other: str = "") -> str:
 def _replaceable(path: str | Path) -> Path:
     """The file itself if `path` is a link. Raises ArtifactError if it exists and is no ordinary file."""
     real = Path(os.path.realpath(path))
-    if real.is_symlink():  # links in a circle lead nowhere
-        raise ArtifactError(f"cannot write {path}: its links form a circle; name an ordinary file")
-    if real.exists() and not real.is_file():
-        raise ArtifactError(f"cannot write {real}: it is a folder or a device; name an ordinary file")
+    try:
+        if real.is_symlink():  # links in a circle lead nowhere
+            raise ArtifactError(f"cannot write {path}: its links form a circle; name an ordinary file")
+        if real.exists() and not real.is_file():
+            raise ArtifactError(f"cannot write {real}: it is a folder or a device; name an ordinary file")
+    except OSError as error:  # a folder that may not be entered
+        raise ArtifactError(f"cannot write {path}: {error}; choose a writable folder") from None
     return real
 
 
@@ -269,7 +272,7 @@ def only_process(folder: Path) -> Iterator[None]:
     Raises ArtifactError if one is in it, or if the folder cannot be written. Locks as `file_lock`.
     """
     path = folder / ".enet-running"
-    is_new = not folder.exists()
+    is_new = not is_folder(folder)
     try:
         folder.mkdir(parents=True, exist_ok=True)
         path.touch()

@@ -71,7 +71,10 @@ class RangeMonitor:
         self._range, self._size = spec.calibrated_on, spec.size
 
     def watched(self, label: Callable[[UInt8Array], Found]) -> Callable[[UInt8Array], Found]:
-        """Return `label`, such as `Runner.segment`, with a look at each image before. It is itself if not int8."""
+        """Return a function that calls `label`, such as `Runner.segment`, and then checks the image.
+
+        It is `label` itself if the graph states no range, as one that is not int8.
+        """
         if self._range is None:
             return label
 

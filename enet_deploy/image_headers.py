@@ -25,6 +25,7 @@ _MAX_SAMPLE, _TILE_WIDTH, _TILE_HEIGHT, _SAMPLE_FORMAT = 281, 322, 323, 339
 _FLOATS = "floating-point numbers, whose brightest value it does not state"
 _UNREAD_SAMPLES = {2: "numbers with a sign", 3: _FLOATS}  # sample formats of TIFF that OpenCV takes for others
 _UNREAD_COLORS = {8: "CIELab", 9: "CIELab", 10: "CIELab", 32803: "raw sensor", 32844: "CIE LogL", 32845: "CIE LogLuv"}
+_INVERTED = "inverted (0 is white) 16-bit"  # OpenCV turns those of 8 bits
 _LOSSY_TIFF = {6, 7, 34712, 50001}  # JPEG, JPEG 2000 and WebP inside TIFF
 TAIL = 64  # zeros at the end of pixels that are reported
 _SECTOR = 512  # bytes of a disk
@@ -94,7 +95,7 @@ def _with_joined(header: Header, content: bytes, signature: bytes, parse: Callab
     is_jpeg, pictures, rest = header.format == "JPEG", header.pictures, memoryview(content)
     find = re.compile(signature).search if is_jpeg else re.compile(signature).match  # cameras pad between JPEGs
     last: Header | None = header
-    while last and last.end and pictures < _MAX_JOINED and (found := find(rest, last.end)):
+    while last and last.end and last.end < len(rest) and pictures < _MAX_JOINED and (found := find(rest, last.end)):
         rest = rest[found.start() :]
         last = _parsed(parse, rest)
         if last and (not is_jpeg or last[:3] == header[:3]):  # phones add smaller JPEGs, no pictures of their own
@@ -188,8 +189,10 @@ def _tiff(content: bytes) -> Header:
     # a reduced copy of another page, or a mask, is no picture of its own
     pictures = sum(1 for page in pages if not page.get(_REDUCED, (0,))[0] & 5)
     bits = first.get(_BITS, (1,))[0]
-    stated = first.get(_MAX_SAMPLE, ((1 << bits) - 1,))[0]
-    colors = _UNREAD_COLORS.get(first.get(_COLORS, (1,))[0])
+    # a number of bits that is none would take all memory as a shift
+    stated = first.get(_MAX_SAMPLE, ((1 << bits) - 1,))[0] if 8 < bits <= 16 else 0
+    interpretation = first.get(_COLORS, (1,))[0]
+    colors = _INVERTED if interpretation == 0 and bits > 8 else _UNREAD_COLORS.get(interpretation)
     compression = first.get(_COMPRESSION, (1,))[0]
     row = (first[_WIDTH][0] * first.get(_SAMPLES, (1,))[0] * bits + 7) // 8
     return Header(
@@ -198,7 +201,7 @@ def _tiff(content: bytes) -> Header:
         max(first[_WIDTH][0], first.get(_TILE_WIDTH, (0,))[0]),
         max(1, pictures),
         orientation_of(first),
-        stated if 8 < bits <= 16 and 0xFF < stated < 0xFFFF else None,
+        stated if 0xFF < stated < 0xFFFF else None,
         compression in _LOSSY_TIFF,
         _UNREAD_SAMPLES.get(first.get(_SAMPLE_FORMAT, (1,))[0]) or (f"{colors} colours" if colors else ""),
         end=first.get(_STRIPS, (0,))[0] + first[_HEIGHT][0] * row if compression == 1 else None,
@@ -314,12 +317,12 @@ def _pnm(content: Content) -> Header:
         if numbers is None:
             raise ValueError
         stop, (width, height, *rest) = numbers.end(), map(int, numbers.groups())
-        maximum = rest[0] if rest else 1
+        maximum = rest[0] if rest else 0
     if min(width, height) < 1:
         raise ValueError
     if kind in (b"PF", b"Pf"):
         return Header("PNM", height, width, unread=_FLOATS)
-    stated = maximum if maximum not in (0, 1, 0xFF, 0xFFFF) else None
+    stated = maximum if maximum not in (0, 0xFF, 0xFFFF) else None
     row = (width + 7) // 8 if kind == b"P4" else width * samples * (2 if maximum > 0xFF else 1)
     if kind in (b"P1", b"P2", b"P3"):  # text
         return Header("PNM", height, width, maximum=stated, is_whole=b"\0" not in content)

@@ -63,6 +63,8 @@ def decode(name: Path | str, content: bytes, header: Header, flags: int) -> npt.
     pixels = _imdecode(name, content, flags | cv2.IMREAD_IGNORE_ORIENTATION)
     if _lacks_data(content, pixels, header):
         raise DataError(f"{name} cannot be decoded whole: its data is damaged or ends before its picture does")
+    if content[:2] in (b"P2", b"P3") and header.maximum is not None and header.maximum < 0xFF:
+        pixels = _as_stored(pixels, header.maximum)
     # OpenCV turns a TIFF whatever the flags say
     return pixels if header.format == "TIFF" else turned(pixels, header.orientation)
 
@@ -99,6 +101,12 @@ def require_readable(name: Path | str, content: bytes) -> Header:
     if not header.is_whole:
         raise DataError(f"{name} cannot be decoded whole: it ends before its picture does; it was cut short or damaged")
     return header
+
+
+def _as_stored(pixels: npt.NDArray[Any], maximum: int) -> UInt8Array:
+    """The values in a text PNM. OpenCV multiplies those by 255 / maximum and rounds down; it leaves a binary PNM's."""
+    table = -(-np.arange(256) * maximum // 255)
+    return np.asarray(table.astype(np.uint8)[pixels])
 
 
 def _lacks_data(content: bytes, pixels: npt.NDArray[Any], header: Header) -> bool:
@@ -163,7 +171,8 @@ def _open_heif(content: bytes) -> Any:
 def _decode_heif(name: Path | str, content: bytes) -> UInt8Array:
     """Decode the primary picture, whole and turned, (h, w, 3) uint8 BGR."""
     try:
-        return np.array(_open_heif(content), np.uint8)[..., :3]
+        pixels = np.array(_open_heif(content), np.uint8)
+        return pixels[..., :3] if pixels.ndim == 3 else np.repeat(pixels[..., None], 3, axis=2)
     except ModuleNotFoundError:
         raise DataError(f"{name} is a HEIC file: {missing('pillow_heif')}, or convert it to JPEG or PNG") from None
     except Exception as error:  # noqa: BLE001  libheif's errors are of many types
@@ -171,22 +180,23 @@ def _decode_heif(name: Path | str, content: bytes) -> UInt8Array:
 
 
 def eight_bits(name: Path | str, pixels: npt.NDArray[Any], maximum: int | None = None) -> tuple[UInt8Array, str]:
-    """Scale decoded pixels to 8 bits. This is the one door for pixels that are not uint8.
+    """Scale decoded pixels to 0 to 255. This is the one door for pixels that are not uint8, or use a part of it.
 
     Cameras keep 8, 10, 12 or 14 bits in 16, and most formats cannot say so. If no value needs 15 bits, the brightest
     that the bits in use can hold becomes 255.
 
     Args:
         name: error messages begin with it.
-        pixels: uint8, returned as they are, or uint16.
-        maximum: the value that the file states as the brightest; None if it states none.
+        pixels: uint8 or uint16; uint8 without a stated maximum below 255 is returned as it is.
+        maximum: the value that the file states as the brightest; None if it states none. It is ignored if a pixel is
+            brighter.
 
     Returns the pixels, and a note that says which scale was guessed; "" if none was. Raises DataError for other dtypes.
     """
-    if pixels.dtype == np.uint8:
-        return np.asarray(pixels, np.uint8), ""
-    if pixels.dtype != np.uint16:
+    if pixels.dtype not in (np.uint8, np.uint16):
         raise DataError(f"{name} has pixels of {pixels.dtype}, expected 8 or 16 bits without sign; convert it to 8")
+    if pixels.dtype == np.uint8 and (maximum is None or maximum >= 0xFF or pixels.max(initial=0) > maximum):
+        return np.asarray(pixels, np.uint8), ""
     brightest, note = int(pixels.max(initial=0)), ""
     if maximum is None or brightest > maximum:
         bits = next((bits for bits in (8, 10, 12, 14) if brightest < 1 << bits), 16)
@@ -253,7 +263,8 @@ class LoadedImage(NamedTuple):
     Attributes:
         image: (H, W, 3) uint8 BGR, turned as the file says.
         header: what the file says of itself.
-        note: what was guessed: how values were scaled, what is behind transparent pixels; "" if nothing was.
+        note: what was guessed: how values were scaled, or that the colours behind transparent pixels are meant, which
+            is said of PNG with an alpha channel alone; "" if nothing was.
     """
 
     image: UInt8Array

@@ -9,9 +9,11 @@ from types import SimpleNamespace
 
 import cv2
 import pytest
+from helpers import ROOT
 
+from enet_deploy import environment as module
 from enet_deploy.commands.data import main as enet_data
-from enet_deploy.environment import environment
+from enet_deploy.environment import commit, environment
 
 TOLD = """\
 NVIDIA H100 80GB HBM3, 580.159.04, 9.0, 1980, 1980, 2619, 700.00
@@ -88,3 +90,12 @@ def test_commands_silence_opencv_of_any_version(version: str, scenes: Path, monk
         monkeypatch.setattr(cv2.utils, "logging", SimpleNamespace(setLogLevel=levels.append), raising=False)
     enet_data(["check", str(scenes)])
     assert levels == [0]
+
+
+def test_commit_through_a_link_to_the_checkout(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    if commit() == "unknown":
+        pytest.skip("no git, or no checkout")
+    (tmp_path / "link").symlink_to(ROOT)
+    expected = commit()
+    monkeypatch.setattr(module, "__file__", str(tmp_path / "link" / "enet_deploy" / "environment.py"))
+    assert commit() == expected

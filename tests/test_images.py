@@ -15,7 +15,10 @@ import pytest
 from helpers import image
 from PIL import Image
 
+from enet_deploy.classes import CAMVID, LabelValues
+from enet_deploy.data.label_maps import read_values
 from enet_deploy.errors import DataError
+from enet_deploy.exif import exif_orientation
 from enet_deploy.image_headers import read_header
 from enet_deploy.images import UInt8Array, encode, read_image, require_readable
 
@@ -120,6 +123,25 @@ def test_brightest_value_that_a_file_states_is_taken(tmp_path: Path, caplog: pyt
     assert not caplog.records
 
 
+@pytest.mark.parametrize("maximum", [1, 11, 100, 254, 300])
+@pytest.mark.parametrize(("binary", "text"), [("P5", "P2"), ("P6", "P3")])
+def test_values_of_pnm_are_those_that_its_maximum_makes_them(
+    tmp_path: Path, maximum: int, binary: str, text: str
+) -> None:
+    """Images are scaled to 255, ids are kept; OpenCV scales text alone."""
+    values = np.arange(maximum + 1).repeat(1 if binary == "P5" else 3)
+    head = f"\n1 {maximum + 1}\n{maximum}\n"
+    (tmp_path / "text").write_text(f"{text}{head}{' '.join(map(str, values))}\n")
+    (tmp_path / "binary").write_bytes(
+        f"{binary}{head}".encode() + values.astype(">u2" if maximum > 255 else "u1").tobytes()
+    )
+    for name in ("text", "binary"):
+        found = read_image(tmp_path / name)[:, 0]
+        assert np.abs(found - np.arange(maximum + 1)[:, None] * 255 / maximum).max() <= 0.5
+        pixels = read_values(tmp_path / name, LabelValues.of(CAMVID)).pixels if binary == "P5" else None
+        assert pixels is None or pixels[:, 0].tolist() == values.tolist()
+
+
 @pytest.mark.parametrize("suffix", [".tiff", ".pfm", ".hdr"])
 def test_floating_point_numbers_are_refused(tmp_path: Path, suffix: str) -> None:
     path = tmp_path / f"a{suffix}"
@@ -194,6 +216,38 @@ def test_tiff_of_other_colors_or_numbers_is_refused(tmp_path: Path, tag: int, va
     (tmp_path / "a.tif").write_bytes(entry)
     with pytest.raises(DataError, match=r"a\.tif holds (CIELab|numbers with a sign)"):
         read_image(tmp_path / "a.tif")
+
+
+def test_sixteen_bits_of_which_zero_is_white_are_refused(tmp_path: Path) -> None:
+    content = cv2.imencode(".tif", PICTURE[..., 0].astype(np.uint16) << 8, [cv2.IMWRITE_TIFF_COMPRESSION, 1])[1]
+    whole = content.tobytes()
+    (tmp_path / "a.tif").write_bytes(whole)
+    assert read_image(tmp_path / "a.tif").shape == PICTURE.shape
+    black_is_zero = struct.pack("<HHIHH", 262, 3, 1, 1, 0)
+    assert whole.count(black_is_zero) == 1
+    (tmp_path / "a.tif").write_bytes(whole.replace(black_is_zero, struct.pack("<HHIHH", 262, 3, 1, 0, 0)))
+    with pytest.raises(DataError, match=r"a\.tif holds inverted"):
+        read_image(tmp_path / "a.tif")
+
+
+def overlapping_directories() -> bytes:
+    """2000 directories of 4096 entries, each 12 bytes behind the last."""
+    count, step = 2000, 12
+    data = bytearray(b"II*\0" + struct.pack("<I", 8) + bytes(step * (count + 4097)))
+    for index in range(count):
+        struct.pack_into("<H", data, 8 + index * step, 4096)
+        struct.pack_into("<I", data, 8 + index * step + 2 + 4096 * 12, 8 + (index + 1) * step)
+    return bytes(data)
+
+
+def test_numbers_in_a_tiff_take_neither_time_nor_memory() -> None:
+    """Bits of a sample by which a 1 was shifted; directories that overlap; a picture that ends beyond all addresses."""
+    sides = b"".join(struct.pack("<HHQQ", tag, 16, 1, 1 << 40) for tag in (256, 257))
+    big = b"II+\0" + struct.pack("<HHQQ", 8, 0, 16, 3) + sides + struct.pack("<HHQQ", 258, 16, 1, 1 << 40) + bytes(8)
+    header = read_header(big)
+    assert header is not None and (header.height, header.maximum) == (1 << 40, None)
+    assert read_header(overlapping_directories()) is None
+    assert exif_orientation(overlapping_directories()[:40_000]) == 1
 
 
 def test_reduced_copy_of_a_page_is_no_second_picture() -> None:
@@ -336,13 +390,14 @@ def test_jpeg_with_a_jpeg_in_its_exif_is_whole(tmp_path: Path, progressive: bool
     assert read_image(tmp_path / "a.jpg").shape == (96, 128, 3)
 
 
-def test_heic_is_read_whole_or_refused(tmp_path: Path) -> None:
-    pillow_heif = pytest.importorskip("pillow_heif")
-    pillow_heif.from_bytes("RGB", PICTURE.shape[1::-1], PICTURE[..., ::-1].tobytes()).save(
-        tmp_path / "a.heic", quality=95
-    )
+@pytest.mark.parametrize("mode", ["RGB", "RGBA", "L", "LA"])
+def test_heic_of_every_mode_is_read(tmp_path: Path, mode: str) -> None:
+    pytest.importorskip("pillow_heif").register_heif_opener()
+    picture = Image.fromarray(PICTURE[..., ::-1]).convert(mode)
+    picture.save(tmp_path / "a.heic", "HEIF", quality=95)
+    expected = np.array(picture.convert("RGB"))[..., ::-1]
     found = read_image(tmp_path / "a.heic")
-    assert found.shape == PICTURE.shape and np.abs(found.astype(int) - PICTURE).mean() < 6
+    assert found.shape == PICTURE.shape and np.abs(found.astype(int) - expected).mean() < 6
 
 
 def test_heic_that_ends_in_zeros_is_damage(tmp_path: Path) -> None:

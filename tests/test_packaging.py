@@ -6,6 +6,7 @@ import ast
 import importlib.metadata
 import inspect
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -189,6 +190,21 @@ def test_that_check_sees_every_form_of_import(tmp_path: Path) -> None:
 def test_setup_cfg_lists_every_package() -> None:
     packages = {module for path, module in sources() if path.name == "__init__.py"}
     assert sorted(PACKAGES) == sorted(packages - {NOT_INSTALLED})
+
+
+def test_every_requirement_of_a_developer_is_pinned() -> None:
+    def wanted(texts: str) -> Iterator[str]:
+        for name, extras in re.findall(r"(?m)^([\w.-]+)(?:\[([\w,]+)\])?", texts):
+            for extra in extras.split(",") if name == "enet-deploy" else ():
+                yield from wanted(SETUP["options.extras_require"][extra].strip())
+            if name != "enet-deploy":
+                yield name
+
+    pinned = {re.split("==", line)[0] for line in (ROOT / "constraints.txt").read_text().splitlines() if "==" in line}
+    texts = SETUP["options"]["install_requires"] + SETUP["options.extras_require"]["dev"]
+    required = {re.sub("[-_.]+", "-", name).lower() for name in wanted(texts.strip())}
+    assert "pillow-heif" in required
+    assert required <= {re.sub("[-_.]+", "-", name).lower() for name in pinned}
 
 
 @pytest.fixture(scope="module")

@@ -8,6 +8,7 @@ import os
 import shutil
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import onnx
 import pytest
@@ -23,17 +24,21 @@ from enet_deploy.data.unzip import unzip
 from enet_deploy.errors import ArtifactError, DataError, EnetError
 from enet_deploy.export.record import BUNDLED_RECORD, Record
 from enet_deploy.export.rewrite import rewrite_unpool
-from enet_deploy.files import sha256
+from enet_deploy.files import atomic_write, only_process, require_outputs, require_writable, sha256
 from enet_deploy.images import read_image
 from enet_deploy.runners.tensorrt.builder import read_graph
 from enet_deploy.runners.tensorrt.card import EngineCard
+from enet_deploy.runners.tensorrt.cuda import Gpu
+from enet_deploy.runners.tensorrt.engine import cached_engine
 from enet_deploy.training.checkpoint import CHECKPOINT, Checkpoint
 from enet_deploy.weights import load_weights
 
+GPU: Any = Gpu("NVIDIA X", "8.6")
 READERS: dict[str, list[Callable[[Path], object]]] = {
     "a.onnx": [
         *(lambda path, name=name: open_runner(path, name).close() for name in ("ort", "openvino")),
-        describe, read_graph, lambda path: rewrite_unpool(path, path.parent / "new.onnx"),
+        lambda path: cached_engine(path, "trt", "10.0", GPU, 0), describe, read_graph,
+        lambda path: rewrite_unpool(path, path.parent / "new.onnx"),
     ],
     "a.safetensors": [load_weights, describe],
     "a.engine": [EngineCard.load],
@@ -86,7 +91,8 @@ def folder(tmp_path_factory: pytest.TempPathFactory, finished: Path) -> Path:
 
 @pytest.mark.parametrize("name", READERS)
 @pytest.mark.parametrize("what", ["file", "folder"])
-def test_what_cannot_be_read_is_named(folder: Path, name: str, what: str) -> None:
+def test_what_cannot_be_read_is_named(folder: Path, name: str, what: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", f"{folder}/a.png")  # a file: no engine is built
     path = folder / name
     for read in READERS[name]:
         with contextlib.suppress(EnetError):  # whole, but nothing to rewrite; and modules are imported
@@ -97,3 +103,17 @@ def test_what_cannot_be_read_is_named(folder: Path, name: str, what: str) -> Non
         ):
             read(path)
         assert not isinstance(error.value, OSError)
+
+
+WRITERS: list[Callable[[Path], object]] = [
+    require_writable, lambda path: require_outputs([path], [path.with_name("b")]),
+    lambda path: require_outputs([], [], [path]), lambda path: atomic_write(path).__enter__(),
+    lambda path: only_process(path).__enter__(),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("write", WRITERS)
+@pytest.mark.parametrize("name", ["new", "new/more", "a.png"])
+def test_what_cannot_be_written_is_named(folder: Path, name: str, write: Callable[[Path], object]) -> None:
+    with not_readable(folder), pytest.raises(ArtifactError, match=f"cannot write .*{folder.name}"):
+        write(folder / name)

@@ -19,7 +19,7 @@ from ..console import did_you_mean
 from ..errors import EXTRAS, BackendError, EnetError, InputError, missing
 from ..files import is_folder
 from ..fit import Fit, check_fit
-from .base import Runner, cuda_index
+from .base import Runner, check_device, cuda_index
 from .spec import Operation, Spec
 
 __all__ = [
@@ -46,7 +46,7 @@ class _Backend(NamedTuple):
         module, runner: where its class is, and the name of that.
         suffixes: of the artifacts that it runs.
         package: the Python module that it needs.
-        on_cuda: whether it runs on devices other than "cpu".
+        devices: the kinds of devices that it runs on, "cpu", "cuda"; the first is the default.
         precisions: what it can compute in on request, beside the artifact's own precision.
     """
 
@@ -54,16 +54,16 @@ class _Backend(NamedTuple):
     runner: str
     suffixes: tuple[str, ...]
     package: str
-    on_cuda: bool = False
+    devices: tuple[str, ...] = ("cpu",)
     precisions: tuple[str, ...] = ()
 
 
 _REGISTRY = {
-    "torch": _Backend("torch_runner", "TorchRunner", (".safetensors",), "torch", on_cuda=True, precisions=("bf16",)),
-    "ort": _Backend("ort_runner", "OrtRunner", (".onnx",), "onnxruntime", on_cuda=True),
+    "torch": _Backend("torch_runner", "TorchRunner", (".safetensors",), "torch", ("cpu", "cuda"), precisions=("bf16",)),
+    "ort": _Backend("ort_runner", "OrtRunner", (".onnx",), "onnxruntime", ("cpu", "cuda")),
     "openvino": _Backend("openvino_runner", "OpenVinoRunner", (".onnx",), "openvino", precisions=("bf16",)),
     "opencv": _Backend("opencv_runner", "OpenCvRunner", (".onnx",), "cv2"),
-    "trt": _Backend("tensorrt.runner", "TrtRunner", (".engine", ".onnx"), "tensorrt", on_cuda=True),
+    "trt": _Backend("tensorrt.runner", "TrtRunner", (".engine", ".onnx"), "tensorrt", ("cuda",)),
 }
 BACKENDS = tuple(_REGISTRY)
 SUFFIXES = tuple(dict.fromkeys(suffix for backend in _REGISTRY.values() for suffix in backend.suffixes))
@@ -107,7 +107,7 @@ def open_runner(
     Returns an open runner. Use it in a with block, or close() it.
 
     Raises:
-        InputError: unknown backend, suffix, fit or option.
+        InputError: unknown backend, suffix, fit or option, or a device that is no text.
         BackendError: the backend's package, the device or the precision is not available.
         ArtifactError: the file is missing, damaged or foreign.
     """
@@ -126,7 +126,8 @@ def open_runner(
     _require_options(options, runner_class, chosen)
     try:
         asked = {"device": device, "precision": precision}
-        runner: Runner = runner_class(artifact, **{key: value for key, value in asked.items() if value}, **options)
+        asked = {key: value for key, value in asked.items() if value is not None}
+        runner: Runner = runner_class(artifact, **asked, **options)
     except TypeError as error:
         raise InputError(f"options {sorted(options)} for backend '{chosen}': {error}") from None
     runner.fit = None if fit is None else check_fit(fit)
@@ -150,7 +151,7 @@ def _is_engines(artifact: str | Path) -> bool:
 def _engine_of_folder(folder: Path, device: str | None) -> Path:
     from .tensorrt.manifest import engine_for_gpu
 
-    index = cuda_index(device or "cuda")
+    index = cuda_index("cuda" if device is None else check_device(device))
     if index is None:
         raise BackendError(f"device '{device}' for the engines in {folder}, expected cuda or cuda:N")
     return engine_for_gpu(folder, index)
@@ -236,18 +237,26 @@ def backend_for(artifact: str | Path, device: str | None = None, precision: str 
     artifact = graph_file(artifact)
     able = backends_for(artifact, precision)
     if device not in (None, "cpu"):
-        able = tuple(backend for backend in able if _REGISTRY[backend].on_cuda) or able
+        able = tuple(backend for backend in able if _runs_on(backend, device)) or able
     elif Path(artifact).suffix == ".onnx":
         able = tuple(backend for backend in FASTEST_ON_CPU[_precision_of(Path(artifact))] if backend in able)
     return next(filter(_is_installed, able), able[0])
 
 
 def installed_backends(artifact: str | Path, device: str | None = None) -> list[str]:
-    """Return the backends that are installed and run an artifact on a device. Raises as `backend_for`."""
+    """Return the backends that are installed and run an artifact on a device, without one on their default.
+
+    Raises as `backend_for`.
+    """
     fitting = backends_for(artifact)
-    on_device = [backend for backend in fitting if device in (None, "cpu") or _REGISTRY[backend].on_cuda]
+    on_device = [backend for backend in fitting if _runs_on(backend, device)]
     refusing = {*FASTEST_ON_CPU["fp32"]}.difference(FASTEST_ON_CPU[_precision_of(graph_file(artifact))])
     return [backend for backend in on_device if backend not in refusing and _is_installed(backend)]
+
+
+def _runs_on(backend: str, device: str | None) -> bool:
+    """Whether a backend runs on devices of this kind; which of them are here is not asked."""
+    return device is None or ("cpu" if device == "cpu" else "cuda") in _REGISTRY[backend].devices
 
 
 def _precision_of(artifact: Path) -> str:

@@ -50,7 +50,7 @@ class Runner(ABC):
 
     def __init__(self, artifact: str | Path, device: str = "cpu") -> None:
         self.artifact = Path(artifact)
-        self.device = device
+        self.device = check_device(device)
         self.fit: Fit | None = None  # in place of the artifact's own
         self._spec: Spec | None = None
         self._process = 0  # id of the process that opened it
@@ -369,6 +369,13 @@ class Runner(ABC):
 def unwritten(shape: tuple[int, ...]) -> UInt8Array:
     """Return an array for labels that holds no class id yet, see `Runner._require_written`."""
     return np.full(shape, UNWRITTEN, np.uint8)
+
+
+def check_device(device: Any) -> str:
+    """Return `device`. Raises InputError unless it is a text; each backend knows which texts name devices."""
+    if not isinstance(device, str) or not device:
+        raise InputError(f"device {device!r:.40}, expected 'cpu', 'cuda' or 'cuda:N'")
+    return device
 
 
 def cuda_index(device: str) -> int | None:

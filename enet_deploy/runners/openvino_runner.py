@@ -17,7 +17,7 @@ import numpy as np
 import numpy.typing as npt
 
 from .. import cache
-from ..artifacts import check_digest, check_graph, read_artifact
+from ..artifacts import check_graph, read_artifact
 from ..control_groups import quota_threads
 from ..environment import processor
 from ..errors import ArtifactError, BackendError, EnetError, InputError, is_out_of_memory
@@ -124,13 +124,13 @@ class OpenVinoRunner(Runner):
             except ArtifactError as error:
                 raise InputError(str(error)) from None
         content = read_artifact(self.artifact)
-        check_graph(content, self.artifact)
-        # All that the graph computes is in this file only if it has a digest: others may name further files
-        self._content = digest(content) if check_digest(content, self.artifact) else ""
+        has_digest = check_graph(content, self.artifact)
+        self._content = digest(content) if has_digest else ""
         metadata = read_metadata(content, self.artifact)  # first: OpenVINO asks its readers of other formats too
         try:
             with reading_text(self.artifact):
-                model = ov.Core().read_model(self.artifact)
+                # The bytes that were checked, as the file may be another by now; a path for weights in files beside it
+                model = ov.Core().read_model(content if has_digest else self.artifact)
         except RuntimeError as error:
             if is_out_of_memory(error):
                 raise
@@ -222,9 +222,10 @@ class OpenVinoRunner(Runner):
         pending: deque[_Pending | EnetError] = deque()
         try:
             for batch in frames:
-                pending.append(self._create(batch))
-                if isinstance(pending[-1], _Pending):
-                    pending[-1].request.start_async()
+                created = self._create(batch)
+                pending.append(created)
+                if isinstance(created, _Pending):
+                    pending[-1] = self._started(created)
                 if len(pending) >= depth:
                     yield self._collect(pending)
             while pending:
@@ -244,6 +245,15 @@ class OpenVinoRunner(Runner):
                 self._require_open()  # again: another thread may have closed it since the check
                 with self._failures():
                     return _Pending(_create_request(self._with_labels, frames, labels=labels), frames, labels)
+        except EnetError as error:
+            return error
+
+    def _started(self, batch: _Pending) -> _Pending | EnetError:
+        """Start a batch, which is in `pending` already. An error is returned, as by `_create`."""
+        try:
+            with self._failures():
+                batch.request.start_async()
+            return batch
         except EnetError as error:
             return error
 

@@ -7,6 +7,7 @@ import ctypes
 import io
 import json
 import logging
+import os
 import platform
 import re
 from collections.abc import Iterator
@@ -25,6 +26,7 @@ from ..files import utf8_path
 from ..images import UInt8Array
 from .base import Runner, cuda_index
 from .graph import check_signature, check_threads, reading_text
+from .onnx_file import read_metadata
 from .spec import Operation, Spec
 
 log = logging.getLogger(__name__)
@@ -32,6 +34,7 @@ log = logging.getLogger(__name__)
 _ADDED = re.compile(r"_token_\d+$")  # operations that its optimiser added
 _CPU = "CPUExecutionProvider"
 _ON_CUDA = {"cuda": "CUDAExecutionProvider", "tensorrt": "TensorrtExecutionProvider"}
+_TF32_OVERRIDE = "NVIDIA_TF32_OVERRIDE"  # read by NVIDIA's libraries
 _DTYPES = {"tensor(uint8)": "uint8", "tensor(float)": "float32"}
 
 
@@ -43,7 +46,8 @@ class OrtRunner(Runner):
         device: "cpu", "cuda" or "cuda:N".
         threads: threads per operator on the CPU; 0 takes one per core that this process may use.
         provider: on a CUDA device, "cuda" (the default) or "tensorrt". The latter builds an engine each time the
-            runner opens, which takes minutes. There is no fallback to another provider.
+            runner opens, which takes minutes; a graph in fp32 or int8 needs NVIDIA_TF32_OVERRIDE=0 in the environment.
+            There is no fallback to another provider.
     """
 
     backend = "ort"
@@ -69,7 +73,8 @@ class OrtRunner(Runner):
         _require_provider(ort, wanted, self.device)
         if wanted != _CPU:
             _preload_libraries(ort)
-        check_graph(read_artifact(self.artifact), self.artifact)
+        self._content = read_artifact(self.artifact)
+        self._has_digest = check_graph(self._content, self.artifact)
         session = self._load(ort, wanted)
         if session.get_providers()[0] != wanted:
             raise BackendError(
@@ -95,7 +100,11 @@ class OrtRunner(Runner):
 
     def _load(self, ort: Any, provider: str, profile: str = "") -> Any:
         """Create a session with this provider alone. `profile` is the path prefix of a profile; "" for none."""
-        path = utf8_path(self.artifact, "onnxruntime", "take the backend openvino")
+        # The bytes that were checked, as the file may be another by now. A path for weights in files beside it: with a
+        # path ONNX Runtime refuses those outside the folder
+        graph: bytes | str = self._content
+        if not self._has_digest:
+            graph = utf8_path(self.artifact, "onnxruntime", "take the backend openvino")
         options = ort.SessionOptions()
         # By itself it starts a thread for each core of the machine and binds it there, also where this process may
         # run on some of them only, or for part of the time
@@ -113,11 +122,11 @@ class OrtRunner(Runner):
             choices["use_tf32"] = "0"  # the default rounds the operands of convolutions to 10 bits
         if provider == _ON_CUDA["tensorrt"]:
             # It computes in any type that it is allowed, so allow exactly the types of the graph
-            precision = _metadata(self._load(ort, _CPU), self.artifact).precision
+            precision = read_metadata(self._content, self.artifact).precision
+            _require_no_tf32(precision, self.artifact)
             choices |= {f"trt_{kind}_enable": str(int(kind in precision)) for kind in ("fp16", "int8")}
         try:
-            # A path and not bytes: with a path ONNX Runtime refuses external data outside the folder
-            return ort.InferenceSession(path, options, providers=[(provider, choices)], enable_fallback=0)
+            return ort.InferenceSession(graph, options, providers=[(provider, choices)], enable_fallback=0)
         except Exception as error:  # onnxruntime raises a dozen types; on the CPU all are about the file
             if is_out_of_memory(error):
                 raise
@@ -189,7 +198,7 @@ class OrtRunner(Runner):
             yield operations[start : start + each]
 
     def _close(self) -> None:
-        del self._session, self._on_device
+        del self._session, self._on_device, self._content
 
 
 def _int8_overflows() -> bool:
@@ -216,6 +225,18 @@ def _require_provider(ort: Any, provider: str, device: str) -> None:
             f"device '{device}' needs onnxruntime's {provider}; this installation has "
             f"{', '.join(ort.get_available_providers())}: "
             + (both or "pip uninstall onnxruntime, then pip install 'enet-deploy[gpu]'")
+        )
+
+
+def _require_no_tf32(precision: str, path: Path) -> None:
+    """Raise BackendError if TensorRT would round the operands of fp32 convolutions to 10 bits.
+
+    ONNX Runtime has no option for its TensorRT provider against that. In fp16 the operands have 10 bits anyway.
+    """
+    if "fp16" not in precision and os.environ.get(_TF32_OVERRIDE) != "0":
+        raise BackendError(
+            f"provider 'tensorrt' for {path}, a graph in {precision}: it would compute in TF32 what is fp32, which "
+            f"only the environment can prevent; start with {_TF32_OVERRIDE}=0, or use provider 'cuda' or backend 'trt'"
         )
 
 

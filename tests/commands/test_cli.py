@@ -175,9 +175,11 @@ def test_paths_that_are_not_utf8(weights: Path, tmp_path: Path, capsys: pytest.C
     pytest.importorskip("openvino")
     place = tmp_path / os.fsdecode(b"l\xe4")
     data = write_scenes(place / "data", {"train": 2, "val": 1})
-    graph, other = (place / os.fsdecode(name) for name in (b"m\xff.onnx", b"w\xfe.safetensors"))
+    names = (b"m\xff.onnx", b"e\xff.onnx", b"w\xfe.safetensors")
+    graph, edited, other = (place / os.fsdecode(name) for name in names)
     (place / "run.json").write_text(json.dumps(stored()))
     save_graph(onnx.load(write_graph(tmp_path / "a.onnx")), graph)
+    shutil.copy(tmp_path / "a.onnx", edited)  # without a digest
     shutil.copy(weights, other)
     new = place / os.fsdecode(b"new\xe9")
     on_openvino = ["--backend", "openvino"]
@@ -189,7 +191,8 @@ def test_paths_that_are_not_utf8(weights: Path, tmp_path: Path, capsys: pytest.C
             evaluate.main,
             [graph, *on_openvino, "--data", data, "--json", f"{new}.json", "--confusion", f"{new}.png"],
         ),
-        ("onnxruntime takes no other paths", evaluate.main, [graph, "--backend", "ort", "--data", data]),
+        ("", evaluate.main, [graph, "--backend", "ort", "--data", data]),
+        ("onnxruntime takes no other paths", evaluate.main, [edited, "--backend", "ort", "--data", data]),
         ("", bench.main, ["show", place / "run.json", "--html", f"{new}.html", "--markdown", f"{new}.md"]),
         ("tensorboard takes no other paths", train.main, [*one_step, "--tensorboard", new]),
         ("", train.main, one_step),

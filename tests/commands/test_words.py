@@ -112,6 +112,8 @@ def test_umbrella(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
     assert all(f"  enet {name} " in shown for name in COMMANDS) and shown.count("\n  enet ") == len(COMMANDS) + 2
     assert __main__.main(["exprot"]) == 2
     assert "did you mean export?" in capsys.readouterr().err
+    __main__.main(["\x1b[31mfoo"])
+    assert r"command '\x1b[31mfoo'" in capsys.readouterr().err
 
 
 def test_bash_completes_options_their_words_and_commands() -> None:

@@ -5,24 +5,29 @@ from __future__ import annotations
 import ctypes
 import math
 import os
+import shutil
 import subprocess
 import sys
 import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from importlib import import_module
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
 import cv2
 import numpy as np
+import onnx
 import pytest
-from helpers import SIZE
+from helpers import SIZE, write_graph
 
 from enet_deploy import BackendError, InputError, open_runner
+from enet_deploy.artifacts import save_graph
 from enet_deploy.data.scenes import street_scene
 from enet_deploy.environment import processor
 from enet_deploy.images import UInt8Array
+from enet_deploy.runners import openvino_runner
 from enet_deploy.runners.openvino_runner import OpenVinoRunner
 from enet_deploy.runners.ort_runner import OrtRunner, _int8_overflows
 from enet_deploy.runners.torch_runner import without_tf32
@@ -32,6 +37,40 @@ from enet_deploy.runners.torch_runner import without_tf32
 def batches() -> list[UInt8Array]:
     """Four different batches of one frame."""
     return [street_scene(seed, SIZE)[0][None] for seed in range(4)]
+
+
+@pytest.mark.parametrize("backend", ["ort", "openvino"])
+def test_graph_that_is_replaced_while_it_is_opened(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, backend: str
+) -> None:
+    """As an export does: what runs is what was checked, also from the cache, whose key is of that."""
+    module = import_module(f"enet_deploy.runners.{backend}_runner")
+    pytest.importorskip("onnxruntime" if backend == "ort" else backend)
+    path, other = tmp_path / "a.onnx", tmp_path / "b.onnx"
+    model = onnx.load(write_graph(path))
+    save_graph(model, path)
+    weight = onnx.numpy_helper.to_array(model.graph.initializer[0])
+    model.graph.initializer[0].CopyFrom(onnx.numpy_helper.from_array(-weight, "weight"))
+    save_graph(model, other)
+    frame = street_scene(0, (16, 16))[0][None]
+    with open_runner(path, backend) as runner:
+        expected = runner.infer(frame)
+    with open_runner(other, backend) as runner:
+        assert (runner.infer(frame) != expected).any()
+
+    def read_and_replace(path: Path) -> bytes:
+        content = path.read_bytes()
+        shutil.copy(other, path)
+        return content
+
+    options = {"cache": tmp_path / "cache"} if backend == "openvino" else {}
+    content = path.read_bytes()
+    for _ in range(2):
+        path.write_bytes(content)
+        with monkeypatch.context() as patched:
+            patched.setattr(module, "read_artifact", read_and_replace)
+            with open_runner(path, backend, **options) as runner:
+                np.testing.assert_array_equal(runner.infer(frame), expected)
 
 
 # PyTorch on CUDA
@@ -120,6 +159,31 @@ def test_openvino_caches_what_it_compiled(exported: Path, tmp_path: Path, batche
             labels.append(runner.infer(batches[0]))
     assert len(list((tmp_path / "a" / "b").iterdir())) == 1
     np.testing.assert_array_equal(*labels)
+
+
+@pytest.mark.parametrize("at", ["creation", "start"])
+def test_openvino_request_that_fails_comes_after_earlier_labels(
+    exported: Path, batches: list[UInt8Array], monkeypatch: pytest.MonkeyPatch, at: str
+) -> None:
+    pytest.importorskip("openvino")
+    create, made = openvino_runner._create_request, []
+
+    def fail(*_: Any) -> None:
+        raise RuntimeError("no thread left")
+
+    def second_fails(*arguments: Any, **outputs: Any) -> Any:
+        made.append(create(*arguments, **outputs))
+        if len(made) != 2:
+            return made[-1]
+        return fail() if at == "creation" else SimpleNamespace(start_async=fail, wait=lambda: None)
+
+    with OpenVinoRunner(exported) as runner:
+        expected = runner.infer(batches[0])
+        monkeypatch.setattr(openvino_runner, "_create_request", second_fails)
+        stream = runner.stream(batches[:3], depth=3)
+        np.testing.assert_array_equal(next(stream), expected)
+        with pytest.raises(BackendError, match="no thread left"):
+            next(stream)
 
 
 @pytest.mark.parametrize(
@@ -239,9 +303,9 @@ class FakeOrt:
         config: dict[str, str] = {}
         return SimpleNamespace(config=config, add_session_config_entry=config.__setitem__)
 
-    def InferenceSession(self, path: str, options: Any, providers: list[Any], enable_fallback: int) -> Session:
+    def InferenceSession(self, graph: bytes | str, options: Any, providers: list[Any], enable_fallback: int) -> Session:
         assert not enable_fallback
-        session = Session(self.real.InferenceSession(path), self.calls)
+        session = Session(self.real.InferenceSession(graph), self.calls)
         ((session.provider, choices),) = providers
         self.made.append((session.provider, choices, options.config))
         if self.fails and session.provider != "CPUExecutionProvider":
@@ -277,14 +341,21 @@ def test_cuda_gets_its_frames_in_one_buffer_of_the_device(
     assert [call[0] for call in fake_ort.calls] == ["input", "output", "run"] * 3
 
 
-def test_tensorrt_provider_is_allowed_the_graphs_precision_alone(exported: Path, fake_ort: FakeOrt) -> None:
-    with open_runner(exported, "ort", "cuda", provider="tensorrt"):
+@pytest.mark.parametrize(("precision", "tf32_override"), [("fp32", "0"), ("fp16", ""), ("fp32", ""), ("fp32", "1")])
+def test_tensorrt_provider_is_allowed_the_graphs_precision_alone(
+    tmp_path: Path, fake_ort: FakeOrt, monkeypatch: pytest.MonkeyPatch, precision: str, tf32_override: str
+) -> None:
+    monkeypatch.setenv("NVIDIA_TF32_OVERRIDE", tf32_override)
+    graph = write_graph(tmp_path / "a.onnx", precision)
+    if (precision, tf32_override) in (("fp32", ""), ("fp32", "1")):
+        with pytest.raises(BackendError, match=r"a\.onnx, a graph in fp32: .* NVIDIA_TF32_OVERRIDE=0"):
+            open_runner(graph, "ort", "cuda", provider="tensorrt")
+        return
+    with open_runner(graph, "ort", "cuda", provider="tensorrt"):
         pass
-    preloaded, only_metadata, tensorrt = fake_ort.made
-    assert preloaded == "preload"
-    assert only_metadata == ("CPUExecutionProvider", {}, {})
-    choices = {"device_id": "0", "trt_fp16_enable": "0", "trt_int8_enable": "0"}
-    assert tensorrt == ("TensorrtExecutionProvider", choices, STRICT)
+    fp16 = str(int(precision == "fp16"))
+    choices = {"device_id": "0", "trt_fp16_enable": fp16, "trt_int8_enable": "0"}
+    assert fake_ort.made == ["preload", ("TensorrtExecutionProvider", choices, STRICT)]
 
 
 def test_onnxruntime_that_falls_back_or_fails_is_an_error(exported: Path, fake_ort: FakeOrt) -> None:
@@ -324,6 +395,7 @@ def test_library_that_a_provider_lacks_is_named_with_its_cure(
         raise OSError(f"{library}: cannot open shared object file: No such file or directory")
 
     monkeypatch.setattr("ctypes.CDLL", load)
+    monkeypatch.setenv("NVIDIA_TF32_OVERRIDE", "0")
     fake_ort.fails = "This session contains graph nodes that are assigned to the default CPU EP"
     with pytest.raises(BackendError, match=rf"device 'cuda': .* {library}: .*; {cure}$"):
         open_runner(exported, "ort", "cuda", provider=provider)

@@ -21,13 +21,12 @@ from enet_deploy.runners import FASTEST_ON_CPU, backend_for, installed_backends
 
 
 def install(patch: pytest.MonkeyPatch, *packages: str) -> None:
-    """Let the machine have these packages of onnxruntime, openvino and OpenCV 5 alone."""
-    for package in ("onnxruntime", "openvino"):
+    """Let the machine have these packages of onnxruntime, openvino, tensorrt and OpenCV 5 alone."""
+    for package in ("onnxruntime", "openvino", "tensorrt"):
         module = ModuleType(package)
         module.__spec__ = ModuleSpec(package, None)
         patch.setitem(sys.modules, package, module if package in packages else None)
-    for package in ("tensorrt", "tensorrt_rtx"):
-        patch.setitem(sys.modules, package, None)
+    patch.setitem(sys.modules, "tensorrt_rtx", None)
     if "opencv5" in packages:
         patch.setattr(cv2.dnn, "ENGINE_NEW", 2, raising=False)
     else:
@@ -72,6 +71,14 @@ def test_best_of_what_is_installed(
     assert backend_for("a.engine") == "trt"
     with pytest.raises(InputError, match="bf16"):
         backend_for("a.engine", precision="bf16")
+
+
+def test_tensorrt_runs_nothing_on_a_cpu(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    install(monkeypatch, "onnxruntime", "tensorrt")
+    graph = write_graph(tmp_path / "a.onnx")
+    assert {device: "trt" in installed_backends(graph, device) for device in (None, "cpu", "cuda:1")} == {
+        None: True, "cpu": False, "cuda:1": True,
+    }  # fmt: skip
 
 
 def test_file_that_cannot_be_read_has_a_backend_too(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

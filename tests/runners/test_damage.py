@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Callable
+from dataclasses import replace
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -91,6 +93,23 @@ def test_files_without_a_digest_are_read(weights: Path, exported: Path, tmp_path
         with open_runner(tmp_path / "edited.onnx") as runner:
             np.testing.assert_array_equal(runner.infer(frames), labels)
     assert check_digest((tmp_path / "edited.onnx").read_bytes(), "file")
+
+
+def test_graph_is_saved_whole_and_in_one_file_or_not_at_all(exported: Path, tmp_path: Path) -> None:
+    model, path = onnx.load(exported), tmp_path / "a.onnx"
+    path.write_bytes(b"old")
+    onnx.save_model(model, tmp_path / "parts.onnx", save_as_external_data=True, location="w.bin", size_threshold=0)
+    with pytest.raises(ArtifactError, match=r"a\.onnx has weights in other files"):
+        save_graph(onnx.load(tmp_path / "parts.onnx", load_external_data=False), path)
+    with pytest.raises(ArtifactError, match=r"cannot write .*a\.onnx/b\.onnx"):
+        save_graph(onnx.load(exported), path / "b.onnx")
+    assert path.read_bytes() == b"old"
+
+
+def test_metadata_that_could_not_be_read_again_is_refused(exported: Path) -> None:
+    metadata = graph_metadata(onnx.load(exported), exported)
+    with pytest.raises(InputError, match=r"\{'loss': nan\}"):
+        replace(metadata, details={"loss": math.nan}).to_text()
 
 
 def test_a_file_without_our_metadata_cannot_be_sealed() -> None:

@@ -714,6 +714,8 @@ def test_open_runner_chooses_by_suffix(exported: Path, weights: Path) -> None:
         ("weights", {"threads": 1}, InputError, r"option 'threads' for backend 'torch', expected size"),
         ("weights", {"size": (90, 128)}, InputError, "size 90x128.*88x128"),
         ("exported", {"device": "tpu"}, BackendError, "device 'tpu' for onnxruntime"),
+        ("exported", {"backend": "ort", "device": ""}, InputError, "device '', expected 'cpu'"),
+        ("exported", {"device": 3}, InputError, "device 3, expected 'cpu'"),
         ("exported", {"backend": "opencv", "device": "cuda"}, BackendError, "device 'cuda' for opencv, expected cpu"),
         ("exported", {"backend": "ort", "precision": "bf16"}, BackendError, "'bf16' for backend 'ort'.*openvino"),
         ("exported", {"backend": "opencv", "precision": "bf16"}, BackendError, "'bf16' for backend 'opencv'.*openvino"),

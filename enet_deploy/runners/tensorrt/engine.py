@@ -15,10 +15,11 @@ from typing import Any
 
 import numpy as np
 
+from ...artifacts import read_artifact
 from ...cache import cache_folder, private_folder, private_folder_if_possible, read_entry, write_entry
 from ...child import python_main
 from ...errors import ArtifactError, BackendError
-from ...files import file_lock, sha256
+from ...files import digest, file_lock
 from ..graph import Signature, check_signature
 from .card import EngineCard
 from .cuda import Gpu
@@ -71,11 +72,12 @@ def cached_engine(onnx: Path, flavour: str, version: str, gpu: Gpu, index: int) 
 
     The driver is not part of the cache key, because engines stay valid when it is updated.
 
-    Raises BackendError with the builder's message if it cannot be built, ArtifactError if it cannot be stored.
+    Raises BackendError with the builder's message if it cannot be built, ArtifactError if the graph cannot be read or
+    the engine cannot be stored.
     """
     from ... import __version__  # part of the key: another version's builder may set other options
 
-    onnx_sha256 = sha256(onnx)
+    onnx_sha256 = digest(read_artifact(onnx))
     key = "\n".join((onnx_sha256, flavour, version, gpu.name, gpu.compute_capability, __version__))
     folder = private_folder(cache_folder()) / "engines" / hashlib.sha256(key.encode()).hexdigest()[:32]
     engine = folder / EngineCard.engine_name(onnx, flavour)
