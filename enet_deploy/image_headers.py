@@ -25,6 +25,7 @@ _MAX_SAMPLE, _TILE_WIDTH, _TILE_HEIGHT, _SAMPLE_FORMAT = 281, 322, 323, 339
 _FLOATS = "floating-point numbers, whose brightest value it does not state"
 _UNREAD_SAMPLES = {2: "numbers with a sign", 3: _FLOATS}  # sample formats of TIFF that OpenCV takes for others
 _UNREAD_COLORS = {8: "CIELab", 9: "CIELab", 10: "CIELab", 32803: "raw sensor", 32844: "CIE LogL", 32845: "CIE LogLuv"}
+_PAM = "a PAM of colours, of alpha or of another maximum than 255"  # OpenCV swaps the former and packs the latter
 _INVERTED = "inverted (0 is white) 16-bit"  # OpenCV turns those of 8 bits
 _LOSSY_TIFF = {6, 7, 34712, 50001}  # JPEG, JPEG 2000 and WebP inside TIFF
 TAIL = 64  # zeros at the end of pixels that are reported
@@ -322,6 +323,8 @@ def _pnm(content: Content) -> Header:
         raise ValueError
     if kind in (b"PF", b"Pf"):
         return Header("PNM", height, width, unread=_FLOATS)
+    if kind == b"P7" and (samples, maximum) not in ((1, 0xFF), (1, 0xFFFF)):
+        return Header("PNM", height, width, unread=_PAM)
     stated = maximum if maximum not in (0, 0xFF, 0xFFFF) else None
     row = (width + 7) // 8 if kind == b"P4" else width * samples * (2 if maximum > 0xFF else 1)
     if kind in (b"P1", b"P2", b"P3"):  # text

@@ -142,6 +142,14 @@ def test_values_of_pnm_are_those_that_its_maximum_makes_them(
         assert pixels is None or pixels[:, 0].tolist() == values.tolist()
 
 
+@pytest.mark.parametrize(("depth", "maximum"), [(1, 1), (2, 255), (3, 255), (4, 255)])
+def test_pam_that_opencv_reads_as_something_else_is_refused(tmp_path: Path, depth: int, maximum: int) -> None:
+    head = f"P7\nWIDTH 5\nHEIGHT 4\nDEPTH {depth}\nMAXVAL {maximum}\nENDHDR\n"
+    (tmp_path / "a.pam").write_bytes(head.encode() + bytes(20 * depth))
+    with pytest.raises(DataError, match=r"a\.pam holds a PAM"):
+        read_image(tmp_path / "a.pam")
+
+
 @pytest.mark.parametrize("suffix", [".tiff", ".pfm", ".hdr"])
 def test_floating_point_numbers_are_refused(tmp_path: Path, suffix: str) -> None:
     path = tmp_path / f"a{suffix}"
@@ -178,7 +186,7 @@ def test_pictures_that_follow_each_other_are_counted_and_reported(
     tmp_path: Path, suffix: str, caplog: pytest.LogCaptureFixture
 ) -> None:
     skip_without_animations(suffix)
-    pixels = PICTURE[..., 1] & 128 if suffix in (".pgm", ".pbm") else PICTURE
+    pixels = PICTURE[..., 1] & 128 if suffix in (".pgm", ".pbm", ".pam") else PICTURE
     (tmp_path / f"a{suffix}").write_bytes(cv2.imencode(suffix, pixels)[1].tobytes() * 3)
     assert read_image(tmp_path / f"a{suffix}").shape == PICTURE.shape
     assert [record.args[1] for record in caplog.records if record.args] == [3]
@@ -189,7 +197,7 @@ def test_picture_without_compression_that_is_cut_or_zeros(
     tmp_path: Path, suffix: str, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     monkeypatch.setattr("enet_deploy.console._said", set())
-    shape = (300, 256) if suffix in (".pgm", ".pbm") else (300, 256, 3)
+    shape = (300, 256) if suffix in (".pgm", ".pbm", ".pam") else (300, 256, 3)
     pixels = np.full(shape, 0 if suffix == ".pbm" else 128, np.uint8)  # in which a bit of 1 is black
     whole, path = cv2.imencode(suffix, pixels)[1].tobytes(), tmp_path / f"a{suffix}"
     path.write_bytes(whole)

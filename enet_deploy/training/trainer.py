@@ -265,7 +265,7 @@ class Trainer:
         details = {
             **self.metadata.details,
             "recipe": dataclasses.asdict(self.recipe),
-            "figures": {key: float(f"{value:.5g}") for key, value in figures.items()},  # a rate may be 1e-6
+            "figures": {key: _rounded(value) for key, value in figures.items()},
             "split": self.split,
             "images": {"train": len(self.train), "val": len(self.val)},
             "commit": self.commit,
@@ -371,3 +371,8 @@ class Trainer:
         if self.device.type == "cuda":
             torch.cuda.empty_cache()
         self.step.largest(*next(self.crops.batches([self._batches()[0][:batch]], self.epoch, crop)))
+
+
+def _rounded(value: float) -> float:
+    """Keep whole numbers, and five digits of others: a learning rate may be 1e-6."""
+    return value if isinstance(value, int) else float(f"{value:.5g}")
