@@ -86,7 +86,7 @@ def judged_figures(results: Sequence[Result], reference: Accuracy | None) -> dic
     it is no faster than itself.
     """
     found = {}
-    for result in [each for each in results if each.backend != "torch"] or results:
+    for result in [each for each in results if (each.backend, each.precision) != ("torch", "fp32")] or results:
         known = figures(result, reference)
         if result is results[0]:
             known = {name: value for name, value in known.items() if not name.startswith("speedup")}
@@ -100,7 +100,8 @@ def judge(found: Mapping[str, Mapping[str, float | None]], requirements: Sequenc
     Args:
         found: runner -> figure -> value.
 
-    Raises InputError if a value is None: it was not measured.
+    Raises InputError if a value is None: it was not measured. Raises it too for a condition that no runner has the
+    figure of: it would always hold.
     """
     judged = []
     for name, figures_of in found.items():
@@ -111,6 +112,11 @@ def judge(found: Mapping[str, Mapping[str, float | None]], requirements: Sequenc
             if value is None:
                 raise InputError(f"--require {requirement}: {name} has no {requirement.figure}")
             judged.append(Judged(name, requirement, value))
+    idle = [each for each in requirements if all(each.figure not in figures_of for figures_of in found.values())]
+    if idle:
+        raise InputError(
+            f"--require {idle[0]} is held against no runner: the only one is the baseline; name the weights before it"
+        )
     return judged
 
 

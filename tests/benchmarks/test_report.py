@@ -29,7 +29,7 @@ from enet_deploy.benchmarks.statistics import Speed, Summary, outliers, speed, s
 from enet_deploy.benchmarks.studies import architectures
 from enet_deploy.benchmarks.verdict import FIGURES, figures, front, stability
 from enet_deploy.data.scenes import street_scene
-from enet_deploy.errors import RequirementError
+from enet_deploy.errors import InputError, RequirementError
 from enet_deploy.runners import Operation
 
 
@@ -494,6 +494,16 @@ def test_baseline_is_not_judged_by_its_speed_over_itself(run: Run) -> None:
     require_all(judged)
     with pytest.raises(RequirementError, match=r"^openvino int8 has speedup 1\.33"):
         require_all(judge(found, parse_requirements("speedup>=1.4")))
+
+
+def test_a_condition_that_no_runner_is_held_against_is_refused(run: Run) -> None:
+    torch, plain, _ = run.results
+    for results in ((plain,), (plain, torch)):  # the baseline alone, and beside what is exempt
+        found = judged_figures(replace(run, results=results).results, None)
+        with pytest.raises(InputError, match=re.escape("speedup>=5")):
+            judge(found, parse_requirements("p50_ms<=21,speedup>=5"))
+    half = replace(torch, precision="bf16")
+    assert list(judged_figures(replace(run, results=(torch, half)).results, None)) == ["torch bf16"]
 
 
 def test_doubts(run: Run) -> None:
