@@ -23,6 +23,7 @@ from .verdict import HOPELESS, in_words
 
 COMPARED = ("speedup", "speedup_low", "speedup_high", "miou_drop", "agreement_drop")  # of --require
 _MACHINE = ("processor", "cores", "governor", "omp_num_threads", "gpus")  # of an environment
+_MOMENTARY = {"sm_clock_mhz", "memory_clock_mhz"}  # of a GPU, before the run
 _PACKAGES = {
     "torch": ("torch",),
     "ort": ("onnxruntime", "onnxruntime-gpu"),
@@ -87,7 +88,7 @@ def compare_runs(old: Run, new: Run) -> RunComparison:
     _require_same_images(old.images, new.images)
     before, after = ([*run.results, *run.sweep] for run in (old, new))
     pairs = [(other, each) for each in after if (other := _counterpart(each, after, before)) is not None]
-    is_one_machine = all(old.environment.get(name) == new.environment.get(name) for name in _MACHINE)
+    is_one_machine = _machine(old.environment) == _machine(new.environment)
     same = [pair for pair in pairs if _is_same(*pair, old, new)] if is_one_machine else []
     doubts = (f"{which} run: {doubt}" for which, run in (("first", old), ("second", new)) for doubt in _doubts(run))
     return RunComparison(
@@ -185,11 +186,19 @@ def runner_kind(result: Result) -> tuple[Any, ...]:
     return (result.backend, result.device, result.precision, layout, result.size, result.batch)
 
 
+def _machine(environment: dict[str, Any]) -> dict[str, Any]:
+    """What has to be the same for two runs to be of one machine, with the same settings."""
+    gpus = environment.get("gpus") or []
+    lasting = [{name: value for name, value in gpu.items() if name not in _MOMENTARY} for gpu in gpus]
+    return {name: environment.get(name) for name in _MACHINE} | {"gpus": lasting}
+
+
 def _notes(old: dict[str, Any], new: dict[str, Any]) -> Iterator[str]:
     """Each change of machine, code or versions."""
-    for name in (*_MACHINE, "commit"):
-        if old.get(name) != new.get(name):
-            yield f"{name.replace('_', ' ')} was {old.get(name)}, is {new.get(name)}"
+    before, after = ({**_machine(each), "commit": each.get("commit")} for each in (old, new))
+    for name, was in before.items():
+        if was != after[name]:
+            yield f"{name.replace('_', ' ')} was {was}, is {after[name]}"
     versions = old.get("packages", {}), new.get("packages", {})
     for package in sorted({*versions[0], *versions[1]}):
         was, now = (each.get(package, "absent") for each in versions)

@@ -160,6 +160,9 @@ def _require_environment(environment: dict[str, Any]) -> None:
         raise ValueError("environment lacks 'cores'")
     if not isinstance(environment.get("packages", {}), dict):
         raise ValueError(f"environment.packages is {environment['packages']!r:.40}, expected an object")
+    gpus = environment.get("gpus") or []
+    if not (isinstance(gpus, list) and all(isinstance(gpu, dict) for gpu in gpus)):
+        raise ValueError(f"environment.gpus is {gpus!r:.40}, expected a list of objects")
 
 
 def _named(results: Sequence[Result]) -> list[Result]:

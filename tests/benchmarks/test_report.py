@@ -219,6 +219,7 @@ def test_damaged_results_are_refused(tmp_path: Path, capsys: pytest.CaptureFixtu
             wrong.append(run)
     without = stored()
     del without["environment"]["commit"]
+    wrong.append(stored() | {"environment": stored()["environment"] | {"gpus": ["H100"]}})
     outputs = [
         part for kind in ("markdown", "csv", "html", "json") for part in (f"--{kind}", str(tmp_path / f"a.{kind}"))
     ]
@@ -335,6 +336,7 @@ def test_another_machine_is_no_ruler() -> None:
     assert [change.speed for change in found.changes] == [None, None]
     assert found.notes == ("cores was 2, is 4", "onnxruntime was absent, is 1.32", "openvino was 2026.4, is 2026.5")
     new["environment"]["cores"] = 2
+    new["environment"]["gpus"] = [gpu | {"sm_clock_mhz": 1980.0} for gpu in old["environment"]["gpus"]]  # at that moment
     same, changed = compared(old, new).changes
     assert same.is_same and not changed.is_same and changed.speed is not None  # what OpenVINO's new version gains
 
