@@ -17,7 +17,7 @@ from rich.console import Console
 
 from enet_deploy import BUNDLED_WEIGHTS, CAMVID
 from enet_deploy.benchmarks import cli
-from enet_deploy.benchmarks.compare import RunComparison, compare_runs
+from enet_deploy.benchmarks.compare import RunComparison, as_lines, compare_runs
 from enet_deploy.benchmarks.compare import judged_figures as changed_figures
 from enet_deploy.benchmarks.gate import judge, judged_figures, parse_requirements, require_all
 from enet_deploy.benchmarks.measure.machine import Load
@@ -359,10 +359,53 @@ def test_comparison_repeats_what_casts_doubt(tmp_path: Path, capsys: pytest.Capt
     assert found.doubts == (
         "second run: it was interrupted",
         "second run: other programs took 0.50 cores meanwhile; close them",
+        *compared(old, new | {"load": old["load"], "partial": False}).doubts,  # of the single ruler
     )
     assert cli.main(["compare", saved(old, tmp_path, "a.json"), saved(new, tmp_path, "b.json")]) == 0
     printed = capsys.readouterr().out
     assert "(in doubt)" in printed and all(doubt in printed for doubt in found.doubts)
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"commit": "f" * 40},
+        {"commit": "0123456789abcdef-dirty"},
+        {"packages": {"openvino": "2026.4", "enet-deploy": "9"}},
+    ],
+    ids=str,
+)
+def test_other_code_is_no_machine(changes: dict[str, Any]) -> None:
+    """The network of the torch runner is this project's code, so its file says little."""
+    old, new = (hashed(a_torch=60, a_ort=40, b_openvino=20) for _ in range(2))
+    new["results"][2]["artifact_sha256"] = "c"
+    assert compared(old, new).doubts == ()
+    new["environment"] = new["environment"] | changes
+    found = compared(old, new)
+    assert len(found.doubts) == 1 and [line.count("(in doubt)") for line in as_lines(found)[:3]] == [1, 1, 1]
+
+
+def test_a_single_ruler_is_in_doubt() -> None:
+    """It cannot show whether the machine changed alike for a runner that changed; without one nothing rests on it."""
+    old, new = hashed(a_torch=60, b_openvino=20), hashed(a_torch=60, c_openvino=20)
+    assert len(compared(old, new).doubts) == 1
+    assert compared(old, old).doubts == ()
+
+
+@pytest.mark.parametrize(
+    ("low", "high", "words"),
+    [
+        (0.99, 1.01, "no difference,"),
+        (0.97, 1.01, "no difference shown,"),
+        (0.6, 1.4, "too uncertain to tell,"),
+        (1.01, 1.03, "1.02x faster"),
+    ],
+)
+def test_no_difference_is_claimed_only_where_there_is_none(low: float, high: float, words: str) -> None:
+    found = compared(hashed(a_torch=60, b_openvino=20), hashed(a_torch=60, c_openvino=20))
+    changed = replace(found.changes[1], speed=Speed((low + high) / 2, low, high))
+    (line, *_) = as_lines(replace(found, changes=(changed,)))
+    assert line.startswith(f"openvino fp32: {words}")
 
 
 def test_what_is_lost_in_quality_can_be_required() -> None:
@@ -370,6 +413,9 @@ def test_what_is_lost_in_quality_can_be_required() -> None:
     new["results"][1] |= {key: result("openvino", "fp32", 20, 0.99, 0.732)[key] for key in ("accuracy", "parity")}
     (found,) = changed_figures(compared(old, new)).values()
     assert found["miou_drop"] == pytest.approx(1) and found["agreement_drop"] == pytest.approx(1)
+    new["results"][1]["parity"]["frames"] *= 3  # the first run was interrupted after one image
+    (found,) = changed_figures(compared(old, new)).values()
+    assert found["agreement_drop"] is None
 
 
 def test_a_runner_against_itself_is_no_difference() -> None:
