@@ -32,7 +32,7 @@ from ..measure.worker import Worker, open_worker, try_out
 from ..report.tables import new_table, print_table
 from ..statistics import Speed, speed
 
-ROUNDS, CALLS, DROPPED = 7, 2, 1  # few: a call of the large networks takes seconds
+ROUNDS, CALLS, DROPPED = 10, 2, 1  # few calls: one of the large networks takes seconds
 BACKENDS = ("torch", "ort", "openvino")
 DEPLOYED = "ENet, deploy form"
 ORDER = ("ENet", "SegNet", "U-Net", DEPLOYED)
