@@ -264,7 +264,7 @@ def _difference(gain: Speed) -> str:
     """ "1.25x faster (95 % CI 1.22 to 1.27)", or that there is none, or that none is shown, or that one cannot tell."""
     if not gain.is_difference:
         shown = "no difference shown" if gain.width < HOPELESS else "too uncertain to tell"
-        is_none = 1 / MARGIN <= gain.low and gain.high <= MARGIN
+        is_none = gain.low >= 1 / MARGIN and gain.high <= MARGIN
         return f"{'no difference' if is_none else shown}, {in_words(gain)}"
     if gain.ratio > 1:
         return in_words(gain).replace("x", "x faster", 1)

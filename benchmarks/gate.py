@@ -12,9 +12,8 @@ from enet_deploy.errors import InputError, RequirementError
 
 from .measure.parity import Accuracy
 from .result import Result
-from .verdict import ACCURACY, FIGURES, PARITY, figures
+from .verdict import ACCURACY, FIGURES, PARITY, TRUTH, figures
 
-_TRUTH = {name for each in ACCURACY for name in (each, f"{each}_drop")}
 _NEEDS_REFERENCE = {*PARITY, *(f"{name}_drop" for name in ACCURACY)}
 _SHARES = {"agreement", "boundary_flips", "interior_flips", "unpool_flips", *ACCURACY}
 _COMPARISONS: dict[str, Callable[[float, float], bool]] = {
@@ -73,7 +72,7 @@ def _parse_requirement(text: str, known: Collection[str]) -> Requirement:
 def require_measurable(requirements: Sequence[Requirement], truth: bool, reference: bool) -> None:
     """Raise InputError for a condition on a figure that the run will not measure."""
     for requirement in requirements:
-        if requirement.figure in _TRUTH and not truth:
+        if requirement.figure in TRUTH and not truth:
             raise InputError(f"--require {requirement} needs the truth; give --data too")
         if requirement.figure in _NEEDS_REFERENCE and not reference:
             raise InputError(f"--require {requirement} needs the weights that all artifacts came from; see --weights")

@@ -119,7 +119,8 @@ def test_report_to_send_does_not_identify_the_machine(tmp_path: Path, monkeypatc
     work.mkdir()
     told = f"{home}/x {work}/y {out}/z /media/{home.name}/CamVid /cache/{home.name}_1 hostname={home.name}-desk "
     told += f"{ROOT}/enet_deploy/runners/base.py {ROOT}/export/html.py: enough"
-    expected = "~/x WORK/y OUT/z /media/USER/CamVid /cache/USER_1 hostname=HOST CODE/runners/base.py CODE/export/html.py"
+    expected = "~/x WORK/y OUT/z /media/USER/CamVid /cache/USER_1 hostname=HOST "
+    expected += "CODE/runners/base.py CODE/export/html.py"
     found = json.dumps({"findings": [{"table": "machine", "failed": told, "figures": [told, 1.5]}]})  # escaped
     code = f"import pathlib; pathlib.Path({str(out / 'steps' / 'a.json')!r}).write_text({found!r}); exit({told!r})"
     chosen = {"a": gpu.Command("a", 60, [sys.executable, "-X", "utf8", "-c", code])}
