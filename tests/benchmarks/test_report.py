@@ -22,6 +22,7 @@ from enet_deploy.benchmarks.compare import judged_figures as changed_figures
 from enet_deploy.benchmarks.gate import judge, judged_figures, parse_requirements, require_all
 from enet_deploy.benchmarks.measure.machine import Load
 from enet_deploy.benchmarks.measure.profiling import Peaks, Profile
+from enet_deploy.benchmarks.report import charts
 from enet_deploy.benchmarks.report.page import Picture, as_html
 from enet_deploy.benchmarks.report.tables import as_markdown, show
 from enet_deploy.benchmarks.run import Run
@@ -701,6 +702,25 @@ DISTINCT = """() => Promise.all([...document.images].map(async image => {
     const data = new Uint32Array(context.getImageData(0, 0, canvas.width, canvas.height).data.buffer);
     return new Set(data).size;
 }))"""
+
+
+def test_charts_keep_files_and_stages_apart(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    figure = pytest.importorskip("matplotlib.figure").Figure()
+    monkeypatch.setattr(charts, "themed", lambda draw, *_: draw(figure))
+    torch, plain, int8 = run.results
+    torch = replace(torch, options={"size": [360, 480]})
+    one = (torch, plain, replace(plain, artifact="b.onnx"), replace(plain, options={"threads": 1}))
+    four = tuple(replace(each, batch=4) for each in one)
+    charts.sweep(replace(run, results=one, sweep=(*four, replace(torch, size=(96, 128), options={"size": [96, 128]}))))
+    above, below = ([len(line.get_xdata()) for line in axes.lines] for axes in figure.axes)
+    assert (above, below) == ([2, 1, 1, 1], [2, 2, 2, 2])
+    figure.clear()
+    names = ["Cast", "initial", *(f"bottleneck{n}_0" for n in (1, 2, 4, 5)), *(f"stage{n}.0" for n in range(1, 6))]
+    stages = [Operation((f"{name}/Conv",), "Conv", 1.0) for name in (*names, "fullconv")]
+    profiled = replace(int8, profile=Profile.of(stages, {}))
+    charts.network_stages(replace(run, results=(profiled,), peaks=Peaks(200.0, 9.0)))
+    looks = {(patch.get_facecolor(), patch.get_hatch()) for patch in figure.axes[0].patches}
+    assert len(looks) == len(figure.axes[0].patches) == 12
 
 
 NETS: list[dict[str, Any]] = [
