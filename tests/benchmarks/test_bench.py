@@ -32,7 +32,7 @@ from enet_deploy.benchmarks.measure import timing
 from enet_deploy.benchmarks.measure.feeds import STAGES, VIDEO_STAGES, StillsFeed, VideoFeed
 from enet_deploy.benchmarks.measure.machine import watched
 from enet_deploy.benchmarks.measure.parity import Flips, compare, near_edge
-from enet_deploy.benchmarks.measure.plan import BenchOptions, choose_backends
+from enet_deploy.benchmarks.measure.plan import BenchOptions, choose_backends, open_inputs
 from enet_deploy.benchmarks.measure.processes import Processes
 from enet_deploy.benchmarks.measure.profiling import Profile, arithmetic
 from enet_deploy.benchmarks.measure.timing import DROPPED, block, measure
@@ -79,6 +79,11 @@ class Painter(Runner):
 
     def _close(self) -> None:
         pass
+
+
+def options_of(words: list[str]) -> BenchOptions:
+    args = cli.make_parser().parse_args(words)
+    return BenchOptions(**{each.name: getattr(args, each.name) for each in dataclasses.fields(BenchOptions)})
 
 
 def image(size: tuple[int, int] = SIZE) -> UInt8Array:
@@ -304,6 +309,8 @@ def test_video_is_read_over_and_over(video: Path) -> None:
     assert all(frame.shape == (*SIZE, 3) and seconds > 0 for frame, seconds in frames)
     assert (frames[0][0] == frames[5][0]).all() and (frames[0][0] == frames[10][0]).all()
     assert (frames[0][0] != frames[1][0]).any()
+    inputs = open_inputs(options_of(["--from-video", str(video)]))
+    assert len(inputs.images) == inputs.described.count == 1  # labels are not compared on the same frame again
     times, per_call = block(Worker(painter(), 1, feed), 3)
     assert list(times) == list(VIDEO_STAGES) and per_call > 0
     for calls in zip(*times.values(), strict=True):
@@ -517,8 +524,7 @@ def test_the_winner_of_an_export_can_be_made_and_opened_as_printed(
 @pytest.mark.parametrize("form", sorted(set(bench.PRECISIONS) - set(bench.GRAPHS)))
 def test_export_that_is_advised_makes_the_graph_that_was_measured(form: str, weights: Path, tmp_path: Path) -> None:
     given = ["--weights", str(tmp_path / "it's mine.safetensors"), "--calibration", "record.json", "--data", "D"]
-    args = cli.make_parser().parse_args([*given, "--split", "test"])
-    options = BenchOptions(**{each.name: getattr(args, each.name) for each in dataclasses.fields(BenchOptions)})
+    options = options_of([*given, "--split", "test"])
     again = export_cli.make_parser().parse_args(bench.export_options(options, form, ((48, 64), 2)))
     assert (again.weights, again.name) == (options.weights, "it's mine")
     assert (again.size, again.batch, again.data, again.split) == ((48, 64), 2, "D", "test")
