@@ -205,7 +205,7 @@ def test_kept_runs_are_written_back_to_the_same_bytes(path: Path, tmp_path: Path
     assert run.verdict and as_markdown(run)
 
 
-@pytest.mark.parametrize("path", RESULTS, ids=lambda path: path.stem)
+@pytest.mark.parametrize("path", [path for path in RESULTS if path.stem != "candidates"], ids=lambda path: path.stem)
 def test_kept_results_say_where_they_come_from(path: Path) -> None:
     kept = json.loads(path.read_text())
     assert (
