@@ -101,6 +101,7 @@ def measure_run(
             reference=None if comparison.of_reference is None else Reference("torch", accuracy),
             results=tuple(result for result, case in zip(results, cases, strict=True) if not case.swept),
             sweep=tuple(result for result, case in zip(results, cases, strict=True) if case.swept),
+            compared=len(comparison.hashes) or None,
         )
         pictures = _pictures(run, comparison, inputs) if with_pictures and complete else []
     return run, pictures, has_reference
@@ -109,7 +110,7 @@ def measure_run(
 def _exports(options: BenchOptions, weights_sha256: str, folder: Path) -> Iterator[Artifact]:
     """The weights, and a graph of them in each precision for each point if a backend runs graphs."""
     weights = options.weights
-    shown = weights.name if weights == BUNDLED_WEIGHTS else str(weights)
+    shown = weights.stem if weights == BUNDLED_WEIGHTS else str(weights)
     yield Artifact(weights, shown, options.points)
     if "bf16" in options.precisions:
         yield Artifact(weights, shown, options.points, "bf16")

@@ -19,10 +19,11 @@ from enet_deploy.errors import InputError
 from .result import Result
 from .run import Images, Run
 from .statistics import Speed, speed
-from .verdict import HOPELESS, in_words
+from .verdict import HOPELESS, MARGIN, in_words
 
 COMPARED = ("speedup", "speedup_low", "speedup_high", "miou_drop", "agreement_drop")  # of --require
 _MACHINE = ("processor", "cores", "governor", "omp_num_threads", "gpus")  # of an environment
+_MOMENTARY = {"sm_clock_mhz", "memory_clock_mhz"}  # of a GPU, before the run
 _PACKAGES = {
     "torch": ("torch",),
     "ort": ("onnxruntime", "onnxruntime-gpu"),
@@ -37,7 +38,8 @@ class Change:
     """A runner in both runs.
 
     Attributes:
-        is_same: whether file, library and options are the same, so that it can only differ by the machine.
+        is_same: whether file, library and options are the same, so that it can only differ by the machine, or by this
+            project's code if that changed.
         speed: how many times faster it became; the machine's change is taken out unless `is_same`. None if the two
             cannot be told apart.
     """
@@ -57,8 +59,9 @@ class Change:
         # an interrupted run may have scored fewer images
         if old is not None and new is not None and old.pixels == new.pixels:
             found["miou_drop"] = 100 * (old.miou - new.miou)
-        if self.old.parity is not None and self.new.parity is not None:
-            found["agreement_drop"] = 100 * (self.old.parity.agreement - self.new.parity.agreement)
+        before, after = self.old.parity, self.new.parity
+        if before is not None and after is not None and len(before.frames) == len(after.frames):
+            found["agreement_drop"] = 100 * (before.agreement - after.agreement)
         return found
 
 
@@ -70,7 +73,7 @@ class RunComparison:
         changes: of the runners that both runs have.
         only_first, only_second: names of the other runners.
         notes: differences of machine, versions and code.
-        doubts: what casts doubt on either run.
+        doubts: what casts doubt on either run, or on what their comparison rests on.
         is_one_machine: whether both ran on the same kind of machine, with the same settings.
     """
 
@@ -87,9 +90,10 @@ def compare_runs(old: Run, new: Run) -> RunComparison:
     _require_same_images(old.images, new.images)
     before, after = ([*run.results, *run.sweep] for run in (old, new))
     pairs = [(other, each) for each in after if (other := _counterpart(each, after, before)) is not None]
-    is_one_machine = all(old.environment.get(name) == new.environment.get(name) for name in _MACHINE)
+    is_one_machine = _machine(old.environment) == _machine(new.environment)
     same = [pair for pair in pairs if _is_same(*pair, old, new)] if is_one_machine else []
-    doubts = (f"{which} run: {doubt}" for which, run in (("first", old), ("second", new)) for doubt in _doubts(run))
+    doubts = [f"{which} run: {doubt}" for which, run in (("first", old), ("second", new)) for doubt in _doubts(run)]
+    doubts += _doubts_of_rulers(pairs, same, old.environment, new.environment)
     return RunComparison(
         changes=tuple(Change(*pair, pair in same, _speed(pair, same)) for pair in pairs),
         only_first=tuple(each.name for each in before if _counterpart(each, before, after) is None),
@@ -124,8 +128,24 @@ def _doubts(run: Run) -> Iterator[str]:
 Pair = tuple[Result, Result]  # of the first run, of the second
 
 
+def _doubts_of_rulers(
+    pairs: Sequence[Pair], same: Sequence[Pair], old: dict[str, Any], new: dict[str, Any]
+) -> Iterator[str]:
+    if not same:  # nothing is claimed
+        return
+    commits = {each["commit"] for each in (old, new)}
+    versions = {each.get("packages", {}).get("enet-deploy") for each in (old, new)}
+    if len(commits) > 1 or len(versions) > 1 or any(commit.endswith("-dirty") for commit in commits):
+        yield "the code of this project is not the same in both, and may have changed runners of the same file"
+    if any(len(_rulers(pair, same)) == 1 for pair in pairs if pair not in same):
+        yield (
+            "one runner is the ruler: whether the machine changed alike for others is not known; bench two that do not "
+            "change"
+        )
+
+
 def _is_same(old: Result, new: Result, old_run: Run, new_run: Run) -> bool:
-    """Whether nothing about a runner changed that could make it faster or slower."""
+    """Whether file, library and options are the same. This project's code may still differ (`_doubts_of_rulers`)."""
     versions = [run.environment.get("packages", {}) for run in (old_run, new_run)]
     packages = _PACKAGES.get(new.backend, tuple({**versions[0], **versions[1]}))
     return (
@@ -142,13 +162,18 @@ def _speed(pair: Pair, same: Sequence[Pair]) -> Speed | None:
     old, new = pair
     if pair in same:
         return new.speed_over(old, side_by_side=False)
-    same = [each for each in same if all(len(a.blocks) == len(b.blocks) for a, b in zip(each, pair, strict=True))]
-    if not same:
+    rulers = _rulers(pair, same)
+    if not rulers:
         return None
-    relative = [_medians(each) / _ruler([both[run] for both in same]) for run, each in enumerate(pair)]
+    relative = [_medians(each) / _ruler([both[run] for both in rulers]) for run, each in enumerate(pair)]
     found = speed(*([[value] for value in values.tolist()] for values in relative), side_by_side=False)
-    error = _error(same)
+    error = _error(rulers)
     return Speed(found.ratio, found.low / error, found.high * error)
+
+
+def _rulers(pair: Pair, same: Sequence[Pair]) -> list[Pair]:
+    """Those that a pair can be measured by: they have as many rounds."""
+    return [each for each in same if all(len(a.blocks) == len(b.blocks) for a, b in zip(each, pair, strict=True))]
 
 
 def _medians(result: Result) -> npt.NDArray[np.float64]:
@@ -165,7 +190,8 @@ def _ruler(results: Sequence[Result]) -> npt.NDArray[np.float64]:
 def _error(same: Sequence[Pair]) -> float:
     """The largest factor by which runners that are the same differ in how the machine changed for them, at least 1.
 
-    The machine does not change alike for all, so a changed runner may differ from the ruler by this much too.
+    The machine does not change alike for all, so a changed runner may differ from the ruler by this much too. It is 1
+    if there is one ruler, as nothing is known then.
     """
     factors = [math.log(np.median(_medians(old)) / np.median(_medians(new))) for old, new in same]
     return math.exp(max(factors) - min(factors))
@@ -185,11 +211,19 @@ def runner_kind(result: Result) -> tuple[Any, ...]:
     return (result.backend, result.device, result.precision, layout, result.size, result.batch)
 
 
+def _machine(environment: dict[str, Any]) -> dict[str, Any]:
+    """What has to be the same for two runs to be of one machine, with the same settings."""
+    gpus = environment.get("gpus") or []
+    lasting = [{name: value for name, value in gpu.items() if name not in _MOMENTARY} for gpu in gpus]
+    return {name: environment.get(name) for name in _MACHINE} | {"gpus": lasting}
+
+
 def _notes(old: dict[str, Any], new: dict[str, Any]) -> Iterator[str]:
     """Each change of machine, code or versions."""
-    for name in (*_MACHINE, "commit"):
-        if old.get(name) != new.get(name):
-            yield f"{name.replace('_', ' ')} was {old.get(name)}, is {new.get(name)}"
+    before, after = ({**_machine(each), "commit": each.get("commit")} for each in (old, new))
+    for name, was in before.items():
+        if was != after[name]:
+            yield f"{name.replace('_', ' ')} was {was}, is {after[name]}"
     versions = old.get("packages", {}), new.get("packages", {})
     for package in sorted({*versions[0], *versions[1]}):
         was, now = (each.get(package, "absent") for each in versions)
@@ -221,14 +255,17 @@ def _line(change: Change, in_doubt: bool) -> str:
     elif change.is_same:
         said = f"unchanged in file, library and options, so the machine: {_difference(change.speed)}"
     else:
-        said = f"{_difference(change.speed)}, apart from the machine's change{' (in doubt)' if in_doubt else ''}"
+        said = f"{_difference(change.speed)}, apart from the machine's change"
+    said += " (in doubt)" if in_doubt and change.speed is not None else ""
     return f"{change.new.name}: {said}; {times}{quality}"
 
 
 def _difference(gain: Speed) -> str:
-    """ "1.25x faster (95 % CI 1.22 to 1.27)", or that there is none, or that one cannot tell."""
+    """ "1.25x faster (95 % CI 1.22 to 1.27)", or that there is none, or that none is shown, or that one cannot tell."""
     if not gain.is_difference:
-        return f"{'no difference' if gain.width < HOPELESS else 'too uncertain to tell'}, {in_words(gain)}"
+        shown = "no difference shown" if gain.width < HOPELESS else "too uncertain to tell"
+        is_none = gain.low >= 1 / MARGIN and gain.high <= MARGIN
+        return f"{'no difference' if is_none else shown}, {in_words(gain)}"
     if gain.ratio > 1:
         return in_words(gain).replace("x", "x faster", 1)
     return in_words(Speed(1 / gain.ratio, 1 / gain.high, 1 / gain.low)).replace("x", "x slower", 1)

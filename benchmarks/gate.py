@@ -12,9 +12,8 @@ from enet_deploy.errors import InputError, RequirementError
 
 from .measure.parity import Accuracy
 from .result import Result
-from .verdict import ACCURACY, FIGURES, PARITY, figures
+from .verdict import ACCURACY, FIGURES, PARITY, TRUTH, figures
 
-_TRUTH = {name for each in ACCURACY for name in (each, f"{each}_drop")}
 _NEEDS_REFERENCE = {*PARITY, *(f"{name}_drop" for name in ACCURACY)}
 _SHARES = {"agreement", "boundary_flips", "interior_flips", "unpool_flips", *ACCURACY}
 _COMPARISONS: dict[str, Callable[[float, float], bool]] = {
@@ -73,7 +72,7 @@ def _parse_requirement(text: str, known: Collection[str]) -> Requirement:
 def require_measurable(requirements: Sequence[Requirement], truth: bool, reference: bool) -> None:
     """Raise InputError for a condition on a figure that the run will not measure."""
     for requirement in requirements:
-        if requirement.figure in _TRUTH and not truth:
+        if requirement.figure in TRUTH and not truth:
             raise InputError(f"--require {requirement} needs the truth; give --data too")
         if requirement.figure in _NEEDS_REFERENCE and not reference:
             raise InputError(f"--require {requirement} needs the weights that all artifacts came from; see --weights")
@@ -86,7 +85,7 @@ def judged_figures(results: Sequence[Result], reference: Accuracy | None) -> dic
     it is no faster than itself.
     """
     found = {}
-    for result in [each for each in results if each.backend != "torch"] or results:
+    for result in [each for each in results if (each.backend, each.precision) != ("torch", "fp32")] or results:
         known = figures(result, reference)
         if result is results[0]:
             known = {name: value for name, value in known.items() if not name.startswith("speedup")}
@@ -100,7 +99,8 @@ def judge(found: Mapping[str, Mapping[str, float | None]], requirements: Sequenc
     Args:
         found: runner -> figure -> value.
 
-    Raises InputError if a value is None: it was not measured.
+    Raises InputError if a value is None: it was not measured. Raises it too for a condition that no runner has the
+    figure of: it would always hold.
     """
     judged = []
     for name, figures_of in found.items():
@@ -111,6 +111,11 @@ def judge(found: Mapping[str, Mapping[str, float | None]], requirements: Sequenc
             if value is None:
                 raise InputError(f"--require {requirement}: {name} has no {requirement.figure}")
             judged.append(Judged(name, requirement, value))
+    idle = [each for each in requirements if all(each.figure not in figures_of for figures_of in found.values())]
+    if idle:
+        raise InputError(
+            f"--require {idle[0]} is held against no runner: the only one is the baseline; name the weights before it"
+        )
     return judged
 
 

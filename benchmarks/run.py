@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -16,7 +16,7 @@ from .measure.machine import Load
 from .measure.parity import Accuracy
 from .measure.profiling import Peaks
 from .result import Result
-from .typed_json import from_json, to_json
+from .typed_json import LATER, from_json, to_json
 from .verdict import Verdict, stability, verdicts
 
 SCHEMA = 2
@@ -27,7 +27,7 @@ class Images:
     """What the runners saw.
 
     Attributes:
-        count: of the images that labels were compared on.
+        count: of the images to compare labels on; an interrupted run looked at fewer (`Run.compared`).
         size: (height, width) of the first image.
         data, split: name and split of the data set; None without one.
         video: name of the video that was timed; None without one.
@@ -61,6 +61,7 @@ class Run:
         reference: None if the weights were not available.
         results: the runners, the first of which is the baseline.
         sweep: the runners again at other sizes and batches, only timed.
+        compared: number of images that labels were compared on; None if none were, and in old files.
 
     Raises ValueError for values that contradict each other.
     """
@@ -73,6 +74,7 @@ class Run:
     reference: Reference | None
     results: tuple[Result, ...]
     sweep: tuple[Result, ...]
+    compared: int | None = field(default=None, metadata=LATER)
 
     def __post_init__(self) -> None:
         if not self.results:
@@ -160,6 +162,9 @@ def _require_environment(environment: dict[str, Any]) -> None:
         raise ValueError("environment lacks 'cores'")
     if not isinstance(environment.get("packages", {}), dict):
         raise ValueError(f"environment.packages is {environment['packages']!r:.40}, expected an object")
+    gpus = environment.get("gpus") or []
+    if not (isinstance(gpus, list) and all(isinstance(gpu, dict) for gpu in gpus)):
+        raise ValueError(f"environment.gpus is {gpus!r:.40}, expected a list of objects")
 
 
 def _named(results: Sequence[Result]) -> list[Result]:

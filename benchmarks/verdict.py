@@ -9,10 +9,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from enet_deploy.artifacts import BUNDLED_WEIGHTS
-
 from .measure.machine import Load
 from .measure.parity import Accuracy
+from .measure.timing import CALLS
 from .result import Result
 from .statistics import Speed
 from .typed_json import LATER
@@ -60,8 +59,6 @@ def figures(result: Result, reference: Accuracy | None) -> dict[str, float | Non
         reference: PyTorch fp32's accuracy; drops are in points against it.
     """
     parity, accuracy = result.parity, result.accuracy
-    flips = None if parity is None else parity.flips
-    unpool = None if parity is None else parity.unpool_flips
     found: dict[str, float | None] = {
         "p50_ms": result.latency_ms.p50,
         "p90_ms": result.latency_ms.p90,
@@ -73,13 +70,14 @@ def figures(result: Result, reference: Accuracy | None) -> dict[str, float | Non
         "speedup_high": result.speed.high,
         "model_mb": result.model_bytes / 1e6,
         "peak_mb": result.peak_bytes / 1e6,
-        "agreement": getattr(parity, "agreement", None),
-        "boundary_flips": getattr(flips, "boundary", None),
-        "interior_flips": getattr(flips, "interior", None),
-        "max_abs_logit": getattr(parity, "max_abs_logit", None),
-        "p99_abs_logit": getattr(parity, "p99_abs_logit", None),
-        "unpool_flips": max(unpool.values()) if unpool else None,
+        **dict.fromkeys(PARITY),
     }
+    if parity is not None:
+        found["agreement"] = parity.agreement
+        found |= {"max_abs_logit": parity.max_abs_logit, "p99_abs_logit": parity.p99_abs_logit}
+        found["unpool_flips"] = max(parity.unpool_flips.values()) if parity.unpool_flips else None
+        if parity.flips is not None:
+            found |= {"boundary_flips": parity.flips.boundary, "interior_flips": parity.flips.interior}
     for name in ACCURACY:
         own = None if accuracy is None else float(getattr(accuracy, name))
         found[name] = own
@@ -91,8 +89,8 @@ def figures(result: Result, reference: Accuracy | None) -> dict[str, float | Non
 ACCURACY = ("pixel_accuracy", "dice", "miou")
 _SPEED = ("p50_ms", "p90_ms", "p99_ms", "fps", "stream_fps", "speedup", "speedup_low", "speedup_high")
 PARITY = ("agreement", "boundary_flips", "interior_flips", "max_abs_logit", "p99_abs_logit", "unpool_flips")
-_TRUTH = tuple(name for each in ACCURACY for name in (each, f"{each}_drop"))
-FIGURES = (*_SPEED, "model_mb", "peak_mb", *PARITY, *_TRUTH)
+TRUTH = tuple(name for each in ACCURACY for name in (each, f"{each}_drop"))
+FIGURES = (*_SPEED, "model_mb", "peak_mb", *PARITY, *TRUTH)
 
 
 # --- the best trade -----------------------------------------------------------------------------------------------
@@ -128,15 +126,13 @@ def verdicts(results: Sequence[Result], reference: Accuracy | None) -> list[Verd
 
 def call_of(result: Result) -> str:
     """The call that opens a runner as the run did, to be pasted: names from foreign files stay texts."""
-    is_bundled = result.artifact == BUNDLED_WEIGHTS.name
-    artifact = "BUNDLED_WEIGHTS" if is_bundled else _literal(result.artifact)
     asked = {"backend": result.backend, "device": result.device, **result.options}
     if result.device == ("cuda" if result.backend == "trt" else "cpu"):
         del asked["device"]  # the default
     if isinstance(asked.get("size"), list | tuple):
         asked["size"] = tuple(asked["size"])
     arguments = (f"{name}={_literal(value)}" for name, value in asked.items() if value and name.isidentifier())
-    return f"open_runner({', '.join((artifact, *arguments))})"
+    return f"open_runner({', '.join((_literal(result.artifact), *arguments))})"
 
 
 def export_of(result: Result) -> str | None:
@@ -301,12 +297,12 @@ def _doubts_of_intervals(results: Sequence[Result]) -> list[str]:
     doubts = []
     rounds = min(len(result.blocks) for result in results)
     if rounds < ROUNDS:
-        doubts.append(f"{rounds} rounds are few for an interval; take --frames {10 * ROUNDS} or more")
+        frames = CALLS * results[0].batch * ROUNDS
+        doubts.append(f"{rounds} rounds are few for an interval; take --frames {frames} or more")
     unsure = max(results, key=lambda result: result.speed.width)
     width = unsure.speed.width
     if width > UNSURE:
-        frames = len(unsure.samples_ms) * unsure.batch
-        more = 100 * math.ceil(frames * (width / UNSURE) ** 2 / 100)  # an interval narrows with the root of rounds
+        more = CALLS * unsure.batch * math.ceil(rounds * (width / UNSURE) ** 2)  # it narrows with the root of rounds
         mend = f"take --frames {more}" if width < HOPELESS else "first find out what disturbs the machine"
         doubts.append(f"the interval of {unsure.name}'s speed is {width:.0%} of it wide; {mend}")
     return doubts

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import json
 import logging
 import multiprocessing
 import os
 import subprocess
 import sys
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -107,6 +108,17 @@ def test_soak_command_finds_what_is_kept(
     arguments += ["--json", str(tmp_path / "soak.json")]
     assert soak_cli.main(arguments) == 0, capsys.readouterr().err
     assert "| open, infer, close | 4 |" in capsys.readouterr().out
+    whole = json.loads((tmp_path / "soak.json").read_text())["phases"]
+    phase = soak_cli.Phase(**whole[0])
+
+    def interrupted(*_: object) -> Iterator[soak_cli.Phase]:
+        yield phase
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(soak_cli, "phases", interrupted)
+        assert soak_cli.main(arguments) == 130 and "| one thread, one runner | 80 |" in capsys.readouterr().out
+    assert len(whole) == 4 and json.loads((tmp_path / "soak.json").read_text())["phases"] == whole[:1]
     kept: list[int] = []
 
     def leak() -> None:

@@ -24,6 +24,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
+import enet_deploy
 from enet_deploy import console
 from enet_deploy.child import python_main
 from enet_deploy.commands import cli
@@ -111,8 +112,8 @@ def run_step(name: str, command: Command, work: Path, out: Path, left: float) ->
     code = _process(command.arguments, work, log, limit)
     seconds = round(time.monotonic() - begun, 1)
     log.write_text(_anonymous(log.read_text(encoding="utf-8", errors="replace"), work, out), encoding="utf-8")
-    text = findings.read_text(encoding="utf-8") if findings.exists() else "{}"
-    found = json.loads(_without_folders(text, work, out))
+    written = json.loads(findings.read_text(encoding="utf-8")) if findings.exists() else {}
+    found = _anonymous_texts(written, work, out)
     state, reason = DONE, ""
     if code is None and limit < command.limit:
         state, reason = CUT_SHORT, f"the time was over after {limit:.0f} s of it"
@@ -161,9 +162,11 @@ def _why(log: Path) -> str:
 # The report must not say whose machine it was made on
 
 
-def _without_folders(text: str, work: Path, out: Path) -> str:
-    """Replace this machine's folders by words, and the user's name in other paths."""
-    folders = {work: "WORK", out: "OUT", Path(__file__).parents[1]: "CODE"}
+def _anonymous(text: str, work: Path, out: Path) -> str:
+    """Replace this machine's folders and name by words, and the user's name in other paths."""
+    # in a checkout, links in the package lead to this folder, which then lies beside it
+    package, own = Path(enet_deploy.__file__).parent, Path(__file__).resolve().parents[2]
+    folders = {work: "WORK", out: "OUT", package: "CODE", own: "CODE"}
     with suppress(RuntimeError):  # a user without a home
         folders[Path.home()] = "~"
     for folder, word in sorted(folders.items(), key=lambda item: len(str(item[0])), reverse=True):
@@ -171,12 +174,18 @@ def _without_folders(text: str, work: Path, out: Path) -> str:
             text = re.sub(rf"{re.escape(str(folder))}(?!\w)", word, text)
             if word == "~":  # also /media/NAME/...
                 text = re.sub(rf"(?<=/){re.escape(folder.name)}(?![^\W_])", "USER", text)
-    return text
+    return re.sub(rf"(?<![\w.-]){re.escape(socket.gethostname())}(?![\w-])", "HOST", text)
 
 
-def _anonymous(text: str, work: Path, out: Path) -> str:
-    """Replace folders as `_without_folders`, and the machine's name, which libraries log."""
-    return re.sub(rf"(?<![\w.-]){re.escape(socket.gethostname())}(?![\w-])", "HOST", _without_folders(text, work, out))
+def _anonymous_texts(value: Any, work: Path, out: Path) -> Any:
+    """The same JSON value with every text in it `_anonymous`."""
+    if isinstance(value, str):
+        return _anonymous(value, work, out)
+    if isinstance(value, list):
+        return [_anonymous_texts(each, work, out) for each in value]
+    if isinstance(value, dict):
+        return {name: _anonymous_texts(each, work, out) for name, each in value.items()}
+    return value
 
 
 def _name(report: Report) -> str:

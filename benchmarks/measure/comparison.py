@@ -69,6 +69,7 @@ def compare_runners(
             pairs = console.progress(inputs.pairs, "comparing labels", len(inputs.pairs))
             pairs = hashing(pairs, found.hashes)
             found.of_reference, found.parities, whole = compare(found.reference, found.runners, pairs)
+            del found.hashes[found.parities[0].images :]  # of an image that was interrupted
             if not whole:
                 return found
         if options.profile:  # before anything else is started that could disturb it

@@ -13,6 +13,7 @@ import numpy as np
 import numpy.typing as npt
 
 from enet_deploy.classes import ClassList
+from enet_deploy.commands.signals import interrupts_held
 from enet_deploy.errors import ParityError
 from enet_deploy.fit import unfit_labels
 from enet_deploy.images import UInt8Array
@@ -151,6 +152,7 @@ class Parity:
     Attributes:
         against_reference: pixel counts by (reference's label, runner's label), empty without a reference.
         against_truth: pixel counts by (true label, runner's label), empty without a data set.
+        images: how many were counted.
         reliability: of the runner's confidences, empty without a data set or without confidences.
         frames: share of equal labels of each frame, in order.
         band, flips_in_band, flips_inside: pixels within `BAND` of an edge of the reference's labels; pixels that
@@ -161,6 +163,7 @@ class Parity:
     classes: ClassList
     against_reference: ConfusionMatrix = field(init=False)
     against_truth: ConfusionMatrix = field(init=False)
+    images: int = 0
     reliability: Reliability = field(default_factory=Reliability)
     frames: list[float] = field(default_factory=list)
     band: int = 0
@@ -214,11 +217,17 @@ class Parity:
         self.frames.append(1 - float(differs.mean()))
 
     def add_logits(self, spec: Spec, logits: npt.NDArray[np.float32], expected: npt.NDArray[np.float32]) -> None:
-        """Count a batch of copies of one frame, (N, C, H, W) and (1, C, H, W). Raises ParityError for a NaN."""
+        """Count a batch of copies of one frame, (N, C, H, W) and (1, C, H, W).
+
+        Raises ParityError if any difference is NaN or infinite.
+        """
         differences = np.abs(logits - expected)
         difference = float(differences.max())
-        if math.isnan(difference):
-            raise ParityError(f"{spec.artifact} on {spec.backend} gives NaN logits, expected numbers; do not deploy it")
+        if not math.isfinite(difference):
+            raise ParityError(
+                f"{spec.artifact} on {spec.backend} gives logits that differ from PyTorch's by {difference}, expected "
+                "finite numbers; do not deploy it"
+            )
         self.max_abs_logit = max(difference, self.max_abs_logit or 0.0)
         self.p99_abs_logit = max(float(np.percentile(differences, 99)), self.p99_abs_logit or 0.0)
 
@@ -273,18 +282,19 @@ def _compare_one(
         if truth is not None and runner.spec.has_confidence:
             confidence = runner.infer_with_confidence(batch)[1]
         found.append((runner.infer(batch), scores, confidence))
-    # Everything is computed: a Ctrl-C leaves no frame that counts for one runner and not for another
-    if expected is not None and truth is not None:
-        of_reference.against_truth.update(truth, runners[0].postprocess(expected[0], size))
-    for runner, parity, (labels, scores, confidence) in zip(runners, parities, found, strict=True):
-        if expected is not None:
-            parity.add_labels(expected[0], labels)
-        if truth is not None:
-            own = runner.postprocess(labels[0], size)
-            parity.against_truth.update(truth, own)
-            if confidence is not None:
-                known = truth < len(runner.spec.classes)
-                shown = unfit_labels(confidence[0], size, runner.spec.fit, 0)
-                parity.reliability.update(shown[known], (own == truth)[known])
-        if logits is not None and scores is not None:
-            parity.add_logits(runner.spec, scores, logits)
+    with interrupts_held():  # no frame counts for one runner and not for another
+        if expected is not None and truth is not None:
+            of_reference.against_truth.update(truth, runners[0].postprocess(expected[0], size))
+        for runner, parity, (labels, scores, confidence) in zip(runners, parities, found, strict=True):
+            parity.images += 1
+            if expected is not None:
+                parity.add_labels(expected[0], labels)
+            if truth is not None:
+                own = runner.postprocess(labels[0], size)
+                parity.against_truth.update(truth, own)
+                if confidence is not None:
+                    known = truth < len(runner.spec.classes)
+                    shown = unfit_labels(confidence[0], size, runner.spec.fit, 0)
+                    parity.reliability.update(shown[known], (own == truth)[known])
+            if logits is not None and scores is not None:
+                parity.add_logits(runner.spec, scores, logits)

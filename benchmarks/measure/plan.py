@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
-from itertools import product
+from itertools import islice, product, takewhile
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -283,7 +283,9 @@ def open_inputs(options: BenchOptions) -> BenchInputs:
     dataset = None if data is None else open_data(data, options.split)
     if video is not None:
         feed = VideoFeed(video)
-        images = [feed.read()[0] for _ in range(SCENES * APART)][::APART]
+        frames = (feed.read()[0] for _ in range(SCENES * APART))
+        once = takewhile(lambda _: not feed.rewinding, frames)  # a short video has fewer: it would start again
+        images = [*islice(once, 0, None, APART)]
     elif dataset is not None:
         images = [dataset[index][0] for index in range(min(SCENES, len(dataset)))]
     else:

@@ -19,6 +19,7 @@ import numpy as np
 
 from enet_deploy import console
 from enet_deploy.classes import ClassList
+from enet_deploy.commands.signals import interrupts_held
 from enet_deploy.images import UInt8Array, overlay
 from enet_deploy.runners import Runner
 
@@ -208,8 +209,9 @@ def measure(
             calls[name] = math.ceil(needed / rounds)
         for done in console.progress(count(1), "timing", rounds):
             blocks = {name: processes.ask(name, block, calls[name]) for name in batches}
-            for name, (found, per_call) in blocks.items():  # a round counts whole or not at all
-                timings[name].add(found, per_call)
+            with interrupts_held():  # a round counts whole or not at all
+                for name, (found, per_call) in blocks.items():
+                    timings[name].add(found, per_call)
             if done >= rounds and all(_seconds(timing) >= seconds for timing in timings.values()):
                 break
     except KeyboardInterrupt:

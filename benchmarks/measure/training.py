@@ -115,6 +115,9 @@ def measure(loops: dict[str, Iterator[None]], seconds: float, turns: int, wait: 
 def _run(args: argparse.Namespace) -> None:
     import torch
 
+    from enet_deploy.runners.torch_runner import torch_device
+
+    torch_device(args.device)  # the usual loop would find a wrong one in its own words
     recipe = endless_recipe(crop=args.crop, batch=args.batch, amp=args.amp)
     data = open_data(args.data, "train")
     if not args.seconds > 0:
@@ -153,7 +156,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--batch", type=cli.positive, default=8, metavar="N", help="images per step (default: 8)")
     parser.add_argument("--amp", action="store_true", help="use bfloat16 in enet-train")
     parser.add_argument("--compile", action="store_true", help="use torch.compile in enet-train")
-    parser.add_argument("--seconds", type=float, default=10, metavar="S", help="length of a turn (default: 10)")
+    parser.add_argument("--seconds", type=cli.not_negative, default=10, metavar="S", help="of a turn (default: 10)")
     parser.add_argument(
         "--turns", type=cli.positive, default=5, metavar="N", help="turns of each loop, after the first (default: 5)"
     )

@@ -76,7 +76,7 @@ def drift(run: Run) -> tuple[str, str]:
 
 
 def throughput(run: Run) -> tuple[str, str]:
-    """Frames per second of `infer` called back to back, and of the whole loop through `stream`."""
+    """Frames per second: 1 / the mean time of a frame in `infer`, and of the whole loop through `stream`."""
     results = run.results
 
     def draw(figure: Figure) -> None:
@@ -227,7 +227,7 @@ def sweep(run: Run) -> tuple[str, str] | None:
         above, below = figure.subplots(2, 1)
         sizes = {result.size for result in results}
         for result in run.results:
-            same = [r for r in results if _same_but_point(r, result)]
+            same = [r for r in results if _without_point(r) == _without_point(result)]
             by_size = sorted((r for r in same if r.batch == result.batch), key=_pixels)
             by_batch = sorted((r for r in same if r.size == result.size), key=lambda r: r.batch)
             style = _style(result) | {"markersize": 4}
@@ -242,8 +242,10 @@ def sweep(run: Run) -> tuple[str, str] | None:
     return themed(draw, 5.0)
 
 
-def _same_but_point(a: Result, b: Result) -> bool:
-    return all(getattr(a, key) == getattr(b, key) for key in ("backend", "device", "precision", "qdq_layout"))
+def _without_point(result: Result) -> tuple[Any, ...]:
+    """What results that a line joins have in common: all but the frame size and the batch."""
+    options = {name: value for name, value in result.options.items() if name != "size"}
+    return result.artifact, result.backend, result.device, result.precision, result.qdq_layout, options
 
 
 def _pixels(result: Result) -> int:
@@ -277,11 +279,12 @@ def _rows(figure: Figure, results: Sequence[Result]) -> Axes:
 
 
 def _stack(axes: Axes, rows: Sequence[dict[str, float]], colors: Sequence[str]) -> None:
-    """Bars of parts that add up, a colour for each part."""
+    """Bars of parts that add up, a colour for each part; hatched if all colours are taken."""
     left = np.zeros(len(rows))
     for number, name in enumerate(dict.fromkeys(name for row in rows for name in row)):
         values = [row.get(name, 0.0) for row in rows]
-        axes.barh(range(len(rows)), values, 0.6, left, label=name, color=colors[number % len(colors)])
+        look = {"color": colors[number % len(colors)], "hatch": "////" * (number // len(colors)), "linewidth": 0}
+        axes.barh(range(len(rows)), values, 0.6, left, label=name, **look)
         left += values
 
 

@@ -85,7 +85,7 @@ def _charts(run: Run, mark: str) -> list[dict[str, str]]:
     drawn = (
         ("Latency", "Every call is a point; the bar is the median.", charts.latency(run)),
         (f"Speed and accuracy{mark}", "Left is faster, up is better; nothing beats what is ringed.", charts.trade(run)),
-        ("Throughput", "Back to back, and as a robot's loop would be.", charts.throughput(run)),
+        ("Throughput", "1 / mean time of a frame, and as a robot's loop would be.", charts.throughput(run)),
         ("Where an image's time goes", f"From {camera_in_words(run)} to labels of its size.", charts.stages(run)),
         ("Where the network's time goes", "By stage of ENet, as the backend tells it.", charts.network_stages(run)),
         (f"IoU by class{mark}", "Where PyTorch stands, and what each runner changes.", charts.classes(run)),

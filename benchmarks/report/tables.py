@@ -320,7 +320,8 @@ def trained_on_in_words(run: Run) -> str:
     compared = [each for each in run.results if each.parity is not None or each.accuracy is not None]
     if not compared or run.images is None:
         return ""
-    told = {each.name: in_words(each.trained_on, run.images.count) for each in compared}
+    images = run.images.count if run.compared is None else run.compared
+    told = {each.name: in_words(each.trained_on, images) for each in compared}
     if len(set(told.values())) == 1:
         return told[compared[0].name]
     return "; ".join(f"{name}: {words}" for name, words in told.items())

@@ -20,6 +20,7 @@ from rich.console import Console
 from enet_deploy import console
 from enet_deploy.artifacts import save_graph, set_graph_metadata
 from enet_deploy.commands import cli
+from enet_deploy.commands.signals import interrupts_held
 from enet_deploy.data.scenes import street_scene
 from enet_deploy.environment import environment
 from enet_deploy.files import require_outputs, write_json
@@ -32,7 +33,7 @@ from ..measure.worker import Worker, open_worker, try_out
 from ..report.tables import new_table, print_table
 from ..statistics import Speed, speed
 
-ROUNDS, CALLS, DROPPED = 7, 2, 1  # few: a call of the large networks takes seconds
+ROUNDS, CALLS, DROPPED = 10, 2, 1  # few calls: one of the large networks takes seconds
 BACKENDS = ("torch", "ort", "openvino")
 DEPLOYED = "ENet, deploy form"
 ORDER = ("ENet", "SegNet", "U-Net", DEPLOYED)
@@ -111,8 +112,9 @@ def _measure(size: tuple[int, int], threads: int) -> tuple[list[dict[str, Any]],
         try:
             for _ in console.progress(range(ROUNDS), "timing"):
                 blocks = [processes.ask(name, timed, frames) for name in samples]
-                for own_samples, block in zip(samples.values(), blocks, strict=True):
-                    own_samples.append(block)
+                with interrupts_held():  # a round counts whole or not at all
+                    for own_samples, block in zip(samples.values(), blocks, strict=True):
+                        own_samples.append(block)
         except KeyboardInterrupt:
             if not all(samples.values()):
                 raise

@@ -142,11 +142,16 @@ def _soak(args: argparse.Namespace) -> None:
     require_outputs([args.json], [])
     machine = environment()
     open_one = partial(open_runner, args.artifact, args.backend, args.device)
-    measured = list(phases(open_one, args.inferences, args.reopenings))
-    print(as_markdown(measured))
-    if args.json is not None:
-        result = {"schema": 1, "environment": machine, "artifact": args.artifact.name, "backend": args.backend}
-        write_json(args.json, result | {"phases": [asdict(phase) for phase in measured]})
+    measured: list[Phase] = []
+    print(as_markdown(measured), flush=True)
+    try:  # a phase takes hours: what is known is kept, however the rest ends
+        for phase in phases(open_one, args.inferences, args.reopenings):
+            measured.append(phase)
+            print(as_markdown([phase]).splitlines()[-1], flush=True)
+    finally:
+        if args.json is not None and measured:
+            result = {"schema": 1, "environment": machine, "artifact": args.artifact.name, "backend": args.backend}
+            write_json(args.json, result | {"phases": [asdict(phase) for phase in measured]})
     flaws = [flaw for phase in measured if (flaw := phase.flaw(args.max_growth))]
     if flaws:
         raise RequirementError("; ".join(flaws))

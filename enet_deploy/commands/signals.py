@@ -35,6 +35,16 @@ def on_signals(handler: Callable[[int, Any], None], *numbers: signal.Signals) ->
         restore()
 
 
+@contextmanager
+def interrupts_held() -> Iterator[None]:
+    """Hold Ctrl-C back until the end of the block, so that all of it is done. Raises KeyboardInterrupt then."""
+    held: list[int] = []
+    with on_signals(lambda number, _: held.append(number), signal.SIGINT):
+        yield
+    if held:
+        raise KeyboardInterrupt
+
+
 def ignore_hang_up(number: int) -> None:
     """Ignore SIGHUP once it came: a terminal that closes sends it, and the shell in it sends it again."""
     if number == HANG_UP:

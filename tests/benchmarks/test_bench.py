@@ -8,11 +8,12 @@ import os
 import re
 import shlex
 import shutil
+import signal
 import subprocess
 import sys
 import time
 import types
-from functools import partial
+from functools import partial, partialmethod
 from importlib.machinery import ModuleSpec
 from importlib.util import find_spec
 from pathlib import Path
@@ -31,7 +32,7 @@ from enet_deploy.benchmarks.measure import timing
 from enet_deploy.benchmarks.measure.feeds import STAGES, VIDEO_STAGES, StillsFeed, VideoFeed
 from enet_deploy.benchmarks.measure.machine import watched
 from enet_deploy.benchmarks.measure.parity import Flips, compare, near_edge
-from enet_deploy.benchmarks.measure.plan import BenchOptions, choose_backends
+from enet_deploy.benchmarks.measure.plan import BenchOptions, choose_backends, open_inputs
 from enet_deploy.benchmarks.measure.processes import Processes
 from enet_deploy.benchmarks.measure.profiling import Profile, arithmetic
 from enet_deploy.benchmarks.measure.timing import DROPPED, block, measure
@@ -80,6 +81,11 @@ class Painter(Runner):
         pass
 
 
+def options_of(words: list[str]) -> BenchOptions:
+    args = cli.make_parser().parse_args(words)
+    return BenchOptions(**{each.name: getattr(args, each.name) for each in dataclasses.fields(BenchOptions)})
+
+
 def image(size: tuple[int, int] = SIZE) -> UInt8Array:
     return np.zeros((*size, 3), np.uint8)
 
@@ -102,6 +108,7 @@ def run(scenes: Path, weights: Path, exported: Path, tmp_path_factory: pytest.Te
 @pytest.mark.slow
 def test_result_holds_what_the_readme_says(run: dict[str, Any], weights: Path, exported: Path, scenes: Path) -> None:
     assert run["schema"] == 2 and not run["partial"] and run["load"].keys() == {"others", "stolen"}
+    assert run["compared"] == 4
     assert run["images"] == {"count": 4, "size": list(SIZE), "data": scenes.name, "split": "val", "video": None}
     assert run["verdict"][0]["device"] == "cpu" and run["verdict"][0]["take"] in {r["name"] for r in run["results"]}
     assert {"processor", "cores", "packages", "commit", "load"} <= run["environment"].keys()
@@ -266,6 +273,25 @@ def test_interrupted_run_keeps_whole_rounds() -> None:
             measure(here, {"a": 1, "b": 1}, frames=50)  # type: ignore[arg-type]
 
 
+def test_ctrl_c_while_counting_leaves_nothing_half_counted(monkeypatch: pytest.MonkeyPatch) -> None:
+    def interrupted(before: Any, *arguments: Any) -> Any:
+        signal.raise_signal(signal.SIGINT)
+        return before(*arguments)
+
+    monkeypatch.setattr(timing.Timing, "add", partialmethod(partial(interrupted, timing.Timing.add)))
+    with InProcess({"a": worker(), "b": worker()}) as here:
+        timings, whole = measure(here, {"a": 1, "b": 1}, frames=50)  # type: ignore[arg-type]
+    assert not whole and [len(each.stream) for each in timings.values()] == [1, 1]
+    truth = np.full(SIZE, 3, np.uint8)
+    with Painter(3).open() as reference, Painter(3).open() as first, Painter(3).open() as second:
+        monkeypatch.setattr(first, "postprocess", partial(interrupted, first.postprocess))
+        of_reference, parities, whole = compare(reference, [first, second], [(image(), truth)] * 3)
+    assert not whole
+    for each in (of_reference, *parities):
+        assert each.against_truth.counts.sum() == HEIGHT * WIDTH
+    assert [(each.images, len(each.frames)) for each in parities] == [(1, 1), (1, 1)]
+
+
 @pytest.fixture(scope="module")
 def video(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Five drawn scenes as Motion JPEG."""
@@ -283,6 +309,8 @@ def test_video_is_read_over_and_over(video: Path) -> None:
     assert all(frame.shape == (*SIZE, 3) and seconds > 0 for frame, seconds in frames)
     assert (frames[0][0] == frames[5][0]).all() and (frames[0][0] == frames[10][0]).all()
     assert (frames[0][0] != frames[1][0]).any()
+    inputs = open_inputs(options_of(["--from-video", str(video)]))
+    assert len(inputs.images) == inputs.described.count == 1  # labels are not compared on the same frame again
     times, per_call = block(Worker(painter(), 1, feed), 3)
     assert list(times) == list(VIDEO_STAGES) and per_call > 0
     for calls in zip(*times.values(), strict=True):
@@ -317,9 +345,10 @@ def test_load_beside_a_run_is_seen() -> None:
         assert load().others > 0.3
 
 
-def test_logits_that_are_no_number_are_an_error(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("value", [np.nan, np.inf])
+def test_logits_that_are_no_number_are_an_error(value: float, monkeypatch: pytest.MonkeyPatch) -> None:
     with Painter(3).open() as reference, Painter(3).open() as runner:
-        monkeypatch.setattr(runner, "logits", lambda frames: np.full((1, 11, *SIZE), np.nan, np.float32))
+        monkeypatch.setattr(runner, "logits", lambda frames: np.full((1, 11, *SIZE), value, np.float32))
         with pytest.raises(ParityError, match=f"{re.escape(__file__)} on painter"):
             compare(reference, [runner], [(image(), None)])
 
@@ -365,7 +394,7 @@ def test_without_artifact_the_weights_are_exported_at_each_size(tmp_path: Path, 
     options = ["--backend", "torch", "--backend", "ort", "--frames", "5", "--size", "64x96,96x64"]
     assert cli.main([*options, "--precision", "int8-ort", "--json", str(path)]) == 0
     run = json.loads(path.read_text())
-    assert [result["artifact"] for result in run["results"]] == [weights.name, "enet-int8-ort.onnx"]
+    assert [result["artifact"] for result in run["results"]] == [weights.stem, "enet-int8-ort.onnx"]
     assert [(result["name"], result["size"]) for result in run["results"] + run["sweep"]] == [
         (f"{name} {size[0]}x{size[1]}", size)
         for size in ([64, 96], [96, 64])
@@ -495,8 +524,7 @@ def test_the_winner_of_an_export_can_be_made_and_opened_as_printed(
 @pytest.mark.parametrize("form", sorted(set(bench.PRECISIONS) - set(bench.GRAPHS)))
 def test_export_that_is_advised_makes_the_graph_that_was_measured(form: str, weights: Path, tmp_path: Path) -> None:
     given = ["--weights", str(tmp_path / "it's mine.safetensors"), "--calibration", "record.json", "--data", "D"]
-    args = cli.make_parser().parse_args([*given, "--split", "test"])
-    options = BenchOptions(**{each.name: getattr(args, each.name) for each in dataclasses.fields(BenchOptions)})
+    options = options_of([*given, "--split", "test"])
     again = export_cli.make_parser().parse_args(bench.export_options(options, form, ((48, 64), 2)))
     assert (again.weights, again.name) == (options.weights, "it's mine")
     assert (again.size, again.batch, again.data, again.split) == ((48, 64), 2, "D", "test")

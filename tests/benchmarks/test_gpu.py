@@ -21,7 +21,7 @@ import onnx
 import pytest
 import tensorrt_standin
 import torch
-from helpers import SIZE
+from helpers import ROOT, SIZE
 from onnx import TensorProto, helper
 
 from enet_deploy import CAMVID, BackendError, InputError, Runner, Spec
@@ -111,23 +111,30 @@ def test_a_step_that_goes_wrong_is_reported_and_the_next_one_runs(tmp_path: Path
 
 
 def test_report_to_send_does_not_identify_the_machine(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    home, work, out = (tmp_path / name for name in ("alice", "work", "out"))
+    home, work, out = (tmp_path / name for name in ("alic\u00e9", "work", "out"))
     monkeypatch.setenv("HOME", str(home))
-    monkeypatch.setattr("socket.gethostname", lambda: "alice-desk")
+    monkeypatch.setattr("socket.gethostname", lambda: "alic\u00e9-desk")
     (out / "steps").mkdir(parents=True)
     (out / "logs").mkdir()
     work.mkdir()
-    told = f"{home}/x {work}/y {out}/z /media/alice/CamVid /cache/alice_1 on alice-desk: enough"
-    found = json.dumps({"findings": [{"table": "machine", "what": told.partition(" on")[0]}]})
+    told = f"{home}/x {work}/y {out}/z /media/{home.name}/CamVid /cache/{home.name}_1 hostname={home.name}-desk "
+    told += f"{ROOT}/enet_deploy/runners/base.py {ROOT}/export/html.py: enough"
+    expected = "~/x WORK/y OUT/z /media/USER/CamVid /cache/USER_1 hostname=HOST "
+    expected += "CODE/runners/base.py CODE/export/html.py"
+    found = json.dumps({"findings": [{"table": "machine", "failed": told, "figures": [told, 1.5]}]})  # escaped
     code = f"import pathlib; pathlib.Path({str(out / 'steps' / 'a.json')!r}).write_text({found!r}); exit({told!r})"
-    chosen = {"a": gpu.Command("a", 60, [sys.executable, "-c", code])}
+    chosen = {"a": gpu.Command("a", 60, [sys.executable, "-X", "utf8", "-c", code])}
     report: dict[str, Any] = dict(REPORT)
     list(gpu.run_all(chosen, report, work, out, 120))
-    assert report["steps"][0]["reason"] == "~/x WORK/y OUT/z /media/USER/CamVid /cache/USER_1 on HOST: enough"
+    (ended,) = report["steps"]
+    texts = {"reason": ended["reason"], **ended["findings"][0]}
+    assert {texts["reason"], texts["failed"], texts["figures"][0]} == {f"{expected}: enough"}
+    assert texts["figures"][1] == 1.5
     with zipfile.ZipFile(out / "gpu-report.zip") as file:
         for name in file.namelist():
             content = file.read(name).decode()
-            assert "alice" not in content and str(tmp_path) not in content and "/media/USER/CamVid" in content
+            assert "alic" not in content and str(tmp_path) not in content and str(ROOT) not in content
+            assert "/media/USER/CamVid" in content
 
 
 def test_step_stopped_by_the_time_limit_has_not_failed(tmp_path: Path) -> None:

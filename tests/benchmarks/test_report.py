@@ -17,11 +17,12 @@ from rich.console import Console
 
 from enet_deploy import BUNDLED_WEIGHTS, CAMVID
 from enet_deploy.benchmarks import cli
-from enet_deploy.benchmarks.compare import RunComparison, compare_runs
+from enet_deploy.benchmarks.compare import RunComparison, as_lines, compare_runs
 from enet_deploy.benchmarks.compare import judged_figures as changed_figures
 from enet_deploy.benchmarks.gate import judge, judged_figures, parse_requirements, require_all
 from enet_deploy.benchmarks.measure.machine import Load
 from enet_deploy.benchmarks.measure.profiling import Peaks, Profile
+from enet_deploy.benchmarks.report import charts
 from enet_deploy.benchmarks.report.page import Picture, as_html
 from enet_deploy.benchmarks.report.tables import as_markdown, show
 from enet_deploy.benchmarks.run import Run
@@ -29,7 +30,7 @@ from enet_deploy.benchmarks.statistics import Speed, Summary, outliers, speed, s
 from enet_deploy.benchmarks.studies import architectures
 from enet_deploy.benchmarks.verdict import FIGURES, figures, front, stability
 from enet_deploy.data.scenes import street_scene
-from enet_deploy.errors import RequirementError
+from enet_deploy.errors import InputError, RequirementError
 from enet_deploy.runners import Operation
 
 
@@ -115,8 +116,8 @@ A Processor, 2 cores, Linux; commit 0123456789ab, 2026-11-23T07:00:00+0000
 CSV = """\
 name,backend,device,precision,layout,artifact,size,batch,p50_ms,p90_ms,p99_ms,fps,stream_fps,speedup,speedup_low,speedup_high,model_mb,peak_mb,agreement,boundary_flips,interior_flips,max_abs_logit,p99_abs_logit,unpool_flips,pixel_accuracy,pixel_accuracy_drop,dice,dice_drop,miou,miou_drop
 torch fp32,torch,cpu,fp32,,a/enet-fp32.onnx,360x480,1,61.2,62.41,62.5,16.3907556,16.3934426,1,1,1,1.73,182,1,0,0,0.5,0.01,,0.9,0,0.842,0,0.742,0
-openvino fp32,openvino,cpu,fp32,,a/enet-fp32.onnx,360x480,1,20.4,20.81,20.9,49.0918017,47.6190476,2.99511002,2.99501247,2.99515693,1.73,182,0.9999999,9e-08,9.99999999e-09,0.5,0.01,0.125,0.9,0,0.842,0,0.742,0
-openvino int8,openvino,cpu,int8,all,a/enet-int8.onnx,360x480,1,15.3,15.61,15.7,65.4022237,62.5,3.99022801,3.99003322,3.99032167,1.73,182,0.994,0.0054,0.0006,0.5,0.01,0.125,0.9,0,0.8415,0.05,0.7415,0.05
+openvino fp32,openvino,cpu,fp32,,a/enet-fp32.onnx,360x480,1,20.4,20.81,20.9,49.0918017,47.6190476,2.99511002,2.99501247,2.99520384,1.73,182,0.9999999,9e-08,9.99999999e-09,0.5,0.01,0.125,0.9,0,0.842,0,0.742,0
+openvino int8,openvino,cpu,int8,all,a/enet-int8.onnx,360x480,1,15.3,15.61,15.7,65.4022237,62.5,3.99022801,3.99003322,3.99041534,1.73,182,0.994,0.0054,0.0006,0.5,0.01,0.125,0.9,0,0.8415,0.05,0.7415,0.05
 """  # noqa: E501
 
 
@@ -181,6 +182,8 @@ def test_every_form_says_what_was_trained_on(counts: tuple[int | None, ...], tol
     assert console.file.getvalue().count("(TRAINED ON") == 3 * mark  # type: ignore[attr-defined]
     assert page.count("(TRAINED ON") == 9 * mark  # three headings; titles and texts of three charts
     assert [each.trained_on for each in Run.from_json(run.to_json()).results] == list(counts)
+    interrupted = Run.from_json(run.to_json() | {"compared": 40})
+    assert "none of the 40 images" in as_markdown(interrupted) or 0 not in counts
 
 
 RESULTS = sorted((ROOT / "benchmarks" / "results").glob("*.json"))
@@ -202,7 +205,7 @@ def test_kept_runs_are_written_back_to_the_same_bytes(path: Path, tmp_path: Path
     assert run.verdict and as_markdown(run)
 
 
-@pytest.mark.parametrize("path", RESULTS, ids=lambda path: path.stem)
+@pytest.mark.parametrize("path", [path for path in RESULTS if path.stem != "candidates"], ids=lambda path: path.stem)
 def test_kept_results_say_where_they_come_from(path: Path) -> None:
     kept = json.loads(path.read_text())
     assert (
@@ -219,6 +222,7 @@ def test_damaged_results_are_refused(tmp_path: Path, capsys: pytest.CaptureFixtu
             wrong.append(run)
     without = stored()
     del without["environment"]["commit"]
+    wrong.append(stored() | {"environment": stored()["environment"] | {"gpus": ["H100"]}})
     outputs = [
         part for kind in ("markdown", "csv", "html", "json") for part in (f"--{kind}", str(tmp_path / f"a.{kind}"))
     ]
@@ -335,6 +339,7 @@ def test_another_machine_is_no_ruler() -> None:
     assert [change.speed for change in found.changes] == [None, None]
     assert found.notes == ("cores was 2, is 4", "onnxruntime was absent, is 1.32", "openvino was 2026.4, is 2026.5")
     new["environment"]["cores"] = 2
+    new["environment"]["gpus"] = [gpu | {"sm_clock_mhz": 1980.0} for gpu in old["environment"]["gpus"]]
     same, changed = compared(old, new).changes
     assert same.is_same and not changed.is_same and changed.speed is not None  # what OpenVINO's new version gains
 
@@ -357,10 +362,53 @@ def test_comparison_repeats_what_casts_doubt(tmp_path: Path, capsys: pytest.Capt
     assert found.doubts == (
         "second run: it was interrupted",
         "second run: other programs took 0.50 cores meanwhile; close them",
+        *compared(old, new | {"load": old["load"], "partial": False}).doubts,  # of the single ruler
     )
     assert cli.main(["compare", saved(old, tmp_path, "a.json"), saved(new, tmp_path, "b.json")]) == 0
     printed = capsys.readouterr().out
     assert "(in doubt)" in printed and all(doubt in printed for doubt in found.doubts)
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"commit": "f" * 40},
+        {"commit": "0123456789abcdef-dirty"},
+        {"packages": {"openvino": "2026.4", "enet-deploy": "9"}},
+    ],
+    ids=str,
+)
+def test_other_code_is_no_machine(changes: dict[str, Any]) -> None:
+    """The network of the torch runner is this project's code, so its file says little."""
+    old, new = (hashed(a_torch=60, a_ort=40, b_openvino=20) for _ in range(2))
+    new["results"][2]["artifact_sha256"] = "c"
+    assert compared(old, new).doubts == ()
+    new["environment"] = new["environment"] | changes
+    found = compared(old, new)
+    assert len(found.doubts) == 1 and [line.count("(in doubt)") for line in as_lines(found)[:3]] == [1, 1, 1]
+
+
+def test_a_single_ruler_is_in_doubt() -> None:
+    """It cannot show whether the machine changed alike for a runner that changed; without one nothing rests on it."""
+    old, new = hashed(a_torch=60, b_openvino=20), hashed(a_torch=60, c_openvino=20)
+    assert len(compared(old, new).doubts) == 1
+    assert compared(old, old).doubts == ()
+
+
+@pytest.mark.parametrize(
+    ("low", "high", "words"),
+    [
+        (0.99, 1.01, "no difference,"),
+        (0.97, 1.01, "no difference shown,"),
+        (0.6, 1.4, "too uncertain to tell,"),
+        (1.01, 1.03, "1.02x faster"),
+    ],
+)
+def test_no_difference_is_claimed_only_where_there_is_none(low: float, high: float, words: str) -> None:
+    found = compared(hashed(a_torch=60, b_openvino=20), hashed(a_torch=60, c_openvino=20))
+    changed = replace(found.changes[1], speed=Speed((low + high) / 2, low, high))
+    (line, *_) = as_lines(replace(found, changes=(changed,)))
+    assert line.startswith(f"openvino fp32: {words}")
 
 
 def test_what_is_lost_in_quality_can_be_required() -> None:
@@ -368,25 +416,36 @@ def test_what_is_lost_in_quality_can_be_required() -> None:
     new["results"][1] |= {key: result("openvino", "fp32", 20, 0.99, 0.732)[key] for key in ("accuracy", "parity")}
     (found,) = changed_figures(compared(old, new)).values()
     assert found["miou_drop"] == pytest.approx(1) and found["agreement_drop"] == pytest.approx(1)
+    new["results"][1]["parity"]["frames"] *= 3  # the first run was interrupted after one image
+    (found,) = changed_figures(compared(old, new)).values()
+    assert found["agreement_drop"] is None
 
 
-def test_a_runner_against_itself_is_no_difference() -> None:
+@pytest.mark.parametrize(("side_by_side", "most"), [(True, 0.05), (False, 0.06)])
+@pytest.mark.parametrize("rounds", [6, 7, 9, 12])
+def test_a_runner_against_itself_is_no_difference(rounds: int, side_by_side: bool, most: float) -> None:
     generator = np.random.default_rng(1)
-    wrong = 0
-    for _ in range(200):
-        drift = generator.normal(20, 3, 10)[:, None]  # of the machine, by round
-        a, b = (drift + generator.normal(0, 1, (10, 10)) for _ in range(2))
-        wrong += speed(a.tolist(), b.tolist(), side_by_side=True).is_difference
-    assert wrong <= 20  # one in twenty is what 95 % means; a little more with ten rounds
+    wrong, runs = 0, 2000 if side_by_side else 100  # a bootstrap takes long
+    for _ in range(runs):
+        drift = generator.normal(20, 3, rounds) if side_by_side else 20  # of the machine, by round
+        a, b = ((drift + generator.normal(0, 1, rounds))[:, None].tolist() for _ in range(2))
+        wrong += speed(a, b, side_by_side=side_by_side).is_difference
+    assert wrong / runs <= most + 3 * (most / runs) ** 0.5  # one in twenty is what 95 % means
+
+
+@pytest.mark.parametrize(("rounds", "rank"), [(1, 1), (5, 1), (6, 1), (8, 1), (9, 2), (10, 2), (20, 6), (100, 40)])
+def test_interval_lies_between_two_ratios(rounds: int, rank: int) -> None:
+    """The ranks of tables of the sign test at 5 %."""
+    found = speed([[float(1 + round)] for round in range(rounds)], [[1.0]] * rounds, side_by_side=True)
+    assert (found.low, found.high) == (rank, rounds + 1 - rank) and found.low <= found.ratio <= found.high
 
 
 def test_speed_is_the_median_of_the_rounds_ratios() -> None:
     a, b = [[10.0, 12.0, 99.0], [30.0], [20.0]], [[6.0], [10.0], [10.0]]
-    found = speed(a, b, side_by_side=True)
-    assert found.ratio == 2 and 2 <= found.high <= 3 and found.low == 2
+    assert speed(a, b, side_by_side=True) == Speed(2, 2, 3)
     apart = speed(a, b, side_by_side=False)
     assert apart.ratio == 2 and apart.low < 2 < apart.high
-    assert speed(a, b, side_by_side=True) == found
+    assert speed(a, b, side_by_side=False) == apart
 
 
 def test_outliers_and_spread() -> None:
@@ -496,6 +555,16 @@ def test_baseline_is_not_judged_by_its_speed_over_itself(run: Run) -> None:
         require_all(judge(found, parse_requirements("speedup>=1.4")))
 
 
+def test_a_condition_that_no_runner_is_held_against_is_refused(run: Run) -> None:
+    torch, plain, _ = run.results
+    for results in ((plain,), (plain, torch)):  # the baseline alone, and beside what is exempt
+        found = judged_figures(replace(run, results=results).results, None)
+        with pytest.raises(InputError, match=re.escape("speedup>=5")):
+            judge(found, parse_requirements("p50_ms<=21,speedup>=5"))
+    half = replace(torch, precision="bf16")
+    assert list(judged_figures(replace(run, results=(torch, half)).results, None)) == ["torch bf16"]
+
+
 def test_doubts(run: Run) -> None:
     assert run.stability == ()
     torch, plain, int8 = run.results
@@ -509,8 +578,12 @@ def test_doubts(run: Run) -> None:
         "the clock's governor is 'powersave'; fix it: cpupower frequency-set -g performance",
         "rounds of openvino fp32 differ by up to 25%; read ratios, not times",
         "openvino fp32 did not settle while warming up; see what else runs, and the temperature",
-        "the interval of openvino int8's speed is 20% of it wide; take --frames 100",
+        "the interval of openvino int8's speed is 20% of it wide; take --frames 410",
     ]
+    short = [replace(each, batch=4, samples_ms=each.samples_ms[:10], blocks=(2,) * 5) for each in (torch, int8)]
+    rounds, width = stability(short, Load(0.0, 0.0), None, partial=False)
+    assert "5 rounds" in rounds and "--frames 400 " in rounds  # ten rounds of ten calls
+    assert width.endswith("--frames 840")
 
 
 @pytest.mark.parametrize(
@@ -520,7 +593,7 @@ def test_doubts(run: Run) -> None:
         ({"options": {"threads": 2, "precision": "bf16"}}, ["a.onnx", {"threads": 2, "precision": "bf16"}]),
         ({"options": {"size": [96, 128]}, "backend": "torch"}, ["a.onnx", {"backend": "torch", "size": (96, 128)}]),
         ({"device": "cuda:1", "backend": "ort"}, ["a.onnx", {"backend": "ort", "device": "cuda:1"}]),
-        ({"artifact": BUNDLED_WEIGHTS.name}, [BUNDLED_WEIGHTS, {"backend": "openvino"}]),
+        ({"artifact": BUNDLED_WEIGHTS.name}, [BUNDLED_WEIGHTS.name, {"backend": "openvino"}]),  # the user's own
         # from a foreign file
         ({"artifact": '") or 1/0 #\\'}, ['") or 1/0 #\\', {"backend": "openvino"}]),
         ({"options": {"x=1/0, y": 1}, "backend": "'1/0"}, ["a.onnx", {"backend": "'1/0"}]),
@@ -531,7 +604,7 @@ def test_call_can_be_pasted(changes: dict[str, Any], expected: list[Any]) -> Non
     run["results"] = [run["results"][1] | {"artifact": "a.onnx"} | changes]
     (verdict,) = Run.from_json(run).verdict
     assert verdict.call is not None and "\n" not in verdict.call
-    known = {"open_runner": lambda path, **options: (path, options), "BUNDLED_WEIGHTS": BUNDLED_WEIGHTS}
+    known = {"open_runner": lambda path, **options: (path, options)}
     path, options = eval(verdict.call, known)
     assert path == expected[0] and options == {"backend": "openvino"} | expected[1]
     for shown in (as_markdown(Run.from_json(run)), json.dumps(Run.from_json(run).to_json())):
@@ -629,6 +702,25 @@ DISTINCT = """() => Promise.all([...document.images].map(async image => {
     const data = new Uint32Array(context.getImageData(0, 0, canvas.width, canvas.height).data.buffer);
     return new Set(data).size;
 }))"""
+
+
+def test_charts_keep_files_and_stages_apart(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    figure = pytest.importorskip("matplotlib.figure").Figure()
+    monkeypatch.setattr(charts, "themed", lambda draw, *_: draw(figure))
+    torch, plain, int8 = run.results
+    torch = replace(torch, options={"size": [360, 480]})
+    one = (torch, plain, replace(plain, artifact="b.onnx"), replace(plain, options={"threads": 1}))
+    four = tuple(replace(each, batch=4) for each in one)
+    charts.sweep(replace(run, results=one, sweep=(*four, replace(torch, size=(96, 128), options={"size": [96, 128]}))))
+    above, below = ([len(line.get_xdata()) for line in axes.lines] for axes in figure.axes)
+    assert (above, below) == ([2, 1, 1, 1], [2, 2, 2, 2])
+    figure.clear()
+    names = ["Cast", "initial", *(f"bottleneck{n}_0" for n in (1, 2, 4, 5)), *(f"stage{n}.0" for n in range(1, 6))]
+    stages = [Operation((f"{name}/Conv",), "Conv", 1.0) for name in (*names, "fullconv")]
+    profiled = replace(int8, profile=Profile.of(stages, {}))
+    charts.network_stages(replace(run, results=(profiled,), peaks=Peaks(200.0, 9.0)))
+    looks = {(patch.get_facecolor(), patch.get_hatch()) for patch in figure.axes[0].patches}
+    assert len(looks) == len(figure.axes[0].patches) == 12
 
 
 NETS: list[dict[str, Any]] = [

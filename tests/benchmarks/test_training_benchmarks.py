@@ -20,3 +20,7 @@ def test_training_speed(scenes: Path, tmp_path: Path, capsys: pytest.CaptureFixt
     assert "times as many" in capsys.readouterr().out
     assert training.main([str(scenes), "--batch", "9"]) == 2
     assert "batch 9 for 8 training images" in capsys.readouterr().err
+    assert training.main([str(scenes), "--device", "tpu"]) == 2
+    assert "'tpu'" in capsys.readouterr().err
+    with pytest.raises(SystemExit):
+        training.main([str(scenes), "--seconds", "inf"])
