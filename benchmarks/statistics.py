@@ -84,8 +84,7 @@ def _rank(count: int) -> int:
     """
     rank, missed = 0, 0.0
     while True:
-        ways = math.lgamma(count + 1) - math.lgamma(rank + 1) - math.lgamma(count - rank + 1)  # their logarithm
-        missed += math.exp(ways - count * math.log(2))  # that `rank` values or fewer are below the median
+        missed += math.comb(count, rank) / 2**count  # that `rank` values or fewer are below the median
         if ONE_IN * missed > 1:
             return max(rank, 1)
         rank += 1
