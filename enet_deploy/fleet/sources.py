@@ -11,7 +11,7 @@ from fsspec.implementations.local import LocalFileSystem
 
 from ..errors import BackendError, DataError, InputError
 from ..images import IMAGE_SUFFIXES, MAX_BYTES, read_content
-from ..media.open import BAG_SUFFIXES
+from ..media.bag_files import BAG_SUFFIXES
 
 LIST_SUFFIX = ".txt"
 

@@ -13,6 +13,7 @@ import cv2
 from ..data import Part
 from ..errors import DataError, InputError
 from ..images import IMAGE_SUFFIXES
+from .bag_files import is_bag
 from .capture import Capture
 from .frames import FrameSource, Stop
 from .image_files import ImageFiles
@@ -20,18 +21,6 @@ from .raw import RawFrames
 from .video import VideoFile
 
 log = logging.getLogger(__name__)
-
-# ROS 1; ROS 2, whose bags may also be folders of such files
-BAG_SUFFIXES = (".bag", ".mcap", ".db3", ".mcap.zstd", ".db3.zstd")
-
-
-def is_bag(path: Path) -> bool:
-    """Whether a path names a ROS bag: by its suffix, or a folder of ROS 2's recorder, also one that was killed."""
-    if not path.is_dir():
-        return path.name.lower().endswith(BAG_SUFFIXES)
-    recorded = any(file.name.lower().endswith(BAG_SUFFIXES[1:]) for file in path.iterdir())
-    return (path / "metadata.yaml").is_file() or recorded
-
 
 def open_source(
     text: str,

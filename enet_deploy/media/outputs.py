@@ -13,9 +13,9 @@ from ..errors import InputError
 from ..files import identity, require_outputs, require_short_name
 from ..images import IMAGE_SUFFIXES
 from . import sinks
+from .bag_files import is_bag
 from .frames import FrameSource, Stop
 from .image_files import ImageFiles
-from .open import is_bag
 from .renderer import FrameRenderer
 
 NEW_BAGS = (".bag", ".mcap")  # suffixes of bags that can be written

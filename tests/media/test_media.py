@@ -21,6 +21,7 @@ from videos import FRAMES, Fake, apart, av, frames_of, read, write_video
 from enet_deploy import DataError, InputError
 from enet_deploy.images import UInt8Array
 from enet_deploy.media import capture
+from enet_deploy.media.bag_files import is_bag
 from enet_deploy.media.capture import Capture
 from enet_deploy.media.frames import Frame, LabelledFrame, Stop
 from enet_deploy.media.open import open_source
@@ -330,6 +331,27 @@ def test_source_is_freed_if_nobody_takes_its_frames() -> None:
     for _ in Pipeline(Held(10_000, live=False), lambda image: image[:, :, 0], Stop()).run():
         break
     assert freed.wait(5)
+
+
+@pytest.mark.parametrize(
+    ("names", "described", "expected"),
+    [
+        (["a.png"], b"my own notes", False),
+        (["a.png", "drive.mcap"], None, False),
+        (["a.png", "drive.mcap"], b"rosbag2_bagfile_information:", True),
+        (["drive.mcap.zstd"], None, True),
+        (["drive.db3"], b"", True),
+        (["notes.txt"], None, False),
+    ],
+)
+def test_folder_is_a_bag_or_one_of_images(
+    tmp_path: Path, names: list[str], described: bytes | None, expected: bool
+) -> None:
+    for name in names:
+        (tmp_path / name).touch()
+    if described is not None:
+        (tmp_path / "metadata.yaml").write_bytes(described)
+    assert is_bag(tmp_path) is expected
 
 
 def test_raw_reader_puts_torn_reads_together() -> None:
