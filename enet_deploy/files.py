@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import json
 import math
 import os
@@ -38,6 +39,16 @@ def is_folder(path: str | Path) -> bool:
     try:
         return Path(path).is_dir()
     except OSError:
+        return False
+
+
+def exists(path: Path) -> bool:
+    """Whether something has this name; False for a text that is too long to be one, such as a pipeline."""
+    try:
+        return path.exists()
+    except OSError as error:
+        if error.errno != errno.ENAMETOOLONG:
+            raise
         return False
 
 
@@ -170,7 +181,7 @@ def _what_is_read(paths: Iterable[str | Path]) -> tuple[dict[object, Path], dict
     files: dict[object, Path] = {}
     folders: dict[object, Path] = {}
     for path in map(Path, paths):
-        if not path.is_dir():
+        if not is_folder(path):
             files[identity(path)] = path
             continue
         for here, _, _ in os.walk(path):

@@ -12,6 +12,7 @@ import cv2
 
 from ..data import Part
 from ..errors import DataError, InputError
+from ..files import exists, is_folder
 from ..images import IMAGE_SUFFIXES
 from .bag_files import is_bag
 from .capture import Capture
@@ -21,6 +22,7 @@ from .raw import RawFrames
 from .video import VideoFile
 
 log = logging.getLogger(__name__)
+
 
 def open_source(
     text: str,
@@ -53,10 +55,10 @@ def open_source(
         raise InputError(f"--topic given for '{text}'; expected with a ROS bag only")
     if raw is not None:
         return RawFrames(raw, 25.0 if rate is None else rate, stopped)
-    is_there = path.exists() and not path.is_char_device()
+    is_there = exists(path) and not path.is_char_device()
     if is_there and text.isdecimal():
         log.warning("%s is taken for the file or folder of that name; the camera is /dev/video%s", text, text)
-    if not names_bag and (is_there or not (text.isdecimal() or " ! " in text or "://" in text or path.exists())):
+    if not names_bag and (is_there or not (text.isdecimal() or " ! " in text or "://" in text or exists(path))):
         return _open_files(text, path, rate)
     if rate is not None:
         raise InputError(f"--fps given for '{text}', which has its own times; expected with images or '-' only")
@@ -91,7 +93,7 @@ def _open_files(text: str, path: Path, rate: float | None) -> FrameSource:
 
 def _image_paths(text: str, path: Path) -> list[Path]:
     """The image files that `text` names; none if it is another file. Raises DataError if nothing is there."""
-    if path.is_dir():
+    if is_folder(path):
         part = Part(path)
         if not part.by_stem():
             nested = part.nested()
@@ -99,7 +101,7 @@ def _image_paths(text: str, path: Path) -> list[Path]:
             advice = f"name a folder that does, or a glob such as '{path / '**' / '*.png'}'"
             raise DataError(f"{text} holds no images itself{count}; {advice}")
         return [*part.one_by_stem().values()]
-    if path.exists():
+    if exists(path):
         return [path] if path.suffix.lower() in IMAGE_SUFFIXES else []
     if re.search(r"%0?\d*d", text):
         return _numbered(text)

@@ -440,6 +440,8 @@ def no_display(monkeypatch: pytest.MonkeyPatch) -> None:
         (["7"], "camera 7 cannot be opened"),
         (["http://127.0.0.1:9/a.mjpg"], "http://127.0.0.1:9/a.mjpg cannot be opened"),
         (["videotestsrc ! appsink"], "videotestsrc ! appsink.* GStreamer"),
+        (["v4l2src " + "name=camera " * 30 + "! appsink"], "v4l2src .*name=camera ! appsink.* GStreamer"),
+        (["a" * 300], "a{300} does not exist"),
         (["-"], "--raw HEIGHTxWIDTH missing for '-'"),
         (["a.mp4", "--raw", "96x128"], "--raw HEIGHTxWIDTH given for 'a.mp4'"),
         (["-", "--raw", "100000x100000"], "'100000x100000'.* 268435456 .*16384x16384"),
