@@ -9,7 +9,7 @@ import signal
 import sys
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, closing, contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -139,8 +139,9 @@ def run(args: argparse.Namespace) -> None:
         start = time.perf_counter()
         with until_signalled(stopped) as signals, ExitStack() as stack:
             sinks = outputs.open(stack, source, renderer, args.every, stopped)
-            frames = console.progress(pipeline.run(), source.name, total)
-            count = write_frames(frames, sinks, truth, outputs.paths == ["-"], signals)
+            with closing(pipeline.run()) as labelled:  # also if a sink raises
+                frames = console.progress(labelled, source.name, total)
+                count = write_frames(frames, sinks, truth, outputs.paths == ["-"], signals)
             if not count:  # an error here keeps earlier files of these names
                 if signals:
                     raise SystemExit(128 + signals[0])

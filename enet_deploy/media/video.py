@@ -121,6 +121,8 @@ class VideoFile(FrameSource):
                 yield from map(self._frame, pictures)
 
     def _frame(self, picture: Any) -> Frame | DataError:
+        from av.error import FFmpegError
+
         index = self._count
         self._count += 1
         stated = picture.pts
@@ -136,7 +138,10 @@ class VideoFile(FrameSource):
             due = self._clock.time(None if stated is None else stated * picture.time_base - started)
         aspect = self._stream.sample_aspect_ratio or Fraction(1)
         self.pixel_aspect = 1 / aspect if picture.rotation % 180 else aspect
-        pixels = pixels_of(self.name, picture, matrix_for(picture))
+        try:
+            pixels = pixels_of(self.name, picture, matrix_for(picture))
+        except FFmpegError as error:
+            return DataError(f"{self.name}: frame {index} cannot be converted to BGR: {error}")
         image = np.rot90(pixels, picture.rotation // 90)
         # some containers count their duration from 0, whatever the time of their first frame
         self._end = float(due + started + (picture.duration or 0) * (picture.time_base or 0))

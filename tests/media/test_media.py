@@ -298,6 +298,21 @@ def test_pipeline_keeps_few_frames_and_raises_what_its_threads_raise() -> None:
     assert not {"_decode", "_label_all"} & {t.name.partition("(")[2].rstrip(")") for t in threading.enumerate()}
 
 
+def test_error_of_a_source_is_not_taken_for_one_of_an_open_output(tmp_path: Path) -> None:
+    class Lost(Fake):
+        def frames(self) -> Iterator[Frame | DataError]:
+            yield from super().frames()
+            raise OSError("the cable is gone")
+
+    pipeline = Pipeline(Lost(2, live=False), lambda image: image[:, :, 0], Stop())
+    with (
+        pytest.raises(DataError, match=r"fake .*the cable"),
+        video_file(tmp_path / "a.mp4", lambda item: item.frame.image, Lost(2, live=False)) as write,
+    ):
+        for item in pipeline.run():
+            write(item)
+
+
 def test_slow_end_of_a_live_source_gets_the_newest_frame() -> None:
     taken, over = threading.Event(), threading.Event()
 
