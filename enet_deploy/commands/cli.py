@@ -27,8 +27,9 @@ from .streams import discard_output, standard_streams
 
 Item = TypeVar("Item")
 
-ARTIFACT = "weights, a graph (.onnx), an engine, a folder with fleet.json, or bundled weights by name: "  # of --help
-ARTIFACT += ", ".join(NAMES)
+_BUNDLED = f"or bundled weights by name: {', '.join(NAMES)}"
+ARTIFACT_FILE = f"weights, a graph (.onnx), an engine, {_BUNDLED}"  # of --help
+ARTIFACT = f"weights, a graph (.onnx), an engine, a folder with fleet.json, {_BUNDLED}"
 WEIGHTS = f"a .safetensors file of enet-train, or a name: {', '.join(NAMES)}"
 
 INTERRUPTED = 130
@@ -192,9 +193,9 @@ def _explained(error: Exception) -> str:
     return f"{error}"
 
 
-def add_artifact(parser: argparse.ArgumentParser) -> None:
+def add_artifact(parser: argparse.ArgumentParser, help_: str = ARTIFACT) -> None:
     """Add ARTIFACT, --backend, --device and --fit, which `runners.open_runner` takes."""
-    parser.add_argument("artifact", type=Path, metavar="ARTIFACT", help=ARTIFACT)
+    parser.add_argument("artifact", type=Path, metavar="ARTIFACT", help=help_)
     parser.add_argument("--backend", choices=BACKENDS, help="default: the fastest that is installed")
     parser.add_argument("--device", help="cpu, cuda or cuda:N (default: the backend's own)")
     parser.add_argument("--fit", choices=FITS, help="how images become frames (default: as the artifact says)")
