@@ -207,13 +207,21 @@ def call_with(parser: Parser, words: Sequence[str | Path], **values: Any) -> arg
     Args:
         words: the positional arguments that the command requires.
 
-    Raises InputError for a value that the option would not take: not one of its choices, or not a number from 1.
+    Raises InputError for a value that the option would not take: not one of its choices, no number from 1, an empty
+    text; and for what the parser refuses.
     """
+
+    def refuse(message: str) -> NoReturn:
+        raise InputError(message)
+
+    parser.error = refuse  # type: ignore[method-assign]  it would end the program
     for name, value in values.items():
         actions = [action for action in parser._actions if action.dest == name]
         choices = [choice for action in actions for choice in action.choices or ()]
         if value is not None and any(action.type is positive for action in actions):
             check_count(name, value)
+        if value == "" and any(action.type is text for action in actions):
+            raise InputError(f"{name} '', expected a name or a path")
         for each in value if isinstance(value, list | tuple) else [value]:
             if choices and each is not None and each not in choices:
                 raise InputError(f"{name} {each!r:.60}, expected one of {', '.join(map(str, dict.fromkeys(choices)))}")
