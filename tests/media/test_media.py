@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import itertools
 import os
+import re
 import threading
 import time
 from collections.abc import Iterator
@@ -189,6 +190,40 @@ def test_source_without_frames_is_retried_ever_more_rarely(
     waits = [m.split()[-2] for record in caplog.records if "again" in (m := record.getMessage())]
     assert waits == ["0.01", "0.02", "0.03", "0.03", "0.03", "0.01", "0.02"]
     assert [record.getMessage() for record in caplog.records].count("it is back") == 1 and len(released) == 8
+
+
+def test_frames_of_other_formats_become_bgr_or_say_how(monkeypatch: pytest.MonkeyPatch) -> None:
+    picture = FRAMES[0]
+    grey = cv2.cvtColor(picture, cv2.COLOR_BGR2GRAY)
+    given: list[Any] = []
+
+    class Pipe:
+        def isOpened(self) -> bool:
+            return True
+
+        def get(self, kind: int) -> float:
+            return {cv2.CAP_PROP_FRAME_COUNT: 1.0, cv2.CAP_PROP_FRAME_HEIGHT: 96.0}.get(kind, 0.0)
+
+        def read(self) -> tuple[bool, Any]:
+            return (True, given.pop()) if given else (False, None)
+
+        def release(self) -> None:
+            pass
+
+    monkeypatch.setattr(cv2, "VideoCapture", lambda *_: Pipe())
+    for pixels, expected in (
+        (picture, picture),
+        (np.dstack([picture, grey]), picture),
+        (grey, np.dstack([grey] * 3)),
+        (grey.astype(np.uint16) * 257, np.dstack([grey] * 3)),  # GRAY16_LE
+    ):
+        given.append(pixels)
+        (frame,) = frames_of(Capture("it", 0, cv2.CAP_ANY, Stop()))
+        assert frame.image.dtype == np.uint8 and np.array_equal(frame.image, expected)
+    for pixels in (np.zeros((144, 128), np.uint8), np.zeros((96, 128, 2), np.uint8)):  # NV12, YUY2
+        given.append(pixels)
+        with pytest.raises(DataError, match=re.escape(f"{pixels.shape}")):
+            frames_of(Capture("it", 0, cv2.CAP_ANY, Stop()))
 
 
 @pytest.mark.parametrize(
