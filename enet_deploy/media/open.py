@@ -60,14 +60,18 @@ def open_source(
         log.warning("%s is taken for the file or folder of that name; the camera is /dev/video%s", text, text)
     if not names_bag and (is_there or not (text.isdecimal() or " ! " in text or "://" in text or exists(path))):
         return _open_files(text, path, rate)
-    if rate is not None:
-        raise InputError(f"--fps given for '{text}', which has its own times; expected with images or '-' only")
+    _require_no_rate(text, rate)
     if names_bag:
         from .bags import Bag
 
         bag: FrameSource = Bag(path, topic)
         return bag
     return _open_stream(text, stopped)
+
+
+def _require_no_rate(text: str, rate: float | None) -> None:
+    if rate is not None:
+        raise InputError(f"--fps given for '{text}', which has its own times; expected with images or '-' only")
 
 
 def _open_stream(text: str, stopped: Stop) -> FrameSource:
@@ -86,8 +90,7 @@ def _open_files(text: str, path: Path, rate: float | None) -> FrameSource:
     paths = _image_paths(text, path)
     if paths:
         return ImageFiles(text, paths, rate)
-    if rate is not None:
-        raise InputError(f"--fps given for '{text}', which has its own times; expected with images or '-' only")
+    _require_no_rate(text, rate)
     return VideoFile(path)
 
 
