@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import json
 import math
 import os
@@ -38,6 +39,16 @@ def is_folder(path: str | Path) -> bool:
     try:
         return Path(path).is_dir()
     except OSError:
+        return False
+
+
+def exists(path: Path) -> bool:
+    """Whether something has this name; False for a text that is too long to be one, such as a pipeline."""
+    try:
+        return path.exists()
+    except OSError as error:
+        if error.errno != errno.ENAMETOOLONG:
+            raise
         return False
 
 

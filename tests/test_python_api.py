@@ -4,19 +4,24 @@ from __future__ import annotations
 
 import inspect
 import json
+import os
+import signal
 from collections.abc import Callable
+from fractions import Fraction
 from pathlib import Path
 from typing import Any
 
 import cv2
+import numpy as np
 import pytest
-from helpers import ROOT
+from helpers import ROOT, SIZE
 
 from enet_deploy import DataError, InputError
 from enet_deploy.benchmarks.api import benchmark
 from enet_deploy.calibration.api import calibrate
 from enet_deploy.commands.api import evaluate, segment, train
 from enet_deploy.export.api import export
+from enet_deploy.media.frames import Frame, Frames, FrameSource
 from enet_deploy.training.recipe import Recipe
 
 NOTEBOOK = ROOT / "examples" / "from_scenes_to_int8.ipynb"
@@ -55,6 +60,9 @@ def test_the_notebook_runs_and_holds_no_outputs(tmp_path: Path, monkeypatch: pyt
         (lambda data, out: benchmark(batch=0), "batch 0"),
         (lambda data, out: evaluate("enet-camvid", data, backend="tensorflow"), "tensorflow"),
         (lambda data, out: segment("enet-camvid", "sample", out=out / "a.png", every=0), "every 0"),
+        (lambda data, out: segment("enet-camvid", []), "SOURCE"),
+        (lambda data, out: segment("enet-camvid", ""), "SOURCE.* ''"),
+        (lambda data, out: segment("enet-camvid", "sample", out=""), "out ''"),
         (lambda data, out: segment("enet-camvid", "sample", out=out / "a.png", backend="tensorflow"), "tensorflow"),
     ],
 )
@@ -83,10 +91,28 @@ def test_every_argument_is_explained(function: Callable[..., object]) -> None:
     assert [name for name in inspect.signature(function).parameters if name not in arguments] == []
 
 
-def test_ctrl_c_in_segment_is_an_interrupt(exported: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    def interrupted(_: object) -> None:
-        raise SystemExit(130)
+@pytest.mark.parametrize(
+    ("number", "error"), [(signal.SIGINT, KeyboardInterrupt), (signal.SIGTERM, SystemExit)], ids=["INT", "TERM"]
+)
+@pytest.mark.parametrize("is_live", [False, True])
+def test_signal_in_segment_is_raised_once_the_files_are_finished(
+    exported: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    is_live: bool,
+    number: signal.Signals,
+    error: type[BaseException],
+) -> None:
+    class Signalled(FrameSource):
+        live = is_live
 
-    monkeypatch.setattr("enet_deploy.commands.segment.run", interrupted)
-    with pytest.raises(KeyboardInterrupt):
-        segment(exported, "sample", out=tmp_path / "a.png")
+        def frames(self) -> Frames:
+            while not any(tmp_path.glob("ids/0.png")):
+                yield Frame(np.zeros((*SIZE, 3), np.uint8), "0", Fraction(0))
+            os.kill(os.getpid(), number)
+
+    monkeypatch.setattr("enet_deploy.commands.segment.open_named_source", lambda *_: Signalled("it"))
+    with pytest.raises(error) as caught:
+        segment(exported, "sample", labels=tmp_path / "ids", json=tmp_path / "lines")
+    assert getattr(caught.value, "code", 143) == 143
+    assert (tmp_path / "lines").read_text().startswith('{"frame": "0"')

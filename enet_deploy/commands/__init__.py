@@ -1,1 +1,1 @@
-"""The commands enet-train, enet-eval, enet-data and enet-segment, and what every command shares (`cli`)."""
+"""The commands enet-train, -eval, -data, -inspect, -segment and -fleet, and what every command shares (`cli`)."""

@@ -113,11 +113,12 @@ def segment(
     Args:
         artifact: as `open_runner` takes it.
         source: an image or several, a folder or pattern of images, a video, a camera's number, a URL, a ROS bag, or
-            "sample". A live source ends with the program.
-        out: overlays, by suffix a video, an image or a folder. Without any output, an overlay in the current folder.
-        labels: class ids, as `out`.
-        masks: labels in the classes' colours, as `out`.
-        confidence: confidences from 0 to 255, as `out`; of an artifact that was exported with them.
+            "sample". A live source has no end of its own; a signal ends it.
+        out: overlays, by suffix a video, an image or a folder; of a bag also a bag with the labels. Without any
+            output, an overlay in the current folder; of a bag, labels.
+        labels: class ids, as a .png file or a folder of such files.
+        masks: labels in the classes' colours, as a video, an image or a folder.
+        confidence: confidences from 0 to 255, as `labels`; of an artifact that was exported with them.
         json: a file with a line of JSON per frame.
         legend: whether overlays have a legend.
         every: label every N-th frame only.
@@ -126,16 +127,18 @@ def segment(
         precision: by default the artifact's own.
         fit: by default the artifact's own.
 
-    Raises DataError if there is nothing to read, InputError for outputs that are read, KeyboardInterrupt on Ctrl-C once
-    the files are finished, and as `open_runner`.
+    Raises DataError if there is nothing to read, InputError for no source and for outputs that are read, and as
+    `open_runner`. A signal ends it once the files are finished: Ctrl-C raises KeyboardInterrupt, SIGTERM and SIGHUP
+    SystemExit with 143 and 129.
     """
     sources = [source] if isinstance(source, str | Path) else source
     paths = {"out": out, "labels": labels, "masks": masks, "confidence": confidence, "json": json}
     values = {name: None if path is None else str(path) for name, path in paths.items()}
     where = {"backend": backend, "device": device, "precision": precision, "fit": fit}
-    parser = segment_command.make_parser()
+    words = [artifact, *sources]
+    args = cli.call_with(segment_command.make_parser(), words, **values, **where, legend=legend, every=every)
     try:
-        segment_command.run(cli.call_with(parser, [artifact, *sources], **values, **where, legend=legend, every=every))
+        segment_command.run(args, is_command=False)
     except SystemExit as stopped:
         if stopped.code != 128 + signal.SIGINT:
             raise

@@ -27,8 +27,9 @@ from .streams import discard_output, standard_streams
 
 Item = TypeVar("Item")
 
-ARTIFACT = "weights, a graph (.onnx), an engine, a folder with fleet.json, or bundled weights by name: "  # of --help
-ARTIFACT += ", ".join(NAMES)
+_BUNDLED = f"or bundled weights by name: {', '.join(NAMES)}"
+ARTIFACT_FILE = f"weights, a graph (.onnx), an engine, {_BUNDLED}"  # of --help
+ARTIFACT = f"weights, a graph (.onnx), an engine, a folder with fleet.json, {_BUNDLED}"
 WEIGHTS = f"a .safetensors file of enet-train, or a name: {', '.join(NAMES)}"
 
 INTERRUPTED = 130
@@ -192,9 +193,9 @@ def _explained(error: Exception) -> str:
     return f"{error}"
 
 
-def add_artifact(parser: argparse.ArgumentParser) -> None:
+def add_artifact(parser: argparse.ArgumentParser, help_: str = ARTIFACT) -> None:
     """Add ARTIFACT, --backend, --device and --fit, which `runners.open_runner` takes."""
-    parser.add_argument("artifact", type=Path, metavar="ARTIFACT", help=ARTIFACT)
+    parser.add_argument("artifact", type=Path, metavar="ARTIFACT", help=help_)
     parser.add_argument("--backend", choices=BACKENDS, help="default: the fastest that is installed")
     parser.add_argument("--device", help="cpu, cuda or cuda:N (default: the backend's own)")
     parser.add_argument("--fit", choices=FITS, help="how images become frames (default: as the artifact says)")
@@ -206,13 +207,21 @@ def call_with(parser: Parser, words: Sequence[str | Path], **values: Any) -> arg
     Args:
         words: the positional arguments that the command requires.
 
-    Raises InputError for a value that the option would not take: not one of its choices, or not a number from 1.
+    Raises InputError for a value that the option would not take: not one of its choices, no number from 1, an empty
+    text; and for what the parser refuses.
     """
+
+    def refuse(message: str) -> NoReturn:
+        raise InputError(message)
+
+    parser.error = refuse  # type: ignore[method-assign]  it would end the program
     for name, value in values.items():
         actions = [action for action in parser._actions if action.dest == name]
         choices = [choice for action in actions for choice in action.choices or ()]
         if value is not None and any(action.type is positive for action in actions):
             check_count(name, value)
+        if value == "" and any(action.type is text for action in actions):
+            raise InputError(f"{name} '', expected a name or a path")
         for each in value if isinstance(value, list | tuple) else [value]:
             if choices and each is not None and each not in choices:
                 raise InputError(f"{name} {each!r:.60}, expected one of {', '.join(map(str, dict.fromkeys(choices)))}")

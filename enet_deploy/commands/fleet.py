@@ -129,7 +129,7 @@ def make_parser() -> cli.Parser:
             "enet-fleet enet-int8.onnx s3://drives s3://labelled --address 10.0.0.1:6379",
         ),
     )
-    cli.add_artifact(parser)
+    cli.add_artifact(parser, cli.ARTIFACT_FILE)
     cli.add_precision(parser)
     source = "a folder, also of a bucket by URL (fsspec), an image, a bag, or a list of them (.txt, one a line)"
     out = "folder, also of a bucket, that every machine of the cluster sees"

@@ -9,7 +9,7 @@ import signal
 import sys
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, closing, contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -120,8 +120,12 @@ def summary(pipeline: Pipeline, name: str, count: int, seconds: float, paths: Se
     return "; ".join(parts + [f"wrote {path}" for path in paths if path != "-"])
 
 
-def run(args: argparse.Namespace) -> None:
-    """Do what the command does."""
+def run(args: argparse.Namespace, is_command: bool = True) -> None:
+    """Do what the command does.
+
+    Raises SystemExit with 128 and its number if a signal ended it; as a command not for a live source, which has no
+    other end.
+    """
     os.environ.setdefault("OPENCV_FFMPEG_LOGLEVEL", "-8")  # else FFmpeg repeats our messages on stderr
     stopped = Stop()
     source = open_named_source(args, stopped)
@@ -139,8 +143,9 @@ def run(args: argparse.Namespace) -> None:
         start = time.perf_counter()
         with until_signalled(stopped) as signals, ExitStack() as stack:
             sinks = outputs.open(stack, source, renderer, args.every, stopped)
-            frames = console.progress(pipeline.run(), source.name, total)
-            count = write_frames(frames, sinks, truth, outputs.paths == ["-"], signals)
+            with closing(pipeline.run()) as labelled:  # also if a sink raises
+                frames = console.progress(labelled, source.name, total)
+                count = write_frames(frames, sinks, truth, outputs.paths == ["-"], signals)
             if not count:  # an error here keeps earlier files of these names
                 if signals:
                     raise SystemExit(128 + signals[0])
@@ -152,7 +157,7 @@ def run(args: argparse.Namespace) -> None:
     if truth is not None:
         scores = truth.confusion.scores()
         print(f"pixel accuracy {scores.pixel_accuracy:.4f}, mIoU {scores.miou:.4f}", file=sys.stderr)
-    if signals and not source.live:
+    if signals and not (source.live and is_command):
         raise SystemExit(128 + signals[0])
 
 

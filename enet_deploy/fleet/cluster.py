@@ -16,8 +16,9 @@ from dataclasses import dataclass
 from typing import Any
 
 from ..child import python_main
+from ..control_groups import allowed_threads
 from ..errors import BackendError, EnetError, InputError
-from .labeller import PartLabeller, Task, open_once
+from .labeller import PartLabeller, Task, counts, open_once
 from .output import Output
 
 # Ray reads them when it is imported. By default it reports its use to its maker, and prints what its own code logs
@@ -46,7 +47,7 @@ class Workers:
 
 @contextmanager
 def connected(address: str | None) -> Iterator[None]:
-    """Connect to the cluster at HOST:PORT; without an address, start one of this machine's cores. Ends it, too.
+    """Connect to the cluster at HOST:PORT; without one, start one of the cores that this process may use. Ends it.
 
     Raises InputError for another address, BackendError if no cluster answers.
     """
@@ -55,7 +56,7 @@ def connected(address: str | None) -> Iterator[None]:
     handler = signal.getsignal(signal.SIGTERM)
     options: dict[str, Any] = {"address": address or "local", "log_to_driver": False, "logging_level": logging.ERROR}
     if address is None:
-        options |= {"include_dashboard": False, "num_cpus": len(os.sched_getaffinity(0))}
+        options |= {"include_dashboard": False, "num_cpus": allowed_threads() or os.cpu_count()}
     try:
         with _quiet():
             ray.init(**options)
@@ -143,16 +144,19 @@ def label_parts(task: Task, parts: Mapping[int, list[str]], each: Workers) -> It
     Ray starts killed actors again and gives their parts to others. If it gives up nevertheless, what is left is tried
     again as long as a try writes at least one part. Raises BackendError with the reason if it does not.
     """
-    left = dict(parts)
+    left, out = dict(parts), Output(task.out)
     while left:
-        reason = "parts were lost"
+        reason, told = "parts were lost", set()
         try:
             for row in _dataset(task, left, each).iter_rows():
+                told.add(int(row["part"]))
                 yield int(row["frames"]), int(row["errors"])
         except ray.exceptions.RayError as error:
             reason = _reason(error)
             log.warning("a worker failed: %s", reason)
-        written = Output(task.out).written()
+        written = out.written()
+        for number in sorted(left.keys() & written - told):  # rows that Ray had not handed over when it gave up
+            yield counts(out, number)
         remaining = {number: names for number, names in left.items() if number not in written}
         if len(remaining) == len(left):
             raise BackendError(

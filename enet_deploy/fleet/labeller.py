@@ -98,15 +98,13 @@ class PartLabeller:
 
         Returns the numbers, how many frames each part has, and how many of them could not be labelled.
         """
-        counts = [self.label_part(int(n), json.loads(t)) for n, t in zip(batch["part"], batch["names"], strict=True)]
-        return {"part": batch["part"], "frames": [c[0] for c in counts], "errors": [c[1] for c in counts]}
+        done = [self.label_part(int(n), json.loads(t)) for n, t in zip(batch["part"], batch["names"], strict=True)]
+        return {"part": batch["part"], "frames": [each[0] for each in done], "errors": [each[1] for each in done]}
 
     def label_part(self, number: int, names: list[str]) -> tuple[int, int]:
         """Label the files and write the part, unless it is there: a task may come again. Returns both counts."""
         if self._out.exists(part_name(number)):
-            written = io.BytesIO(self._out.content(part_name(number)))
-            errors = pyarrow.parquet.read_table(written, columns=["error"])["error"]
-            return len(errors), len(errors) - errors.null_count
+            return counts(self._out, number)
         with Tries(self._out, number) as tries:
             rows = self._labelled_rows(names, tries)
             content = io.BytesIO()
@@ -212,6 +210,13 @@ class PartLabeller:
         row: Row = {"shares": dict(zip(spec.classes.names, counts.tolist(), strict=True)), "confidence": confidence}
         flaw = spec.calibrated_on.flaw(image, spec.size) if spec.calibrated_on is not None else ""
         return row | {"note": f"unlike what int8 was calibrated on: {flaw}" if flaw else ""}, labels
+
+
+def counts(out: Output, number: int) -> tuple[int, int]:
+    """Return how many frames a part that is written has, and how many of them could not be labelled."""
+    written = io.BytesIO(out.content(part_name(number)))
+    errors = pyarrow.parquet.read_table(written, columns=["error"])["error"]
+    return len(errors), len(errors) - errors.null_count
 
 
 class Tries:

@@ -84,16 +84,22 @@ class Output(Files):
             artifact: is kept in the folder, from where each actor opens it.
 
         A run that has written no part, as without a cluster, is replaced. Raises InputError if the folder is of another
-        network or source, ArtifactError if it cannot be used.
+        network or source, ArtifactError if it cannot be used, also if it has parts and does not say of which network.
         """
         facts = {"schema": SCHEMA, "source": source.url, **network}
-        if not self.exists("run.json") or not self.written():
-            for name in ("network", "plan.jsonl") if self.exists("run.json") else ():
+        has_facts = self.exists("run.json")
+        if not self.written():
+            for name in ("network", "plan.jsonl") if has_facts else ():
                 self.remove(name)
             for file in artifact_files(artifact):
                 self.write(f"network/{file.name}", read_artifact(file))
             self.write("run.json", json.dumps(facts, indent=2).encode())
             return
+        if not has_facts:
+            raise ArtifactError(
+                f"{self.path('run.json')} is missing beside parts that are written, so that their network is unknown; "
+                "put it back, or name another output folder"
+            )
         try:
             found = parse_json(self.text("run.json"))
             key = next((key for key in facts if found[key] != facts[key]), None)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import posixpath
 import re
 from pathlib import Path
@@ -11,7 +12,9 @@ from fsspec.implementations.local import LocalFileSystem
 
 from ..errors import BackendError, DataError, InputError
 from ..images import IMAGE_SUFFIXES, MAX_BYTES, read_content
-from ..media.open import BAG_SUFFIXES
+from ..media.bag_files import BAG_SUFFIXES
+
+log = logging.getLogger(__name__)
 
 LIST_SUFFIX = ".txt"
 
@@ -98,14 +101,23 @@ class Source:
 
     def _found(self, files: Files) -> list[str]:
         if self.is_list:
-            lines = files.read("").decode(errors="surrogateescape").splitlines()
-            return [absolute(line.strip()) for line in lines if line.strip()]
+            text = files.read("").decode(errors="surrogateescape").removeprefix("\ufeff")  # as some editors write it
+            # a name may have what else Python takes for the end of a line, such as U+2028
+            lines = (line.strip(" \t\r") for line in text.split("\n"))
+            return [absolute(line) for line in lines if line]
         if files.fs.isfile(files.root):
             return [""]
         if not files.fs.exists(files.root):
             raise DataError(f"{self.url} does not exist; expected a folder, an image, a bag, or a list of them (.txt)")
         start = len(files.root.rstrip("/")) + bool(files.root)
-        return [path[start:] for path in files.fs.find(files.root) if is_labelled(path)]
+        found = files.fs.find(files.root, detail=True)
+        links = [path for path, info in found.items() if info.get("islink") and files.fs.isdir(path)]
+        if links:
+            log.warning(
+                "%s: links to folders are not followed, %d of them, such as %s; to label what is there, give a list: "
+                "find -L FOLDER -type f > files.txt", self.url, len(links), links[0],
+            )  # fmt: skip
+        return [path[start:] for path in found if is_labelled(path)]
 
     def open(self, name: str) -> tuple[Files, str]:
         """Return the folder that a file lies in, and the file's name there. Raises as `Files`."""

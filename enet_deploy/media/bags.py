@@ -28,6 +28,7 @@ from ..classes import ClassList
 from ..errors import DataError, InputError
 from ..files import atomic_write
 from ..images import MAX_BYTES, UInt8Array
+from .bag_files import is_described, recordings
 from .bag_video import DEFINITIONS, FOXGLOVE, VIDEO_TYPES, PacketDecoder
 from .frames import Clock, Frame, Frames, FrameSource, LabelledFrame
 from .ros import image_fields, to_bgr
@@ -86,7 +87,7 @@ class Bag(FrameSource):
         self._stack = ExitStack()
         try:
             folder = self._stack.enter_context(TemporaryDirectory(prefix="enet-bag-"))
-            files = [_readable(file, Path(folder)) for file in _recordings(path)]
+            files = [_readable(file, Path(folder)) for file in _opened(path)]
             for file in files:
                 _require_ros2(file, path)
             known_types = get_typestore(Stores.ROS2_HUMBLE)
@@ -192,13 +193,12 @@ def _text(file: Any) -> str:
     return str(file.read(min(length, 1000)).decode(errors="replace"))
 
 
-def _recordings(path: Path) -> list[Path]:
-    """What to open for a bag: itself, or the files of a folder without metadata.yaml."""
-    if not path.is_dir() or (path / "metadata.yaml").is_file():
+def _opened(path: Path) -> list[Path]:
+    """What to open for a bag: itself, or the files of a folder that its recorder has not described."""
+    if not path.is_dir() or is_described(path):
         return [path]
-    log.warning("%s has no metadata.yaml, as its recorder did not end; its files are read", path)
-    suffixes = (".mcap", ".db3", ".mcap.zstd", ".db3.zstd")
-    return sorted(file for file in path.iterdir() if file.name.lower().endswith(suffixes))
+    log.warning("%s has no metadata.yaml of a recorder, as if it was killed; its files are read", path)
+    return recordings(path)
 
 
 def _readable(path: Path, folder: Path) -> Path:

@@ -6,11 +6,14 @@ import logging
 import os
 import time
 from fractions import Fraction
+from typing import Any
 
 import cv2
 import numpy as np
+import numpy.typing as npt
 
 from ..errors import BackendError, DataError
+from ..images import UInt8Array, scaled
 from .frames import TICKS, TIMEOUT_MS, URL_FORMATS, Clock, Frame, Frames, FrameSource, Stop
 
 log = logging.getLogger(__name__)
@@ -81,7 +84,7 @@ class Capture(FrameSource):
                     failures = 0
                     since = time.monotonic() - start if self.live else self._capture.get(cv2.CAP_PROP_POS_MSEC) / 1000
                     due = clock.time(Fraction(round(since * TICKS), TICKS))
-                    yield Frame(image.astype(np.uint8, copy=False), f"{count:06}", due)
+                    yield Frame(self._bgr(image), f"{count:06}", due)
                     count += 1
                 elif self.live:
                     self._open_again(RETRY_WAITS[min(failures, len(RETRY_WAITS) - 1)])
@@ -90,6 +93,24 @@ class Capture(FrameSource):
                     break
         finally:
             self.release()
+
+    def _bgr(self, image: npt.NDArray[Any]) -> UInt8Array:
+        """Return what OpenCV read as (h, w, 3) uint8 BGR.
+
+        Raises DataError if it is no picture of grey, BGR or BGRA of 8 or 16 bits; then no frame of the source is.
+        """
+        channels = image.shape[2] if image.ndim == 3 else 1
+        # NV12 and I420 come as grey with more rows, of colours
+        is_grey = channels == 1 and len(image) == self._capture.get(cv2.CAP_PROP_FRAME_HEIGHT)
+        if not (is_grey or channels in (3, 4)):
+            raise DataError(
+                f"{self.name} gives arrays of {image.shape}, expected grey, BGR or BGRA; end a pipeline with "
+                "! videoconvert ! video/x-raw,format=BGR ! appsink"
+            )
+        pixels = scaled(self.name, image)
+        if channels == 3:
+            return pixels
+        return np.asarray(cv2.cvtColor(pixels, cv2.COLOR_GRAY2BGR if is_grey else cv2.COLOR_BGRA2BGR), np.uint8)
 
     def release(self) -> None:
         self._capture.release()

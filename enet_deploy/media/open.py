@@ -12,7 +12,9 @@ import cv2
 
 from ..data import Part
 from ..errors import DataError, InputError
+from ..files import exists, is_folder
 from ..images import IMAGE_SUFFIXES
+from .bag_files import is_bag
 from .capture import Capture
 from .frames import FrameSource, Stop
 from .image_files import ImageFiles
@@ -20,17 +22,6 @@ from .raw import RawFrames
 from .video import VideoFile
 
 log = logging.getLogger(__name__)
-
-# ROS 1; ROS 2, whose bags may also be folders of such files
-BAG_SUFFIXES = (".bag", ".mcap", ".db3", ".mcap.zstd", ".db3.zstd")
-
-
-def is_bag(path: Path) -> bool:
-    """Whether a path names a ROS bag: by its suffix, or a folder of ROS 2's recorder, also one that was killed."""
-    if not path.is_dir():
-        return path.name.lower().endswith(BAG_SUFFIXES)
-    recorded = any(file.name.lower().endswith(BAG_SUFFIXES[1:]) for file in path.iterdir())
-    return (path / "metadata.yaml").is_file() or recorded
 
 
 def open_source(
@@ -64,19 +55,23 @@ def open_source(
         raise InputError(f"--topic given for '{text}'; expected with a ROS bag only")
     if raw is not None:
         return RawFrames(raw, 25.0 if rate is None else rate, stopped)
-    is_there = path.exists() and not path.is_char_device()
+    is_there = exists(path) and not path.is_char_device()
     if is_there and text.isdecimal():
         log.warning("%s is taken for the file or folder of that name; the camera is /dev/video%s", text, text)
-    if not names_bag and (is_there or not (text.isdecimal() or " ! " in text or "://" in text or path.exists())):
+    if not names_bag and (is_there or not (text.isdecimal() or " ! " in text or "://" in text or exists(path))):
         return _open_files(text, path, rate)
-    if rate is not None:
-        raise InputError(f"--fps given for '{text}', which has its own times; expected with images or '-' only")
+    _require_no_rate(text, rate)
     if names_bag:
         from .bags import Bag
 
         bag: FrameSource = Bag(path, topic)
         return bag
     return _open_stream(text, stopped)
+
+
+def _require_no_rate(text: str, rate: float | None) -> None:
+    if rate is not None:
+        raise InputError(f"--fps given for '{text}', which has its own times; expected with images or '-' only")
 
 
 def _open_stream(text: str, stopped: Stop) -> FrameSource:
@@ -95,14 +90,13 @@ def _open_files(text: str, path: Path, rate: float | None) -> FrameSource:
     paths = _image_paths(text, path)
     if paths:
         return ImageFiles(text, paths, rate)
-    if rate is not None:
-        raise InputError(f"--fps given for '{text}', which has its own times; expected with images or '-' only")
+    _require_no_rate(text, rate)
     return VideoFile(path)
 
 
 def _image_paths(text: str, path: Path) -> list[Path]:
     """The image files that `text` names; none if it is another file. Raises DataError if nothing is there."""
-    if path.is_dir():
+    if is_folder(path):
         part = Part(path)
         if not part.by_stem():
             nested = part.nested()
@@ -110,7 +104,7 @@ def _image_paths(text: str, path: Path) -> list[Path]:
             advice = f"name a folder that does, or a glob such as '{path / '**' / '*.png'}'"
             raise DataError(f"{text} holds no images itself{count}; {advice}")
         return [*part.one_by_stem().values()]
-    if path.exists():
+    if exists(path):
         return [path] if path.suffix.lower() in IMAGE_SUFFIXES else []
     if re.search(r"%0?\d*d", text):
         return _numbered(text)

@@ -10,12 +10,12 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from ..errors import InputError
-from ..files import identity, require_outputs, require_short_name
+from ..files import exists, identity, require_outputs, require_short_name
 from ..images import IMAGE_SUFFIXES
 from . import sinks
+from .bag_files import is_bag
 from .frames import FrameSource, Stop
 from .image_files import ImageFiles
-from .open import is_bag
 from .renderer import FrameRenderer
 
 NEW_BAGS = (".bag", ".mcap")  # suffixes of bags that can be written
@@ -177,7 +177,7 @@ def default_out(texts: Sequence[str], source: FrameSource) -> str:
         if path.is_file():
             return f"{path.stem}-segmented.png"
         return f"{path.resolve().name if path.is_dir() else 'images'}-segmented/"
-    if not path.exists():
+    if not exists(path):
         return "camera-segmented.mp4"
     if is_bag(path):
         stem = path.name.removesuffix(".zstd").rpartition(".")[0] or path.resolve().name

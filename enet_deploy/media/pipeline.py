@@ -114,7 +114,7 @@ class Pipeline:
         return self._decoded.dropped + self._labelled.dropped
 
     def run(self) -> Generator[LabelledFrame, None, None]:
-        """Yield each labelled frame. Raises what the source or `label` raises."""
+        """Yield each labelled frame. Raises what the source or `label` raises; DataError for the source's OSError."""
         threads = [threading.Thread(target=work, daemon=True) for work in (self._decode, self._label_all)]
         for thread in threads:
             thread.start()
@@ -126,7 +126,7 @@ class Pipeline:
                 thread.join(2 * TIMEOUT_MS / 1000)  # a camera may hang longer; do not wait for it
 
     def _decode(self) -> None:
-        with self._decoded.filling(), closing(self._source.frames()) as frames:
+        with self._decoded.filling(), self._named(), closing(self._source.frames()) as frames:
             for index, frame in enumerate(frames):
                 if self._stopped.is_set():
                     return
@@ -135,6 +135,14 @@ class Pipeline:
                     self.first_flaw = self.first_flaw or frame
                 elif index % self._every == 0:
                     self._decoded.put(frame)
+
+    @contextmanager
+    def _named(self) -> Iterator[None]:
+        """Raise DataError for an OSError, which the open output files would take for their own."""
+        try:
+            yield
+        except OSError as error:
+            raise DataError(f"{self._source.name} cannot be read: {error}") from None
 
     def _label_all(self) -> None:
         with self._labelled.filling():

@@ -21,7 +21,7 @@ import numpy as np
 
 from ..child import python
 from ..classes import ClassList
-from ..errors import BackendError, DataError
+from ..errors import ArtifactError, BackendError, DataError
 from ..files import atomic_write
 from ..images import UInt8Array, encode
 from .frames import FrameSource, LabelledFrame, Stop
@@ -62,19 +62,44 @@ def video_file(path: Path, render: Renderer, source: FrameSource, every: int = 1
     """
     av = pyav()
     with atomic_write(path) as temporary:
-        try:
+        with _named(path):
             container = av.open(str(temporary), "w")
-            try:
-                encoder = _Encoder(container, VIDEO_CODECS[path.suffix.lower()], source, every)
-                yield lambda item: encoder.encode(render(item), item.frame.time)
+        encoder = _Encoder(container, VIDEO_CODECS[path.suffix.lower()], source, every)
+
+        def write(item: LabelledFrame) -> None:
+            picture = render(item)
+            with _named(path, _sides(picture.shape)):
+                encoder.encode(picture, item.frame.time)
+
+        try:
+            yield write
+            with _named(path):
                 encoder.finish()
-            except BaseException:
-                with suppress(av.error.FFmpegError):
-                    container.close()
-                raise
+        except BaseException:
+            with suppress(av.error.FFmpegError):
+                container.close()
+            raise
+        with _named(path):
             container.close()
-        except av.error.FFmpegError as error:
-            raise OSError(str(error)) from None  # which `atomic_write` explains
+
+
+@contextmanager
+def _named(path: Path, sides: str = "") -> Iterator[None]:
+    """Raise ArtifactError, which names the video, for what FFmpeg raises in this block, in which no frame is read.
+
+    Args:
+        path: of the video.
+        sides: of the picture to encode, if there is one.
+    """
+    from av.error import FFmpegError
+
+    try:
+        yield
+    except FFmpegError as error:
+        remedy = "free space or choose another folder"
+        if sides and not isinstance(error, OSError):  # then it is not the disk
+            remedy = f"its encoder may not take {sides} pixels (height x width): name a folder for images"
+        raise ArtifactError(f"cannot write {path}: {error}; {remedy}") from None
 
 
 class _Encoder:
@@ -178,9 +203,17 @@ def _print_line(text: str) -> None:
 
 
 def _print(content: bytes) -> None:
-    """Write to standard output. Unlike `print` in a command, raises BrokenPipeError if its reader has left."""
-    sys.stdout.buffer.write(content)
-    sys.stdout.buffer.flush()
+    """Write to standard output. Unlike `print` in a command, raises BrokenPipeError if its reader has left.
+
+    Raises ArtifactError for other errors, as on a full disk.
+    """
+    try:
+        sys.stdout.buffer.write(content)
+        sys.stdout.buffer.flush()
+    except BrokenPipeError:
+        raise
+    except OSError as error:
+        raise ArtifactError(f"cannot write standard output: {error}; free space") from None
 
 
 def _sides(shape: tuple[int, ...]) -> str:

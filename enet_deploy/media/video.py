@@ -115,16 +115,19 @@ class VideoFile(FrameSource):
                 try:
                     pictures = packet.decode()
                 except FFmpegError as error:
+                    self._next_packet_time()  # of this frame, also if a decoder with threads tells of it later
                     yield DataError(f"{self.name}: a frame cannot be decoded: {error}")
                     continue
                 yield from map(self._frame, pictures)
 
     def _frame(self, picture: Any) -> Frame | DataError:
+        from av.error import FFmpegError
+
         index = self._count
         self._count += 1
         stated = picture.pts
         if self._has_times_by_packet:
-            stated = self._packet_times.popleft() if self._packet_times else None
+            stated = self._next_packet_time()
         stated = self._unwrapped(stated)
         if picture.is_corrupt:
             return DataError(f"{self.name}: frame {index} is damaged")
@@ -135,11 +138,17 @@ class VideoFile(FrameSource):
             due = self._clock.time(None if stated is None else stated * picture.time_base - started)
         aspect = self._stream.sample_aspect_ratio or Fraction(1)
         self.pixel_aspect = 1 / aspect if picture.rotation % 180 else aspect
-        pixels = pixels_of(self.name, picture, matrix_for(picture))
+        try:
+            pixels = pixels_of(self.name, picture, matrix_for(picture))
+        except FFmpegError as error:
+            return DataError(f"{self.name}: frame {index} cannot be converted to BGR: {error}")
         image = np.rot90(pixels, picture.rotation // 90)
         # some containers count their duration from 0, whatever the time of their first frame
         self._end = float(due + started + (picture.duration or 0) * (picture.time_base or 0))
         return Frame(np.ascontiguousarray(image), f"{index:06}", due)
+
+    def _next_packet_time(self) -> int | None:
+        return self._packet_times.popleft() if self._packet_times else None
 
     def _unwrapped(self, stated: int | None) -> int | None:
         """A time in ticks that goes on when the clock of an MPEG transport stream, of 33 bits, overflows."""

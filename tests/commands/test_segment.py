@@ -8,6 +8,7 @@ import shutil
 import signal
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Callable
 from fractions import Fraction
@@ -19,9 +20,10 @@ import pytest
 from helpers import SIZE
 from videos import FRAMES, Fake, apart, av, read, write_video
 
-from enet_deploy import CAMVID, colorize, open_runner
+from enet_deploy import CAMVID, DataError, colorize, open_runner
 from enet_deploy.artifacts import Metadata
 from enet_deploy.classes import CITYSCAPES
+from enet_deploy.commands.api import segment
 from enet_deploy.commands.segment import main
 from enet_deploy.images import UInt8Array, overlay, painted, read_image
 from enet_deploy.media import sinks
@@ -440,6 +442,8 @@ def no_display(monkeypatch: pytest.MonkeyPatch) -> None:
         (["7"], "camera 7 cannot be opened"),
         (["http://127.0.0.1:9/a.mjpg"], "http://127.0.0.1:9/a.mjpg cannot be opened"),
         (["videotestsrc ! appsink"], "videotestsrc ! appsink.* GStreamer"),
+        (["v4l2src " + "name=camera " * 30 + "! appsink"], "v4l2src .*name=camera ! appsink.* GStreamer"),
+        (["a" * 300], "a{300} does not exist"),
         (["-"], "--raw HEIGHTxWIDTH missing for '-'"),
         (["a.mp4", "--raw", "96x128"], "--raw HEIGHTxWIDTH given for 'a.mp4'"),
         (["-", "--raw", "100000x100000"], "'100000x100000'.* 268435456 .*16384x16384"),
@@ -461,6 +465,7 @@ def no_display(monkeypatch: pytest.MonkeyPatch) -> None:
         (["images", "--out", "b.pgm"], "b.pgm: .* 96x128 .*'.pgm'"),
         (["wide.png", "--out", "b.gif"], "b.gif: .* 2x70000"),
         (["wide.png", "--out", "b.jpg"], "b.jpg: .* 2x70000"),
+        (["wide.png", "--fps", "1", "--out", "b.mp4"], "b.mp4: .* 2x70000"),
         (["nested"], r"nested .*'nested/\*\*/\*\.png'"),
         (["images", "--compare"], "imagesannot is not a folder"),
         (["a.mp4", "--out", "file/b.mp4"], "file/b.mp4"),
@@ -512,6 +517,18 @@ def test_bad_argument_is_explained_and_leaves_no_file(
     told = "\n".join(line for line in capfd.readouterr().err.splitlines() if not line.startswith("["))
     assert re.search(message, told) and told.count("\n") == 0, told
     assert sorted(here.rglob("*")) == before
+
+
+def test_error_of_a_sink_ends_the_threads(here: Path, exported: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(*_: object) -> None:
+        raise DataError("no labels today")
+
+    monkeypatch.setattr(sinks, "frame_record", fail)
+    video = write_video(here / "a.mp4", pictures=FRAMES * 10)
+    with pytest.raises(DataError, match="no labels today") as error:
+        segment(exported, video, json=here / "lines")
+    names = [thread.name for thread in threading.enumerate()]
+    assert error and not [name for name in names if "_decode" in name or "_label_all" in name]
 
 
 @pytest.mark.parametrize(

@@ -343,9 +343,67 @@ def test_folder_of_another_network_or_source_is_refused(tmp_path: Path, graph: P
     out.write("run.json", b"{}")
     with pytest.raises(ArtifactError, match=r"run\.json"):
         out.begin(network, source, graph)
+    out.remove("run.json")
+    with pytest.raises(ArtifactError, match=r"run\.json"):
+        out.begin(network, source, graph)
+    assert not out.exists("run.json")
     out.write("plan.jsonl", b"[")
     with pytest.raises(ArtifactError, match=r"plan\.jsonl"):
         out.plan(source, [])
+
+
+def test_parts_that_ray_did_not_hand_over_are_counted(
+    tmp_path: Path, graph: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    ray = pytest.importorskip("ray", reason="ray is not installed; pip install 'enet-deploy[ray]'")
+    from enet_deploy.fleet import cluster
+
+    monkeypatch.setattr(output, "PART_SIZE", 1)
+    folder = save(tmp_path / "in" / "0.png", SCENES[0]).parent
+    (folder / "1.png").write_bytes(b"damaged")
+    source = Source(f"{folder}")
+    out, actor = begun(source, f"{tmp_path / 'out'}", graph)
+    parts = out.plan(source, source.names())
+
+    class Dataset:
+        def iter_rows(self) -> Iterator[dict[str, int]]:
+            for number, names in parts.items():
+                actor.label_part(number, names)
+            yield {"part": 0, "frames": 1, "errors": 0}
+            raise ray.exceptions.RayError("lost")
+
+    monkeypatch.setattr(cluster, "_dataset", lambda *_: Dataset())
+    assert [*cluster.label_parts(actor._task, parts, cluster.Workers(1, 0))] == [(1, 0), (1, 1)]
+
+
+@pytest.mark.parametrize(("allowed", "expected"), [(3, 3), (0, os.cpu_count())])
+def test_ray_gets_the_cores_that_this_process_may_use(
+    monkeypatch: pytest.MonkeyPatch, allowed: int, expected: int
+) -> None:
+    pytest.importorskip("ray", reason="ray is not installed; pip install 'enet-deploy[ray]'")
+    from enet_deploy.fleet import cluster
+
+    given: dict[str, Any] = {}
+    monkeypatch.setattr(cluster.ray, "init", lambda **options: given.update(options))
+    monkeypatch.setattr(cluster.ray, "shutdown", lambda: None)
+    monkeypatch.setattr(cluster, "allowed_threads", lambda: allowed)
+    with cluster.connected(None):
+        assert given["num_cpus"] == expected
+
+
+def test_list_is_cut_at_line_ends_alone(tmp_path: Path) -> None:
+    listed = tmp_path / "files.txt"
+    listed.write_bytes("\ufeff/d/a.png\r\n /d/b\u2028c.png\n\n/d/\x85.png".encode())
+    assert Source(f"{listed}").names() == ["/d/a.png", "/d/b\u2028c.png", "/d/\x85.png"]
+
+
+def test_links_to_folders_are_told(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    folder = save(tmp_path / "in" / "0.png", SCENES[0]).parent
+    linked = save(tmp_path / "elsewhere" / "1.png", SCENES[1])
+    (folder / "2.png").symlink_to(linked)
+    assert Source(f"{folder}").names() == ["0.png", "2.png"] and not caplog.records
+    (folder / "more").symlink_to(linked.parent)
+    assert Source(f"{folder}").names() == ["0.png", "2.png"] and f"{folder / 'more'}" in caplog.text
 
 
 @pytest.mark.parametrize("text", ["gone/", "nothing://bucket/in", "empty", "empty.txt"])

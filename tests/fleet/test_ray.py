@@ -20,6 +20,7 @@ import pytest
 from helpers import write_graph
 
 from enet_deploy import open_runner
+from enet_deploy.control_groups import allowed_threads
 from enet_deploy.data.scenes import street_scene
 
 PART_SIZE = 64  # as enet_deploy.fleet.output has it, which needs pyarrow
@@ -199,7 +200,7 @@ def test_file_that_kills_its_worker_then_a_damaged_one(graph: Path, tmp_path: Pa
 
 def test_cluster_that_does_not_open_the_network_in_time(images: Path, graph: Path, tmp_path: Path) -> None:
     said = refused(graph, images, tmp_path / "out", "--workers", "1", command=[sys.executable, "-c", SLOW])
-    assert f"of {len(os.sched_getaffinity(0))} CPUs" in said
+    assert f"of {allowed_threads() or os.cpu_count()} CPUs" in said
 
 
 def refused(*words: str | Path, command: list[str] = COMMAND) -> str:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import itertools
 import os
+import re
 import threading
 import time
 from collections.abc import Iterator
@@ -21,6 +22,7 @@ from videos import FRAMES, Fake, apart, av, frames_of, read, write_video
 from enet_deploy import DataError, InputError
 from enet_deploy.images import UInt8Array
 from enet_deploy.media import capture
+from enet_deploy.media.bag_files import is_bag
 from enet_deploy.media.capture import Capture
 from enet_deploy.media.frames import Frame, LabelledFrame, Stop
 from enet_deploy.media.open import open_source
@@ -190,6 +192,40 @@ def test_source_without_frames_is_retried_ever_more_rarely(
     assert [record.getMessage() for record in caplog.records].count("it is back") == 1 and len(released) == 8
 
 
+def test_frames_of_other_formats_become_bgr_or_say_how(monkeypatch: pytest.MonkeyPatch) -> None:
+    picture = FRAMES[0]
+    grey = cv2.cvtColor(picture, cv2.COLOR_BGR2GRAY)
+    given: list[Any] = []
+
+    class Pipe:
+        def isOpened(self) -> bool:
+            return True
+
+        def get(self, kind: int) -> float:
+            return {cv2.CAP_PROP_FRAME_COUNT: 1.0, cv2.CAP_PROP_FRAME_HEIGHT: 96.0}.get(kind, 0.0)
+
+        def read(self) -> tuple[bool, Any]:
+            return (True, given.pop()) if given else (False, None)
+
+        def release(self) -> None:
+            pass
+
+    monkeypatch.setattr(cv2, "VideoCapture", lambda *_: Pipe())
+    for pixels, expected in (
+        (picture, picture),
+        (np.dstack([picture, grey]), picture),
+        (grey, np.dstack([grey] * 3)),
+        (grey.astype(np.uint16) * 257, np.dstack([grey] * 3)),  # GRAY16_LE
+    ):
+        given.append(pixels)
+        (frame,) = frames_of(Capture("it", 0, cv2.CAP_ANY, Stop()))
+        assert frame.image.dtype == np.uint8 and np.array_equal(frame.image, expected)
+    for pixels in (np.zeros((144, 128), np.uint8), np.zeros((96, 128, 2), np.uint8)):  # NV12, YUY2
+        given.append(pixels)
+        with pytest.raises(DataError, match=re.escape(f"{pixels.shape}")):
+            frames_of(Capture("it", 0, cv2.CAP_ANY, Stop()))
+
+
 @pytest.mark.parametrize(
     ("suffix", "text"),
     [
@@ -297,6 +333,21 @@ def test_pipeline_keeps_few_frames_and_raises_what_its_threads_raise() -> None:
     assert not {"_decode", "_label_all"} & {t.name.partition("(")[2].rstrip(")") for t in threading.enumerate()}
 
 
+def test_error_of_a_source_is_not_taken_for_one_of_an_open_output(tmp_path: Path) -> None:
+    class Lost(Fake):
+        def frames(self) -> Iterator[Frame | DataError]:
+            yield from super().frames()
+            raise OSError("the cable is gone")
+
+    pipeline = Pipeline(Lost(2, live=False), lambda image: image[:, :, 0], Stop())
+    with (
+        pytest.raises(DataError, match=r"fake .*the cable"),
+        video_file(tmp_path / "a.mp4", lambda item: item.frame.image, Lost(2, live=False)) as write,
+    ):
+        for item in pipeline.run():
+            write(item)
+
+
 def test_slow_end_of_a_live_source_gets_the_newest_frame() -> None:
     taken, over = threading.Event(), threading.Event()
 
@@ -330,6 +381,27 @@ def test_source_is_freed_if_nobody_takes_its_frames() -> None:
     for _ in Pipeline(Held(10_000, live=False), lambda image: image[:, :, 0], Stop()).run():
         break
     assert freed.wait(5)
+
+
+@pytest.mark.parametrize(
+    ("names", "described", "expected"),
+    [
+        (["a.png"], b"my own notes", False),
+        (["a.png", "drive.mcap"], None, False),
+        (["a.png", "drive.mcap"], b"rosbag2_bagfile_information:", True),
+        (["drive.mcap.zstd"], None, True),
+        (["drive.db3"], b"", True),
+        (["notes.txt"], None, False),
+    ],
+)
+def test_folder_is_a_bag_or_one_of_images(
+    tmp_path: Path, names: list[str], described: bytes | None, expected: bool
+) -> None:
+    for name in names:
+        (tmp_path / name).touch()
+    if described is not None:
+        (tmp_path / "metadata.yaml").write_bytes(described)
+    assert is_bag(tmp_path) is expected
 
 
 def test_raw_reader_puts_torn_reads_together() -> None:

@@ -34,7 +34,7 @@ from enet_segmentation.health import ERROR, OK, WARN, Health, Limits
 from enet_segmentation.segmentation import Segmentation, label_info
 
 from enet_deploy.media.bag_video import DEFINITIONS, FOXGLOVE, VIDEO_TYPES, PacketDecoder
-from enet_deploy.media.bags import Bag
+from enet_deploy.media.bags import ZSTD, Bag
 
 RED = np.full((4, 6, 3), (10, 20, 200), np.uint8)
 
@@ -239,15 +239,22 @@ SECONDS = [10**9 * second for second in (1, 2, 3)]
 
 
 @pytest.mark.parametrize("storage", ["MCAP", "SQLITE3"])
-@pytest.mark.parametrize("what", ["folder", "file", "messages", "compressed file", "killed"])
+@pytest.mark.parametrize(
+    "what", ["folder", "file", "messages", "compressed file", "killed", "killed compressing", "killed before deleting"]
+)
 def test_what_a_recorder_leaves_is_read(tmp_path: Path, storage: str, what: str) -> None:
     if (storage, what) == ("MCAP", "messages"):
         pytest.skip("there is no such file")
     mode = {"messages": "MESSAGE", "compressed file": "FILE"}.get(what)
     suffix = ".mcap" if storage == "MCAP" else ".db3"
     path = recorded(tmp_path / "drive", rosbag2.StoragePlugin[storage], SECONDS, mode and rosbag2.CompressionMode[mode])
-    if what == "killed":
+    if what.startswith("killed"):
         (path / "metadata.yaml").unlink()
+    if what == "killed compressing":
+        (path / f"drive{suffix}.zstd").write_bytes(ZSTD)
+    if what == "killed before deleting":
+        whole = recorded(tmp_path / "whole", rosbag2.StoragePlugin[storage], SECONDS, rosbag2.CompressionMode.FILE)
+        (whole / f"whole{suffix}.zstd").rename(path / f"drive{suffix}.zstd")
     if what in ("file", "messages"):
         path /= f"drive{suffix}"
     if what == "compressed file":

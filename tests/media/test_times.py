@@ -10,10 +10,12 @@ import numpy as np
 import pytest
 from videos import FRAMES, Fake, av, frames_of, read, write_video
 
+from enet_deploy import DataError
 from enet_deploy.media.frames import Clock, Frame, LabelledFrame, Stop
 from enet_deploy.media.image_files import ImageFiles
 from enet_deploy.media.open import open_source
 from enet_deploy.media.sinks import LONGEST, video_file
+from enet_deploy.media.video import VideoFile
 
 
 @pytest.mark.parametrize(
@@ -91,6 +93,18 @@ def test_frames_that_were_stored_in_another_order_have_the_times_of_their_own(tm
     assert levels == sorted(levels)
     times = [frame.time - frames[0].time for frame in frames if frame.time is not None and frames[0].time is not None]
     assert times == [Fraction(index, 25) for index in range(20)]
+
+
+@pytest.mark.parametrize(("codec", "pix_fmt"), [("mjpeg", "yuvj420p"), ("mpeg4", "yuv420p")])
+def test_damaged_frame_of_an_avi_shifts_no_times(tmp_path: Path, codec: str, pix_fmt: str) -> None:
+    path = write_video(tmp_path / "a.avi", codec, pix_fmt, FRAMES * 3)
+    with av.open(str(path)) as container:
+        damaged = [bytes(packet) for packet in container.demux(video=0) if packet.size][3]
+    path.write_bytes(path.read_bytes().replace(damaged, bytes(len(damaged)), 1))
+    found = list(VideoFile(path).frames())
+    assert [type(frame) for frame in found].count(DataError) == 1
+    times = [frame.time for frame in found if isinstance(frame, Frame)]
+    assert times == [Fraction(index, 25) for index in range(12) if index != 3]
 
 
 def test_gap_of_years_in_a_video_is_reported(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:

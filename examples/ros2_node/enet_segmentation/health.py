@@ -110,7 +110,7 @@ class Health:
         level = WARN if flaws else OK
         if age >= self.limits.stale_after:
             level = ERROR
-            flaws.insert(0, f"no image for {age:.1f} s from {cameras} publishers")
+            flaws.insert(0, f"no image for {age:.1f} s from {counted(cameras, 'publisher')}")
         values = {
             "rate (Hz)": f"{len(self._busy) / span:.1f}",
             "images lost on the way": f"{self._lost}",

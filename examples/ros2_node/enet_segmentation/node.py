@@ -14,7 +14,7 @@ from rclpy.qos_overriding_options import QoSOverridingOptions
 from sensor_msgs.msg import CompressedImage, Image
 from std_msgs.msg import String
 
-from enet_deploy import EnetError, Runner, Spec, open_runner
+from enet_deploy import EnetError, InputError, Runner, Spec, open_runner
 
 from .health import ERROR, Health, Limits
 from .parameters import declare
@@ -51,17 +51,18 @@ class SegmentationNode(Node):
         self._said: dict[str, float] = {}  # kind of error -> when it was logged
 
     def start(self) -> None:
-        """Open the artifact, announce the topics and subscribe. Raises EnetError if the artifact cannot be opened."""
+        """Open the artifact, announce the topics and subscribe.
+
+        Raises EnetError if the artifact cannot be opened, InputError if a topic's quality is overridden with a wrong
+        value.
+        """
         given = self._given
         self.runner = open_runner(given["artifact"], given["backend"] or None, given["device"] or None)
         self.get_logger().info(_describe(self.runner.spec))
         self.segmentation = Segmentation(self.runner, given["alpha"])
         self.health = Health(self._limits(), time.monotonic())
         outputs = ["labels", "overlay", "color_mask", *["confidence"] * self.runner.spec.has_confidence]
-        overridable = QoSOverridingOptions.with_default_policies()
-        self._outputs = {
-            name: self.create_publisher(Image, f"~/{name}", 1, qos_overriding_options=overridable) for name in outputs
-        }
+        self._outputs = {name: self._image_publisher(f"~/{name}") for name in outputs}
         self._announce_classes()
         self._diagnostics = self.create_publisher(DiagnosticArray, "/diagnostics", 1)
         self._reliability = ReliabilityPolicy.RELIABLE
@@ -71,6 +72,14 @@ class SegmentationNode(Node):
             self.create_timer(_LOOK_SECONDS, self._follow_camera)
         self._subscribe()
         self.create_timer(1.0, self._diagnose)
+
+    def _image_publisher(self, topic: str) -> Any:
+        overridable = QoSOverridingOptions.with_default_policies()
+        try:
+            return self.create_publisher(Image, topic, 1, qos_overriding_options=overridable)
+        except Exception as error:  # noqa: BLE001  wrong values raise errors of several private types
+            name = f"qos_overrides.{self.resolve_topic_name(topic)}.publisher"
+            raise InputError(f"parameter {name}: {error}; expected what the node's README lists") from None
 
     def _announce_classes(self) -> None:
         """Publish the class list for all who subscribe later too."""
