@@ -214,7 +214,7 @@ def call_with(parser: Parser, words: Sequence[str | Path], **values: Any) -> arg
     def refuse(message: str) -> NoReturn:
         raise InputError(message)
 
-    parser.error = refuse  # type: ignore[method-assign]  it would end the program
+    parser.error = refuse  # type: ignore[method-assign]  # its own ends the program
     for name, value in values.items():
         actions = [action for action in parser._actions if action.dest == name]
         choices = [choice for action in actions for choice in action.choices or ()]
