@@ -283,8 +283,8 @@ def _stack(axes: Axes, rows: Sequence[dict[str, float]], colors: Sequence[str]) 
     left = np.zeros(len(rows))
     for number, name in enumerate(dict.fromkeys(name for row in rows for name in row)):
         values = [row.get(name, 0.0) for row in rows]
-        look = {"color": colors[number % len(colors)], "hatch": "////" * (number // len(colors)), "linewidth": 0}
-        axes.barh(range(len(rows)), values, 0.6, left, label=name, **look)
+        color, hatch = colors[number % len(colors)], "////" * (number // len(colors))
+        axes.barh(range(len(rows)), values, 0.6, left, label=name, color=color, hatch=hatch, linewidth=0)
         left += values
 
 
