@@ -151,7 +151,7 @@ def killed_at_each_moment(folder: Path, command: Command, earlier: Files, check:
             assert left == whole
             return whole
         assert code in (KILLED, -signal.SIGXFSZ), (code, told)
-        state = left, sorted(path.read_bytes() for path in folder.glob(".*/*"))
+        state = left, sorted(path.read_bytes() for path in folder.glob(".*/**/*") if path.is_file())
         if state not in seen:
             seen.append(state)
             assert undisturbed(folder, command) == whole

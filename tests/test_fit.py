@@ -119,7 +119,9 @@ def test_commands_take_a_fit(
     scores: list[Any] = []
     for fit in ("stretch", "crop"):  # of scenes of the frame's size: the same
         assert evaluate.main([str(exported), "--backend", "ort", "--data", str(scenes), "--fit", fit]) == 0
-        scores.append(capsys.readouterr().out)
+        title, *table = capsys.readouterr().out.splitlines()
+        assert title.endswith(f"fit {fit}")
+        scores.append(table)
     assert scores[0] == scores[1]
 
 

@@ -300,7 +300,7 @@ def _add_run_options(parser: argparse.ArgumentParser) -> None:
 
 def make_parser() -> cli.Parser:
     examples = (
-        "enet-train DATA --out runs/mine --init enet-camvid --epochs 40 --crop 240x320 --amp",
+        "enet-train DATA --out runs/mine --init enet-camvid --epochs 40 --crop 240x320",
         "enet-train DATA --out runs/mine --resume",
     )
     parser = cli.Parser("enet-train", description="Train ENet on a segmentation data set.", examples=examples)
