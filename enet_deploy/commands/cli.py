@@ -22,7 +22,7 @@ from ..errors import EXTRAS, EnetError, InputError, is_out_of_memory, missing
 from ..fit import FITS
 from ..images import silence_opencv
 from ..runners import BACKENDS, ON_REQUEST
-from .signals import ENDING, ignore_hang_up, on_signals
+from .signals import ENDING, ignore_hang_up, lost_interrupts_again, on_signals
 from .streams import discard_output, standard_streams
 
 Item = TypeVar("Item")
@@ -110,7 +110,7 @@ def run(
 
     with standard_streams():
         args = parser.parse_args(argv)
-        with on_signals(end, *ENDING):
+        with on_signals(end, *ENDING), lost_interrupts_again(ended):
             code = _run_in_memory(parser, command, args, is_script=argv is None)
             try:
                 print(end="", flush=True)

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import signal
+import sys
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -33,6 +34,35 @@ def on_signals(handler: Callable[[int, Any], None], *numbers: signal.Signals) ->
         yield restore
     finally:
         restore()
+
+
+@contextmanager
+def lost_interrupts_again(ended: Sequence[int]) -> Iterator[None]:
+    """Let an interrupt come again that was raised in a destructor or a callback of a weak reference.
+
+    Python only reports it there and goes on, so a training would run on after its terminal was closed.
+
+    Args:
+        ended: the signals of `ENDING` that came so far; without any the interrupt was Ctrl-C.
+    """
+    before, main = sys.unraisablehook, threading.main_thread().ident
+
+    def send() -> None:
+        number = signal.SIGTERM if ended else signal.SIGINT
+        if main is not None and callable(signal.getsignal(number)):  # else the command has ended
+            signal.pthread_kill(main, number)
+
+    def hook(lost: sys.UnraisableHookArgs) -> None:
+        if issubclass(lost.exc_type, KeyboardInterrupt):
+            threading.Timer(0.01, send).start()  # raised here, it would be lost once more
+        else:
+            before(lost)
+
+    sys.unraisablehook = hook
+    try:
+        yield
+    finally:
+        sys.unraisablehook = before
 
 
 @contextmanager

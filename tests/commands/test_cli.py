@@ -75,6 +75,27 @@ def test_signals_end_orderly(exported: Path, tmp_path: Path, number: signal.Sign
     assert [path.name for path in tmp_path.iterdir()] == ["o.mp4"]
 
 
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
+def test_signal_in_a_destructor_is_not_lost(number: signal.Signals) -> None:
+    code = f"""
+import os, sys, time
+from enet_deploy.commands import cli
+
+class Closing:
+    def __del__(self):
+        os.kill(os.getpid(), {number:d})
+        time.sleep(0.1)
+
+def command(args):
+    Closing()
+    time.sleep(60)
+
+sys.exit(cli.run(cli.Parser("a"), command, []))
+"""
+    ended = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env=ENVIRONMENT, timeout=50)
+    assert (ended.returncode, ended.stderr) == (128 + number, "a: interrupted\n")
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("ignored", [False, True], ids=["", "nohup"])
 def test_hang_up_of_a_command_without_frames(scenes: Path, tmp_path: Path, ignored: bool) -> None:
