@@ -181,12 +181,15 @@ def _settle_precision(args: argparse.Namespace) -> None:
     for name in ("fp16", "int8"):
         if getattr(args, name) and name not in parts:
             raise InputError(f"--{name} with --precision {args.precision}, expected one of them")
-    if args.model is not None and "int8" not in parts:
+    if args.model is not None:
         own = read_metadata(read_artifact(args.model), args.model).precision
-        if own != args.precision:
+        possible = [own, *({"fp32": "int8", "fp16": "fp16-int8"}.get(own, "").split())]
+        if args.precision not in possible:
             raise InputError(
-                f"--precision {args.precision} with {args.model}, expected its own, {own}: export it again from weights"
+                f"--precision {args.precision} with {args.model}, expected {' or '.join(possible)}: export another "
+                "precision from weights"
             )
+        args.int8 = args.int8 or args.precision != own
         return
     for name in ("fp16", "int8"):
         setattr(args, name, name in parts)

@@ -184,13 +184,23 @@ class _Graph:
             or automatic
         ):
             return f" ({node.op_type}) has kernel {kernel}, strides {strides}, pads {pads}, dilations {dilations}"
-        if node.op_type == "MaxUnpool" and len(node.input) > 2:
-            return f" (MaxUnpool) takes its size from {node.input[2]}"
+        if node.op_type == "MaxUnpool" and len(node.input) > 2 and node.input[2]:
+            size, small = self._whole_numbers(node.input[2]), self.shape(node.input[0])
+            if size is None or size[2:] != [side and 2 * side for side in small[2:]]:
+                given = node.input[2] if size is None else size
+                return f" (MaxUnpool) makes {given} of {small}, which is not a fixed, twofold height and width"
         if node.op_type == "MaxPool":
             sides = self.shape(node.input[0])
             if len(sides) != 4 or not all(side and side % 2 == 0 for side in sides[2:]):
                 return f" (MaxPool) pools {sides}, which is not of fixed, even height and width"
         return ""
+
+    def _whole_numbers(self, name: str) -> list[int] | None:
+        """The values of a constant; None if it is none."""
+        found = [each for each in self.model.graph.initializer if each.name == name]
+        constants = (node for node in self.model.graph.node if node.op_type == "Constant" and name in node.output)
+        found += [a.t for node in constants for a in node.attribute if a.name == "value"]
+        return [int(value) for value in numpy_helper.to_array(found[0]).ravel()] if found else None
 
     def _add(self, place: onnx.NodeProto, kind: str, inputs: list[str], output: str = "", **attributes: Any) -> str:
         """Add a node beside `place`. Returns the name of its output."""

@@ -26,6 +26,8 @@ from enet_deploy.export.record import BUNDLED_RECORD, Record
 from enet_deploy.export.rewrite import rewrite_unpool
 from enet_deploy.files import atomic_write, only_process, require_outputs, require_writable, sha256
 from enet_deploy.images import read_image
+from enet_deploy.media.frames import Stop
+from enet_deploy.media.open import open_source
 from enet_deploy.runners.tensorrt.builder import read_graph
 from enet_deploy.runners.tensorrt.card import EngineCard
 from enet_deploy.runners.tensorrt.cuda import Gpu
@@ -103,6 +105,12 @@ def test_what_cannot_be_read_is_named(folder: Path, name: str, what: str, monkey
         ):
             read(path)
         assert not isinstance(error.value, OSError)
+
+
+@pytest.mark.parametrize("name", ["", "a.png", "none.mcap"])
+def test_source_that_cannot_be_reached_is_named(folder: Path, name: str) -> None:
+    with not_readable(folder), pytest.raises(DataError, match=f"{folder.name}.*(Permission|ermitted)"):
+        open_source(str(folder / name), Stop())
 
 
 WRITERS: list[Callable[[Path], object]] = [

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import _thread
 import signal
 import sys
 import threading
@@ -45,16 +46,16 @@ def lost_interrupts_again(ended: Sequence[int]) -> Iterator[None]:
     Args:
         ended: the signals of `ENDING` that came so far; without any the interrupt was Ctrl-C.
     """
-    before, main = sys.unraisablehook, threading.main_thread().ident
+    before, main, over = sys.unraisablehook, threading.main_thread().ident, threading.Event()
 
     def send() -> None:
-        number = signal.SIGTERM if ended else signal.SIGINT
-        if main is not None and callable(signal.getsignal(number)):  # else the command has ended
-            signal.pthread_kill(main, number)
+        if not over.wait(0.01) and main is not None:
+            signal.pthread_kill(main, signal.SIGTERM if ended else signal.SIGINT)
 
     def hook(lost: sys.UnraisableHookArgs) -> None:
         if issubclass(lost.exc_type, KeyboardInterrupt):
-            threading.Timer(0.01, send).start()  # raised here, it would be lost once more
+            # Raised here, it would be lost once more; and Thread.start would wait for the thread here
+            _thread.start_new_thread(send, ())
         else:
             before(lost)
 
@@ -62,17 +63,20 @@ def lost_interrupts_again(ended: Sequence[int]) -> Iterator[None]:
     try:
         yield
     finally:
+        over.set()
         sys.unraisablehook = before
 
 
 @contextmanager
 def interrupts_held() -> Iterator[None]:
-    """Hold Ctrl-C back until the end of the block, so that all of it is done. Raises KeyboardInterrupt then."""
+    """Hold back the signals that end a command, so that all of the block is done. The first comes after it."""
     held: list[int] = []
-    with on_signals(lambda number, _: held.append(number), signal.SIGINT):
-        yield
-    if held:
-        raise KeyboardInterrupt
+    try:
+        with on_signals(lambda number, _: held.append(number), signal.SIGINT, *ENDING):
+            yield
+    finally:
+        if held:
+            signal.raise_signal(held[0])
 
 
 def ignore_hang_up(number: int) -> None:

@@ -45,6 +45,13 @@ def open_source(
     Raises InputError if `raw`, `rate` or `topic` do not suit the source, DataError if there is nothing to read,
     BackendError if this machine cannot open sources of its kind.
     """
+    try:
+        return _open(text, stopped, raw, rate, topic)
+    except PermissionError as error:
+        raise DataError(f"{text} cannot be read: {error.strerror}; expected a path that you may read") from None
+
+
+def _open(text: str, stopped: Stop, raw: tuple[int, int] | None, rate: float | None, topic: str | None) -> FrameSource:
     path = Path(text)
     names_bag = is_bag(path)
     if (raw is not None) != (text == "-"):

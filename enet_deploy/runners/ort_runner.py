@@ -19,7 +19,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from ..artifacts import METADATA_KEY, Metadata, check_graph, read_artifact
+from ..artifacts import check_graph, read_artifact
 from ..control_groups import allowed_threads
 from ..errors import ArtifactError, BackendError, InputError, is_out_of_memory
 from ..files import utf8_path
@@ -82,7 +82,7 @@ class OrtRunner(Runner):
                 "check the CUDA and cuDNN versions that this onnxruntime-gpu needs"
             )
         with reading_text(self.artifact):
-            metadata = _metadata(session, self.artifact)
+            metadata = read_metadata(self._content, self.artifact)
             signature = {
                 value.name: (
                     _DTYPES.get(value.type, value.type),
@@ -272,10 +272,6 @@ def _require_libraries(ort: Any, provider: str, device: str) -> None:
         raise BackendError(
             f"device '{device}': onnxruntime {ort.__version__} cannot load its {provider}: {error}; {cure}"
         ) from None
-
-
-def _metadata(session: Any, path: Path) -> Metadata:
-    return Metadata.from_text(session.get_modelmeta().custom_metadata_map.get(METADATA_KEY), path)
 
 
 def _both_packages() -> str:

@@ -13,10 +13,16 @@ RECENT_EPOCHS = 5  # the speed of a run with a time limit is the median over so 
 
 @dataclass(frozen=True)
 class Schedule:
-    """A recipe laid out over a number of steps per epoch. Steps are counted from 0 over the whole training."""
+    """A recipe laid out over a number of steps per epoch. Steps are counted from 0 over the whole training.
+
+    Attributes:
+        first_plan: of a run with a time limit, the number of epochs that its first two let expect; 0 before. The
+            warm-up goes by it, as later plans would bring back one that has ended.
+    """
 
     recipe: Recipe
     steps_per_epoch: int
+    first_plan: int = 0
 
     @property
     def total_steps(self) -> int:
@@ -29,7 +35,8 @@ class Schedule:
         With a time limit two epochs may be warm-up in any case: the length is first known after them.
         """
         at_least = 2 * self.steps_per_epoch if self.recipe.minutes else 0
-        return min(self.recipe.warmup, max(self.total_steps // 10, at_least))
+        planned = (self.first_plan or self.recipe.epochs) * self.steps_per_epoch
+        return min(self.recipe.warmup, max(planned // 10, at_least))
 
     def learning_rate(self, step: int) -> float:
         """Linear warm-up, then polynomial decay to zero."""

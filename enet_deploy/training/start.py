@@ -22,6 +22,15 @@ from .recipe import Recipe
 log = logging.getLogger(__name__)
 
 
+def require_patience_fits(recipe: Recipe, val_in_train: bool) -> None:
+    """Raise InputError if a recipe has patience and all of val is trained on."""
+    if recipe.patience and val_in_train:
+        raise InputError(
+            f"patience {recipe.patience}, but val is trained on and its mIoU keeps rising; expected 0, or "
+            "--hold-out instead of --with-val"
+        )
+
+
 def require_fitting(recipe: Recipe, images: int, processes: int) -> None:
     """Raise InputError unless this number of images and processes can be trained on by a recipe."""
     share = recipe.batch // processes  # images of a step in each process

@@ -24,7 +24,7 @@ from torch import Tensor, nn
 from .. import console, trained_on
 from ..data import DataSet, read_ahead
 from ..environment import commit
-from ..errors import DataError, EnetError, InputError, is_out_of_memory
+from ..errors import DataError, EnetError, is_out_of_memory
 from ..model import ENet
 from ..weights import save_weights
 from . import distributed, evaluation, prior
@@ -34,7 +34,7 @@ from .logs import log_correction_sweep, log_epoch, write_csv
 from .memory import halved_batch_that_fits
 from .recipe import Recipe
 from .schedule import Schedule, best_epoch, epochs_in_time, evaluation_is_due, out_of_patience
-from .start import require_fitting, starting_point
+from .start import require_fitting, require_patience_fits, starting_point
 from .step import TrainingStep
 
 T = TypeVar("T")
@@ -85,6 +85,7 @@ class Trainer:
         self.recipe, self.device = recipe, device
         self.rank, self.world = distributed.rank(), distributed.world_size()
         require_fitting(recipe, len(train), self.world)
+        require_patience_fits(recipe, {*val.pairs} <= {*train.pairs})  # what can be told without reading; copies later
 
         torch.manual_seed(recipe.seed)
         start = starting_point(init, teacher, train.classes, recipe, device)
@@ -93,11 +94,7 @@ class Trainer:
             self.identity.require_same(checkpoint.identity, self.out)
         val_hashes = self._read_images()
         self.val_in_train = trained_on.count(self.crops.trained_on, val_hashes) == len(val)
-        if recipe.patience and self.val_in_train:
-            raise InputError(
-                f"patience {recipe.patience}, but val is trained on and its mIoU keeps rising; expected 0, or "
-                "--hold-out instead of --with-val"
-            )
+        require_patience_fits(recipe, self.val_in_train)
         self.metadata = start.new_metadata(train.classes, self.crops.statistics, recipe, self.crops.trained_on)
         if checkpoint is not None:
             self.metadata, self.class_weights = checkpoint.metadata, checkpoint.class_weights.to(device)
@@ -228,7 +225,11 @@ class Trainer:
         """Set the number of epochs to what the recipe's minutes allow; the first process decides for all."""
         epochs = distributed.of_first(epochs_in_time(self.recipe, self.history))
         self.recipe = dataclasses.replace(self.recipe, epochs=epochs)
-        self.step.schedule = dataclasses.replace(self.step.schedule, recipe=self.recipe)
+        self._keep_to_first_plan()
+
+    def _keep_to_first_plan(self) -> None:
+        first = distributed.of_first(epochs_in_time(self.recipe, self.history[:2])) if len(self.history) > 1 else 0
+        self.step.schedule = dataclasses.replace(self.step.schedule, recipe=self.recipe, first_plan=first)
 
     def _evaluate(self) -> dict[str, float]:
         """Score on val and save the weights if they are the best so far.
@@ -309,6 +310,8 @@ class Trainer:
         if self.step.average is not None:
             self.step.average.net.load_state_dict(state.ema or {})
         self.step.optimizer.load_state_dict(fitting_state(self.step.optimizer, state.optimizer, state.step))
+        if self.recipe.minutes:
+            self._keep_to_first_plan()
 
     def _require_finite(self, module: nn.Module) -> None:
         if not all(tensor.isfinite().all() for tensor in module.state_dict().values()):

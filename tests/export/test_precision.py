@@ -241,6 +241,7 @@ def test_int8_of_a_graph_without_its_weights(
         (["FP32", "--fp16"], "--fp16 with .*enet-fp32.onnx"),
         (["INT8", "--precision", "fp32", "--engine", "trt"], "--precision fp32 with .*enet-int8.onnx.* int8:"),
         (["FP32", "--precision", "fp32"], "enet-fp32.onnx.*--int8.* or --engine"),
+        (["FP32", "--precision", "fp16-int8"], "--precision fp16-int8 with .*enet-fp32.onnx, expected fp32 or int8"),
         (["FP32", "--int8", "--dynamic-batch"], "--dynamic-batch with .*enet-fp32.onnx"),
         (["FP32", "--int8", "--weights", "w.safetensors"], "--weights with .*enet-fp32.onnx"),
         (["FP32", "--engine", "trt-rtx", "--compute-capability", "8.6", "--data", "d"], "--data .*expected --int8"),

@@ -178,6 +178,13 @@ def one_frame_only() -> onnx.ModelProto:
     return model
 
 
+def test_max_unpool_that_states_its_size(tmp_path: Path) -> None:
+    onnx.save(spoiled(sizes=12), tmp_path / "a.onnx")
+    rewrite_unpool(tmp_path / "a.onnx", tmp_path / "b.onnx")
+    x = tie_rich(2, 3, 12, 12)
+    assert np.array_equal(run(tmp_path / "b.onnx", x), run(tmp_path / "a.onnx", x))
+
+
 def tensor(name: str) -> onnx.ValueInfoProto:
     return helper.make_tensor_value_info(name, TensorProto.FLOAT, (2, 4, 12, 12))
 
@@ -186,7 +193,7 @@ def tensor(name: str) -> onnx.ValueInfoProto:
     ("model", "error", "named"),
     [
         (spoiled(dilations=[2, 2]), InputError, r"encoder/pool .*dilations \[2, 2\]"),
-        (spoiled(sizes=14), InputError, "decoder/unpool .*sizes"),
+        (spoiled(sizes=14), InputError, r"decoder/unpool .*\[2, 4, 14, 14\]"),
         (spoiled([helper.make_node("Cast", ["indices"], ["z"], to=TensorProto.FLOAT)]), InputError, "encoder/pool"),
         (a_sequence(), InputError, "z is a sequence_type"),
         (a_choice(), InputError, "choose"),

@@ -23,6 +23,8 @@ def test_rate_rises_in_the_warm_up_and_then_falls_to_zero() -> None:
     assert rates[52] == pytest.approx(0.1 * 0.5**0.5)  # half of the way
     short = Schedule(Recipe(epochs=2, lr=0.1, warmup=4), steps_per_epoch=10)
     assert short.warmup == 2  # a tenth of it, as a short run has to learn too
+    replanned = Schedule(Recipe(epochs=90, minutes=1.0, warmup=300), steps_per_epoch=20, first_plan=60)
+    assert replanned.warmup == 120  # not 180: one that has ended does not come back
     timed = Schedule(Recipe(epochs=2, minutes=1.0, warmup=300), steps_per_epoch=10)
     assert timed.warmup == 20  # two epochs, after which its length is known
 
