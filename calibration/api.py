@@ -29,7 +29,8 @@ def calibrate(
         data: data set, or a folder of images without labels.
         out: the JSON file to write.
         weights: a file of enet-train, or the name of bundled weights.
-        method: "minmax", "percentile", "entropy", "mse", or "auto" for the best of them on val.
+        method: "minmax", "percentile", "entropy", "mse", or "auto" for the best of them on val, by agreement with
+            fp32 if the weights were trained on val.
         images: how many to measure on, spread over the split.
         split: of `data`.
         size: (height, width) of the frames; by default as the weights were trained.

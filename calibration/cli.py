@@ -72,7 +72,8 @@ def _measure(
         method: evaluator.score(quantized_copy(model, {**amax[method], **outputs}, FLOAT_LAYERS), method)
         for method in amax
     }
-    best = max(scores, key=lambda method: scores[method].value)
+    merits = {method: round(evaluator.merit(score), 6) for method, score in scores.items()}
+    best = max(merits, key=lambda method: merits[method])
     record = Record(
         weights_sha256=metadata.weights_sha256,
         method=best,
@@ -84,7 +85,7 @@ def _measure(
             "frames": ranges.frame_range(sampled, metadata.size),
         },
         preprocessing={"size": list(metadata.size), "mean": list(metadata.mean), "std": list(metadata.std)},
-        accuracy={"tried": {method: round(score.value, 6) for method, score in scores.items()}},
+        accuracy={"chosen_by": evaluator.choose_by, "tried": merits},
         float_layers=FLOAT_LAYERS,
         amax=amax[best],
         float_tensors=[],
@@ -162,7 +163,7 @@ def _show(
 
     chosen, measure = quantized_layers(model.graph, float_layers), evaluator.measure
     weights_sha256 = graph_metadata(model, "the graph").weights_sha256
-    write_table(folder / "sensitivity.md", sensitivities, chosen, measure, evaluator.count, weights_sha256)
+    write_table(folder / "sensitivity.md", sensitivities, chosen, evaluator, weights_sha256)
     write_plot(folder / "sensitivity.png", sensitivities, list(layers(model.graph)), chosen, measure)
     print(f"{folder}/sensitivity.md, .png and .json: each layer alone in int8; the most sensitive that are in int8:")
     for each in [each for each in sensitivities if each.layer in chosen][:5]:
@@ -283,9 +284,10 @@ def _completed(
     from enet_deploy.export.int8 import float_tensors
 
     ort = in_ort and {name: evaluator.to_json(in_ort)[name] for name in ("int8", "agreement")}
+    choice = {name: record.accuracy[name] for name in ("chosen_by", "tried") if name in record.accuracy}
     return dataclasses.replace(
         record,
-        accuracy={"tried": record.accuracy.get("tried", {}), **evaluator.to_json(score), "ort": ort},
+        accuracy={**choice, **evaluator.to_json(score), "ort": ort},
         float_layers=float_layers,
         float_tensors=float_tensors(model.graph, float_layers),
     )
@@ -308,12 +310,16 @@ def _report(
     from enet_deploy.export.int8 import layers, quantized_layers
 
     inside, total = len(quantized_layers(model.graph, record.float_layers)), len(layers(model.graph))
+    best = "" if args.record or args.method != "auto" else f", the best by {evaluator.choose_by},"
     print(
-        f"{args.out}  {record.method} ranges of {record.images['count']} images, {inside} of {total} layers in int8; "
+        f"{args.out}  {record.method} ranges{best} of {record.images['count']} images, "
+        f"{inside} of {total} layers in int8; "
         f"{evaluator.measure} on {evaluator.count} images: fp32 {evaluator.float_value:.4f}, int8 {score.value:.4f} "
         f"({-evaluator.drop(score):+.2f} points); {score.agreement:.2%} of the labels are fp32's"
     )
     print(in_words(evaluator.trained_on, evaluator.count))
+    if args.max_drop is not None and evaluator.trained_on and evaluator.measure == "miou":
+        print(f"--max-drop {args.max_drop:g} was kept on images that were trained on, where int8 hardly costs mIoU")
     budget = BUDGET[evaluator.measure]
     if args.max_drop is None and evaluator.drop(score) > budget:
         print(f"int8 costs more than {budget} points: --max-drop {budget} leaves the worst layers in float")
@@ -356,7 +362,8 @@ def make_parser() -> cli.Parser:
     parser.add_argument("data", nargs="?", metavar="DATA", help="data set, or a folder of images without labels")
     weights = f"{cli.WEIGHTS} (default: enet-camvid)"
     parser.add_argument("--weights", type=cli.weights, default=BUNDLED_WEIGHTS, help=weights)
-    methods, best = ("auto", *METHODS), "auto (default) tries all and keeps the best on val"
+    methods = ("auto", *METHODS)
+    best = "auto (default) tries all and keeps the best on val, by agreement with fp32 if val was trained on"
     parser.add_argument("--method", choices=methods, default="auto", help=best)
     images = "images, spread over the split (default: 100)"
     parser.add_argument("--images", type=cli.positive, default=100, metavar="N", help=images)

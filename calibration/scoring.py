@@ -75,6 +75,18 @@ class Evaluator:
         self.float_value = self.score(model, "fp32").value
         self.trained_on = trained_on.count(graph_metadata(model, "the graph").trained_on, self._hashes)
 
+    @property
+    def choose_by(self) -> str:
+        """What good ranges are told by: `measure`, or "agreement" if the weights were trained on some of the images.
+
+        On such images mIoU is fit: it hardly changes with the ranges, and says little about other images.
+        """
+        return "agreement" if self.trained_on else self.measure
+
+    def merit(self, score: Score) -> float:
+        """Return the figure of `choose_by`, in [0, 1]; the higher, the better."""
+        return score.value if self.choose_by == self.measure else score.agreement
+
     def drop(self, score: Score) -> float:
         """Return what quantising costs, in points (hundredths) of the measure."""
         return 100 * (self.float_value - score.value)

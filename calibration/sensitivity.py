@@ -16,6 +16,7 @@ from enet_deploy.errors import ArtifactError, ParityError
 from enet_deploy.export.int8 import insert_pairs, layers, quantized_copy, quantized_layers
 from enet_deploy.files import atomic_write, parse_json, write_json
 from enet_deploy.plots import new_figure, save_figure
+from enet_deploy.trained_on import in_words
 
 from .scoring import Evaluator, Score
 
@@ -138,23 +139,25 @@ def write_table(
     path: str | Path,
     sensitivities: Sequence[LayerSensitivity],
     in_int8: Collection[str],
-    measure: str,
-    images: int,
+    evaluator: Evaluator,
     weights_sha256: str,
 ) -> None:
     """Write a page in Markdown: what was scored, and a table in the given order.
 
     Args:
         in_int8: the layers that the record quantises.
-        measure, images: what was scored, on how many images.
+        evaluator: what scored them.
         weights_sha256: of the float network.
     """
+    measure = evaluator.measure
     lines = [
         "# Int8: each layer alone",
         "",
-        f"Of the weights with SHA-256 {weights_sha256[:12]}, on {images} images: one layer in int8 at a time, against "
-        f"all in float. Change of {measure} in points, and signal-to-noise ratio of the logits in dB; of both, higher "
-        "is better.",
+        f"Of the weights with SHA-256 {weights_sha256[:12]}, on {evaluator.count} images: one layer in int8 at a time, "
+        f"against all in float. Change of {measure} in points, and signal-to-noise ratio of the logits in dB; of both, "
+        "higher is better.",
+        "",
+        in_words(evaluator.trained_on, evaluator.count),
         "",
     ]
     lines += [f"| layer, alone in int8 | {measure}, points | logits, dB | in the record |", "|---|---|---|---|"]

@@ -33,7 +33,8 @@ class Record:
         preprocessing: {"size", "mean", "std"} that were applied to the images.
         accuracy: {"measure": "miou" or "agreement", "images", "trained_on": how many of these the weights were trained
             on or None, "fp32", "int8", "agreement": share of fp32's labels, "ort": {"int8", "agreement"} of the layout
-            "ort", "tried": {method: value}}. Earlier records lack "trained_on".
+            "ort", "tried": {method: value}, "chosen_by": what the values in "tried" are, "miou" or "agreement"}.
+            Earlier records lack "trained_on" and "chosen_by".
         float_layers: layer, or pattern of layers -> the reason why it is not quantised.
         amax: tensor -> magnitude that becomes 127; behind a ReLU in the layout "ort" it becomes 255.
         float_tensors: the tensors of `amax` that only float layers take.

@@ -18,7 +18,7 @@ from int8_graphs import LAYERS, POINTS, Costs, in_int8, interrupt_at, small_reco
 
 from enet_deploy.artifacts import BUNDLED_WEIGHTS, graph_metadata
 from enet_deploy.calibration import cli, ranges
-from enet_deploy.calibration.scoring import Evaluator
+from enet_deploy.calibration.scoring import Evaluator, Score
 from enet_deploy.export import cli as export_cli
 from enet_deploy.export.int8 import (
     FLOAT_LAYERS,
@@ -115,10 +115,37 @@ def test_all_methods_are_tried_and_the_best_is_kept(
     record, printed = Record.read(out[0]), capsys.readouterr().out
     tried = record.accuracy["tried"]
     assert list(tried) == list(METHODS) and tried[record.method] == max(tried.values())
+    assert record.accuracy["chosen_by"] == "agreement" and f"{record.method} ranges, the best by agreement," in printed
     assert record.accuracy["int8"] == tried[record.method] < record.accuracy["fp32"] == 1
     assert record.accuracy["measure"] == "agreement"
     assert record.accuracy["images"] == 3  # not those that the ranges come from
     assert "agreement with fp32" in printed
+
+
+@pytest.mark.usefixtures("least")
+@pytest.mark.parametrize(
+    ("trained_on", "chosen_by", "best"), [(None, "miou", "mse"), (0, "miou", "mse"), (1, "agreement", "minmax")]
+)
+def test_ranges_are_chosen_by_agreement_on_images_that_were_trained_on(
+    trained_on: int | None,
+    chosen_by: str,
+    best: str,
+    scenes: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    scores = {"mse": Score(0.9, 30.0, 0.8), "minmax": Score(0.8, 30.0, 0.9)}
+    monkeypatch.setattr("enet_deploy.export.record.METHODS", tuple(scores))
+    monkeypatch.setattr(cli, "METHODS", tuple(scores))
+    monkeypatch.setattr(Evaluator, "score", lambda _self, _model, title: scores.get(title, Score(0.95, 99.0, 1.0)))
+    monkeypatch.setattr("enet_deploy.trained_on.count", lambda *_: trained_on)
+    monkeypatch.setattr(cli, "_fit_confidence", lambda *_: {})
+    assert cli.main([str(scenes), "--images", "4", "--out", str(tmp_path / "record.json")]) == 0
+    record = Record.read(tmp_path / "record.json")
+    assert record.method == best and record.accuracy["chosen_by"] == chosen_by
+    assert record.accuracy["tried"] == {m: s.value if chosen_by == "miou" else s.agreement for m, s in scores.items()}
+    assert f"{best} ranges, the best by {chosen_by}," in capsys.readouterr().out
 
 
 @pytest.mark.slow
@@ -145,6 +172,7 @@ def test_sensitivity_and_a_budget(
     assert cli.main(arguments) == 0
     kept = Record.read(made[1])
     assert kept.amax == Record.read(made[0]).amax
+    assert kept.accuracy["tried"] == Record.read(made[0]).accuracy["tried"] and kept.accuracy["chosen_by"] == "miou"
     assert list(kept.float_layers) == [*FLOAT_LAYERS, "stage1.1"] and kept.accuracy["int8"] == 0.795
     assert in_int8(quantize(least, kept)) == {"stage1.0.branch.0", "stage1.0.branch.2"}
     assert "2 of 5 layers in int8; miou on 4 images: fp32 0.8000, int8 0.7950 (-0.50 points)" in capsys.readouterr().out

@@ -32,6 +32,7 @@ from enet_deploy.export.int8 import (
 )
 from enet_deploy.export.record import Record
 from enet_deploy.metrics import ConfusionMatrix
+from enet_deploy.trained_on import in_words
 
 
 def test_evaluator_by_labels(model: onnx.ModelProto, quantized: onnx.ModelProto, scenes: Path, exported: Path) -> None:
@@ -153,9 +154,10 @@ SENSITIVITIES = [LayerSensitivity("fullconv", 1.25, 12.34), LayerSensitivity("st
 
 
 def test_table_of_sensitivities(tmp_path: Path) -> None:
-    write_table(tmp_path / "table.md", SENSITIVITIES, ["stage1.1"], "miou", 101, "90cc36fce9e86ca")
-    title, text, table = (tmp_path / "table.md").read_text().split("\n\n")
-    assert title == "# Int8: each layer alone" and "90cc36fce9e8," in text and "101 images" in text and "miou" in text
+    write_table(tmp_path / "table.md", SENSITIVITIES, ["stage1.1"], Costs(), "90cc36fce9e86ca")
+    title, text, scored, table = (tmp_path / "table.md").read_text().split("\n\n")
+    assert title == "# Int8: each layer alone" and "90cc36fce9e8," in text and "miou" in text
+    assert scored == in_words(0, 4)
     assert table == (
         "| layer, alone in int8 | miou, points | logits, dB | in the record |\n|---|---|---|---|\n"
         "| fullconv | -1.250 | 12.3 | float |\n| stage1.1 | +0.010 | 200.0 | int8 |\n"
