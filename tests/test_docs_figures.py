@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import csv
 import json
 import re
 from collections.abc import Sequence
@@ -141,20 +142,32 @@ def test_speeds_by_machine() -> None:
     check(files["CPU with ONNX Runtime only"][1].replace("int8", ""), runner(old, "ort", "int8", "ort").speed.ratio)
 
 
+GRAPHS = {
+    "fp32": ("fp32", None),
+    "fp16": ("fp16", None),
+    "bf16": ("bf16", None),
+    "int8": ("int8", "all"),
+    "int8-openvino": ("int8", "openvino"),
+    "int8-ort": ("int8", "ort"),
+    "fp16-int8": ("fp16-int8", "all"),
+    "bf16-int8": ("bf16-int8", "openvino"),
+}
+
+
 def test_what_each_precision_costs() -> None:
-    table = rows("docs/precision-and-engines.md", "unpool flips")
-    keys = {"fp32": ("fp32",), "fp16": ("fp16",), "int8": INT8[0], "int8-ort": INT8[1], "fp16-int8": INT8[2]}
-    assert table.keys() == keys.keys()
-    for label, key in keys.items():
-        size, labels, change, flips, times = table[label]
-        both = [runner("parity-360x480", backend, *key) for backend in ("ort", "openvino")]
-        check(size, both[0].model_bytes / 1e6)
-        check(labels, *map(agreement, both))
-        changes = [points("parity-360x480", one) for one in both]
-        check(change, *(changes if "," in change else changes[:1]))
-        assert both[0].parity is not None and both[0].parity.unpool_flips is not None
-        check(flips, *(100 * share for share in both[0].parity.unpool_flips.values()))
-        check(times, *(runner("cpu-360x480", backend, *key).speed.ratio for backend in ("ort", "openvino")))
+    table, run = rows("docs/precision-and-engines.md", "unpool flips"), Run.read(RESULTS / "parity-360x480.json")
+    assert table.keys() == GRAPHS.keys()
+    for label, graph in GRAPHS.items():
+        size, *cells, worst, flips = table[label]
+        of_graph = {one.backend: one for one in run.results if (one.precision, one.qdq_layout) == graph}
+        for backend, cell in zip(("torch", "ort", "openvino", "opencv"), cells, strict=True):
+            one = of_graph.get(backend)
+            check(cell, *((agreement(one), points("parity-360x480", one)) if one and one.parity else ()))
+        found = [one.parity for one in of_graph.values() if one.parity]
+        check(worst, 100 * min(min(parity.frames) for parity in found))
+        shares = next((each.unpool_flips for each in found if each.unpool_flips), {})
+        check(flips, *(100 * share for share in shares.values()))
+        check(size, *({one.model_bytes / 1e6 for one in of_graph.values() if one.backend != "torch"}))
 
 
 def test_unpool_flips_and_their_cost() -> None:
@@ -163,32 +176,6 @@ def test_unpool_flips_and_their_cost() -> None:
     both = [runner("parity-360x480", "ort", *key) for key in (("fp16",), INT8[0])]
     shares = [100 * one.parity.unpool_flips["bottleneck2_0"] for one in both if one.parity and one.parity.unpool_flips]
     check(quoted, *shares, *(points("parity-360x480", one) for one in both))
-
-
-def test_int8_on_images_not_trained_on() -> None:
-    table = rows("docs/precision-and-engines.md", "labels equal to fp32's")
-    record = json.loads((MODEL_CARD.parent / "enet-camvid-train.json").read_text())["accuracy"]
-    lines = [(label, *cells) for label, cells in table.items()]
-    assert [line[0] for line in lines] == ["bf16, fp16", "int8", "int8-ort", "int8-openvino"]  # the last int8 counts
-    ort = record["ort"]
-    check(table["int8-ort"][1:], 100 * ort["agreement"], ort["int8"], 100 * (ort["int8"] - record["fp32"]))
-    for label, layout in {"int8": "all", "int8-openvino": "openvino"}.items():
-        one = runner("int8-unseen-360x480", "openvino", "int8", layout)
-        assert one.accuracy is not None
-        check(table[label][1:], agreement(one), one.accuracy.miou, points("int8-unseen-360x480", one))
-
-
-def test_bf16() -> None:
-    table = rows("docs/precision-and-engines.md", "| equal labels | worst image | mIoU")
-    backends = {"PyTorch": ("torch", "bf16-torch-360x480")}
-    backends |= {"OpenVINO": ("openvino", "bf16-360x480"), "OpenCV": ("opencv", "bf16-360x480")}
-    check(table.pop("PyTorch fp32"), 100, 100, kept("bf16-360x480")["reference"]["accuracy"]["miou"])
-    assert len(table) == 6
-    for label, cells in table.items():
-        backend, run = backends[label.split()[0]]
-        one = runner(run, backend, label.split()[1])
-        assert one.parity is not None and one.accuracy is not None
-        check(cells, agreement(one), 100 * min(one.parity.frames), one.accuracy.miou, points(run, one))
 
 
 def test_speed_goals() -> None:
@@ -268,10 +255,13 @@ def test_model_card() -> None:
 
 def test_ranges() -> None:
     accuracy = json.loads((MODEL_CARD.parent / "enet-camvid.json").read_text())["accuracy"]
-    table = rows("docs/precision-and-engines.md", "| method | fp32")
-    check(
-        table["val mIoU"], accuracy["fp32"], *(accuracy["tried"][m] for m in ("mse", "minmax", "percentile", "entropy"))
-    )
+    table = rows("docs/precision-and-engines.md", "| method | mse")
+    assert accuracy["chosen_by"] == "agreement"
+    shares = (100 * accuracy["tried"][method] for method in ("mse", "minmax", "percentile", "entropy"))
+    check(table["labels of val equal to fp32's"], *shares)
+    page = (ROOT / "docs" / "precision-and-engines.md").read_text(encoding="utf-8")
+    (learnt,) = re.findall(r"on val, which it was trained on,\s+([\d.]+) % are equal", page)
+    check(learnt, 100 * accuracy["agreement"])
 
 
 def test_running_for_long() -> None:
@@ -283,6 +273,18 @@ def test_running_for_long() -> None:
         phases = kept(name)["phases"]
         assert max(phases[at]["end_mb"] - phases[at]["start_mb"] for at in (0, -1)) <= 0.5  # "at most 0.5 MB"
         assert all(p[f"start_{each}"] == p[f"end_{each}"] for p in phases for each in ("threads", "handles"))
+
+
+@pytest.mark.parametrize(("weights", "epochs"), [("enet-camvid", 870), ("enet-camvid-train", 107)])
+def test_curves_of_the_bundled_weights(weights: str, epochs: int) -> None:
+    with (RESULTS / f"training-{weights}.csv").open(encoding="utf-8") as file:
+        scored = [line for line in csv.DictReader(file) if line["val_miou"]]
+    page = (ROOT / "docs" / "research.md").read_text(encoding="utf-8")
+    (header,) = re.findall(rf"^\| epoch of {epochs} (\|.*)$", page, re.MULTILINE)
+    check(header, *(float(line["epoch"]) for line in scored))
+    table = rows("docs/research.md", f"| epoch of {epochs} ")
+    check(table["mIoU"], *(float(line["val_miou"]) for line in scored))
+    check(table["pixel accuracy"], *(float(line["val_pixel_accuracy"]) for line in scored))
 
 
 def test_training() -> None:
