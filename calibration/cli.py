@@ -284,7 +284,7 @@ def _completed(
     from enet_deploy.export.int8 import float_tensors
 
     ort = in_ort and {name: evaluator.to_json(in_ort)[name] for name in ("int8", "agreement")}
-    choice = {name: record.accuracy[name] for name in ("chosen_by", "tried") if name in record.accuracy}
+    choice: dict[str, Any] = {name: record.accuracy[name] for name in ("chosen_by", "tried") if name in record.accuracy}
     return dataclasses.replace(
         record,
         accuracy={**choice, **evaluator.to_json(score), "ort": ort},
