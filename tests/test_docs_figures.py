@@ -15,6 +15,7 @@ from test_docs import MODEL_CARD
 
 from enet_deploy.benchmarks.result import Result
 from enet_deploy.benchmarks.run import Run
+from enet_deploy.files import sha256
 
 RESULTS = ROOT / "benchmarks" / "results"
 NUMBER = re.compile(r"(?<![\w.,])[-+]?\d[\d,]*(?:\.\d+)?(?!\d)")
@@ -239,6 +240,8 @@ def test_candidates() -> None:
 
 def test_model_card() -> None:
     card = MODEL_CARD.relative_to(ROOT).as_posix()
+    for name, cells in rows(card, "| name | SHA-256").items():
+        assert sha256(MODEL_CARD.parent / f"{name.strip('`')}.safetensors").startswith(cells[0]) and len(cells[0]) == 12
     by_class, overall = rows(card, "IoU on val"), rows(card, "| images | pixel accuracy")
     assert by_class.keys() == EVALUATIONS.keys()
     for label, name in EVALUATIONS.items():
