@@ -284,10 +284,9 @@ def _completed(
     from enet_deploy.export.int8 import float_tensors
 
     ort = in_ort and {name: evaluator.to_json(in_ort)[name] for name in ("int8", "agreement")}
-    choice: dict[str, Any] = {name: record.accuracy[name] for name in ("chosen_by", "tried") if name in record.accuracy}
     return dataclasses.replace(
         record,
-        accuracy={**choice, **evaluator.to_json(score), "ort": ort},
+        accuracy={**record.accuracy, **evaluator.to_json(score), "ort": ort},
         float_layers=float_layers,
         float_tensors=float_tensors(model.graph, float_layers),
     )

@@ -75,7 +75,6 @@ def check(cells: str | Sequence[str], *values: float) -> None:
         assert abs(float(number.replace(",", "")) - value) <= 0.5001 * 10**-decimals, (text, number, value)
 
 
-INT8 = [("int8", "all"), ("int8", "ort"), ("fp16-int8", "all")]
 SPEEDS = {
     "ONNX Runtime 1.32 fp32": ("ort", "fp32"),
     "ONNX Runtime 1.32 int8, its own layout": ("ort", "int8", "ort"),
@@ -174,7 +173,7 @@ def test_what_each_precision_costs() -> None:
 def test_unpool_flips_and_their_cost() -> None:
     page = (ROOT / "docs" / "max-unpooling.md").read_text(encoding="utf-8")
     (quoted,) = re.findall(r"At the second pooling of ENet, (.*?) points", page, re.DOTALL)
-    both = [runner("parity-360x480", "ort", *key) for key in (("fp16",), INT8[0])]
+    both = [runner("parity-360x480", "ort", *key) for key in (GRAPHS["fp16"], GRAPHS["int8"])]
     shares = [100 * one.parity.unpool_flips["bottleneck2_0"] for one in both if one.parity and one.parity.unpool_flips]
     check(quoted, *shares, *(points("parity-360x480", one) for one in both))
 

@@ -156,7 +156,7 @@ SENSITIVITIES = [LayerSensitivity("fullconv", 1.25, 12.34), LayerSensitivity("st
 def test_table_of_sensitivities(tmp_path: Path) -> None:
     write_table(tmp_path / "table.md", SENSITIVITIES, ["stage1.1"], Costs(), "90cc36fce9e86ca")
     title, text, scored, table = (tmp_path / "table.md").read_text().split("\n\n")
-    assert title == "# Int8: each layer alone" and "90cc36fce9e8," in text and "miou" in text
+    assert title == "# Int8: each layer alone" and "90cc36fce9e8," in text and "4 images" in text and "miou" in text
     assert scored == in_words(0, 4)
     assert table == (
         "| layer, alone in int8 | miou, points | logits, dB | in the record |\n|---|---|---|---|\n"
